@@ -1,0 +1,342 @@
+"""`spacy llmner evaluate`: scores, speed and a look at the entities of a pipeline.
+
+It works for every spaCy pipeline that sets doc.ents, so that components can be compared.
+"""
+
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from spacy import displacy
+from spacy.cli._util import import_code, setup_gpu
+from spacy.displacy.render import EntityRenderer
+from spacy.displacy.templates import TPL_PAGE
+from spacy.language import Language
+from spacy.pipeline.spancat import spancat_score
+from spacy.scorer import Scorer, get_ner_prf
+from spacy.tokens import Doc
+from spacy.training import Corpus, Example
+from spacy.training.corpus import FILE_TYPE, walk_corpus
+from spacy.util import is_package, load_model
+from tqdm import tqdm
+
+from ..errors import LLMNERError
+
+# Start and end in characters, and the label.
+Entity = Tuple[int, int, str]
+# For labels that displaCy has no colour for.
+PALETTE = ("#f0d0ff", "#bfe1d9", "#ffc4d6", "#c5d8f7", "#e6dcb1", "#cfe8a9", "#ffd8b5", "#d4d4e8")
+# In the terminal only the beginning of a long document is shown.
+SHOWN_CHARS = 400
+
+
+@dataclass
+class Evaluation:
+    """What came out.
+
+    nlp (Language): The pipeline.
+    examples (List[Example]): The reference Docs with the predicted ones.
+    scores (Dict[str, Any]): spaCy's scores, with "speed" (words per second), "seconds",
+        "seconds_load" and the counts "n_docs", "n_words", "n_failed", "n_ents_gold" and
+        "n_ents_predicted".
+    spans_key (Optional[str]): The key in doc.spans, if that was evaluated too.
+    """
+
+    nlp: Language
+    examples: List[Example]
+    scores: Dict[str, Any]
+    spans_key: Optional[str]
+
+
+def evaluate_cli(
+    model: str = typer.Argument(..., help="Pipeline: a folder or the name of a package"),
+    data_path: Path = typer.Argument(..., metavar="DATA", help="Test data, in .spacy format"),
+    output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
+    html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
+    gpu_id: int = typer.Option(-1, "--gpu-id", "-g", help="GPU ID or -1 for CPU"),
+    limit_html: int = typer.Option(40, "--limit-html", min=0, help="Docs in the web page"),
+    show: int = typer.Option(5, "--show", min=0, help="Docs shown in the terminal"),
+    spans_key: Optional[str] = typer.Option(
+        None, "--spans-key", help="Evaluate doc.spans[KEY] too"
+    ),
+    code_path: Optional[Path] = typer.Option(None, "--code", "-c", help="Python file to import"),
+) -> None:
+    """Evaluate the entities of a pipeline: precision, recall and F by label, and speed."""
+    import_code(code_path)
+    console = Console(highlight=False)
+    try:
+        result = evaluate(model, data_path, gpu_id=gpu_id, spans_key=spans_key, progress=True)
+        for path, text in (
+            (output, lambda: json.dumps(result.scores, indent=2, default=_plain)),
+            (html, lambda: to_html(result, limit_html)),
+        ):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text() + "\n", encoding="utf8")
+    except (LLMNERError, OSError) as e:
+        typer.echo(f"✘ {e}", err=True)
+        raise typer.Exit(1) from None
+    _print(console, result, show)
+    for path in (output, html):
+        if path is not None:
+            console.print(f"Saved {path}", markup=False, soft_wrap=True)
+
+
+def evaluate(
+    model: str,
+    data_path: Path,
+    *,
+    gpu_id: int = -1,
+    spans_key: Optional[str] = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Run a pipeline on annotated Docs and score it.
+
+    model (str): The pipeline: a folder or the name of a package.
+    data_path (Path): A .spacy file, or a folder of them.
+    gpu_id (int): Which GPU spaCy uses, or -1. Where the LLM runs is the `device` of its own block.
+    spans_key (Optional[str]): Key in doc.spans to score besides doc.ents.
+    progress (bool): Show a progress bar, if standard error is a terminal.
+    RETURNS (Evaluation): Docs and scores.
+    RAISES (LLMNERError): If the pipeline or the data are not there or can't be used.
+    """
+    data_path = Path(data_path)
+    _check_data_path(data_path)
+    start = perf_counter()
+    nlp = _load(model, gpu_id)
+    seconds_load = perf_counter() - start
+    examples = _read(nlp, data_path, spans_key)
+    # The LLM's weights are loaded at first use: that is no part of the speed.
+    start = perf_counter()
+    list(nlp.pipe([examples[0].reference.text]))
+    seconds_load += perf_counter() - start
+    start = perf_counter()
+    # With the example as context, a Doc that an error handler dropped doesn't shift the others.
+    stream = nlp.pipe(((eg.predicted, eg) for eg in examples), as_tuples=True)
+    n_done = 0
+    for doc, eg in tqdm(
+        stream, total=len(examples), unit="doc", leave=False, disable=None if progress else True
+    ):
+        eg.predicted = doc
+        n_done += 1
+    seconds = perf_counter() - start
+    n_words = sum(len(eg.predicted) for eg in examples)
+    scores = Scorer(nlp).score(examples)
+    # A pipe without a scorer of its own, e.g. a function, is scored as well.
+    scores.update(get_ner_prf(examples))
+    if spans_key is not None:
+        scores.update(spancat_score(examples, spans_key=spans_key))
+    scores.update(
+        speed=n_words / max(seconds, 1e-9),
+        seconds=seconds,
+        seconds_load=seconds_load,
+        n_docs=len(examples),
+        n_words=n_words,
+        n_failed=len(examples) - n_done,
+        n_ents_gold=sum(len(eg.reference.ents) for eg in examples),
+        n_ents_predicted=sum(len(eg.predicted.ents) for eg in examples),
+    )
+    return Evaluation(nlp, examples, scores, spans_key)
+
+
+def differences(eg: Example, spans_key: Optional[str] = None) -> Tuple[List[Entity], List[Entity]]:
+    """Compare the predicted with the reference entities.
+
+    eg (Example): The Docs.
+    spans_key (Optional[str]): Compare doc.spans[spans_key] instead of doc.ents.
+    RETURNS (Tuple[List[Entity], List[Entity]]): The missed and the spurious ones, in the order of
+        the text. One with a wrong border or label is among both.
+    """
+    gold, predicted = _entities(eg.reference, spans_key), _entities(eg.predicted, spans_key)
+    return sorted(gold - predicted), sorted(predicted - gold)
+
+
+def to_html(result: Evaluation, limit: int) -> str:
+    """Make a web page of predicted entities in displaCy's style, each text with its errors below.
+
+    result (Evaluation): The Docs.
+    limit (int): How many of them.
+    RETURNS (str): The page.
+    """
+    options = {"colors": label_colors(result)}
+    scores = [_percent(result.scores[f"ents_{x}"]) for x in "prf"]
+    parts = [
+        f"<h2>{escape(_name(result.nlp))}</h2>",
+        f"<p>precision {scores[0]}, recall {scores[1]}, F {scores[2]}, "
+        f"{len(result.examples[:limit])} of {len(result.examples)} documents</p>",
+    ]
+    for eg in result.examples[:limit]:
+        ents = [{"start": a, "end": b, "label": x} for a, b, x in sorted(_entities(eg.predicted))]
+        manual = {"text": eg.reference.text, "ents": ents, "title": None}
+        figure = displacy.render(manual, style="ent", manual=True, jupyter=False, options=options)
+        lines = "".join(
+            f'<p style="margin: 0; color: #b00020">{name}: {escape(", ".join(listed))}</p>'
+            for name, listed in _errors(eg, result.spans_key)
+        )
+        parts.append(f'<figure style="margin: 0 0 3rem">{figure}{lines}</figure>')
+    writing = result.nlp.vocab.writing_system.get("direction", "ltr")
+    page = TPL_PAGE.format(content="\n".join(parts), lang=result.nlp.lang, dir=writing)
+    # displaCy's page template names no encoding.
+    return page.strip().replace("<head>", '<head>\n        <meta charset="utf-8">', 1)
+
+
+def label_colors(result: Evaluation) -> Dict[str, str]:
+    """RETURNS (Dict[str, str]): displaCy's colour for each label, others from a palette."""
+    docs = [doc for eg in result.examples for doc in (eg.reference, eg.predicted)]
+    labels = sorted({ent.label_ for doc in docs for ent in doc.ents})
+    known = EntityRenderer().colors
+    new = [label for label in labels if label.upper() not in known]
+    palette = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(new)}
+    return {label: known.get(label.upper()) or palette[label] for label in labels}
+
+
+def _check_data_path(path: Path) -> None:
+    convert = "Make it with: python scripts/convert.py CORPUS DATA.spacy --lang LANG"
+    if not path.exists():
+        raise LLMNERError(f"Can't find the test data '{path}'. {convert}")
+    if path.is_file() and path.suffix != FILE_TYPE:
+        raise LLMNERError(f"The test data '{path}' is no {FILE_TYPE} file. {convert}")
+    if path.is_dir() and not any(path.rglob(f"*{FILE_TYPE}")):
+        raise LLMNERError(f"The folder '{path}' holds no {FILE_TYPE} file. {convert}")
+
+
+def _load(model: str, gpu_id: int) -> Language:
+    path = Path(model)
+    if not is_package(model):
+        if not path.exists():
+            raise LLMNERError(
+                f"Can't find the pipeline '{model}': it is neither a folder nor an installed "
+                "package. Train one with: python -m spacy train CONFIG --output FOLDER"
+            )
+        if not (path / "config.cfg").exists():
+            best = path / "model-best"
+            hint = f" Did you mean '{best}'?" if best.exists() else ""
+            raise LLMNERError(f"'{model}' holds no pipeline: there is no config.cfg in it.{hint}")
+    if gpu_id >= 0:
+        try:
+            setup_gpu(gpu_id, silent=True)
+        except ValueError as e:
+            raise LLMNERError(
+                f"spaCy can't use the GPU {gpu_id} ({e}). Leave --gpu-id out: the LLM itself runs "
+                "where `device` of its block says, also without CuPy."
+            ) from None
+    return load_model(model)
+
+
+def _read(nlp: Language, path: Path, spans_key: Optional[str]) -> List[Example]:
+    corpus = Corpus(path)
+    try:
+        references = list(corpus.read_docbin(nlp.vocab, walk_corpus(path, FILE_TYPE)))
+    except Exception as e:  # whatever unpacking foreign bytes may raise
+        raise LLMNERError(
+            f"Can't read the test data '{path}': it is broken or no {FILE_TYPE} file ({e})."
+        ) from e
+    examples = list(corpus.make_examples(nlp, references))
+    if not examples:
+        raise LLMNERError(f"The test data '{path}' hold no document with a token.")
+    if not any(eg.reference.has_annotation("ENT_IOB") for eg in examples):
+        raise LLMNERError(
+            f"The test data '{path}' hold no entity annotation. Mark documents without entities as "
+            'outside: doc.set_ents([], default="outside"). scripts/convert.py does.'
+        )
+    keys: Set[str] = {key for eg in examples for key in eg.reference.spans}
+    if spans_key is not None and spans_key not in keys:
+        known = ", ".join(sorted(keys)) or "none"
+        raise LLMNERError(
+            f"The test data '{path}' have no spans under the key '{spans_key}' (keys: {known}). "
+            "Choose another --spans-key, or convert the corpus with --nested."
+        )
+    return examples
+
+
+def _entities(doc: Doc, spans_key: Optional[str] = None) -> Set[Entity]:
+    spans: Iterable = doc.ents if spans_key is None else doc.spans.get(spans_key, [])
+    return {(span.start_char, span.end_char, span.label_) for span in spans}
+
+
+def _errors(eg: Example, spans_key: Optional[str]) -> List[Tuple[str, List[str]]]:
+    """RETURNS (List[Tuple[str, List[str]]]): "missed" and "spurious" with what is, if anything."""
+    text = eg.reference.text
+    return [
+        (name, [f"{text[start:end]} ({label})" for start, end, label in listed])
+        for name, listed in zip(("missed", "spurious"), differences(eg, spans_key))
+        if listed
+    ]
+
+
+def _print(console: Console, result: Evaluation, show: int) -> None:
+    scores = result.scores
+    console.print(_table(result, None))
+    if result.spans_key is not None:
+        console.print(_table(result, result.spans_key))
+    if scores.get("ents_ece") is not None:
+        console.print(f"Calibration error of the scores: {scores['ents_ece']:.3f}")
+    console.print(f"{scores['n_docs']} docs, {scores['n_words']} words")
+    if scores["n_failed"]:
+        console.print(f"{scores['n_failed']} docs failed and count as empty", style="red")
+    console.print(
+        f"{scores['speed']:,.0f} words/s: {scores['seconds']:.2f} s, "
+        f"and {scores['seconds_load']:.2f} s to load the pipeline\n"
+    )
+    colors = label_colors(result)
+    with_ents = [eg for eg in result.examples if eg.reference.ents or eg.predicted.ents]
+    for eg in with_ents[:show]:
+        console.print(_marked(eg.predicted, colors, in_color=console.color_system is not None))
+        for name, listed in _errors(eg, result.spans_key):
+            console.print(f"  {name}: {', '.join(listed)}", style="red", markup=False)
+        console.print()
+
+
+def _table(result: Evaluation, spans_key: Optional[str]) -> Table:
+    prefix = "ents" if spans_key is None else f"spans_{spans_key}"
+    table = Table(title="doc.ents" if spans_key is None else f"doc.spans[{spans_key!r}]")
+    table.add_column("label")
+    for column in ("P", "R", "F", "in the data", "predicted"):
+        table.add_column(column, justify="right")
+    gold, predicted = (
+        [label for eg in result.examples for _, _, label in _entities(getattr(eg, side), spans_key)]
+        for side in ("reference", "predicted")
+    )
+    for label, prf in sorted((result.scores[f"{prefix}_per_type"] or {}).items()):
+        counts = (str(gold.count(label)), str(predicted.count(label)))
+        table.add_row(Text(label), *(_percent(prf[x]) for x in "prf"), *counts)
+    table.add_section()
+    micro = (_percent(result.scores[f"{prefix}_{x}"]) for x in "prf")
+    table.add_row("all", *micro, str(len(gold)), str(len(predicted)), style="bold")
+    return table
+
+
+def _marked(doc: Doc, colors: Dict[str, str], in_color: bool) -> Text:
+    """Colour the entities as displaCy does; without colours, put them into brackets."""
+    left, right = (" ", " ") if in_color else ("[", "]")
+    text, end = Text(), 0
+    for ent in doc.ents:
+        if ent.end_char > SHOWN_CHARS:
+            break
+        text.append(doc.text[end : ent.start_char])
+        style = f"black on {colors[ent.label_]}"
+        text.append(f"{left}{ent.text} ", style=style)
+        text.append(f"{ent.label_}{right}", style=f"bold {style}")
+        end = ent.end_char
+    rest = doc.text[end : max(end, SHOWN_CHARS)]
+    return text.append(rest + ("…" if end + len(rest) < len(doc.text) else ""))
+
+
+def _percent(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value * 100:.1f}"
+
+
+def _name(nlp: Language) -> str:
+    return f"{nlp.meta['lang']}_{nlp.meta['name']}: {', '.join(nlp.pipe_names)}"
+
+
+def _plain(value: Any) -> Any:
+    """Make JSON of what other components put into their scores, e.g. NumPy floats."""
+    return value.item() if hasattr(value, "item") else str(value)

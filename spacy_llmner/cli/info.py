@@ -1,0 +1,94 @@
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Dict, List
+
+from spacy.cli._util import Opt
+from wasabi import Printer
+
+from ..llm import catalogue
+from ..llm.wheels import size_of
+
+PACKAGES = ("spacy-llmner", "spacy", "torch", "transformers", "tokenizers", "spacy-transformers")
+MB = 1_000_000
+
+
+def info_cli(
+    # fmt: off
+    as_json: bool = Opt(False, "--json", "-j", help="Print JSON"),
+    # fmt: on
+) -> None:
+    """
+    Print versions, devices, the cache folder, and which models can be downloaded or
+    are already there.
+    """
+    found = info()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    msg = Printer()
+    msg.divider("spacy-llmner")
+    rows = [(package, found["versions"][package]) for package in PACKAGES]
+    rows += [("Python", found["python"]), ("Platform", found["platform"])]
+    rows += [("Devices", ", ".join(found["devices"])), ("Cache folder", found["home"])]
+    rows += [("Feature caches", f"{found['features_mb']} MB")]
+    msg.table(rows)
+    msg.divider("Models")
+    for model in found["models"]:
+        title = f"{model['name']}: {model['description']}"
+        size = f"{model['size_mb']} MB, {model['licence']} ({model['licence_url']})"
+        if model["path"] is not None:
+            msg.good(title, f"{size}\n{model['path']}")
+        else:
+            msg.info(title, f"{size}\nGet it with: {model['command']}")
+
+
+def info() -> Dict[str, Any]:
+    """Collect what `spacy llmner info` prints.
+
+    RETURNS (Dict[str, Any]): Plain values. A model's "path" is None if it is not downloaded; its
+        "size_mb" is measured if it is, and otherwise what it will be.
+    """
+    home = catalogue.home()
+    return {
+        "versions": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": _devices(),
+        "home": str(home),
+        "features_mb": _size_mb(home / "features"),
+        "models": [_describe(model) for model in catalogue.CATALOGUE.values()],
+    }
+
+
+def _describe(model: catalogue.CatalogueModel) -> Dict[str, Any]:
+    path = catalogue.path_of(model.name)
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "description": model.description,
+        "path": None if path is None else str(path),
+        "size_mb": model.size_mb if path is None else _size_mb(path),
+        "licence": model.licence,
+        "licence_url": model.licence_url,
+        "command": model.command,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> List[str]:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu"] + [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count)]
+
+
+def _size_mb(path: Path) -> int:
+    return round(size_of(path) / MB)

@@ -1,0 +1,88 @@
+"""Padded batches of words: what a probe takes in."""
+
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from spacy.attrs import LOWER, PREFIX, SHAPE, SUFFIX
+from spacy.tokens import Doc
+
+from .words import WordFeatures
+
+SURFACE = (LOWER, PREFIX, SUFFIX, SHAPE)
+
+
+@dataclass
+class WordBatch:
+    """Words of some texts.
+
+    hidden (Tensor): float32, shape (texts, words, layers, width); 0 behind a text's end.
+    surface (Tensor): int64, shape (texts, words, 4): hashes of lower-case form, prefix, suffix, shape.
+    lengths (Tensor): int64, shape (texts,).
+    attention (Optional[Tensor]): float32, shape (texts, words, max_words, kinds, layers * heads).
+    """
+
+    hidden: torch.Tensor
+    surface: torch.Tensor
+    lengths: torch.Tensor
+    attention: Optional[torch.Tensor] = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """RETURNS (Tensor): bool, shape (texts, words): True where a word is."""
+        places = torch.arange(self.surface.shape[1], device=self.lengths.device)
+        return places[None] < self.lengths[:, None]
+
+
+def collate(
+    features: Sequence[WordFeatures], surfaces: Sequence[np.ndarray], device: torch.device
+) -> WordBatch:
+    """Pad the words of some texts to one batch.
+
+    surfaces (Sequence[ndarray]): From `surface`, one for each text.
+    RETURNS (WordBatch): On the device, in float32.
+    """
+    lengths = [len(f) for f in features]
+    shape = (len(features), max(lengths))
+    hidden = torch.zeros((*shape, *features[0].hidden.shape[1:]))
+    hidden = hidden.to(features[0].hidden.device)
+    surface_ids = torch.zeros((*shape, len(SURFACE)), dtype=torch.long)
+    for row, (f, s) in enumerate(zip(features, surfaces)):
+        hidden[row, : len(f)] = f.hidden
+        surface_ids[row, : len(f)] = torch.from_numpy(s)
+    attention = None
+    if features[0].attention is not None:
+        cells = features[0].attention
+        attention = torch.zeros((*shape, *cells.shape[1:]), device=cells.device)
+        for row, f in enumerate(features):
+            attention[row, : len(f)] = f.attention
+        attention = attention.to(device)
+    return WordBatch(
+        hidden.to(device), surface_ids.to(device), torch.tensor(lengths, device=device), attention
+    )
+
+
+def surface(doc: Doc) -> np.ndarray:
+    """RETURNS (ndarray): int64, shape (words, 4), not negative: what a word looks like."""
+    if not len(doc):
+        return np.zeros((0, len(SURFACE)), dtype=np.int64)
+    return (doc.to_array(list(SURFACE)) >> np.uint64(1)).astype(np.int64)
+
+
+def batches_by_words(lengths: Sequence[int], max_words: int = 8192) -> List[List[int]]:
+    """Group texts of like length, so that a padded batch holds at most `max_words` words.
+
+    RETURNS (List[List[int]]): Indices; empty texts are left out.
+    """
+    order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i])
+    batches: List[List[int]] = []
+    for i in order:
+        if batches and lengths[i] * (len(batches[-1]) + 1) <= max_words:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+Gold = Tuple[List[Tuple[int, int, int]], List[Tuple[int, int]]]

@@ -1,0 +1,54 @@
+"""Platt scaling: scores that mean what they say, fitted on entities of known truth."""
+
+from typing import List, Sequence, Tuple
+
+import numpy as np
+
+Calibration = Tuple[float, float]
+IDENTITY: Calibration = (1.0, 0.0)
+LEAST = 20
+
+
+def apply(calibration: Sequence[float], score: float) -> float:
+    """RETURNS (float): The calibrated probability."""
+    slope, offset = calibration
+    return float(_sigmoid(slope * _logit(np.float64(score)) + offset))
+
+
+def invert(calibration: Sequence[float], score: float) -> float:
+    """RETURNS (float): The probability before calibration."""
+    slope, offset = calibration
+    return float(_sigmoid((_logit(np.float64(score)) - offset) / slope))
+
+
+def fit(scored: List[Tuple[float, bool]]) -> Calibration:
+    """Fit slope and offset of the log-odds by penalised logistic regression (Platt, 1999).
+
+    scored (List[Tuple[float, bool]]): Uncalibrated scores of entities, and whether they are right.
+    RETURNS (Tuple[float, float]): Slope (positive) and offset; the identity where there are too few
+        examples to tell.
+    """
+    right = np.array([c for _, c in scored], dtype=np.float64)
+    if len(scored) < LEAST or right.all() or not right.any():
+        return IDENTITY
+    x = np.stack([_logit(np.array([s for s, _ in scored])), np.ones(len(scored))], axis=1)
+    prior = np.array(IDENTITY)
+    w = prior.copy()
+    for _ in range(50):
+        p = _sigmoid(x @ w)
+        gradient = x.T @ (p - right) + (w - prior)
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        w = w - step
+        if np.abs(step).max() < 1e-9:
+            break
+    return (float(max(w[0], 0.05)), float(w[1]))
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    p = np.clip(p, 1e-7, 1 - 1e-7)
+    return np.log(p) - np.log1p(-p)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-np.clip(x, -30, 30)))

@@ -1,0 +1,474 @@
+"""`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
+
+import random
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples, validate_get_examples
+from thinc.api import Config, Model, Optimizer
+from tqdm import tqdm
+
+from ..errors import Errors, LLMNERError, Warnings
+from ..llm import catalogue
+from ..llm.pool import LLM, LoadedLLM
+from ..pipe import Found, FoundSpan, LLMNERPipe, aligned_entities
+from ..scorers import scored_entities
+from . import calibration
+from .batch import Gold, WordBatch, batches_by_words, collate, surface
+from .cache import FeatureCache
+from .segments import Mention
+from .settings import Dims
+from .stream import EmberStream, Prompt, streaming
+from .words import WordFeatures, WordReader
+
+default_config = """
+[ember_probe]
+spans_key = "llmner"
+overwrite = true
+threshold = 0.5
+max_batch_tokens = 2048
+feature_cache = "auto"
+
+[ember_probe.llm]
+@misc = "spacy_llmner.LLM.v1"
+name = null
+
+[ember_probe.model]
+@architectures = "spacy_llmner.EmberProbe.v1"
+
+[ember_probe.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
+# Docs of the corpus that the LLM reads at once while features are cached.
+CACHE_BATCH = 64
+# Words that the scale of the hidden states is taken from.
+SCALE_WORDS = 20000
+
+
+@Language.factory(
+    "ember_probe",
+    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
+    default_config=DEFAULT_CONFIG,
+    default_score_weights={
+        "ents_f": 1.0,
+        "ents_p": 0.0,
+        "ents_r": 0.0,
+        "ents_per_type": None,
+        "ents_ece": None,
+    },
+)
+def make_ember_probe_pipe(
+    nlp: Language,
+    name: str,
+    llm: LLM,
+    model: Model,
+    spans_key: str,
+    overwrite: bool,
+    threshold: float,
+    max_batch_tokens: int,
+    feature_cache: str,
+    scorer: Optional[Callable],
+) -> "EmberProbe":
+    """Build an `ember_probe`; nothing is loaded.
+
+    llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    model (Model): The probe's settings (`spacy_llmner.EmberProbe.v1` or `spacy_llmner.EmberPaper.v1`).
+    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
+    overwrite (bool): Replace entities that are already on the Doc.
+    threshold (float): Probability at which an entity wins against no entity, before calibration.
+        Lower finds more.
+    max_batch_tokens (int): Tokens that go through the LLM at once.
+    feature_cache (str): Folder for the LLM's features while training; "auto" is a folder in
+        SPACY_LLMNER_HOME, "off" caches nothing.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return EmberProbe(
+        nlp,
+        llm,
+        model,
+        name,
+        spans_key=spans_key,
+        overwrite=overwrite,
+        threshold=threshold,
+        max_batch_tokens=max_batch_tokens,
+        feature_cache=feature_cache,
+        scorer=scorer,
+    )
+
+
+class EmberProbe(LLMNERPipe):
+    """Tiny probes on a frozen LLM's hidden states (and attention) set doc.ents.
+
+    The LLM is never changed; only the probe is trained and saved.
+    """
+
+    def __init__(
+        self,
+        nlp: Language,
+        llm: LLM,
+        model: Model,
+        name: str = "ember_probe",
+        *,
+        spans_key: str = "llmner",
+        overwrite: bool = True,
+        threshold: float = 0.5,
+        max_batch_tokens: int = 2048,
+        feature_cache: str = "auto",
+        scorer: Optional[Callable] = None,
+    ) -> None:
+        """See make_ember_probe_pipe.
+
+        RAISES (LLMNERError): If a setting has a value that makes no sense.
+        """
+        if not 0.0 < threshold < 1.0:
+            raise LLMNERError(
+                Errors.E027.format(
+                    setting="threshold", name=name, value=threshold, must="between 0 and 1"
+                )
+            )
+        if max_batch_tokens < 1:
+            raise LLMNERError(
+                Errors.E027.format(
+                    setting="max_batch_tokens", name=name, value=max_batch_tokens, must="positive"
+                )
+            )
+        self.tokenizer = nlp.tokenizer
+        self.make_doc = nlp.make_doc
+        super().__init__(
+            nlp,
+            llm,
+            model,
+            name,
+            scorer=scorer,
+            spans_key=spans_key,
+            overwrite=overwrite,
+            threshold=threshold,
+            calibration=list(calibration.IDENTITY),
+        )
+        self.max_batch_tokens = max_batch_tokens
+        self.feature_cache = feature_cache
+        self._cache: Optional[FeatureCache] = None
+        self._training = False
+
+    @property
+    def dims(self) -> Dims:
+        """RETURNS (Dims): Sizes of the LLM the probe was made for."""
+        llm = self.cfg["llm"]
+        return Dims(llm["n_layers"], llm["width"], llm["n_heads"], len(self.labels))
+
+    @property
+    def reader(self) -> WordReader:
+        """RETURNS (WordReader): What the probe reads from the LLM."""
+        settings = self.model.attrs["settings"]
+        return settings.reader(self.dims, max_batch_tokens=self.max_batch_tokens)
+
+    def build(self) -> torch.nn.Module:
+        return self.model.attrs["settings"].build(self.dims)
+
+    def predict(self, docs: Iterable[Doc]) -> List[Found]:
+        """Find entities, without changing the Docs.
+
+        docs (Iterable[Doc]): The Docs.
+        RETURNS (List[Found]): For each Doc.
+        RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
+        """
+        docs = list(docs)
+        probe = self.trained_probe()
+        out = [Found([], []) for _ in docs]
+        places = [i for i, doc in enumerate(docs) if len(doc)]
+        if not places:
+            return out
+        probe.eval()
+        features = self._read([docs[i] for i in places])
+        for group in batches_by_words([len(f) for f in features]):
+            batch = self._batch([docs[places[i]] for i in group], [features[i] for i in group])
+            with torch.no_grad():
+                scores = probe(batch)
+            for row, i in enumerate(group):
+                doc = docs[places[i]]
+                out[places[i]] = self.decode(doc, probe.rows(scores, row, len(doc)))
+        return out
+
+    def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
+        """Score the words of one Doc. RETURNS (ndarray): One row for each word, for `decode`."""
+        if not len(doc):
+            return np.zeros((0, 1, 1))
+        probe = self.trained_probe()
+        with torch.no_grad():
+            return probe.rows(probe(self._batch([doc], [features])), 0, len(doc))
+
+    def decode(self, doc: Doc, rows: np.ndarray) -> Found:
+        """Turn the probe's scores into entities. Where the Doc has sentence boundaries, none crosses one.
+
+        rows (ndarray): One for each word of the Doc.
+        """
+        assert self.module is not None
+        if doc.has_annotation("SENT_START"):
+            rows = self.module.within_sentences(rows, [bool(t.is_sent_start) for t in doc])
+        decoder = self.module.decoder(self.cfg["threshold"])
+        for row in rows:
+            decoder.push(row)
+        chosen = decoder.chain.trace()
+        every = {
+            (m.start, m.end, m.label): m.score
+            for m in self.module.all_mentions(rows, self.cfg["threshold"])
+        }
+        missing = [m for m in chosen if m not in every]
+        if missing:
+            posterior = self.module.all_mentions(rows, 0.0)
+            known = {(m.start, m.end, m.label): m.score for m in posterior}
+            every.update({m: known.get(m, 0.0) for m in missing})
+        spaces = {token.i for token in doc if token.is_space}
+        found = {
+            key: self.found_span(Mention(*key, score))
+            for key, score in sorted(every.items())
+            if not (key[0] in spaces or key[1] - 1 in spaces)
+        }
+        return Found([found[m] for m in chosen if m in found], list(found.values()))
+
+    def found_span(self, mention: Mention) -> FoundSpan:
+        """Name the label of a mention and calibrate its score."""
+        score = calibration.apply(self.cfg["calibration"], mention.score)
+        return FoundSpan(mention.start, mention.end, self.labels[mention.label], score)
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optional[Optimizer] = None,
+        losses: Optional[Dict[str, float]] = None,
+    ) -> Dict[str, float]:
+        """Learn from a batch of Docs and their entities.
+
+        examples (Iterable[Example]): The batch.
+        drop (float): Dropout rate.
+        sgd (Optional[Optimizer]): If given, a step is made at once.
+        losses (Optional[Dict[str, float]]): The loss per word is added under the component's name.
+        RETURNS (Dict[str, float]): The losses.
+        """
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, "EmberProbe.update")
+        examples = [eg for eg in examples if len(eg.predicted)]
+        if not examples:
+            return losses
+        probe = self.trained_probe()
+        probe.train()
+        probe.set_dropout(drop)
+        docs = [eg.predicted for eg in examples]
+        scores = probe(self._batch(docs, self._read(docs)))
+        loss, d_scores = self.get_loss(examples, scores)
+        torch.autograd.backward(scores, d_scores)
+        probe.eval()
+        if sgd is not None:
+            self.finish_update(sgd)
+        losses[self.name] += loss
+        return losses
+
+    def get_loss(
+        self, examples: Iterable[Example], scores: Tuple[torch.Tensor, ...]
+    ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
+        """Find the loss of a batch and the gradient of the probe's scores.
+
+        RETURNS (Tuple[float, Tuple[Tensor]]): The loss per word and the gradients.
+        RAISES (LLMNERError): If an example has a label that the component does not know.
+        """
+        assert self.module is not None
+        return self.module.loss(scores, [self._gold(eg) for eg in examples])
+
+    def _gold(self, eg: Example) -> Gold:
+        entities, unknown = aligned_entities(eg)
+        known = {label: i for i, label in enumerate(self.labels)}
+        strange = sorted({label for _, _, label in entities if label not in known})
+        if strange:
+            raise self._unknown_labels(strange)
+        return [(start, end, known[label]) for start, end, label in entities], unknown
+
+    def _unknown_labels(self, strange: Sequence[str]) -> LLMNERError:
+        return LLMNERError(
+            Errors.E021.format(
+                unknown=", ".join(strange), name=self.name, known=", ".join(self.labels)
+            )
+        )
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Optional[Language] = None,
+        labels: Optional[List[str]] = None,
+    ) -> None:
+        """Make a new probe for the labels, and let the LLM read the corpus.
+
+        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[List[str]]): The labels; None takes those of the examples.
+        RAISES (LLMNERError): Without examples, entities or labels, or with labels that are not given.
+        """
+        validate_get_examples(get_examples, "EmberProbe.initialize")
+        examples = [eg for eg in get_examples() if len(eg.predicted)]
+        if not examples:
+            raise LLMNERError(Errors.E022.format(name=self.name))
+        self.module = None
+        self._optimizer = None
+        self._set_labels(examples, labels)
+        # New probes are made with draws of their own, so that no global seed is touched.
+        llm = self._adopt_llm()
+        self._open_cache(llm)
+        self._training = True
+        self.cfg["calibration"] = list(calibration.IDENTITY)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random.getrandbits(31))
+            self.module = self.build().to(llm.device)
+        self._warn_about_lost(examples)
+        sample = self._read_corpus([eg.predicted for eg in examples])
+        if hasattr(self.module, "fit_scale"):
+            self.module.fit_scale(sample.to(llm.device))
+        self.module.eval()
+
+    def _set_labels(self, examples: List[Example], labels: Optional[List[str]]) -> None:
+        seen = sorted({ent.label_ for eg in examples for ent in eg.reference.ents})
+        if labels is None and not self.cfg["labels"]:
+            if not seen:
+                raise LLMNERError(Errors.E023.format(name=self.name))
+            labels = seen
+        for label in labels or []:
+            self.add_label(label)
+        strange = [label for label in seen if label not in self.cfg["labels"]]
+        if strange:
+            raise self._unknown_labels(strange)
+        if not self.labels:
+            raise LLMNERError(Errors.E020.format(name=self.name))
+
+    def _adopt_llm(self) -> LoadedLLM:
+        self.cfg["llm"] = None
+        llm = self.shared_llm()
+        self.cfg["llm"] = {
+            "name": llm.spec.name,
+            "fingerprint": llm.fingerprint,
+            "n_layers": llm.n_layers,
+            "width": llm.width,
+            "n_heads": llm.n_heads,
+        }
+        return llm
+
+    def _open_cache(self, llm: LoadedLLM) -> None:
+        self._cache = None
+        if self.feature_cache != "off":
+            auto = self.feature_cache == "auto"
+            folder = catalogue.home() / "features" if auto else Path(self.feature_cache)
+            self._cache = FeatureCache(folder, llm, self.reader)
+
+    def _read_corpus(self, docs: List[Doc]) -> torch.Tensor:
+        """Let the LLM read the corpus once. RETURNS (Tensor): Hidden states of a sample of words."""
+        if self._cache is None:
+            docs = docs[:CACHE_BATCH]
+        docs = sorted(docs, key=lambda doc: len(doc.text))
+        sample: List[torch.Tensor] = []
+        share = min(1.0, SCALE_WORDS / max(sum(len(doc) for doc in docs), 1))
+        starts = range(0, len(docs), CACHE_BATCH)
+        for k in tqdm(starts, desc=f"{self.name}: the LLM reads the corpus", disable=None):
+            for features in self._read(docs[k : k + CACHE_BATCH]):
+                step = max(int(1 / share), 1)
+                sample.append(features.hidden[::step].float())
+        return torch.cat(sample)
+
+    def _warn_about_lost(self, examples: List[Example]) -> None:
+        max_words = getattr(self.model.attrs["settings"], "max_words", None)
+        total = lost = cut = 0
+        for eg in examples:
+            entities, _ = aligned_entities(eg)
+            total += len(eg.reference.ents)
+            cut += len(eg.reference.ents) - len(entities)
+            lost += sum(1 for s, e, _ in entities if max_words and e - s > max_words)
+        if lost:
+            warnings.warn(
+                Warnings.W002.format(n=lost, total=total, max_length=max_words, name=self.name),
+                stacklevel=2,
+            )
+        if cut:
+            warnings.warn(Warnings.W003.format(n=cut, total=total), stacklevel=2)
+
+    def stream(self, prompt: Prompt, **settings: Any) -> EmberStream:
+        """Let the LLM write, and find the entities while it does.
+
+        prompt (Union[str, Sequence[Dict[str, str]]]): A text to continue, or messages for the LLM's chat
+            template.
+        settings: `max_new_tokens`, `stop`, `temperature`, `top_p`, `repetition_penalty`, `seed`; see
+            EmberStream.
+        RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent; then it has the `doc`.
+        RAISES (LLMNERError): If the probe looks to the right, or is not trained.
+        """
+        self._check_streams()
+        return EmberStream(self, prompt, **settings)
+
+    def streamer(self) -> Any:
+        """Find entities in a generation that you run yourself with transformers' `generate`.
+
+        RETURNS (ContextManager[EmberStreamer]): See EmberStreamer.
+        RAISES (LLMNERError): If the probe looks to the right, or is not trained.
+        """
+        self._check_streams()
+        return streaming(self)
+
+    def _check_streams(self) -> None:
+        self.trained_probe()
+        if not self.model.attrs["settings"].streams:
+            raise LLMNERError(Errors.E025.format(name=self.name))
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
+        """Score annotated examples; in a training run, also calibrate on them.
+
+        The training loop scores the dev corpus and then saves the pipeline, so what is saved is
+        calibrated on dev. A loaded pipeline keeps its calibration.
+        RETURNS (Dict[str, Any]): The scorer's results.
+        """
+        examples = list(examples)
+        if self._training:
+            scored = scored_entities(examples, self.cfg["spans_key"])
+            old = self.cfg["calibration"]
+            raw = [(calibration.invert(old, score), right) for score, right in scored]
+            self.cfg["calibration"] = list(calibration.fit(raw))
+        return super().score(examples, **kwargs)
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = tuple()) -> "EmberProbe":
+        """Load a folder. RETURNS (EmberProbe): The component itself, no longer in training."""
+        super().from_disk(path, exclude=exclude)
+        self._training = False
+        return self
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = tuple()) -> "EmberProbe":
+        """Load what `to_bytes` gave. RETURNS (EmberProbe): The component itself."""
+        super().from_bytes(bytes_data, exclude=exclude)
+        self._training = False
+        return self
+
+    def trained_probe(self) -> Any:
+        """RETURNS (Module): The probe.
+        RAISES (LLMNERError): If there is none yet."""
+        if self.module is None:
+            message = Errors.E024 if self.labels else Errors.E020
+            raise LLMNERError(message.format(name=self.name))
+        return self.module
+
+    def _read(self, docs: Sequence[Doc]) -> List[WordFeatures]:
+        llm = self.shared_llm()
+        if self._cache is not None:
+            return self._cache.read(llm, self.reader, docs)
+        return self.reader.read(llm, docs)
+
+    def _batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
+        device = self.shared_llm().device
+        assert self.module is not None
+        self.module.to(device)
+        return collate(features, [surface(doc) for doc in docs], device)

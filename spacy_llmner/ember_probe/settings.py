@@ -1,0 +1,51 @@
+"""How a probe's settings travel: in a thinc Model, as spaCy expects of a trainable component."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from thinc.api import Model, noop
+from torch import nn
+
+from .words import WordReader
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes that a probe depends on.
+
+    n_layers (int): Layers of the LLM.
+    width (int): Width of its hidden states.
+    n_heads (int): Attention heads of a layer.
+    n_labels (int): Labels of the component.
+    """
+
+    n_layers: int
+    width: int
+    n_heads: int
+    n_labels: int
+
+
+class ProbeSettings(Protocol):
+    """What the architectures of `ember_probe` hand to the component."""
+
+    @property
+    def streams(self) -> bool:
+        """RETURNS (bool): Whether the probe works on a text that is still being written."""
+
+    def reader(self, dims: Dims, **limits: int) -> WordReader:
+        """RETURNS (WordReader): What the probe reads from an LLM of that size."""
+
+    def build(self, dims: Dims) -> nn.Module:
+        """RETURNS (Module): The probe, with random weights."""
+
+
+def carry(name: str, settings: ProbeSettings) -> Model:
+    """Put settings into a thinc Model that does nothing.
+
+    The probe itself is a torch module that the component owns, since its sizes are known only when
+    the labels and the LLM are.
+    """
+    model = noop()
+    model.name = name
+    model.attrs["settings"] = settings
+    return model

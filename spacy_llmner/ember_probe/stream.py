@@ -1,0 +1,285 @@
+"""Streaming: entities appear while the LLM writes, from the states it computes for writing."""
+
+import queue
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Union
+
+import torch
+from spacy.tokens import Doc
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from ..errors import Errors, LLMNERError
+from ..llm.features import Features, Steps, generating_view, tap_generation
+from ..llm.tokenization import Encoding, PieceDecoder
+from .live import Event, LiveText, TextPiece
+
+if TYPE_CHECKING:
+    from .component import EmberProbe
+
+Prompt = Union[str, Sequence[Dict[str, str]]]
+
+
+class EmberStream:
+    """One generation; iterate over it once to get its events.
+
+    ember (EmberProbe): The trained component.
+    prompt (Prompt): A text to continue, or messages for the LLM's chat template.
+    max_new_tokens (int): Tokens to generate at most.
+    stop (Sequence[str]): Strings that end the generation; they stay in the text.
+    temperature (float): 0 always takes the most probable token.
+    top_p (float): With a temperature: the smallest set of tokens with that probability is drawn from.
+    repetition_penalty (float): Above 1, tokens that were there become less probable.
+    seed (int): Of the draws; no global seed is touched.
+
+    After the last event, `doc` is the annotated Doc and `text` its text: the prompt (of messages the
+    last one) and what was generated.
+    """
+
+    def __init__(
+        self,
+        ember: "EmberProbe",
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.ember = ember
+        self.prompt = prompt
+        self.max_new_tokens = max_new_tokens
+        self.stop = [s for s in stop if s]
+        self.doc: Optional[Doc] = None
+        self.stop_reason: Optional[str] = None
+        self._cancelled = False
+        self._live = LiveText(ember)
+        self._processors = LogitsProcessorList()
+        if repetition_penalty != 1.0:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+        if temperature > 0:
+            self._processors.append(TemperatureLogitsWarper(temperature))
+            if top_p < 1.0:
+                self._processors.append(TopPLogitsWarper(top_p))
+        self._draw = temperature > 0
+        self._seed = seed
+
+    @property
+    def text(self) -> str:
+        """RETURNS (str): The text so far."""
+        return self._live.text
+
+    def cancel(self) -> None:
+        """End the generation after the current token, from any thread. The Doc is still made."""
+        self._cancelled = True
+
+    def __iter__(self) -> Iterator[Event]:
+        live, llm = self._live, self.ember.shared_llm()
+        steps = Steps(llm, self.ember.reader.probed)
+        generator = torch.Generator(device=llm.device).manual_seed(self._seed)
+        ends = end_tokens(llm)
+        prompt = encode_prompt(llm, self.prompt)
+        ids = list(prompt.ids)
+        logits, features = steps.feed(ids)
+        if prompt.text:
+            yield TextPiece(prompt.text)
+        yield from live.add_prompt(prompt.encoding, prompt.text, prompt.cut(features))
+        live.add_text(prompt.separator)
+        if prompt.separator:
+            yield TextPiece(prompt.separator)
+        start = len(live.text)
+        pieces = PieceDecoder(llm.tokenizer.hf)
+        pieces.done = list(live.pieces.done)
+        room = llm.max_length - len(ids)
+        self.stop_reason = "length"
+        written = ""
+        for _ in range(min(self.max_new_tokens, room)):
+            token = self._choose(logits, ids, generator)
+            if token in ends:
+                self.stop_reason = "end"
+                break
+            piece = pieces.push(token)
+            if piece:
+                yield TextPiece(piece)
+            written += piece
+            ids.append(token)
+            # The token's own states come from the step that reads it to write the next one.
+            logits, features = steps.feed([token])
+            yield from live.add_token(token, features)
+            if any(s in written[-len(s) - len(piece) :] for s in self.stop):
+                self.stop_reason = "stop"
+                break
+            if self._cancelled:
+                self.stop_reason = "cancelled"
+                break
+        end = None
+        if self.ember.reader.attention and llm.tokenizer.end:
+            end = steps.feed(llm.tokenizer.end)[1]
+        self.doc, events = live.finish(end)
+        rest = self.doc.text[start + len(written) :]
+        if rest:
+            yield TextPiece(rest)
+        yield from events
+
+    def _choose(self, logits: torch.Tensor, ids: List[int], generator: torch.Generator) -> int:
+        if len(self._processors):
+            inputs = torch.tensor([ids], device=logits.device)
+            logits = self._processors(inputs, logits[None].float())[0]
+        if self._draw:
+            return int(torch.multinomial(torch.softmax(logits, -1), 1, generator=generator))
+        return int(logits.argmax())
+
+
+class EmberStreamer(BaseStreamer):
+    """A streamer for people who call `generate` themselves.
+
+    Made by EmberProbe.streamer(). Call `streamer.model.generate(..., streamer=streamer)` inside the
+    `with` block and in its thread; `model` is a view of the shared LLM. Iterate over the streamer to get
+    the events (in another thread while they come, or afterwards); then `doc` is the annotated Doc.
+    The last token of a generation that is cut by its length is never read by the LLM; its word is
+    scored from the token before.
+    """
+
+    def __init__(self, ember: "EmberProbe") -> None:
+        self.ember = ember
+        self.llm = ember.shared_llm()
+        self.model: Any = generating_view(self.llm, ember.reader.layers)
+        self.doc: Optional[Doc] = None
+        self._live = LiveText(ember)
+        self._queue: "queue.Queue[Optional[Event]]" = queue.Queue()
+        self._unread: List[int] = []
+        self._prompt: List[int] = []
+        self._last: Optional[Features] = None
+        self._read: Any = None
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by `generate`: with the prompt first, then with each new token."""
+        ids = value.reshape(-1).tolist()
+        if not self._prompt:
+            self._prompt = ids
+            return
+        features = self._read()
+        if self._last is None:
+            self._add_prompt(features)
+        else:
+            self._add(features)
+        self._last = features
+        self._unread = ids
+
+    def end(self) -> None:
+        """Called by `generate` at the end."""
+        if self._last is not None:
+            hidden, attention = self._last.hidden[-1:], self._last.attention
+            last = Features(hidden, None if attention is None else attention[-1:])
+            self._add(last)
+        self.doc, events = self._live.finish()
+        for event in events:
+            self._queue.put(event)
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[Event]:
+        while (event := self._queue.get()) is not None:
+            yield event
+
+    def _add_prompt(self, features: Features) -> None:
+        """The prompt's special tokens carry no text; the rest is its decoded text."""
+        special = set(self.llm.tokenizer.hf.all_special_ids)
+        for i, token in enumerate(self._prompt):
+            if token not in special:
+                part = _row(features, i)
+                piece = len(self._live.text)
+                events = self._live.add_token(token, part)
+                self._emit(self._live.text[piece:], events)
+
+    def _add(self, features: Features) -> None:
+        ends = end_tokens(self.llm)
+        for token in self._unread:
+            if token not in ends:
+                before = len(self._live.text)
+                events = self._live.add_token(token, _row(features, len(features.hidden) - 1))
+                self._emit(self._live.text[before:], events)
+        self._unread = []
+
+    def _emit(self, piece: str, events: Sequence[Event]) -> None:
+        if piece:
+            self._queue.put(TextPiece(piece))
+        for event in events:
+            self._queue.put(event)
+
+
+@contextmanager
+def streaming(ember: "EmberProbe") -> Iterator[EmberStreamer]:
+    """Tap the LLM for the generations made inside the block. YIELDS (EmberStreamer): The streamer."""
+    streamer = EmberStreamer(ember)
+    with tap_generation(streamer.llm, ember.reader.probed) as read:
+        streamer._read = read
+        yield streamer
+
+
+class EncodedPrompt:
+    """A prompt as the LLM reads it, and the part of it that is text for entities.
+
+    ids (List[int]): All ids: sink or template, text, template.
+    first (int): Where the text's tokens start.
+    encoding (Encoding): The text's tokens.
+    text (str): The text.
+    separator (str): What stands between it and the answer.
+    """
+
+    def __init__(
+        self, ids: List[int], first: int, encoding: Encoding, text: str, separator: str
+    ) -> None:
+        self.ids = ids
+        self.first = first
+        self.encoding = encoding
+        self.text = text
+        self.separator = separator
+
+    def cut(self, features: Features) -> Features:
+        """RETURNS (Features): Of the text's tokens only."""
+        part = slice(self.first, self.first + len(self.encoding))
+        attention = None if features.attention is None else features.attention[part]
+        return Features(features.hidden[part], attention)
+
+
+def encode_prompt(llm: Any, prompt: Prompt) -> EncodedPrompt:
+    """Encode a text with the sink in front, or messages with the LLM's chat template.
+
+    RETURNS (EncodedPrompt): Of messages, the last one's content is the text.
+    RAISES (LLMNERError): If the LLM has no chat template.
+    """
+    if isinstance(prompt, str):
+        encoding = llm.tokenizer.encode(prompt)
+        sink = llm.tokenizer.sink
+        return EncodedPrompt(sink + encoding.ids, len(sink), encoding, prompt, "")
+    if not llm.tokenizer.hf.chat_template:
+        raise LLMNERError(Errors.E028.format(name=llm.spec.name))
+    marked = llm.tokenizer.hf.apply_chat_template(
+        list(prompt), add_generation_prompt=True, tokenize=False
+    )
+    text = prompt[-1]["content"].strip()
+    at = marked.rfind(text)
+    before = llm.tokenizer.hf(marked[:at], add_special_tokens=False)["input_ids"]
+    after = llm.tokenizer.hf(marked[at + len(text) :], add_special_tokens=False)["input_ids"]
+    encoding = llm.tokenizer.encode(text)
+    ids = before + encoding.ids + after
+    return EncodedPrompt(ids, len(before), encoding, text, "\n\n")
+
+
+def end_tokens(llm: Any) -> List[int]:
+    """RETURNS (List[int]): Ids that end a generation."""
+    configured = getattr(llm.model.generation_config, "eos_token_id", None)
+    ends = configured if isinstance(configured, list) else [configured]
+    return sorted({t for t in [*ends, llm.tokenizer.hf.eos_token_id] if t is not None})
+
+
+def _row(features: Features, i: int) -> Features:
+    attention = None if features.attention is None else features.attention[i : i + 1]
+    return Features(features.hidden[i : i + 1], attention)

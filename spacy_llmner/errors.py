@@ -1,0 +1,116 @@
+"""Every message a user may meet: what is wrong, with which value, and what mends it."""
+
+
+class LLMNERError(ValueError):
+    """Base class of the errors raised by spacy-llmner."""
+
+
+class LLMNotFoundError(LLMNERError):
+    """The LLM's weights are not where the config says."""
+
+
+class LLMMismatchError(LLMNERError):
+    """The component was trained on other weights than those it is given."""
+
+
+class Errors:
+    E001 = (
+        "No LLM is set. Name one with `paths.llm` in the config (`--paths.llm NAME` at the command "
+        "line, `spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or `{component}.llm.name`: "
+        "a local folder, a name of `spacy llmner info`, or a hub id."
+    )
+    E002 = (
+        "The LLM '{name}' is in the catalogue but not downloaded yet. "
+        "Get it with: python -m spacy llmner download {name}"
+    )
+    E003 = (
+        "Can't find the LLM '{name}': it is no folder with a config.json, no name of the catalogue "
+        "({known}) and not in the local hub cache. Correct the path, or get a small LLM with: "
+        "python -m spacy llmner download {first}"
+    )
+    E004 = (
+        "The LLM folder '{path}' is incomplete or broken ({reason}). Delete it and get the model "
+        "again (for models of the catalogue: python -m spacy llmner download NAME)."
+    )
+    E005 = (
+        "The device '{device}' is not there: {reason}. Set `device` of the LLM to 'cpu' or 'auto', "
+        "or run on a machine with a GPU and a CUDA build of torch."
+    )
+    E006 = "'{value}' is no {what}. Possible: {known}."
+    E007 = (
+        "Models of the type '{model_type}' are not supported: no list of decoder layers was found "
+        "in {cls}. Models shaped like Llama, Qwen2, Gemma3 and GPT-2 work."
+    )
+    E008 = (
+        "'{name}' was trained on the LLM {trained} (fingerprint {trained_print}), but is given "
+        "{given} (fingerprint {given_print}). Probes fit one set of weights only: point the "
+        "pipeline to the right ones with spacy.load(dir, config={{'paths.llm': PATH}}), or train again."
+    )
+    E009 = (
+        "Layer {layer} was asked for, but the LLM '{name}' has {n_layers} layers "
+        "(0 is the embeddings, {n_layers} the last)."
+    )
+    E010 = (
+        "n_process > 1 can't be used with an LLM on {device}: CUDA does not survive a fork. "
+        "Use one process per GPU, or set the LLM's device to 'cpu'."
+    )
+    E011 = (
+        "The tokenizer of '{name}' is no fast tokenizer, so it reports no character offsets. "
+        "Convert it to a tokenizer.json with AutoTokenizer.from_pretrained(..., use_fast=True)."
+    )
+    E020 = (
+        "The component '{name}' has no labels. Train it (`spacy train`), give it labelled examples "
+        "with nlp.initialize(get_examples), or examples for few-shot use with fit(examples)."
+    )
+    E021 = (
+        "The training data hold the labels {unknown}, which '{name}' does not know (it knows "
+        "{known}). Add them to [initialize.components.{name}.labels], or start without that "
+        "setting so that the labels are read from the data."
+    )
+    E022 = (
+        "There are no training examples for '{name}': the corpus is empty or none of its documents "
+        "has a token. Check `paths.train` (`python -m spacy debug data CONFIG`)."
+    )
+    E023 = (
+        "None of the training examples for '{name}' has an entity. Check that the corpus was "
+        "converted with entities (`python scripts/convert.py`)."
+    )
+    E024 = (
+        "'{name}' is not trained yet: there is nothing to predict with. Run `spacy train`, or load "
+        "a trained pipeline with spacy.load."
+    )
+    E025 = (
+        "The probe of '{name}' was trained with look_right = true, so it can't be used while text "
+        "is written. Train one without it for streaming."
+    )
+    E026 = (
+        "Few-shot fit() of '{name}' takes at most {k} sentences per label and needs at least one; "
+        "no example with an entity was given."
+    )
+    E027 = "The setting `{setting}` of '{name}' is {value!r}, but must be {must}."
+    E028 = (
+        "The LLM '{name}' has no chat template. Use a plain prompt (a str), or an instruction-tuned "
+        "LLM such as smollm2-135m-instruct."
+    )
+    E029 = (
+        "The text of a predicted document differs from its reference: '{predicted}' and "
+        "'{reference}'. Both sides of a training example must hold the same text."
+    )
+    E030 = (
+        "{path} does not hold a trained '{name}' (missing: {missing}). "
+        "Save the pipeline again with nlp.to_disk, or train it."
+    )
+    E031 = "There is no component '{name}' in the pipeline at {path}. It has: {known}."
+
+
+class Warnings:
+    W001 = (
+        "The feature cache in {path} can't be written ({reason}). Training goes on without it, "
+        "but the LLM reads the corpus again in every epoch. Set `feature_cache` to a writable "
+        "folder with enough space. What was cached before is kept and used."
+    )
+    W002 = (
+        "{n} of {total} entities of the training data are longer than {max_length} tokens and "
+        "can't be learnt by '{name}'. Raise `max_length` of its model to learn them."
+    )
+    W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."

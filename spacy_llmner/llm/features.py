@@ -1,0 +1,260 @@
+"""What a frozen LLM computes anyway: hidden states of chosen layers and attention rows.
+
+Both come from the model's own forward pass, for whole texts in batches (`read_texts`) and step by
+step while it generates (`Steps`). The layers are tapped through a view: a second module tree over
+the same parameters, whose decoder layers are wrapped in recorders. The shared model itself is never
+changed, and a view for finished text ends above the highest tapped layer.
+"""
+
+import copy
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from ..errors import Errors, LLMNERError
+from .attention import record_attention
+from .pool import LoadedLLM
+
+# Where decoder models keep their layers and the norm behind them.
+_LAYOUTS = (("layers", "norm"), ("h", "ln_f"), ("layers", "final_layer_norm"))
+
+
+@dataclass
+class Features:
+    """What the LLM computed for one text.
+
+    hidden (Tensor): float32, shape (tokens, layers, width), in the order the layers were asked for.
+    attention (Optional[Tensor]): float32, shape (tokens, layers of the LLM, heads, window): the weight that
+        each token gives to itself and the window - 1 tokens before it.
+    """
+
+    hidden: torch.Tensor
+    attention: Optional[torch.Tensor] = None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What to read.
+
+    layers (Tuple[int, ...]): Indices as in transformers: 0 the embeddings, l the output of block l,
+        the last one after the final norm.
+    window (int): Keys per attention row; 0 reads no attention. Attention is read on all layers of
+        the LLM.
+    """
+
+    layers: Tuple[int, ...]
+    window: int = 0
+
+
+def read_texts(
+    llm: LoadedLLM, texts: Sequence[Sequence[int]], probed: Probed, max_batch_tokens: int = 2048
+) -> List[Features]:
+    """Run the LLM over whole texts.
+
+    texts (Sequence[Sequence[int]]): Token ids of each text, with the sink in front if wanted.
+    max_batch_tokens (int): Padded tokens of one forward pass. Texts are batched by length.
+    RETURNS (List[Features]): In the order of the texts, one row per id.
+    """
+    _check_layers(llm, probed)
+    view = _reading_view(llm, probed)
+    out: List[Optional[Features]] = [None] * len(texts)
+    for batch in _batches([len(ids) for ids in texts], max_batch_tokens):
+        for i, features in zip(batch, _read_batch(llm, view, [texts[i] for i in batch], probed)):
+            out[i] = features
+    return [f for f in out if f is not None]
+
+
+def _read_batch(
+    llm: LoadedLLM, view: nn.Module, texts: Sequence[Sequence[int]], probed: Probed
+) -> List[Features]:
+    longest = max(len(ids) for ids in texts)
+    # Padding stands behind the text, where a causal model can't see it, so no mask is needed.
+    ids = torch.zeros((len(texts), longest), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.as_tensor(text)
+    with torch.no_grad(), _tapping() as taps, _maybe_attention(probed) as rows:
+        view(input_ids=ids.to(llm.device), use_cache=False)
+        hidden = torch.stack([taps[layer] for layer in probed.layers], dim=2).float()
+        attention = None
+        if rows is not None:
+            attention = torch.stack([rows.rows[k] for k in range(llm.n_layers)], dim=2)
+    out = []
+    for row, text in enumerate(texts):
+        n = len(text)
+        # Copies, since a slice would keep the whole batch in memory.
+        cells = None if attention is None else attention[row, :n].clone()
+        out.append(Features(hidden[row, :n].clone(), cells))
+    return out
+
+
+class Steps:
+    """Read the LLM while it writes: each token goes through it once, with a KV cache.
+
+    llm (LoadedLLM): The shared LLM.
+    probed (Probed): What to read besides the logits.
+    """
+
+    def __init__(self, llm: LoadedLLM, probed: Probed) -> None:
+        _check_layers(llm, probed)
+        self.llm = llm
+        self.probed = probed
+        self.model = generating_view(llm, probed.layers)
+        self.cache: Any = None
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[int]) -> Tuple[torch.Tensor, Features]:
+        """Let the LLM read the next tokens: the prompt at first, then one a call.
+
+        RETURNS (Tuple[Tensor, Features]): Logits of the last position, shape (vocabulary,), and the
+            features of the tokens fed.
+        """
+        with tap_generation(self.llm, self.probed) as read:
+            inputs = torch.tensor([list(ids)], device=self.llm.device)
+            out = self.model(
+                input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            )
+            self.cache = out.past_key_values
+            return out.logits[0, -1], read()
+
+
+@contextmanager
+def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Any]:
+    """Tap the passes that this thread sends through a generating view inside the block.
+
+    YIELDS (Callable[[], Features]): Gives the features of the last forward pass (batch size 1).
+    """
+    with _tapping() as taps, _maybe_attention(probed) as rows:
+
+        def read() -> Features:
+            hidden = torch.stack([taps[layer][0] for layer in probed.layers], dim=1).float()
+            if rows is None:
+                return Features(hidden)
+            return Features(
+                hidden, torch.stack([rows.rows[k][0] for k in range(llm.n_layers)], dim=1)
+            )
+
+        yield read
+
+
+def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
+    """A view of the whole causal LM with taps on some layers; it has `generate`.
+
+    RETURNS (PreTrainedModel): Same class and same parameters as the shared model.
+    """
+    key = ("generate", tuple(sorted(set(layers))))
+    if key not in llm.views:
+        decoder = _decoder(llm.model)
+        view = _shallow(llm.model)
+        view._modules[llm.model.base_model_prefix] = _tapped(decoder, layers, decoder_end=None)
+        llm.views[key] = view
+    return llm.views[key]
+
+
+def _reading_view(llm: LoadedLLM, probed: Probed) -> nn.Module:
+    """A view of the decoder that ends above the highest tapped layer, without the LM head."""
+    end = llm.n_layers if probed.window else max(probed.layers)
+    key = ("read", tuple(sorted(set(probed.layers))), end)
+    if key not in llm.views:
+        llm.views[key] = _tapped(_decoder(llm.model), probed.layers, decoder_end=end)
+    return llm.views[key]
+
+
+def _tapped(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> Any:
+    layers_name, norm_name = _layout(decoder)
+    blocks = list(getattr(decoder, layers_name))
+    norm = getattr(decoder, norm_name)
+    n_blocks = len(blocks)
+    end = n_blocks if decoder_end is None else decoder_end
+    view = _shallow(decoder)
+    # Layer l is the input of block l (counted from 0), which is the output of the block before.
+    tapped = [_Tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
+    view._modules[layers_name] = nn.ModuleList(tapped)
+    if end < n_blocks:
+        view._modules[norm_name] = _Tap(nn.Identity(), end)
+    elif end in layers:
+        view._modules[norm_name] = _Tap(norm, end, output=True)
+    return view
+
+
+class _Tap(nn.Module):
+    """Stands for a module and records what goes into it, or what comes out."""
+
+    def __init__(self, inner: nn.Module, layer: int, output: bool = False) -> None:
+        super().__init__()
+        self.inner = inner
+        self.layer = layer
+        self.output = output
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(hidden, *args, **kwargs)
+        taps = _TAPS.get()
+        if taps is not None:
+            taps[self.layer] = out if self.output else hidden
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        # Gemma's loop asks its layers for their attention type, for example.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+
+_TAPS: ContextVar[Optional[Dict[int, torch.Tensor]]] = ContextVar("taps", default=None)
+
+
+@contextmanager
+def _tapping() -> Iterator[Dict[int, torch.Tensor]]:
+    taps: Dict[int, torch.Tensor] = {}
+    token = _TAPS.set(taps)
+    try:
+        yield taps
+    finally:
+        _TAPS.reset(token)
+
+
+def _maybe_attention(probed: Probed) -> Any:
+    return record_attention(probed.window) if probed.window else nullcontext()
+
+
+def _shallow(module: Any) -> Any:
+    """Copy a module tree's root: same parameters and submodules, but its own list of them."""
+    view = copy.copy(module)
+    view.__dict__["_modules"] = dict(module._modules)
+    return view
+
+
+def _decoder(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def _layout(decoder: Any) -> Tuple[str, str]:
+    for layers_name, norm_name in _LAYOUTS:
+        if hasattr(decoder, layers_name) and hasattr(decoder, norm_name):
+            return layers_name, norm_name
+    model_type = getattr(decoder.config, "model_type", "?")
+    raise LLMNERError(Errors.E007.format(model_type=model_type, cls=type(decoder).__name__))
+
+
+def _check_layers(llm: LoadedLLM, probed: Probed) -> None:
+    for layer in probed.layers:
+        if not 0 <= layer <= llm.n_layers:
+            raise LLMNERError(
+                Errors.E009.format(layer=layer, name=llm.spec.name, n_layers=llm.n_layers)
+            )
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> List[List[int]]:
+    """Group texts of like length, so that padded batches stay within a budget of tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batches: List[List[int]] = []
+    for i in order:
+        if batches and lengths[i] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

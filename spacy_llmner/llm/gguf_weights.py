@@ -1,0 +1,169 @@
+"""Turn the weights of a GGUF file into config.json and model.safetensors.
+
+Written out here, and not left to transformers, because what comes out must be the same file with
+every version of transformers (components remember the fingerprint of the weights they were trained
+on), and because transformers needs minutes for a vocabulary of Gemma's size.
+"""
+
+import errno
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Mapping
+
+import numpy
+from gguf import GGUFReader, dequantize
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from ..errors import LLMNERError
+
+# Names of a decoder layer's tensors in a GGUF file, and in transformers.
+SHARED = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+LAYER_NAMES = {
+    "llama": {**SHARED, "ffn_norm": "post_attention_layernorm"},
+    "gemma3": {
+        **SHARED,
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+}
+OTHER_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
+
+UNKNOWN_ARCHITECTURE = (
+    "Can't convert this GGUF file: its architecture is '{name}'. Supported are: {known}. "
+    "Use a folder in the Hugging Face format instead."
+)
+UNKNOWN_TENSOR = "Can't convert this GGUF file: it has an unexpected tensor '{name}'."
+
+
+def read_fields(reader: GGUFReader) -> Dict[str, Any]:
+    """Read all metadata of a GGUF file into plain Python values.
+
+    reader (GGUFReader): The open file.
+    RETURNS (Dict[str, Any]): The values by name, for example "llama.block_count".
+    """
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def save_weights(
+    reader: GGUFReader, fields: Mapping[str, Any], path: Path, progress: bool = False
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors (float32).
+
+    reader (GGUFReader): The open GGUF file.
+    fields (Mapping[str, Any]): Its metadata.
+    path (Path): An existing folder.
+    progress (bool): Show a progress bar.
+    RAISES (LLMNERError): If the file's architecture is not supported.
+    """
+    config = build_config(fields)
+    tensors: Dict[str, numpy.ndarray] = {}
+    for tensor in tqdm(reader.tensors, "Converting", disable=None if progress else True):
+        values = dequantize(tensor.data, tensor.tensor_type)
+        name = _rename(tensor.name, fields["general.architecture"])
+        values = _as_transformers(values, name, config)
+        tensors[name] = numpy.ascontiguousarray(values, dtype="float32")
+    _write_json(path / "config.json", config)
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(path / "generation_config.json", {"_from_model_config": True, **ids})
+    try:
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as e:
+        if "os error 28" not in str(e):
+            raise
+        raise OSError(errno.ENOSPC, str(e)) from e  # what everything else says of a full disk
+    # safetensors makes files that only their owner can read; a cache may be shared.
+    shutil.copymode(path / "config.json", path / "model.safetensors")
+
+
+def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
+    """Write what the GGUF file says of the model as transformers says it.
+
+    fields (Mapping[str, Any]): Metadata of the GGUF file.
+    RETURNS (Dict[str, Any]): The content of config.json.
+    RAISES (LLMNERError): If the file's architecture is not supported.
+    """
+    name = fields["general.architecture"]
+    if name not in LAYER_NAMES:
+        raise LLMNERError(UNKNOWN_ARCHITECTURE.format(name=name, known=", ".join(LAYER_NAMES)))
+    n_heads = fields[f"{name}.attention.head_count"]
+    hidden_size = fields[f"{name}.embedding_length"]
+    config = {
+        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        "hidden_size": hidden_size,
+        "intermediate_size": fields[f"{name}.feed_forward_length"],
+        "num_hidden_layers": fields[f"{name}.block_count"],
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": fields[f"{name}.attention.head_count_kv"],
+        "head_dim": fields.get(f"{name}.attention.key_length", hidden_size // n_heads),
+        "max_position_embeddings": fields[f"{name}.context_length"],
+        "rms_norm_eps": _float32(fields[f"{name}.attention.layer_norm_rms_epsilon"]),
+        "rope_theta": _float32(fields[f"{name}.rope.freq_base"]),
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
+        "torch_dtype": "float32",
+    }
+    if name == "llama":
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config}
+    # What the file doesn't say is the same in every Gemma 3: a local layer looks back as far as the
+    # sliding window, every sixth layer looks at everything.
+    n_layers = config["num_hidden_layers"]
+    config["layer_types"] = [
+        "sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(n_layers)
+    ]
+    config["sliding_window"] = fields["gemma3.attention.sliding_window"]
+    config["rope_local_base_freq"] = 10000.0
+    config["query_pre_attn_scalar"] = config["head_dim"]
+    config["hidden_activation"] = "gelu_pytorch_tanh"
+    return {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **config}
+
+
+def _rename(name: str, architecture: str) -> str:
+    in_layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if in_layer and in_layer[2] in LAYER_NAMES[architecture]:
+        return f"model.layers.{in_layer[1]}.{LAYER_NAMES[architecture][in_layer[2]]}.weight"
+    other = OTHER_NAMES.get(name.removesuffix(".weight"))
+    if other is None:
+        raise LLMNERError(UNKNOWN_TENSOR.format(name=name))
+    return f"model.{other}.weight"
+
+
+def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]) -> numpy.ndarray:
+    # Undo what llama.cpp did to the weights when the GGUF file was made.
+    if config["model_type"] == "llama":
+        # It rotates neighbouring dimensions of a head, transformers the first half with the second.
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        for projection, n_heads in heads.items():
+            if projection in name:
+                split = values.reshape(config[n_heads], -1, 2, values.shape[1])
+                return split.swapaxes(1, 2).reshape(values.shape)
+    elif name.endswith("norm.weight"):
+        return values - 1.0  # Gemma's layers multiply by 1 + weight
+    return values
+
+
+def _float32(value: float) -> float:
+    # 9.999999747378752e-06 is what float32 makes of 1e-05: write the shorter one.
+    return float(str(numpy.float32(value)))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")

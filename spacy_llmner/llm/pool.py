@@ -1,0 +1,210 @@
+"""One loaded model per LLMSpec and process, shared by every component and pipeline that names it."""
+
+import gc
+import hashlib
+import json
+import threading
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..errors import Errors, LLMNERError, LLMNotFoundError
+from . import catalogue
+from .attention import ATTENTION
+from .spec import DTYPES, LLMSpec
+from .tokenization import LLMTokenizer
+
+_LOADED: Dict[LLMSpec, "LoadedLLM"] = {}
+_HANDLES: "weakref.WeakSet[LLM]" = weakref.WeakSet()
+_LOCK = threading.RLock()
+
+
+@dataclass(eq=False)
+class LoadedLLM:
+    """Weights in memory: in eval mode, without gradients, never written to.
+
+    model (PreTrainedModel): A causal LM of transformers.
+    tokenizer (LLMTokenizer): Text to ids with exact character offsets.
+    fingerprint (str): Identifies the weights, whatever dtype and device they are loaded to.
+    """
+
+    spec: LLMSpec
+    model: Any
+    tokenizer: LLMTokenizer
+    fingerprint: str
+    views: Dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        return self.model.config.num_hidden_layers
+
+    @property
+    def n_heads(self) -> int:
+        return self.model.config.num_attention_heads
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Positions the LLM was trained for (its tokenizer's own limit is often a placeholder)."""
+        return self.model.config.max_position_embeddings
+
+
+class LLM:
+    """A cheap handle on a shared LLM: building, copying and pickling it never loads weights.
+
+    spec (LLMSpec): What to load at first use.
+    """
+
+    def __init__(self, spec: LLMSpec) -> None:
+        self.spec = spec
+        _HANDLES.add(self)
+
+    def load(self) -> LoadedLLM:
+        """Get the shared weights, loading them if no one did before.
+
+        RETURNS (LoadedLLM): The same object for every handle of an equal spec.
+        RAISES (LLMNERError): If the model or the device is not there, or the folder is broken.
+        """
+        if not self.spec.name:
+            raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
+        spec = self.spec.resolve()
+        with _LOCK:
+            if spec not in _LOADED:
+                _LOADED[spec] = _load(spec)
+            return _LOADED[spec]
+
+    def unload(self) -> None:
+        """Free the weights of this spec; any handle loads them again at its next use."""
+        unload(self.spec)
+
+    def __reduce__(self):
+        return LLM, (self.spec,)
+
+    def __repr__(self) -> str:
+        return f"LLM({self.spec})"
+
+
+def make_llm(
+    name: Optional[str] = None,
+    revision: Optional[str] = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> LLM:
+    """Registered as `spacy_llmner.LLM.v1` in `@misc`: the LLM block of every component's config.
+
+    name (Optional[str]): Local folder, catalogue name or hub id.
+    revision (Optional[str]): Revision of a hub id.
+    dtype (str): "auto", "float32", "bfloat16" or "float16".
+    device (str): "auto", "cpu", "cuda" or "cuda:N".
+    RETURNS (LLM): A handle; nothing is loaded.
+    """
+    return LLM(LLMSpec(name=name or "", revision=revision, dtype=dtype, device=device))
+
+
+def loaded() -> List[LoadedLLM]:
+    """RETURNS (List[LoadedLLM]): What is in memory now."""
+    with _LOCK:
+        return list(_LOADED.values())
+
+
+def count(spec: LLMSpec) -> int:
+    """RETURNS (int): How many live handles share the weights of a spec."""
+    key = spec.resolve()
+    return sum(1 for llm in list(_HANDLES) if llm.spec.name and llm.spec.resolve() == key)
+
+
+def unload(spec: LLMSpec) -> None:
+    """Free the weights of one spec."""
+    with _LOCK:
+        _LOADED.pop(spec.resolve(), None)
+    _free()
+
+
+def clear() -> None:
+    """Free all weights."""
+    with _LOCK:
+        _LOADED.clear()
+    _free()
+
+
+def resolve_path(name: str, revision: Optional[str] = None) -> str:
+    """Find out where a name's weights are, without the network.
+
+    RETURNS (str): A folder; or the hub id itself where transformers finds it in its cache or may
+        download it (that is the user's decision: HF_HUB_OFFLINE).
+    RAISES (LLMNotFoundError): With the command that gets the model.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise LLMNotFoundError(Errors.E004.format(path=name, reason="no config.json"))
+        return name
+    if name in catalogue.CATALOGUE:
+        path = catalogue.path_of(name)
+        if path is None:
+            raise LLMNotFoundError(Errors.E002.format(name=name))
+        return str(path)
+    return name
+
+
+def _load(spec: LLMSpec) -> LoadedLLM:
+    path = resolve_path(spec.name, spec.revision)
+    try:
+        hf_tokenizer = AutoTokenizer.from_pretrained(path, revision=spec.revision, use_fast=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=spec.revision,
+            torch_dtype=DTYPES[spec.dtype],
+            attn_implementation=ATTENTION,
+        )
+    except Exception as e:
+        if Path(path).is_dir():
+            reason = f"{type(e).__name__}: {e}"
+            raise LLMNERError(Errors.E004.format(path=path, reason=reason)) from e
+        known = [n for n, m in catalogue.CATALOGUE.items() if m.kind == "causal-lm"]
+        message = Errors.E003.format(name=spec.name, known=", ".join(known), first=known[0])
+        raise LLMNotFoundError(message) from e
+    if not hf_tokenizer.is_fast:
+        raise LLMNERError(Errors.E011.format(name=spec.name))
+    model.eval().requires_grad_(False).to(spec.device)
+    return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), _fingerprint(path, model))
+
+
+def _fingerprint(path: str, model: Any) -> str:
+    """Hash the shape of the model and samples of its weight files: a few reads, also for 70 B.
+
+    Values in memory would not do, since they depend on the dtype they were loaded with.
+    """
+    config = model.config
+    digest = hashlib.sha256()
+    facts = [config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size]
+    digest.update(json.dumps(facts).encode())
+    if not Path(path).is_dir():
+        from transformers.utils import cached_file
+
+        path = str(Path(cached_file(path, "config.json")).parent)
+    files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as f:
+            for start in range(0, size, max(size // 8, 1 << 16)):
+                f.seek(start)
+                digest.update(f.read(1 << 16))
+    return digest.hexdigest()[:16]
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

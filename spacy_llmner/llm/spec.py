@@ -1,0 +1,66 @@
+"""LLMSpec: what identifies loaded weights."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import torch
+
+from ..errors import Errors, LLMNERError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class LLMSpec:
+    """Two specs that resolve to the same value share one copy of the weights.
+
+    name (str): Local folder, name of the catalogue, or hub id.
+    revision (Optional[str]): Revision of a hub id.
+    dtype (str): "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on CUDA.
+    device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if thinc or torch can use it.
+    """
+
+    name: str
+    revision: Optional[str] = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            known = ", ".join(["auto", *DTYPES])
+            raise LLMNERError(Errors.E006.format(value=self.dtype, what="dtype", known=known))
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            known = "auto, cpu, cuda, cuda:0, cuda:1, ..."
+            raise LLMNERError(Errors.E006.format(value=self.device, what="device", known=known))
+
+    def resolve(self) -> "LLMSpec":
+        """Replace every "auto" by what it means on this machine now.
+
+        RETURNS (LLMSpec): The spec that keys the pool.
+        RAISES (LLMNERError): If the device is not there.
+        """
+        device = _resolve_device(self.device)
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        return replace(self, device=device, dtype=dtype)
+
+
+def _resolve_device(device: str) -> str:
+    if device == "auto":
+        return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise LLMNERError(Errors.E005.format(device=device, reason="torch sees no CUDA device"))
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    if index >= torch.cuda.device_count():
+        reason = f"torch sees {torch.cuda.device_count()} CUDA device(s)"
+        raise LLMNERError(Errors.E005.format(device=device, reason=reason))
+    return f"cuda:{index}"

@@ -1,0 +1,209 @@
+"""Text to token ids and exact character offsets, for byte-level BPE, Llama-style and Chinese."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any, List, Sequence, Tuple
+
+import numpy as np
+
+
+@dataclass
+class Encoding:
+    """Tokens of a text.
+
+    ids (List[int]): Token ids, nothing added.
+    starts (ndarray): int64, shape (tokens,): first character of each token, leading spaces trimmed.
+    ends (ndarray): int64, shape (tokens,): one past the last character. Several tokens that make up
+        one character (Chinese, emoji) share its offsets; a token of white space keeps its own.
+    """
+
+    ids: List[int]
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def last_tokens(self, ends: np.ndarray) -> np.ndarray:
+        """Find, for words given by their ends, the last token that covers the last character.
+
+        ends (ndarray): One past the last character of each word, ascending.
+        RETURNS (ndarray): Token index of each word; -1 where no token stands before it (a
+            tokenizer may drop characters).
+        """
+        return np.searchsorted(self.starts, ends, side="left") - 1
+
+    def first_tokens(self, starts: np.ndarray) -> np.ndarray:
+        """Find, for words given by their starts, the first token that covers the first character.
+
+        RETURNS (ndarray): Token index of each word, at most the last token.
+        """
+        return np.searchsorted(self.ends, starts, side="right").clip(max=max(len(self) - 1, 0))
+
+
+@dataclass
+class Window:
+    """A stretch of a text's tokens that goes through the LLM at once.
+
+    start (int): First token read.
+    keep (int): First token whose features are taken from this window: the ones before were read
+        with more left context by the window before.
+    end (int): One past the last token.
+    """
+
+    start: int
+    keep: int
+    end: int
+
+
+class LLMTokenizer:
+    """A fast tokenizer of transformers, made to tell the truth about characters.
+
+    tokenizer (PreTrainedTokenizerFast): The LLM's own tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.hf = tokenizer
+        # Fast tokenizers keep settings of a call in shared state and refuse a second thread.
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return LLMTokenizer, (self.hf,)
+
+    @property
+    def sink(self) -> List[int]:
+        """The id put in front of every text, as position 0: the BOS, or what serves as one."""
+        for token in (self.hf.bos_token_id, self.hf.eos_token_id):
+            if token is not None:
+                return [token]
+        return []
+
+    @property
+    def end(self) -> List[int]:
+        """The id put behind a text whose last token needs a row after it."""
+        return [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
+
+    def encode(self, text: str) -> Encoding:
+        """RETURNS (Encoding): Tokens of the text, without special ones; names of special tokens in
+        the text are read as plain characters, never as control tokens."""
+        if not text:
+            return Encoding([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        with self._lock:
+            out = self.hf(
+                text,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                split_special_tokens=True,
+                truncation=False,
+                verbose=False,
+            )
+        ids = out["input_ids"]
+        offsets = out["offset_mapping"]
+        if offsets_are_broken(offsets, text):
+            offsets = offsets_from_pieces(self.hf, ids, text)
+        starts, ends = trim_offsets(offsets, text)
+        return Encoding(ids, starts, ends)
+
+
+def windows(n_tokens: int, size: int, overlap: int) -> List[Window]:
+    """Cut a long text into overlapping windows.
+
+    n_tokens (int): Tokens of the text.
+    size (int): Tokens of a window at most.
+    overlap (int): Tokens of left context that a window reads again.
+    RETURNS (List[Window]): The `keep` to `end` stretches cover every token once.
+    """
+    out = [Window(0, 0, min(size, n_tokens))]
+    while out[-1].end < n_tokens:
+        keep = out[-1].end
+        start = keep - overlap
+        out.append(Window(start, keep, min(start + size, n_tokens)))
+    return out
+
+
+def trim_offsets(offsets: Sequence[Tuple[int, int]], text: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Take leading white space out of the tokens' offsets.
+
+    Byte-level BPE and Llama-style tokenizers count the space in front of a word to its token.
+    RETURNS (Tuple[ndarray, ndarray]): Starts and ends, both ascending.
+    """
+    starts = np.zeros(len(offsets), dtype=np.int64)
+    ends = np.zeros(len(offsets), dtype=np.int64)
+    reached = 0
+    for i, (start, end) in enumerate(offsets):
+        # Some tokenizers report (0, 0) for a piece that they added themselves.
+        start, end = max(start, 0), max(end, start)
+        if end < reached:
+            start = end = reached
+        first = start
+        while first < end and text[first].isspace():
+            first += 1
+        starts[i] = start if first == end else first
+        ends[i] = reached = end
+    return np.maximum.accumulate(starts), ends
+
+
+def offsets_are_broken(offsets: Sequence[Tuple[int, int]], text: str) -> bool:
+    """Tell whether a tokenizer reports empty offsets, as those of Llama 3 do in many versions."""
+    empty = sum(1 for start, end in offsets if start == end)
+    return bool(text.strip()) and empty > len(offsets) // 2
+
+
+def offsets_from_pieces(tokenizer: Any, ids: Sequence[int], text: str) -> List[Tuple[int, int]]:
+    """Rebuild offsets from the text that longer and longer prefixes of the ids decode to.
+
+    RETURNS (List[Tuple[int, int]]): Untrimmed offsets. Pieces of one character share its offsets.
+    """
+    decoder = PieceDecoder(tokenizer)
+    offsets: List[Tuple[int, int]] = []
+    reached = 0
+    for token in ids:
+        piece = decoder.push(token)
+        offsets.extend([(reached, reached + len(piece))] * decoder.complete)
+        reached += len(piece)
+    rest = len(ids) - len(offsets)
+    offsets.extend([(reached, len(text))] * rest)
+    return [(min(s, len(text)), min(e, len(text))) for s, e in offsets]
+
+
+class PieceDecoder:
+    """Decode ids one by one into text whose pieces add up to the whole.
+
+    tokenizer (PreTrainedTokenizerBase): Any tokenizer of transformers.
+    skip_special (bool): Leave special tokens out of the text.
+    """
+
+    # Ids in front of the new one that are decoded with it: some decoders strip the first space.
+    CONTEXT = 4
+
+    def __init__(self, tokenizer: Any, skip_special: bool = True) -> None:
+        self.tokenizer = tokenizer
+        self.skip_special = skip_special
+        self.done: List[int] = []
+        self.pending: List[int] = []
+        self.complete = 0
+
+    def push(self, token: int) -> str:
+        """Add a token.
+
+        RETURNS (str): The text that it completes; "" while a character is still in pieces.
+            `complete` is the number of tokens that the text belongs to.
+        """
+        self.pending.append(token)
+        context = self.done[-self.CONTEXT :]
+        before = self._decode(context)
+        piece = self._decode(context + self.pending)[len(before) :]
+        if piece.endswith("\ufffd") and len(self.pending) < 8:
+            self.complete = 0
+            return ""
+        self.done = context + self.pending
+        self.complete = len(self.pending)
+        self.pending = []
+        return piece
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        if not ids:
+            return ""
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=self.skip_special, clean_up_tokenization_spaces=False
+        )

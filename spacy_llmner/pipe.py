@@ -1,0 +1,346 @@
+"""LLMNERPipe: what the entity components share as spaCy pipes."""
+
+import json
+import multiprocessing
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import srsly
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from spacy.language import Language
+from spacy.pipeline import TrainablePipe
+from spacy.tokens import Doc, Span, SpanGroup
+from spacy.training import Example
+from spacy.util import ensure_path, minibatch
+from thinc.api import Model, Optimizer
+
+from .errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError
+from .llm.pool import LLM, LoadedLLM
+from .scorers import span_scores
+
+TENSORS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class FoundSpan:
+    """An entity found in a Doc.
+
+    start (int): First token.
+    end (int): One past the last token.
+    label (str): Its type.
+    score (float): Probability, between 0 and 1.
+    """
+
+    start: int
+    end: int
+    label: str
+    score: float
+
+
+@dataclass
+class Found:
+    """What was found in one Doc.
+
+    ents (List[FoundSpan]): The best ones that don't overlap.
+    spans (List[FoundSpan]): All of them.
+    """
+
+    ents: List[FoundSpan]
+    spans: List[FoundSpan]
+
+
+class LLMNERPipe(TrainablePipe):
+    """Base class: one shared LLM, entities with scores, errors kept to their document, and small
+    trained parts that are saved without the LLM's weights.
+
+    A component says what it trains with `module` and `build`, and implements `predict`, `update`,
+    `get_loss` and `initialize`.
+    """
+
+    module: Optional[torch.nn.Module]
+
+    def __init__(
+        self,
+        nlp: Language,
+        llm: LLM,
+        model: Model,
+        name: str,
+        *,
+        scorer: Optional[Callable],
+        **cfg: Any,
+    ) -> None:
+        """
+        nlp (Language): The pipeline.
+        llm (LLM): Handle on the shared LLM; nothing is loaded before first use.
+        model (thinc.api.Model): Carries the settings of the trained part.
+        name (str): Name of the instance; losses are recorded under it.
+        scorer (Optional[Callable]): The scoring method.
+        cfg: Settings that are saved, with `spans_key` and `overwrite` among them.
+        """
+        self.vocab = nlp.vocab
+        self.llm = llm
+        self.model = model
+        self.name = name
+        self.scorer = scorer
+        self.cfg: Dict[str, Any] = {"labels": [], "llm": None, **cfg}
+        self.module = None
+        self._optimizer: Optional[torch.optim.Optimizer] = None
+        self._averages: Dict[Tuple[str, str], torch.Tensor] = {}
+        if not Span.has_extension("score"):
+            Span.set_extension("score", getter=_score_of)
+
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        """RETURNS (Tuple[str]): The labels that can be found."""
+        return tuple(self.cfg["labels"])
+
+    @property
+    def label_data(self) -> List[str]:
+        """RETURNS (List[str]): What `spacy init labels` writes and `initialize` reads."""
+        return list(self.cfg["labels"])
+
+    def add_label(self, label: str) -> int:
+        """Add a label. Only before training: the trained part has one output for each.
+
+        RETURNS (int): 1 if it is new, else 0.
+        """
+        if label in self.cfg["labels"]:
+            return 0
+        if self.module is not None:
+            must = "set before training, since the trained part has one output for each label"
+            raise LLMNERError(
+                Errors.E027.format(setting="labels", name=self.name, value=label, must=must)
+            )
+        self.cfg["labels"].append(label)
+        self.vocab.strings.add(label)
+        return 1
+
+    def shared_llm(self) -> LoadedLLM:
+        """Get the LLM, and make sure that it is the one the component was trained on.
+
+        RETURNS (LoadedLLM): The shared weights.
+        RAISES (LLMNERError): If it isn't there, or is another one.
+        """
+        if not self.llm.spec.name:
+            raise LLMNotFoundError(Errors.E001.format(component=self.name))
+        llm = self.llm.load()
+        trained = self.cfg["llm"]
+        if trained and trained["fingerprint"] != llm.fingerprint:
+            raise LLMMismatchError(
+                Errors.E008.format(
+                    name=self.name,
+                    trained=f"'{trained['name']}'",
+                    trained_print=trained["fingerprint"],
+                    given=f"'{self.llm.spec.name}'",
+                    given_print=llm.fingerprint,
+                )
+            )
+        if llm.device.type == "cuda" and multiprocessing.parent_process() is not None:
+            raise LLMNERError(Errors.E010.format(device=llm.device))
+        return llm
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """Annotate a stream of Docs. A failing batch is halved down to the failing Doc, and only
+        that one goes to the error handler; running out of memory is mended in the same way.
+
+        YIELDS (Doc): The Docs in order, without failed ones.
+        """
+        if multiprocessing.parent_process() is not None:
+            # torch's thread pool does not survive a fork: a second thread would wait for ever.
+            torch.set_num_threads(1)
+        for docs in minibatch(stream, size=batch_size):
+            yield from self._annotate(list(docs))
+
+    def _annotate(self, docs: List[Doc]) -> List[Doc]:
+        try:
+            self.set_annotations(docs, self.predict(docs))
+            return docs
+        except (LLMNotFoundError, LLMMismatchError):
+            raise  # no document's fault
+        except Exception as e:
+            if len(docs) == 1:
+                self.get_error_handler()(self.name, self, docs, e)
+                return []
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(docs) // 2
+        return self._annotate(docs[:half]) + self._annotate(docs[half:])
+
+    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
+        """Write what was found: everything with its score to doc.spans, the best to doc.ents.
+
+        docs (Iterable[Doc]): The Docs, modified in place.
+        scores (Sequence[Found]): From `predict`.
+        """
+        for doc, found in zip(docs, scores):
+            spans = [Span(doc, s.start, s.end, label=s.label) for s in found.spans]
+            attrs = {"scores": [s.score for s in found.spans]}
+            key = self.cfg["spans_key"]
+            doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
+            ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
+            if not self.cfg["overwrite"]:
+                taken = {i for ent in doc.ents for i in range(ent.start, ent.end)}
+                ents = [e for e in ents if taken.isdisjoint(range(e.start, e.end))]
+                ents = list(doc.ents) + ents
+            doc.set_ents(ents, default="outside")
+
+    def finish_update(self, sgd: Optimizer) -> None:
+        """Make one step with the gradients gathered since the last.
+
+        Learning rate, betas, weight decay, clipping and averaging follow thinc's optimizer, so the
+        schedule of `[training.optimizer]` holds. The step itself is torch's AdamW: it needs no CuPy
+        on a GPU.
+        sgd (thinc.api.Optimizer): The optimizer of the training loop.
+        """
+        if self.module is None:
+            return
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        if not parameters:
+            return
+        if self._optimizer is None:
+            trained = [p for p in self.module.parameters() if p.requires_grad]
+            # Gains and biases are not decayed.
+            groups = [{"params": [p for p in trained if p.dim() > 1]}]
+            groups.append({"params": [p for p in trained if p.dim() <= 1]})
+            self._optimizer = torch.optim.AdamW(groups, lr=sgd.learn_rate, eps=1e-8, fused=True)
+        for k, group in enumerate(self._optimizer.param_groups):
+            group["lr"] = sgd.learn_rate
+            group["betas"] = (sgd.b1, sgd.b2)
+            group["weight_decay"] = sgd.L2 if k == 0 and sgd.L2_is_weight_decay else 0.0
+        if sgd.grad_clip:
+            torch.nn.utils.clip_grad_norm_(parameters, sgd.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if sgd.averages is not None:
+            self._average(sgd)
+
+    def _average(self, sgd: Optimizer) -> None:
+        """Follow thinc's moving average of the weights, kept where the training loop looks."""
+        assert self.module is not None
+        sgd.nr_update[(self.model.id, "")] += 1
+        t = sgd.nr_update[(self.model.id, "")]
+        decay = min((1 + t) / (10 + t), 0.9999)
+        for name, p in self.module.named_parameters():
+            key = (self.model.id, name)
+            if key not in sgd.averages:
+                sgd.averages[key] = p.detach().clone()
+            else:
+                sgd.averages[key].lerp_(p.detach(), 1 - decay)
+
+    @contextmanager
+    def use_params(self, params: Dict[Tuple[int, str], Any]) -> Iterator[None]:
+        """Use averaged weights inside the block (the training loop evaluates and saves in it)."""
+        mine = {}
+        if self.module is not None and params:
+            for name, p in self.module.named_parameters():
+                if (self.model.id, name) in params:
+                    mine[name] = p.detach().clone()
+                    p.data.copy_(params[(self.model.id, name)])
+        try:
+            yield
+        finally:
+            for name, p in self.module.named_parameters() if self.module is not None else []:
+                if name in mine:
+                    p.data.copy_(mine[name])
+
+    def build(self) -> torch.nn.Module:
+        """RETURNS (torch.nn.Module): The trained part, for the settings in `cfg`, without weights."""
+        raise NotImplementedError
+
+    def remember_llm(self, llm: LoadedLLM) -> None:
+        """Note which weights the component is trained on."""
+        self.cfg["llm"] = {"name": llm.spec.name, "fingerprint": llm.fingerprint}
+
+    def to_bytes(self, *, exclude: Iterable[str] = tuple()) -> bytes:
+        """RETURNS (bytes): Settings and trained part; never the LLM's weights."""
+        state = {"cfg": json.dumps(self.cfg)}
+        if "vocab" not in exclude:
+            state["vocab"] = self.vocab.to_bytes(exclude=exclude)
+        return srsly.msgpack_dumps({**state, "tensors": self._tensors()})
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = tuple()) -> "LLMNERPipe":
+        """Load what `to_bytes` gave. RETURNS (LLMNERPipe): The component itself."""
+        state = srsly.msgpack_loads(bytes_data)
+        if "vocab" not in exclude and "vocab" in state:
+            self.vocab.from_bytes(state["vocab"], exclude=exclude)
+        self._restore(json.loads(state["cfg"]), state["tensors"])
+        return self
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = tuple()) -> None:
+        """Write `cfg` and `model.safetensors` to a folder; never the LLM's weights."""
+        folder = ensure_path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        srsly.write_json(folder / "cfg", self.cfg)
+        (folder / TENSORS).write_bytes(self._tensors())
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = tuple()) -> "LLMNERPipe":
+        """Load a folder. RETURNS (LLMNERPipe): The component itself."""
+        folder = Path(path)
+        for file in ("cfg", TENSORS):
+            if not (folder / file).exists():
+                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
+        self._restore(srsly.read_json(folder / "cfg"), (folder / TENSORS).read_bytes())
+        return self
+
+    def _tensors(self) -> bytes:
+        state = {} if self.module is None else self.module.state_dict()
+        return save_tensors({k: v.detach().cpu().contiguous() for k, v in state.items()})
+
+    def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
+        self.cfg.update(cfg)
+        state = load_tensors(tensors)
+        self._optimizer = None
+        self.module = None
+        if state:
+            self.module = self.build()
+            self.module.load_state_dict(state)
+            self.module.eval()
+        for label in self.labels:
+            self.vocab.strings.add(label)
+
+
+def aligned_entities(eg: Example) -> Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]:
+    """Carry a reference's entities over to the predicted Doc's tokens.
+
+    RETURNS (Tuple[List, List]): (start, end, label) of each entity that its tokens fit, and the
+        (start, end) of tokens about which nothing is known: without annotation, or with an entity
+        that is cut by a token's border.
+    RAISES (LLMNERError): If the texts differ.
+    """
+    if eg.predicted.text != eg.reference.text:
+        raise LLMNERError(
+            Errors.E029.format(predicted=eg.predicted.text[:40], reference=eg.reference.text[:40])
+        )
+    if not eg.reference.has_annotation("ENT_IOB"):
+        return [], [(0, len(eg.predicted))]
+    entities, unknown = [], []
+    for ent in eg.reference.ents:
+        span = eg.predicted.char_span(ent.start_char, ent.end_char, label=ent.label_)
+        if span is None:
+            span = eg.predicted.char_span(
+                ent.start_char, ent.end_char, alignment_mode="expand", label=ent.label_
+            )
+            unknown.append((span.start, span.end))
+        else:
+            entities.append((span.start, span.end, ent.label_))
+    for token in eg.reference:
+        if token.ent_iob == 0:
+            span = eg.predicted.char_span(
+                token.idx, token.idx + len(token), alignment_mode="expand"
+            )
+            unknown.append((span.start, span.end))
+    return entities, unknown
+
+
+def _score_of(span: Span) -> Optional[float]:
+    """`span._.score`: looked up where the component wrote it, so nothing is kept twice."""
+    for key, group in span.doc.spans.items():
+        if "scores" in group.attrs:
+            score = span_scores(span.doc, key).get((span.start, span.end, span.label_))
+            if score is not None:
+                return score
+    return None

@@ -1,0 +1,69 @@
+"""Scorers of the entity components."""
+
+from typing import Any, Callable, Dict, Iterable, List, Tuple
+
+from spacy.scorer import get_ner_prf
+from spacy.tokens import Doc
+from spacy.training import Example
+
+
+def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
+    """Precision, recall and F of doc.ents as spaCy counts them, and how honest the scores are.
+
+    spans_key (str): Where the predicted docs hold their scores.
+    RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type` and `ents_ece`, the expected
+        calibration error of the entities' scores (None if there are no scores).
+    """
+    examples = list(examples)
+    scores = get_ner_prf(examples)
+    scores["ents_ece"] = calibration_error(scored_entities(examples, kwargs["spans_key"]))
+    return scores
+
+
+def make_llmner_scorer() -> Callable:
+    """Registered as `spacy_llmner.ner_scorer.v1` in `@scorers`."""
+    return llmner_score
+
+
+def scored_entities(examples: Iterable[Example], spans_key: str) -> List[Tuple[float, bool]]:
+    """Collect the score of each predicted entity and whether the reference has that entity.
+
+    RETURNS (List[Tuple[float, bool]]): Without documents that have no entity annotation.
+    """
+    out = []
+    for eg in examples:
+        if not eg.reference.has_annotation("ENT_IOB"):
+            continue
+        gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
+        scores = span_scores(eg.predicted, spans_key)
+        for ent in eg.predicted.ents:
+            score = scores.get((ent.start, ent.end, ent.label_))
+            if score is not None:
+                out.append((score, (ent.start_char, ent.end_char, ent.label_) in gold))
+    return out
+
+
+def span_scores(doc: Doc, spans_key: str) -> Dict[Tuple[int, int, str], float]:
+    """RETURNS (Dict[Tuple[int, int, str], float]): Score by start, end and label."""
+    if spans_key not in doc.spans:
+        return {}
+    group = doc.spans[spans_key]
+    scores = group.attrs.get("scores", [])
+    return {(s.start, s.end, s.label_): float(x) for s, x in zip(group, scores)}
+
+
+def calibration_error(scored: List[Tuple[float, bool]], n_bins: int = 10) -> Any:
+    """Expected calibration error: |share correct - mean score| over bins of like score, weighted by
+    their size (Naeini et al., 2015).
+
+    RETURNS (Optional[float]): Between 0 and 1; None without entities.
+    """
+    if not scored:
+        return None
+    error = 0.0
+    for k in range(n_bins):
+        inside = [(s, c) for s, c in scored if min(int(s * n_bins), n_bins - 1) == k]
+        if inside:
+            gap = sum(c for _, c in inside) - sum(s for s, _ in inside)
+            error += abs(gap) / len(scored)
+    return error
