@@ -29,8 +29,12 @@ def fit(scored: List[Tuple[float, bool]]) -> Calibration:
         examples to tell.
     """
     right = np.array([c for _, c in scored], dtype=np.float64)
-    if len(scored) < LEAST or right.all() or not right.any():
+    n_right = right.sum()
+    n_wrong = len(right) - n_right
+    if len(scored) < LEAST or not n_right or not n_wrong:
         return IDENTITY
+    # Platt's softened targets: without them, scores that separate the classes become 0 and 1.
+    right = np.where(right > 0, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
     x = np.stack([_logit(np.array([s for s, _ in scored])), np.ones(len(scored))], axis=1)
     prior = np.array(IDENTITY)
     w = prior.copy()
@@ -42,7 +46,7 @@ def fit(scored: List[Tuple[float, bool]]) -> Calibration:
         w = w - step
         if np.abs(step).max() < 1e-9:
             break
-    return (float(max(w[0], 0.05)), float(w[1]))
+    return (float(np.clip(w[0], 0.05, 5.0)), float(w[1]))
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
