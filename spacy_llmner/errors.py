@@ -101,6 +101,14 @@ class Errors:
         "Save the pipeline again with nlp.to_disk, or train it."
     )
     E031 = "There is no component '{name}' in the pipeline at {path}. It has: {known}."
+    E032 = (
+        "A few-shot ember_probe learns from fit(examples), not by training. Keep it out of the "
+        "training loop with [training.frozen_components], or train spacy_llmner.EmberProbe.v1."
+    )
+    E033 = (
+        "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v1, but it has '{model}', which "
+        "is trained with `spacy train`. Set [components.{name}.model] @architectures."
+    )
 
 
 class Warnings:
@@ -111,6 +119,6 @@ class Warnings:
     )
     W002 = (
         "{n} of {total} entities of the training data are longer than {max_length} tokens and "
-        "can't be learnt by '{name}'. Raise `max_length` of its model to learn them."
+        "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -61,7 +60,8 @@ class LLMNERPipe(TrainablePipe):
     `get_loss` and `initialize`.
     """
 
-    module: Optional[torch.nn.Module]
+    # The trained part, a torch.nn.Module; None until there is one.
+    module: Any
 
     def __init__(
         self,
@@ -221,19 +221,23 @@ class LLMNERPipe(TrainablePipe):
     def _average(self, sgd: Optimizer) -> None:
         """Follow thinc's moving average of the weights, kept where the training loop looks."""
         assert self.module is not None
+        averages: Any = sgd.averages
         sgd.nr_update[(self.model.id, "")] += 1
         t = sgd.nr_update[(self.model.id, "")]
         decay = min((1 + t) / (10 + t), 0.9999)
         for name, p in self.module.named_parameters():
             key = (self.model.id, name)
-            if key not in sgd.averages:
-                sgd.averages[key] = p.detach().clone()
+            if key not in averages:
+                averages[key] = p.detach().clone()
             else:
-                sgd.averages[key].lerp_(p.detach(), 1 - decay)
+                averages[key].lerp_(p.detach(), 1 - decay)
 
-    @contextmanager
     def use_params(self, params: Dict[Tuple[int, str], Any]) -> Iterator[None]:
-        """Use averaged weights inside the block (the training loop evaluates and saves in it)."""
+        """Put averaged weights in place, and at the next step the others back.
+
+        A plain generator, as `Language.use_params` expects: the training loop evaluates and saves
+        between the two steps.
+        """
         mine = {}
         if self.module is not None and params:
             for name, p in self.module.named_parameters():
@@ -255,14 +259,14 @@ class LLMNERPipe(TrainablePipe):
         """Note which weights the component is trained on."""
         self.cfg["llm"] = {"name": llm.spec.name, "fingerprint": llm.fingerprint}
 
-    def to_bytes(self, *, exclude: Iterable[str] = tuple()) -> bytes:
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings and trained part; never the LLM's weights."""
-        state = {"cfg": json.dumps(self.cfg)}
+        state: Dict[str, Any] = {"cfg": json.dumps(self.cfg)}
         if "vocab" not in exclude:
             state["vocab"] = self.vocab.to_bytes(exclude=exclude)
         return srsly.msgpack_dumps({**state, "tensors": self._tensors()})
 
-    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = tuple()) -> "LLMNERPipe":
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "LLMNERPipe":
         """Load what `to_bytes` gave. RETURNS (LLMNERPipe): The component itself."""
         state = srsly.msgpack_loads(bytes_data)
         if "vocab" not in exclude and "vocab" in state:
@@ -270,14 +274,14 @@ class LLMNERPipe(TrainablePipe):
         self._restore(json.loads(state["cfg"]), state["tensors"])
         return self
 
-    def to_disk(self, path: Any, *, exclude: Iterable[str] = tuple()) -> None:
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
         """Write `cfg` and `model.safetensors` to a folder; never the LLM's weights."""
         folder = ensure_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         srsly.write_json(folder / "cfg", self.cfg)
         (folder / TENSORS).write_bytes(self._tensors())
 
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = tuple()) -> "LLMNERPipe":
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "LLMNERPipe":
         """Load a folder. RETURNS (LLMNERPipe): The component itself."""
         folder = Path(path)
         for file in ("cfg", TENSORS):
@@ -321,19 +325,19 @@ def aligned_entities(eg: Example) -> Tuple[List[Tuple[int, int, str]], List[Tupl
     for ent in eg.reference.ents:
         span = eg.predicted.char_span(ent.start_char, ent.end_char, label=ent.label_)
         if span is None:
-            span = eg.predicted.char_span(
-                ent.start_char, ent.end_char, alignment_mode="expand", label=ent.label_
-            )
-            unknown.append((span.start, span.end))
+            unknown.append(_touched(eg.predicted, ent.start_char, ent.end_char))
         else:
             entities.append((span.start, span.end, ent.label_))
     for token in eg.reference:
         if token.ent_iob == 0:
-            span = eg.predicted.char_span(
-                token.idx, token.idx + len(token), alignment_mode="expand"
-            )
-            unknown.append((span.start, span.end))
+            unknown.append(_touched(eg.predicted, token.idx, token.idx + len(token)))
     return entities, unknown
+
+
+def _touched(doc: Doc, start: int, end: int) -> Tuple[int, int]:
+    """RETURNS (Tuple[int, int]): The tokens that share a character with a stretch of text."""
+    span: Any = doc.char_span(start, end, alignment_mode="expand")
+    return span.start, span.end
 
 
 def _score_of(span: Span) -> Optional[float]:

@@ -1,10 +1,14 @@
 """`spacy llmner ...`: a group of commands of its own in spaCy's command line."""
 
 import typer
+from spacy.cli._util import app as spacy_app
 
+from .chat import chat_cli
 from .download import download_cli
 from .evaluate import evaluate_cli
+from .generate import generate_cli
 from .info import info_cli
+from .layers import layers_cli
 
 app = typer.Typer(
     name="llmner",
@@ -15,3 +19,9 @@ app = typer.Typer(
 app.command("download")(download_cli)
 app.command("info")(info_cli)
 app.command("evaluate")(evaluate_cli)
+app.command("layers")(layers_cli)
+app.command("generate")(generate_cli)
+app.command("chat")(chat_cli)
+
+# spaCy imports this module for its entry point; hanging the group in is left to us.
+spacy_app.add_typer(app, name="llmner")

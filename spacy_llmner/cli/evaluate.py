@@ -108,11 +108,11 @@ def evaluate(
     RAISES (LLMNERError): If the pipeline or the data are not there or can't be used.
     """
     data_path = Path(data_path)
-    _check_data_path(data_path)
+    check_data_path(data_path)
     start = perf_counter()
-    nlp = _load(model, gpu_id)
+    nlp = load_pipeline(model, gpu_id)
     seconds_load = perf_counter() - start
-    examples = _read(nlp, data_path, spans_key)
+    examples = read_examples(nlp, data_path, spans_key)
     # The LLM's weights are loaded at first use: that is no part of the speed.
     start = perf_counter()
     list(nlp.pipe([examples[0].reference.text]))
@@ -188,26 +188,38 @@ def to_html(result: Evaluation, limit: int) -> str:
 
 
 def label_colors(result: Evaluation) -> Dict[str, str]:
-    """RETURNS (Dict[str, str]): displaCy's colour for each label, others from a palette."""
+    """RETURNS (Dict[str, str]): A colour for each label that was found or is in the data."""
     docs = [doc for eg in result.examples for doc in (eg.reference, eg.predicted)]
-    labels = sorted({ent.label_ for doc in docs for ent in doc.ents})
+    return colors_of(ent.label_ for doc in docs for ent in doc.ents)
+
+
+def colors_of(labels: Iterable[str]) -> Dict[str, str]:
+    """RETURNS (Dict[str, str]): displaCy's colour for each label, others from a palette."""
+    labels = sorted(set(labels))
     known = EntityRenderer().colors
     new = [label for label in labels if label.upper() not in known]
     palette = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(new)}
     return {label: known.get(label.upper()) or palette[label] for label in labels}
 
 
-def _check_data_path(path: Path) -> None:
+def check_data_path(path: Path) -> None:
+    """Say what is wrong with the path of annotated Docs, if anything is."""
     convert = "Make it with: python scripts/convert.py CORPUS DATA.spacy --lang LANG"
     if not path.exists():
-        raise LLMNERError(f"Can't find the test data '{path}'. {convert}")
+        raise LLMNERError(f"Can't find the data '{path}'. {convert}")
     if path.is_file() and path.suffix != FILE_TYPE:
-        raise LLMNERError(f"The test data '{path}' is no {FILE_TYPE} file. {convert}")
+        raise LLMNERError(f"The data '{path}' is no {FILE_TYPE} file. {convert}")
     if path.is_dir() and not any(path.rglob(f"*{FILE_TYPE}")):
         raise LLMNERError(f"The folder '{path}' holds no {FILE_TYPE} file. {convert}")
 
 
-def _load(model: str, gpu_id: int) -> Language:
+def load_pipeline(
+    model: str, gpu_id: int = -1, config: Optional[Dict[str, Any]] = None
+) -> Language:
+    """Load a pipeline, or say what is wrong with the name.
+
+    config (Optional[Dict[str, Any]]): Settings to override, e.g. {"paths.llm": NAME}.
+    """
     path = Path(model)
     if not is_package(model):
         if not path.exists():
@@ -227,30 +239,31 @@ def _load(model: str, gpu_id: int) -> Language:
                 f"spaCy can't use the GPU {gpu_id} ({e}). Leave --gpu-id out: the LLM itself runs "
                 "where `device` of its block says, also without CuPy."
             ) from None
-    return load_model(model)
+    return load_model(model, config=config or {})
 
 
-def _read(nlp: Language, path: Path, spans_key: Optional[str]) -> List[Example]:
+def read_examples(nlp: Language, path: Path, spans_key: Optional[str] = None) -> List[Example]:
+    """Read annotated Docs, or say what is wrong with them."""
     corpus = Corpus(path)
     try:
         references = list(corpus.read_docbin(nlp.vocab, walk_corpus(path, FILE_TYPE)))
     except Exception as e:  # whatever unpacking foreign bytes may raise
         raise LLMNERError(
-            f"Can't read the test data '{path}': it is broken or no {FILE_TYPE} file ({e})."
+            f"Can't read the data '{path}': it is broken or no {FILE_TYPE} file ({e})."
         ) from e
     examples = list(corpus.make_examples(nlp, references))
     if not examples:
-        raise LLMNERError(f"The test data '{path}' hold no document with a token.")
+        raise LLMNERError(f"The data '{path}' hold no document with a token.")
     if not any(eg.reference.has_annotation("ENT_IOB") for eg in examples):
         raise LLMNERError(
-            f"The test data '{path}' hold no entity annotation. Mark documents without entities as "
+            f"The data '{path}' hold no entity annotation. Mark documents without entities as "
             'outside: doc.set_ents([], default="outside"). scripts/convert.py does.'
         )
     keys: Set[str] = {key for eg in examples for key in eg.reference.spans}
     if spans_key is not None and spans_key not in keys:
         known = ", ".join(sorted(keys)) or "none"
         raise LLMNERError(
-            f"The test data '{path}' have no spans under the key '{spans_key}' (keys: {known}). "
+            f"The data '{path}' have no spans under the key '{spans_key}' (keys: {known}). "
             "Choose another --spans-key, or convert the corpus with --nested."
         )
     return examples

@@ -56,6 +56,7 @@ def collate(
         cells = features[0].attention
         attention = torch.zeros((*shape, *cells.shape[1:]), device=cells.device)
         for row, f in enumerate(features):
+            assert f.attention is not None
             attention[row, : len(f)] = f.attention
         attention = attention.to(device)
     return WordBatch(

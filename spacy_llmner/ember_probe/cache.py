@@ -39,9 +39,14 @@ class FeatureCache:
         self.maps: Dict[Path, np.ndarray] = {}
         self.writer: Any = None
         self.lines: Any = None
+        self.pid = os.getpid()
         self.writable = True
         for path in sorted(self.folder.glob("*.jsonl")):
             self._read_index(path)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """A copy opens files of its own."""
+        return {**self.__dict__, "maps": {}, "writer": None, "lines": None}
 
     def read(self, llm: LoadedLLM, reader: WordReader, docs: Sequence[Doc]) -> List[WordFeatures]:
         """Get the features of some Docs, running the LLM over those that are not cached.
@@ -82,7 +87,7 @@ class FeatureCache:
         if not _size(shapes):
             return
         try:
-            if self.writer is None:
+            if self.writer is None or self.pid != os.getpid():  # not in a file of before a fork
                 self._open()
             start = self.writer.tell() // 2
             for array in arrays:
@@ -100,7 +105,8 @@ class FeatureCache:
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "settings.json").write_text(self.settings)
-        name = f"{os.getpid()}-{os.urandom(4).hex()}"
+        self.pid = os.getpid()
+        name = f"{self.pid}-{os.urandom(4).hex()}"
         self.writer = (self.folder / f"{name}.bin").open("ab")
         self.lines = (self.folder / f"{name}.jsonl").open("a")
 

@@ -43,14 +43,23 @@ def fit(scored: List[Tuple[float, bool]]) -> Calibration:
         gradient = x.T @ (p - right) + (w - prior)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + np.eye(2)
         step = np.linalg.solve(hessian, gradient)
+        # A whole Newton step goes astray where scores are near 0 and 1.
+        while _loss(x, right, prior, w - step) > _loss(x, right, prior, w) + 1e-9:
+            step = step / 2
         w = w - step
         if np.abs(step).max() < 1e-9:
             break
     return (float(np.clip(w[0], 0.05, 5.0)), float(w[1]))
 
 
+def _loss(x: np.ndarray, right: np.ndarray, prior: np.ndarray, w: np.ndarray) -> float:
+    z = x @ w
+    return float((np.logaddexp(0.0, z) - right * z).sum() + ((w - prior) ** 2).sum() / 2)
+
+
 def _logit(p: np.ndarray) -> np.ndarray:
-    p = np.clip(p, 1e-7, 1 - 1e-7)
+    # Fine enough to undo a calibration that pushed scores towards 0 or 1.
+    p = np.clip(p, 1e-12, 1 - 1e-12)
     return np.log(p) - np.log1p(-p)
 
 

@@ -2,9 +2,8 @@
 
 import random
 import warnings
-from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from ..scorers import scored_entities
 from . import calibration
 from .batch import Gold, WordBatch, batches_by_words, collate, surface
 from .cache import FeatureCache
+from .fewshot import Annotated, FewShotSettings, fit_few_shot
 from .segments import Mention
 from .settings import Dims
 from .stream import EmberStream, Prompt, streaming
@@ -319,6 +319,8 @@ class EmberProbe(LLMNERPipe):
         examples = [eg for eg in get_examples() if len(eg.predicted)]
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
+        if isinstance(self.model.attrs["settings"], FewShotSettings):
+            return self.fit(examples)
         self.module = None
         self._optimizer = None
         self._set_labels(examples, labels)
@@ -335,6 +337,15 @@ class EmberProbe(LLMNERPipe):
         if hasattr(self.module, "fit_scale"):
             self.module.fit_scale(sample.to(llm.device))
         self.module.eval()
+
+    def fit(self, examples: Iterable[Annotated]) -> None:
+        """Few-shot use: store the words of a few labelled sentences, without training.
+
+        examples (Iterable[Union[Example, Tuple[str, Dict]]]): Examples, or texts with their annotation:
+            (text, {"entities": [(start, end, label)]}). At most `k` sentences per label are kept.
+        RAISES (LLMNERError): If the model is no few-shot model, or no example has an entity.
+        """
+        fit_few_shot(self, examples)
 
     def _set_labels(self, examples: List[Example], labels: Optional[List[str]]) -> None:
         seen = sorted({ent.label_ for eg in examples for ent in eg.reference.ents})
@@ -441,13 +452,13 @@ class EmberProbe(LLMNERPipe):
             self.cfg["calibration"] = list(calibration.fit(raw))
         return super().score(examples, **kwargs)
 
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = tuple()) -> "EmberProbe":
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "EmberProbe":
         """Load a folder. RETURNS (EmberProbe): The component itself, no longer in training."""
         super().from_disk(path, exclude=exclude)
         self._training = False
         return self
 
-    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = tuple()) -> "EmberProbe":
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "EmberProbe":
         """Load what `to_bytes` gave. RETURNS (EmberProbe): The component itself."""
         super().from_bytes(bytes_data, exclude=exclude)
         self._training = False

@@ -35,10 +35,15 @@ class PaperSettings:
     def streams(self) -> bool:
         return True
 
-    def reader(self, dims: Dims, **limits: int) -> WordReader:
+    def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
         """RETURNS (WordReader): Reads one layer, and attention on all of them."""
         layer = round(dims.n_layers * 16 / 30) if self.layer is None else self.layer
-        return WordReader((layer,), self.attention, max_words=self.max_words, **limits)
+        return WordReader(
+            (layer,),
+            self.attention,
+            max_words=self.max_words,
+            max_batch_tokens=max_batch_tokens,
+        )
 
     def build(self, dims: Dims) -> "PaperProbe":
         return PaperProbe(self, dims)
@@ -77,6 +82,7 @@ class PaperProbe(nn.Module):
         self.settings = settings
         kinds = 2 if settings.attention == "both" else 1
         width = settings.width
+        self.n_types = dims.n_labels + 1
         self.types = nn.Sequential(
             nn.Linear(dims.width, width), nn.ReLU(), nn.Linear(width, dims.n_labels + 1)
         )
@@ -146,12 +152,12 @@ class PaperProbe(nn.Module):
 
     def decoder(self, threshold: float) -> "PaperDecoder":
         if self.adjacency:
-            return AdjacencyDecoder(self.types[-1].out_features, self.settings.max_words, threshold)
-        return PaperDecoder(self.types[-1].out_features, self.settings.max_words, threshold)
+            return AdjacencyDecoder(self.n_types, self.settings.max_words, threshold)
+        return PaperDecoder(self.n_types, self.settings.max_words, threshold)
 
     def within_sentences(self, rows: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
         """Rule out mentions that cross a sentence boundary. RETURNS (ndarray): A changed copy."""
-        n_types = self.types[-1].out_features
+        n_types = self.n_types
         if self.adjacency:
             joins = np.where(np.array(starts)[:, None], IMPOSSIBLE, rows[:, n_types:])
         else:

@@ -32,7 +32,7 @@ class ProbeSettings(Protocol):
     def streams(self) -> bool:
         """RETURNS (bool): Whether the probe works on a text that is still being written."""
 
-    def reader(self, dims: Dims, **limits: int) -> WordReader:
+    def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
         """RETURNS (WordReader): What the probe reads from an LLM of that size."""
 
     def build(self, dims: Dims) -> nn.Module:
@@ -45,7 +45,7 @@ def carry(name: str, settings: ProbeSettings) -> Model:
     The probe itself is a torch module that the component owns, since its sizes are known only when
     the labels and the LLM are.
     """
-    model = noop()
+    model: Model = noop()
     model.name = name
     model.attrs["settings"] = settings
     return model

@@ -130,8 +130,9 @@ class EmberStream:
 
     def _choose(self, logits: torch.Tensor, ids: List[int], generator: torch.Generator) -> int:
         if len(self._processors):
-            inputs = torch.tensor([ids], device=logits.device)
-            logits = self._processors(inputs, logits[None].float())[0]
+            inputs: Any = torch.tensor([ids], device=logits.device)
+            values: Any = logits[None].float()
+            logits = self._processors(inputs, values)[0]
         if self._draw:
             return int(torch.multinomial(torch.softmax(logits, -1), 1, generator=generator))
         return int(logits.argmax())
@@ -153,7 +154,7 @@ class EmberStreamer(BaseStreamer):
         self.model: Any = generating_view(self.llm, ember.reader.layers)
         self.doc: Optional[Doc] = None
         self._live = LiveText(ember)
-        self._queue: "queue.Queue[Optional[Event]]" = queue.Queue()
+        self._queue: queue.Queue[Optional[Event]] = queue.Queue()
         self._unread: List[int] = []
         self._prompt: List[int] = []
         self._last: Optional[Features] = None

@@ -15,8 +15,8 @@ from thinc.api import Model
 from torch import nn
 
 from .batch import SURFACE, Gold, WordBatch
-from .semimarkov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .segments import IMPOSSIBLE, Mention, mask_crossing
+from .semimarkov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .settings import Dims, carry
 from .words import WordReader
 
@@ -39,13 +39,13 @@ class StructuredSettings:
     def streams(self) -> bool:
         return not (self.look_right or self.read_twice)
 
-    def reader(self, dims: Dims, **limits: int) -> WordReader:
+    def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
         """RETURNS (WordReader): Reads hidden states only, so the LLM can stop at the last layer."""
         layers = self.layers
         if layers is None:
             # The middle of the LLM, where names and types are clearest (benchmarks/RESULTS.md).
             layers = tuple(sorted({round(dims.n_layers * part / 30) for part in (8, 12, 16, 20)}))
-        return WordReader(layers, read_twice=self.read_twice, **limits)
+        return WordReader(layers, read_twice=self.read_twice, max_batch_tokens=max_batch_tokens)
 
     def build(self, dims: Dims) -> "StructuredProbe":
         return StructuredProbe(self, dims, len(self.reader(dims).layers))
@@ -92,11 +92,10 @@ class StructuredProbe(nn.Module):
         self.register_buffer("mean", torch.zeros(n_layers, dims.width))
         self.register_buffer("std", torch.ones(n_layers, dims.width))
         self.project = nn.Linear(n_layers * dims.width, width)
-        self.embed = nn.ModuleList(
-            nn.Embedding(n_rows, settings.surface_width) for _ in range(len(SURFACE))
-        )
-        for table in self.embed:
+        tables = [nn.Embedding(n_rows, settings.surface_width) for _ in SURFACE]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.3)
+        self.embed = nn.ModuleList(tables)
         self.embed_project = nn.Linear(len(SURFACE) * settings.surface_width, width)
         self.norm = nn.LayerNorm(width)
         self.forwards = nn.GRU(width, width, batch_first=True)

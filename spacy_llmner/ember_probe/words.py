@@ -91,13 +91,14 @@ class WordReader:
                 ids = encoding.ids[window.start : window.end]
                 front = sink + ids + between if self.read_twice else sink
                 last = end if window.end == len(encoding) else []
-                parts.append((i, window, len(front)))
-                texts.append(front + ids + last)
-        # An empty text has no token, but a sink to read; a tokenizer without one has nothing.
-        read = read_texts(llm, texts, self.probed, self.max_batch_tokens) if any(texts) else []
+                # A text may have no token: some tokenizers drop characters.
+                if ids:
+                    parts.append((i, len(front) + window.keep - window.start))
+                    texts.append(front + ids + last)
+        read = read_texts(llm, texts, self.probed, self.max_batch_tokens)
         pieces: List[List[Features]] = [[] for _ in docs]
-        for (i, window, front), features in zip(parts, read):
-            pieces[i].append(_part(features, front + window.keep - window.start))
+        for (i, first), features in zip(parts, read):
+            pieces[i].append(_part(features, first))
         return [
             self.gather(*word_bounds(doc), encoding, _joined(parts_of, llm, self))
             for doc, encoding, parts_of in zip(docs, encodings, pieces)

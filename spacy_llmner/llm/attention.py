@@ -8,7 +8,7 @@ left behind, and two threads don't see each other's recorder.
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -49,7 +49,7 @@ def record_attention(window: int) -> Iterator[AttentionRows]:
 
 
 def attention_forward(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -95,8 +95,9 @@ def attention_rows(
         end = min(start + SLICE, n_queries)
         # A causal query sees no key behind it: the slice needs only the keys up to its end.
         seen = past + end
-        weights = torch.matmul(query[:, :, start:end], key[:, :, :seen].transpose(2, 3)).float()
-        weights *= scale
+        # Scaled before the product, which float16 might not hold.
+        scaled = query[:, :, start:end] * scale
+        weights = torch.matmul(scaled, key[:, :, :seen].transpose(2, 3)).float()
         position = torch.arange(past + start, seen, device=query.device)[:, None]
         if mask is None:
             hidden = torch.arange(seen, device=query.device)[None] > position

@@ -147,9 +147,12 @@ def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
     """
     key = ("generate", tuple(sorted(set(layers))))
     if key not in llm.views:
-        decoder = _decoder(llm.model)
         view = _shallow(llm.model)
-        view._modules[llm.model.base_model_prefix] = _tapped(decoder, layers, decoder_end=None)
+        decoder = _tapped(_decoder(llm.model), layers, decoder_end=None)
+        view._modules[_decoder_name(llm.model)] = decoder
+        # In a cache of fixed size (Gemma's folders ask for one) the last keys aren't the last tokens.
+        view.generation_config = copy.copy(llm.model.generation_config)
+        view.generation_config.cache_implementation = None
         llm.views[key] = view
     return llm.views[key]
 
@@ -229,7 +232,13 @@ def _shallow(module: Any) -> Any:
 
 
 def _decoder(model: Any) -> Any:
-    return getattr(model, model.base_model_prefix)
+    return getattr(model, _decoder_name(model))
+
+
+def _decoder_name(model: Any) -> str:
+    # Gemma3's prefix is that of its multimodal class.
+    name = model.base_model_prefix
+    return name if hasattr(model, name) else "model"
 
 
 def _layout(decoder: Any) -> Tuple[str, str]:

@@ -121,7 +121,14 @@ def loaded() -> List[LoadedLLM]:
 def count(spec: LLMSpec) -> int:
     """RETURNS (int): How many live handles share the weights of a spec."""
     key = spec.resolve()
-    return sum(1 for llm in list(_HANDLES) if llm.spec.name and llm.spec.resolve() == key)
+    return sum(1 for llm in list(_HANDLES) if llm.spec.name and _is(llm.spec, key))
+
+
+def _is(spec: LLMSpec, key: LLMSpec) -> bool:
+    try:
+        return spec.resolve() == key
+    except LLMNERError:  # of a device that is not there
+        return False
 
 
 def unload(spec: LLMSpec) -> None:
@@ -161,11 +168,12 @@ def _load(spec: LLMSpec) -> LoadedLLM:
     path = resolve_path(spec.name, spec.revision)
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(path, revision=spec.revision, use_fast=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path,
             revision=spec.revision,
             torch_dtype=DTYPES[spec.dtype],
             attn_implementation=ATTENTION,
+            output_loading_info=True,
         )
     except Exception as e:
         if Path(path).is_dir():
@@ -174,6 +182,9 @@ def _load(spec: LLMSpec) -> LoadedLLM:
         known = [n for n, m in catalogue.CATALOGUE.items() if m.kind == "causal-lm"]
         message = Errors.E003.format(name=spec.name, known=", ".join(known), first=known[0])
         raise LLMNotFoundError(message) from e
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
+        raise LLMNERError(Errors.E004.format(path=path, reason=reason))
     if not hf_tokenizer.is_fast:
         raise LLMNERError(Errors.E011.format(name=spec.name))
     model.eval().requires_grad_(False).to(spec.device)
@@ -192,7 +203,7 @@ def _fingerprint(path: str, model: Any) -> str:
     if not Path(path).is_dir():
         from transformers.utils import cached_file
 
-        path = str(Path(cached_file(path, "config.json")).parent)
+        path = str(Path(str(cached_file(path, "config.json"))).parent)
     files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
     for file in files:
         size = file.stat().st_size

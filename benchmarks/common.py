@@ -1,0 +1,73 @@
+"""What the benchmarks share: the machine, JSON files, corpora, strict scores."""
+
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any, Dict, Iterable, List
+
+import spacy
+import torch
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(name: str, results: Dict[str, Any]) -> None:
+    """Write results/NAME.json, with machine, date and command."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []:
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    record = {
+        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "spacy": spacy.__version__,
+        **results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"saved {path.name}")
+
+
+def read_examples(nlp: Language, path: Path, sentences: bool = True) -> List[Example]:
+    """Read a .spacy file; the predicted side has the words of the reference.
+
+    sentences (bool): It also has its sentence boundaries.
+    """
+    out = []
+    for doc in DocBin().from_disk(path).get_docs(nlp.vocab):
+        starts = [t.is_sent_start is True for t in doc] if sentences else None
+        predicted = Doc(
+            nlp.vocab,
+            words=[t.text for t in doc],
+            spaces=[bool(t.whitespace_) for t in doc],
+            sent_starts=starts,  # type: ignore[arg-type]
+        )
+        out.append(Example(predicted, doc))
+    return out
+
+
+def strict_scores(references: Iterable[Doc], predictions: Iterable[Doc]) -> Dict[str, float]:
+    """Micro precision, recall and F1 of (start, end, label), in percent."""
+    right = n_gold = n_found = 0
+    for reference, predicted in zip(references, predictions):
+        gold = {(e.start_char, e.end_char, e.label_) for e in reference.ents}
+        found = {(e.start_char, e.end_char, e.label_) for e in predicted.ents}
+        right += len(gold & found)
+        n_gold += len(gold)
+        n_found += len(found)
+    precision, recall = right / max(n_found, 1), right / max(n_gold, 1)
+    f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+    return {"p": 100 * precision, "r": 100 * recall, "f": 100 * f1}

@@ -1,0 +1,176 @@
+"""F1 of the presets of `ember_probe`, and of spaCy's own `ner`, over several seeds.
+
+    python benchmarks/ember_quality.py NAME train.spacy dev.spacy test.spacy --preset default
+
+The .spacy files come from scripts/convert.py (`--docs-of 10` for documents). The LLM reads each text once: its
+features are cached, so only the first run waits for it. Everything is chosen on dev; test is scored once a seed.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import spacy
+import torch
+import typer
+from common import read_examples, save, strict_scores
+from spacy.cli.init_config import init_config
+from spacy.language import Language
+from spacy.training import Example
+from spacy.training.initialize import init_nlp
+from spacy.training.loop import train as spacy_train
+from spacy.util import fix_random_seed
+from thinc.api import Adam
+from thinc.schedules import warmup_linear
+
+from spacy_llmner.scorers import calibration_error, scored_entities
+
+PRESETS: Dict[str, Dict[str, Any]] = {
+    "default": {"@architectures": "spacy_llmner.EmberProbe.v1"},
+    "finished": {
+        "@architectures": "spacy_llmner.EmberProbe.v1",
+        "look_right": True,
+        "read_twice": True,
+    },
+    "finished-once": {"@architectures": "spacy_llmner.EmberProbe.v1", "look_right": True},
+    "paper": {"@architectures": "spacy_llmner.EmberPaper.v1"},
+    "paper-next": {"@architectures": "spacy_llmner.EmberPaper.v1", "attention": "next"},
+    "paper-current": {"@architectures": "spacy_llmner.EmberPaper.v1", "attention": "current"},
+}
+THRESHOLDS = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def main(
+    name: str,
+    train: Path,
+    dev: Path,
+    test: Path,
+    preset: str = "default",
+    llm: str = "smollm2-135m-instruct",
+    seeds: int = 3,
+    epochs: int = 6,
+    batch_words: int = 3000,
+    rate: float = 0.003,
+    dropout: float = 0.4,
+    tune_threshold: bool = typer.Option(False, help="Choose the threshold on dev"),
+) -> None:
+    runs = []
+    for seed in range(seeds):
+        if preset == "spacy-ner":
+            runs.append(run_spacy(train, dev, test, seed))
+        else:
+            settings = (epochs, batch_words, rate, dropout)
+            runs.append(run_ember(train, dev, test, preset, llm, seed, settings, tune_threshold))
+        print(seed, runs[-1], flush=True)
+    f1 = [run["test"]["f"] for run in runs]
+    save(
+        f"ember_quality_{name}_{preset}",
+        {
+            "set": name,
+            "preset": preset,
+            "llm": None if preset == "spacy-ner" else llm,
+            "test_f1_mean": statistics.mean(f1),
+            "test_f1_spread": max(f1) - min(f1),
+            "runs": runs,
+        },
+    )
+
+
+def run_ember(
+    train: Path, dev: Path, test: Path, preset: str, llm: str, seed: int, settings: Any, tune: bool
+) -> Dict[str, Any]:
+    epochs, batch_words, rate, dropout = settings
+    fix_random_seed(seed)
+    rng = random.Random(seed)
+    nlp = spacy.blank("en")
+    ember = nlp.add_pipe("ember_probe", config={"llm": {"name": llm}, "model": PRESETS[preset]})
+    examples = read_examples(nlp, train)
+    started = time.process_time()
+    nlp.initialize(lambda: examples)
+    n_batches = len(batches(examples, batch_words, rng))
+    total = n_batches * epochs
+    optimizer = Adam(
+        warmup_linear(rate, total // 10, total + 1),
+        beta1=0.9,
+        beta2=0.99,
+        L2=0.02,
+        grad_clip=1.0,
+        use_averages=True,
+    )
+    for epoch in range(epochs):
+        losses: Dict[str, float] = {}
+        for batch in batches(examples, batch_words, rng):
+            nlp.update(batch, sgd=optimizer, drop=dropout, losses=losses)
+            optimizer.step_schedules()
+        print(f"  epoch {epoch} loss {losses['ember_probe'] / n_batches:.4f}", flush=True)
+    run: Dict[str, Any] = {"seed": seed, "train_cpu_seconds": time.process_time() - started}
+    with nlp.use_params(optimizer.averages):
+        if tune:
+            scores = {}
+            for threshold in THRESHOLDS:
+                ember.cfg["threshold"] = threshold
+                scores[threshold] = score(nlp, dev)["f"]
+            ember.cfg["threshold"] = run["threshold"] = max(scores, key=lambda t: scores[t])
+        dev_examples = predict(nlp, dev)
+        run["dev"] = strict_scores(*zip(*((eg.reference, eg.predicted) for eg in dev_examples)))
+        run["dev_ece_before"] = calibration_error(scored_entities(dev_examples, "llmner"))
+        ember.score(dev_examples)  # calibrates on dev, as the training loop does
+        test_examples = predict(nlp, test)
+        run["test"] = strict_scores(*zip(*((eg.reference, eg.predicted) for eg in test_examples)))
+        run["test_ece"] = calibration_error(scored_entities(test_examples, "llmner"))
+        if any(sum(1 for t in eg.reference if t.is_sent_start) > 1 for eg in test_examples):
+            run["test_without_boundaries"] = score(nlp, test, sentences=False)
+    run["parameters"] = sum(p.numel() for p in ember.module.parameters())
+    return run
+
+
+def batches(examples: List[Example], n_words: int, rng: random.Random) -> List[List[Example]]:
+    """Shuffled batches of documents of like length, with about n_words padded words each."""
+    order = sorted(rng.sample(examples, len(examples)), key=lambda eg: len(eg.reference) // 4)
+    out: List[List[Example]] = [[]]
+    for eg in order:
+        if out[-1] and len(eg.reference) * (len(out[-1]) + 1) > n_words:
+            out.append([])
+        out[-1].append(eg)
+    rng.shuffle(out)
+    return out
+
+
+def predict(nlp: Language, path: Path, sentences: bool = True) -> List[Example]:
+    examples = read_examples(nlp, path, sentences)
+    docs = nlp.pipe([eg.predicted for eg in examples], batch_size=256)
+    return [Example(doc, eg.reference) for doc, eg in zip(docs, examples)]
+
+
+def score(nlp: Language, path: Path, sentences: bool = True) -> Dict[str, float]:
+    examples = predict(nlp, path, sentences)
+    return strict_scores([eg.reference for eg in examples], [eg.predicted for eg in examples])
+
+
+def run_spacy(train: Path, dev: Path, test: Path, seed: int) -> Dict[str, Any]:
+    """spaCy's efficiency config, trained until its patience ends."""
+    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
+    config["paths"].update(train=str(train), dev=str(dev), vectors=None)
+    config["initialize"]["vectors"] = None
+    config["training"]["seed"] = config["system"]["seed"] = seed
+    for part in ("train", "dev"):
+        config["corpora"][part]["gold_preproc"] = True
+    started = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        spacy_train(init_nlp(config), Path(folder))
+        best = spacy.load(Path(folder) / "model-best")
+    seconds = time.process_time() - started
+    return {
+        "seed": seed,
+        "train_cpu_seconds": seconds,
+        "dev": score(best, dev),
+        "test": score(best, test),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    typer.run(main)

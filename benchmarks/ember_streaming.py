@@ -1,0 +1,126 @@
+"""What it costs to find entities while the LLM writes: time with and without, alternated in one process.
+
+    python benchmarks/ember_streaming.py training/ember_probe/model-best
+
+Times are CPU times of one thread (on a GPU: wall times), so other work on the machine does not count. The separate
+tagger is spaCy's `ner` of the efficiency config, run over each sentence when it is complete, and over the
+text so far after each token; its weights don't matter for its cost.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import spacy
+import torch
+import typer
+from common import save
+from spacy.cli.init_config import init_config
+from spacy.util import load_model_from_config
+
+from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
+
+PROMPT = (
+    "In the spring of 1889, the engineer Amara Lindqvist left Trondheim for Valparaíso to build the "
+    "observatory of the Southern Star Company. Her diary tells the story of the journey:"
+)
+
+
+def main(pipeline: Path, pairs: int = 10, tokens: int = 256, name: str = "ember_streaming") -> None:
+    nlp = spacy.load(pipeline)
+    ember: Any = nlp.get_pipe("ember_probe")
+    llm = ember.shared_llm()
+    clock = time.process_time if llm.device.type == "cpu" else time.perf_counter
+    plain_ids, _ = plain(llm, 8, clock)
+    times: Dict[str, List[float]] = {"plain": [], "ember": []}
+    ratios = []
+    n_entities = 0
+    for k in range(pairs):
+        pair = {}
+        for mode in ("plain", "ember") if k % 2 else ("ember", "plain"):
+            if mode == "plain":
+                plain_ids, pair[mode] = plain(llm, tokens, clock)
+            else:
+                stream = ember.stream(PROMPT, max_new_tokens=tokens)
+                start = clock()
+                events = list(stream)
+                pair[mode] = clock() - start
+                n_entities = sum(1 for e in events if isinstance(e, EntityEvent))
+                text = "".join(e.text for e in events if isinstance(e, TextPiece))
+            times[mode] += [pair[mode]]
+        ratios.append(pair["ember"] / pair["plain"])
+        print(k, pair, round(ratios[-1], 4), flush=True)
+    same = llm.tokenizer.hf.decode(plain_ids) == text[len(PROMPT) :]
+    plain_seconds = statistics.median(times["plain"])
+    separate = {
+        mode: 1 + statistics.median(seconds) / plain_seconds
+        for mode, seconds in separate_ner(text, len(PROMPT), llm, plain_ids).items()
+    }
+    save(
+        name,
+        {
+            "llm": llm.spec.name,
+            "llm_device": str(llm.device),
+            "new_tokens": tokens,
+            "pairs": pairs,
+            "same_text": same,
+            "entity_events": n_entities,
+            "plain_ms_per_token": 1000 * plain_seconds / tokens,
+            "ratio_median": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "ratios": ratios,
+            "ratio_of_medians": statistics.median(times["ember"]) / plain_seconds,
+            "ratio_spacy_ner_each_sentence": separate["sentence"],
+            "ratio_spacy_ner_each_token": separate["token"],
+        },
+    )
+
+
+@torch.no_grad()
+def plain(llm: Any, tokens: int, clock: Callable[[], float]) -> Tuple[List[int], float]:
+    """Greedy decoding with a KV cache and nothing else."""
+    inputs = llm.tokenizer.sink + llm.tokenizer.encode(PROMPT).ids
+    ids: List[int] = []
+    start = clock()
+    out = llm.model(
+        input_ids=torch.tensor([inputs], device=llm.device), use_cache=True, logits_to_keep=1
+    )
+    for k in range(tokens):
+        ids.append(int(out.logits[0, -1].argmax()))
+        if k + 1 < tokens:
+            out = llm.model(
+                input_ids=torch.tensor([ids[-1:]], device=llm.device),
+                past_key_values=out.past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+    return ids, clock() - start
+
+
+def separate_ner(text: str, start: int, llm: Any, ids: List[int]) -> Dict[str, List[float]]:
+    """Time spaCy's `ner` over the generated text, sentence by sentence and token by token."""
+    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
+    config["initialize"]["vectors"] = None
+    nlp = load_model_from_config(config, auto_fill=True)
+    for label in ("PERSON", "ORG", "LOC", "PRODUCT", "EVENT", "WORK"):
+        nlp.get_pipe("ner").add_label(label)
+    nlp.initialize()
+    sentencizer = spacy.blank("en")
+    sentencizer.add_pipe("sentencizer")
+    sentences = [s.text for s in sentencizer(text[start:]).sents]
+    prefixes = [llm.tokenizer.hf.decode(ids[: k + 1]) for k in range(len(ids))]
+    out: Dict[str, List[float]] = {"sentence": [], "token": []}
+    for _ in range(5):
+        for mode, texts in (("sentence", sentences), ("token", prefixes)):
+            begin = time.process_time()
+            for part in texts:
+                nlp(part)
+            out[mode].append(time.process_time() - begin)
+    return out
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    typer.run(main)

@@ -1,0 +1,98 @@
+"""Words per second of `nlp.pipe` beside bare forward passes of the LLM over the same batches.
+
+    python benchmarks/ember_throughput.py training/ember_probe/model-best
+
+The texts are the project's own English corpus, five sentences a text. Rounds are alternated in one process; times are CPU
+times of one thread (on a GPU: wall times).
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import spacy
+import torch
+import typer
+from common import save
+from spacy.cli.init_config import init_config
+from spacy.util import load_model_from_config
+
+from spacy_llmner.llm.features import _batches, _reading_view
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def main(pipeline: Path, rounds: int = 5, texts: int = 40, name: str = "ember_throughput") -> None:
+    lines = (ASSETS / "en_train.jsonl").read_text(encoding="utf8").splitlines()
+    sentences = [json.loads(line)["text"] for line in lines]
+    documents = [" ".join(sentences[i : i + 5]) for i in range(0, 5 * texts, 5)]
+    nlp = spacy.load(pipeline)
+    ember: Any = nlp.get_pipe("ember_probe")
+    llm = ember.shared_llm()
+    n_words = sum(len(nlp.make_doc(text)) for text in documents)
+    ids = [llm.tokenizer.sink + llm.tokenizer.encode(text).ids for text in documents]
+    batches = [
+        padded([ids[i] for i in batch], llm.device)
+        for batch in _batches([len(x) for x in ids], ember.max_batch_tokens)
+    ]
+    view = _reading_view(llm, ember.reader.probed)
+    clock = time.process_time if llm.device.type == "cpu" else time.perf_counter
+    baseline = spacy_ner()
+    seconds: Dict[str, List[float]] = {"pipe": [], "whole": [], "used": [], "spacy": []}
+    for k in range(rounds + 1):
+        for mode in ("pipe", "whole", "used", "spacy"):
+            start = clock()
+            if mode == "pipe":
+                list(nlp.pipe(documents, batch_size=len(documents)))
+            elif mode == "spacy":
+                list(baseline.pipe(documents))
+            else:
+                forward(llm.model if mode == "whole" else view, batches)
+            if k:  # the first round warms up
+                seconds[mode].append(clock() - start)
+    speed = {mode: n_words / statistics.median(values) for mode, values in seconds.items()}
+    save(
+        name,
+        {
+            "llm": llm.spec.name,
+            "llm_device": str(llm.device),
+            "words": n_words,
+            "rounds": rounds,
+            "words_per_second": speed,
+            "pipe_over_whole_llm": speed["pipe"] / speed["whole"],
+            "pipe_over_used_layers": speed["pipe"] / speed["used"],
+            "spacy_ner_over_pipe": speed["spacy"] / speed["pipe"],
+        },
+    )
+    print(speed)
+
+
+def padded(texts: List[List[int]], device: torch.device) -> torch.Tensor:
+    longest = max(len(ids) for ids in texts)
+    return torch.tensor([ids + [0] * (longest - len(ids)) for ids in texts], device=device)
+
+
+@torch.no_grad()
+def forward(model: Any, batches: List[torch.Tensor]) -> None:
+    for batch in batches:
+        model(input_ids=batch, use_cache=False)
+    if batches[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def spacy_ner() -> Any:
+    """spaCy's `ner` of the efficiency config, untrained: its weights don't matter for its speed."""
+    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
+    config["initialize"]["vectors"] = None
+    nlp = load_model_from_config(config, auto_fill=True)
+    for label in ("PERSON", "ORG", "LOC", "PRODUCT", "EVENT", "WORK"):
+        nlp.get_pipe("ner").add_label(label)
+    nlp.initialize()
+    return nlp
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    typer.run(main)

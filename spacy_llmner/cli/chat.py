@@ -1,0 +1,257 @@
+"""`spacy llmner chat`: talk to the LLM, and see the entities while it answers."""
+
+import re
+import signal
+import sys
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from spacy.language import Language
+
+from ..ember_probe.live import EntityEvent, TextPiece
+from ..ember_probe.stream import EmberStream, Prompt, encode_prompt
+from ..errors import Errors, LLMNERError
+from .evaluate import colors_of, load_pipeline
+
+FACTORY = "ember_probe"
+# What a terminal would take for a command.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+# Start and end in characters, and the label.
+Key = Tuple[int, int, str]
+
+
+def chat_cli(
+    pipeline: str = typer.Argument(..., help="Pipeline with an ember_probe: folder or package"),
+    llm: Optional[str] = typer.Option(None, "--llm", help="Where the LLM is, if it moved"),
+    max_new_tokens: int = typer.Option(200, "--max-new-tokens", min=1, help="Longest answer"),
+    system: Optional[str] = typer.Option(None, "--system", help="What the LLM is told at first"),
+    plain: bool = typer.Option(False, "--plain", help="Continue each text, without chat template"),
+    temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 always says the same"),
+    once: Optional[str] = typer.Option(None, "--once", help="One prompt, then leave"),
+) -> None:
+    """
+    Talk to the LLM of a pipeline; entities light up while it writes. Underlined ones may still
+    change. Ctrl-C ends an answer, /quit the chat. In a pipe, a line is a prompt, and each answer is
+    printed with a list of its entities.
+    """
+    console = Console(highlight=False)
+    try:
+        ember = load_ember(pipeline, llm)
+        chat = Chat(ember, console, max_new_tokens, temperature, system, plain)
+        if once is not None:
+            chat.ask(once)
+            return
+        if sys.stdin.isatty():
+            console.print("Ctrl-C ends an answer, /quit the chat.", style="dim")
+        for prompt in read_prompts():
+            chat.ask(prompt)
+    except (LLMNERError, OSError) as e:
+        typer.echo(f"✘ {e}", err=True)
+        raise typer.Exit(1) from None
+
+
+def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
+    """Load a pipeline's ember_probe.
+
+    pipeline (str): Folder or package.
+    llm (Optional[str]): Replaces the LLM's name in the pipeline's config.
+    RETURNS (EmberProbe): The first one.
+    RAISES (LLMNERError): If there is none.
+    """
+    nlp = load_pipeline(pipeline)
+    name = _find(nlp, pipeline)
+    if llm is not None:
+        shared = "llm" in nlp.config.get("paths", {})
+        key = "paths.llm" if shared else f"components.{name}.llm.name"
+        nlp = load_pipeline(pipeline, config={key: llm})
+    return nlp.get_pipe(name)
+
+
+def _find(nlp: Language, pipeline: str) -> str:
+    for name in nlp.pipe_names:
+        if nlp.get_pipe_meta(name).factory == FACTORY:
+            return name
+    known = ", ".join(nlp.pipe_names) or "nothing"
+    raise LLMNERError(Errors.E031.format(name=FACTORY, path=pipeline, known=known))
+
+
+def read_prompts() -> Iterator[str]:
+    """YIELDS (str): What the user types, until /quit or the end of the input."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # not on Windows
+            import readline  # noqa: F401  # arrow keys in input()
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\nLeave with /quit.")
+            continue
+        if line == "/quit":
+            return
+        if line:
+            yield line
+
+
+class Chat:
+    """A conversation.
+
+    ember (EmberProbe): Its LLM talks, its probe finds the entities.
+    console (Console): Where answers are shown.
+    system (Optional[str]): First message.
+    plain (bool): Continue each text for itself; so it is, too, if the LLM has no chat template.
+    """
+
+    def __init__(
+        self,
+        ember: Any,
+        console: Console,
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        system: Optional[str] = None,
+        plain: bool = False,
+    ) -> None:
+        self.ember = ember
+        self.console = console
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.llm = ember.shared_llm()
+        self.plain = plain or not self.llm.tokenizer.hf.chat_template
+        self.messages: List[Dict[str, str]] = []
+        if system and not self.plain:
+            self.messages.append({"role": "system", "content": system})
+        self.colors = colors_of(ember.labels)
+
+    def ask(self, text: str) -> EmberStream:
+        """Show the answer while it is written, and remember it.
+
+        RETURNS (EmberStream): It has the annotated `doc`.
+        """
+        prompt = self._prompt(text)
+        encoded = encode_prompt(self.llm, prompt)
+        # A continued text is shown as a whole, of a conversation the answer only.
+        start = 0 if self.plain else len(encoded.text) + len(encoded.separator)
+        stream = self.ember.stream(
+            prompt,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=len(self.messages),
+        )
+        shown = Shown(start, self.colors)
+        with cancelling(stream), self._display(shown) as live:
+            for event in stream:
+                shown.add(event)
+                if live is not None:
+                    live.update(_tail(shown.render(), self.console))
+            shown.finish(stream.doc)
+            if live is not None:
+                live.update(shown.render())
+        if not self.console.is_terminal:
+            self._print(shown, stream)
+        if not self.plain:
+            self.messages = [*prompt, {"role": "assistant", "content": shown.text[start:].strip()}]
+        return stream
+
+    def _prompt(self, text: str) -> Any:
+        if self.plain:
+            return text
+        messages = [*self.messages, {"role": "user", "content": text}]
+        # What the LLM can't read any more is forgotten, the oldest first.
+        first = 1 if messages[0]["role"] == "system" else 0
+        while len(messages) > first + 1 and not self._fits(messages):
+            del messages[first : first + 2]
+        return messages
+
+    def _fits(self, prompt: Prompt) -> bool:
+        n_tokens = len(encode_prompt(self.llm, prompt).ids)
+        return n_tokens + self.max_new_tokens <= self.llm.max_length
+
+    def _display(self, shown: "Shown") -> Any:
+        if not self.console.is_terminal:
+            return nullcontext()
+        return Live(Text(), console=self.console)
+
+    def _print(self, shown: "Shown", stream: EmberStream) -> None:
+        self.console.print(Text(_clean(shown.text[shown.start :].strip())), soft_wrap=True)
+        for ent in stream.doc.ents if stream.doc is not None else []:
+            if ent.start_char >= shown.start:
+                line = f"- {ent.label_}: {_clean(ent.text)} ({ent._.score:.2f})"
+                self.console.print(line, markup=False, soft_wrap=True)
+
+
+class Shown:
+    """A text in progress with its entities.
+
+    start (int): First character that is shown.
+    colors (Dict[str, str]): Colour of each label.
+    """
+
+    def __init__(self, start: int, colors: Dict[str, str]) -> None:
+        self.start = start
+        self.colors = colors
+        self.text = ""
+        # Whether each entity is final.
+        self.entities: Dict[Key, bool] = {}
+
+    def add(self, event: Any) -> None:
+        """event (Union[TextPiece, EntityEvent]): The next one."""
+        if isinstance(event, TextPiece):
+            self.text += event.text
+        elif isinstance(event, EntityEvent):
+            if event.replaces is not None:
+                self.entities.pop(event.replaces, None)
+            key = (event.start, event.end, event.label)
+            if event.status == "dropped":
+                self.entities.pop(key, None)
+            else:
+                self.entities[key] = event.status == "final"
+
+    def finish(self, doc: Any) -> None:
+        """doc (Doc): What it came to."""
+        self.text = doc.text
+        self.entities = {(e.start_char, e.end_char, e.label_): True for e in doc.ents}
+
+    def render(self) -> Text:
+        """RETURNS (Text): Final entities on their label's colour, others underlined in it."""
+        out, reached = Text(), self.start
+        for (start, end, label), final in sorted(self.entities.items()):
+            if start < reached:
+                continue
+            color = self.colors.get(label, "white")
+            style = f"black on {color}" if final else f"dim underline {color}"
+            out.append(_clean(self.text[reached:start]))
+            out.append(_clean(self.text[start:end]), style=style)
+            out.append(f" {label} ", style=f"bold {style}" if final else f"dim {color}")
+            reached = end
+        return out.append(_clean(self.text[reached:]))
+
+
+@contextmanager
+def cancelling(stream: EmberStream) -> Iterator[None]:
+    """Ctrl-C ends the answer after the current token; a second one, the program."""
+
+    def cancel(number: int, frame: Any) -> None:
+        stream.cancel()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tail(text: Text, console: Console) -> Text:
+    """RETURNS (Text): As much of the end as can be redrawn; in the end all of it is printed."""
+    lines = text.wrap(console, console.width)
+    return Text("\n").join(lines[-max(console.height - 2, 1) :])
+
+
+def _clean(text: str) -> str:
+    return CONTROL.sub("\ufffd", text)

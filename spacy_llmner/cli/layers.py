@@ -1,0 +1,262 @@
+"""`spacy llmner layers`: which layer of an LLM knows the most about entity types.
+
+EMBER, arXiv 2403.11747 (methods.md 1a.2): a type probe for every layer, judged on dev data.
+"""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+import spacy
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.table import Table
+from spacy.scorer import get_ner_prf
+from spacy.tokens import Doc, Span
+from spacy.training import Example
+from torch import nn
+from tqdm import tqdm
+
+from ..ember_probe.cache import MAX_HALF
+from ..ember_probe.words import WordReader
+from ..errors import Errors, LLMNERError
+from ..llm.pool import LoadedLLM, make_llm
+from ..pipe import aligned_entities
+from .evaluate import check_data_path, read_examples
+
+# Docs that the LLM reads at once.
+READ_BATCH = 32
+WIDTH = 256
+BATCH = 512
+EPOCHS = 8
+LEARN_RATE = 1e-3
+UNKNOWN = -1
+
+
+@dataclass
+class LayerScore:
+    """How well a probe on one layer finds the entities of the dev data.
+
+    layer (int): Index of the layer; 0 are the embeddings.
+    depth (float): Its share of the LLM's depth.
+    """
+
+    layer: int
+    depth: float
+    ents_p: float
+    ents_r: float
+    ents_f: float
+
+
+def layers_cli(
+    train_path: Path = typer.Argument(..., metavar="TRAIN", help="Training data (.spacy)"),
+    dev_path: Path = typer.Argument(..., metavar="DEV", help="Data to judge by (.spacy)"),
+    llm: str = typer.Option(..., "--llm", help="The LLM: a name, a folder or a hub id"),
+    lang: str = typer.Option("en", "--lang", "-l", help="Language of the data"),
+    output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
+    limit: int = typer.Option(2000, "--limit", min=1, help="Docs read of each file"),
+    gpu_id: Optional[int] = typer.Option(
+        None, "--gpu-id", "-g", help="GPU ID, or -1 for CPU; default: a GPU if there is one"
+    ),
+) -> None:
+    """
+    Train a small type probe on every layer of an LLM and compare them on dev data. The LLM reads
+    the data once. Its states of all layers are kept in a temporary folder meanwhile.
+    """
+    console = Console(highlight=False)
+    device = "auto" if gpu_id is None else "cpu" if gpu_id < 0 else f"cuda:{gpu_id}"
+    try:
+        loaded = make_llm(llm, device=device).load()
+        scores = sweep(loaded, train_path, dev_path, lang=lang, limit=limit, progress=True)
+        best = max(scores, key=lambda s: s.ents_f)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            found = {"llm": llm, "n_layers": loaded.n_layers, "best_layer": best.layer}
+            found["layers"] = [asdict(s) for s in scores]
+            output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf8")
+    except (LLMNERError, OSError) as e:
+        typer.echo(f"✘ {e}", err=True)
+        raise typer.Exit(1) from None
+    console.print(_table(scores, best))
+    console.print(
+        f"Best: layer {best.layer} of {loaded.n_layers}, at {best.depth:.0%} of the depth. "
+        "Use it in the config:\n\n[components.ember_probe.model]\n"
+        f'@architectures = "spacy_llmner.EmberPaper.v1"\nlayer = {best.layer}\n\n'
+        "(EmberFewShot.v1 has the same setting; EmberProbe.v1 mixes several: put it among "
+        "its `layers`.)",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def sweep(
+    llm: LoadedLLM,
+    train_path: Path,
+    dev_path: Path,
+    *,
+    lang: str = "en",
+    limit: int = 2000,
+    progress: bool = False,
+) -> List[LayerScore]:
+    """Train a probe on each layer and score it.
+
+    train_path (Path): Annotated Docs, in .spacy format.
+    dev_path (Path): Others, likewise.
+    lang (str): Language code, for the words.
+    limit (int): Docs read of each.
+    progress (bool): Show progress bars, if standard error is a terminal.
+    RETURNS (List[LayerScore]): For each layer, from the embeddings on.
+    RAISES (LLMNERError): If data are not there or can't be used, or none has an entity.
+    """
+    nlp = _blank(lang)
+    for path in (train_path, dev_path):
+        check_data_path(path)
+    train, dev = (read_examples(nlp, path)[:limit] for path in (train_path, dev_path))
+    labels = sorted({label for eg in train for _, _, label in aligned_entities(eg)[0]})
+    if not labels:
+        raise LLMNERError(Errors.E023.format(name="layers"))
+    types = torch.from_numpy(np.concatenate([_types(eg, labels) for eg in train]))
+    disable = None if progress else True
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        train_states, dev_states = (
+            read_states(llm, [eg.predicted for eg in examples], Path(folder) / name, disable)
+            for name, examples in (("train", train), ("dev", dev))
+        )
+        numbers = range(llm.n_layers + 1)
+        for layer in tqdm(numbers, desc="layers", unit="layer", leave=False, disable=disable):
+            states = torch.from_numpy(np.array(train_states[layer], dtype=np.float32))
+            probe = train_probe(states.to(llm.device), types.to(llm.device), len(labels) + 1)
+            states = torch.from_numpy(np.array(dev_states[layer], dtype=np.float32))
+            with torch.no_grad():
+                predicted = probe(states.to(llm.device)).argmax(-1).cpu().numpy()
+            _annotate(dev, predicted, labels)
+            prf = get_ner_prf(dev)
+            scores = (prf[f"ents_{x}"] or 0.0 for x in "prf")
+            out.append(LayerScore(layer, layer / llm.n_layers, *scores))
+        # Windows can't delete a file that is mapped.
+        del train_states, dev_states
+    return out
+
+
+def read_states(
+    llm: LoadedLLM, docs: Sequence[Doc], path: Path, disable: Optional[bool] = True
+) -> np.ndarray:
+    """Let the LLM read Docs once.
+
+    path (Path): File to keep the states in.
+    RETURNS (ndarray): float16, shape (layers + 1, words, width), mapped from the file.
+    """
+    reader = WordReader(tuple(range(llm.n_layers + 1)))
+    n_words = sum(len(doc) for doc in docs)
+    shape = (llm.n_layers + 1, n_words, llm.width)
+    out = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
+    done = 0
+    bar = tqdm(total=len(docs), desc="the LLM reads", unit="doc", leave=False, disable=disable)
+    for k in range(0, len(docs), READ_BATCH):
+        for features in reader.read(llm, docs[k : k + READ_BATCH]):
+            states = features.hidden.clamp(-MAX_HALF, MAX_HALF).half().cpu().numpy()
+            out[:, done : done + len(states)] = states.swapaxes(0, 1)
+            done += len(states)
+            bar.update()
+    bar.close()
+    return out
+
+
+def train_probe(states: torch.Tensor, types: torch.Tensor, n_types: int) -> nn.Module:
+    """Train Linear, ReLU, Linear (as PaperProbe.types) on one layer's states.
+
+    states (Tensor): Shape (words, width).
+    types (Tensor): Shape (words,); UNKNOWN words are left out.
+    RETURNS (Module): States to logits.
+    """
+    known = types != UNKNOWN
+    states, types = states[known], types[known]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mlp = nn.Sequential(nn.Linear(states.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, n_types))
+    probe = nn.Sequential(Scale(states), mlp).to(states.device)
+    n_steps = EPOCHS * -(-len(states) // BATCH)
+    optimizer = torch.optim.AdamW(mlp.parameters(), lr=LEARN_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(states), generator=generator).to(states.device)
+        for part in order.split(BATCH):
+            loss = F.cross_entropy(probe(states[part]), types[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return probe.eval()
+
+
+class Scale(nn.Module):
+    """Brings states to mean 0 and spread 1: layers differ by orders of magnitude."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.mean = states.mean(0)
+        self.std = states.std(0, unbiased=False) + 1e-3
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return (states - self.mean) / self.std
+
+
+def joined(types: Sequence[int], n_labels: int) -> List[Tuple[int, int, int]]:
+    """Join adjacent words of the same type.
+
+    RETURNS (List[Tuple[int, int, int]]): Start, end and label of each mention.
+    """
+    out: List[Tuple[int, int, int]] = []
+    for i, label in enumerate(types):
+        if label == n_labels:
+            continue
+        if out and out[-1][1:] == (i, label):
+            out[-1] = (out[-1][0], i + 1, label)
+        else:
+            out.append((i, i + 1, int(label)))
+    return out
+
+
+def _blank(lang: str) -> spacy.Language:
+    try:
+        return spacy.blank(lang)
+    except ImportError as e:
+        raise LLMNERError(f"spaCy has no language '{lang}' ({e}). Set --lang, e.g. en.") from None
+
+
+def _types(eg: Example, labels: List[str]) -> np.ndarray:
+    entities, unknown = aligned_entities(eg)
+    types = np.full(len(eg.predicted), len(labels))
+    for start, end, label in entities:
+        types[start:end] = labels.index(label)
+    for start, end in unknown:
+        types[start:end] = UNKNOWN
+    return types
+
+
+def _annotate(examples: List[Example], types: np.ndarray, labels: List[str]) -> None:
+    done = 0
+    for eg in examples:
+        doc = eg.predicted
+        mentions = joined(types[done : done + len(doc)].tolist(), len(labels))
+        doc.set_ents([Span(doc, s, e, label=labels[c]) for s, e, c in mentions], default="outside")
+        done += len(doc)
+
+
+def _table(scores: List[LayerScore], best: LayerScore) -> Table:
+    table = Table()
+    for column in ("layer", "depth", "P", "R", "F"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for score in scores:
+        values = (f"{100 * x:.1f}" for x in (score.ents_p, score.ents_r, score.ents_f))
+        mark, style = ("best", "bold green") if score is best else ("", None)
+        table.add_row(str(score.layer), f"{score.depth:.0%}", *values, mark, style=style)
+    return table

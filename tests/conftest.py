@@ -1,0 +1,207 @@
+"""Models that the tests share: tiny random ones of every supported shape, and one real small LLM."""
+
+import json
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from spacy_llmner.llm import catalogue
+from spacy_llmner.llm.pool import make_llm
+
+# The machine may be busy: no test fails since it took its time.
+settings.register_profile("llmner", deadline=None)
+settings.load_profile("llmner")
+
+SENTENCES = [
+    "Ada Hale met Bo Lund in Bonn on Monday, and they spoke about the old bridge.",
+    "The river Aare flows past Bern. Nobody came to the meeting in Rome.",
+    "  Two spaces,\ttabs\nand lines.  Ünder Straßen läuft Öl.",
+    "王小明在北京大学学习。他住在上海。",
+    "Rockets 🚀 and parties 🎉 for Zoë 👩‍💻!",
+    "Prices rose by 3.5% to 120 euros, said Dr. Hale of Lund & Sons.",
+]
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+# Like SmolLM2, the tiny Llama has no token for some bytes and leaves them out.
+NO_BYTES = (0x04, 0xF1, 0xF2, 0xF3, 0xF4)
+# The text window that Gemma's sliding layers see is smaller than the texts of the tests.
+SLIDING_WINDOW = 5
+SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+SHAPES = ("llama", "qwen2", "gemma3", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Folder of the small LLM that the project itself downloads."""
+    return catalogue.download("smollm2-135m-instruct", progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """Folders of tiny random LLMs, by shape. Don't write to them."""
+    root = tmp_path_factory.mktemp("tiny-llms")
+    return {shape: save_tiny(root / shape, shape) for shape in SHAPES}
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_models):
+    """Folder of a tiny random Llama with a byte-level tokenizer."""
+    return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def any_llm(request, tiny_models):
+    """Folder of a tiny random LLM of each supported shape."""
+    return tiny_models[request.param]
+
+
+@pytest.fixture
+def load():
+    """Load a folder in float32 on the CPU."""
+    return lambda path, dtype="float32": make_llm(str(path), dtype=dtype, device="cpu").load()
+
+
+@pytest.fixture(scope="session")
+def make_tiny():
+    """Write a tiny random LLM to a folder: make_tiny(path, shape, seed=0)."""
+    return save_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizers():
+    """Fast tokenizers of transformers, by kind."""
+    return {
+        "byte-level": byte_level_tokenizer(),
+        "metaspace": metaspace_tokenizer(),
+        "metaspace with a space in front": metaspace_tokenizer("first"),
+    }
+
+
+def save_tiny(path, shape, seed=0):
+    """Write a tiny random LLM and its tokenizer."""
+    tokenizer = metaspace_tokenizer() if shape == "gemma3" else byte_level_tokenizer()
+    tokenizer.save_pretrained(path)
+    tiny_model(shape, len(tokenizer), seed).save_pretrained(path)
+    return str(path)
+
+
+def tiny_model(shape, vocab_size, seed=0):
+    ids = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    if shape == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SIZE, **ids))
+    elif shape == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**SIZE, **ids))
+    elif shape == "gemma3":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+        config = Gemma3TextConfig(
+            **SIZE,
+            **ids,
+            head_dim=12,
+            query_pre_attn_scalar=8,
+            layer_types=kinds,
+            sliding_window=SLIDING_WINDOW,
+        )
+        model = Gemma3ForCausalLM(config)
+    else:
+        config = GPT2Config(
+            n_embd=SIZE["hidden_size"],
+            n_inner=SIZE["intermediate_size"],
+            n_layer=SIZE["num_hidden_layers"],
+            n_head=SIZE["num_attention_heads"],
+            n_positions=SIZE["max_position_embeddings"],
+            **ids,
+        )
+        model = GPT2LMHeadModel(config)
+    # Initial weights are so small that all attention is uniform, and biases are 0.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.1 * noise if "norm" in name or "ln_" in name else 0.3 * noise)
+    model.generation_config.pad_token_id = 1
+    return model
+
+
+def byte_level_tokenizer():
+    """A tokenizer like those of SmolLM2, Qwen2 and GPT-2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=SPECIAL,
+        initial_alphabet=[c for c in pre_tokenizers.ByteLevel.alphabet() if c not in no_token()],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return fast(tokenizer)
+
+
+def no_token():
+    """The letters that stand for NO_BYTES in a byte-level alphabet."""
+    # Bytes 0 to 32 are shown as the letters from U+0100 on, 0xAE to 0xFF as themselves.
+    return [chr(0x100 + byte) if byte < 33 else chr(byte) for byte in NO_BYTES]
+
+
+def metaspace_tokenizer(prepend="never"):
+    """A tokenizer like Gemma's; with prepend "first" it is like Llama 2's."""
+    space = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = space
+    raw_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=560,
+        special_tokens=[*SPECIAL, "<unk>", *raw_bytes],
+        limit_alphabet=70,
+        show_progress=False,
+    )
+    trained.train_from_iterator(SENTENCES, trainer)
+    model = models.BPE(
+        *vocab_and_merges(trained), unk_token="<unk>", byte_fallback=True, fuse_unk=True
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = space
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        + ([decoders.Strip(" ", 1, 0)] if prepend == "first" else [])
+    )
+    tokenizer.add_special_tokens([*SPECIAL, "<unk>"])
+    return fast(tokenizer)
+
+
+def vocab_and_merges(tokenizer):
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [tuple(merge) for merge in model["merges"]]
+
+
+def fast(tokenizer):
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[1],
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,204 @@
+"""Overfit, save, load: as spaCy tests its own components."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import spacy
+import torch
+from ember_helpers import (
+    TEXTS,
+    assert_same,
+    entities,
+    make_nlp,
+    same_state,
+    share_found,
+    state_of,
+    train,
+)
+from safetensors.torch import load_file
+
+from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
+from spacy_llmner.llm import pool
+
+UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
+
+
+@pytest.fixture(params=["default", "look_right", "read_twice", "paper"])
+def any_trained(request):
+    if request.param == "read_twice":
+        tiny_llm = request.getfixturevalue("tiny_llm")
+        return train(make_nlp(tiny_llm, width=32, read_twice=True))
+    fixture = {"default": "trained", "look_right": "trained_right", "paper": "trained_next"}
+    return request.getfixturevalue(fixture[request.param])
+
+
+def assert_same_answers(one, other, tolerance=1e-5):
+    for a, b in zip(one.pipe([*TEXTS, UNSEEN]), other.pipe([*TEXTS, UNSEEN])):
+        assert_same(a, b, tolerance)
+
+
+def test_overfitting_IO(any_trained, tmp_path):
+    assert share_found(any_trained) == 1.0
+    any_trained.to_disk(tmp_path)
+    loaded = spacy.load(tmp_path)
+    assert_same_answers(any_trained, loaded)
+    assert loaded.get_pipe("ember_probe").labels == ("LOC", "PER")
+
+    fresh = spacy.util.load_model_from_config(any_trained.config)
+    fresh.from_bytes(any_trained.to_bytes())
+    assert_same_answers(any_trained, fresh)
+    # Bytes are those of the same weights, however often they were saved.
+    assert same_state(state_of(fresh), state_of(loaded))
+
+
+def test_overfitting_IO_paper(trained_paper, tmp_path):
+    # The random LLM's attention hardly tells neighbours apart.
+    assert share_found(trained_paper) > 0.75
+    trained_paper.to_disk(tmp_path)
+    assert_same_answers(trained_paper, spacy.load(tmp_path))
+
+
+def test_pickle(trained):
+    data = pickle.dumps(trained)
+    assert_same_answers(trained, pickle.loads(data))
+    # The LLM is in memory, but not in the pickle.
+    pool.clear()
+    assert abs(len(pickle.dumps(trained)) - len(data)) < 1000
+
+
+def test_pickle_while_training(tiny_llm, tmp_path):
+    """An open feature cache and a half-trained optimizer stay where they are."""
+    nlp = train(make_nlp(tiny_llm, width=16, cfg={"feature_cache": str(tmp_path)}), steps=2)
+    again = pickle.loads(pickle.dumps(nlp))
+    assert entities(again(TEXTS[0])) == entities(nlp(TEXTS[0]))
+    copied = copy.deepcopy(nlp.get_pipe("ember_probe"))
+    assert copied.labels == ("LOC", "PER")
+
+
+def test_only_the_probe_is_saved(any_trained, tmp_path):
+    any_trained.to_disk(tmp_path)
+    pipe = any_trained.get_pipe("ember_probe")
+    assert sorted(p.name for p in (tmp_path / "ember_probe").iterdir()) == [
+        "cfg",
+        "model.safetensors",
+    ]
+    saved = load_file(tmp_path / "ember_probe" / "model.safetensors")
+    assert saved.keys() == pipe.module.state_dict().keys()
+    cfg = json.loads((tmp_path / "ember_probe" / "cfg").read_text())
+    assert cfg["llm"]["fingerprint"] == pipe.shared_llm().fingerprint
+    assert len(json.dumps(cfg)) < 1000
+    n_parameters = sum(p.numel() for p in pipe.module.state_dict().values())
+    assert len(pipe.to_bytes(exclude=["vocab"])) < 4 * n_parameters + 10_000
+
+
+def test_llm_stays_as_it_was(tiny_llm):
+    llm = pool.make_llm(tiny_llm, device="cpu").load()
+    before = {name: p.clone() for name, p in llm.model.named_parameters()}
+    nlp = train(make_nlp(tiny_llm, width=16), steps=3)
+    nlp(TEXTS[0])
+    assert nlp.get_pipe("ember_probe").shared_llm() is llm
+    assert not llm.model.training
+    for name, p in llm.model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert not p.requires_grad and p.grad is None
+
+
+def test_loading_reads_no_llm(trained, tmp_path):
+    trained.to_disk(tmp_path)
+    pool.clear()
+    nlp = spacy.load(tmp_path)
+    nlp.to_bytes()
+    assert pool.loaded() == []
+    nlp(TEXTS[0])
+    assert len(pool.loaded()) == 1
+
+
+def test_other_llm_is_refused(trained, other_llm, tmp_path):
+    trained.to_disk(tmp_path)
+    config = {"components.ember_probe.llm.name": other_llm}
+    nlp = spacy.load(tmp_path, config=config)
+    with pytest.raises(LLMMismatchError, match="E008|was trained on the LLM.*paths.llm"):
+        nlp(TEXTS[0])
+    # No document's fault: an error handler does not hide it.
+    nlp.set_error_handler(lambda *args: None)
+    with pytest.raises(LLMMismatchError):
+        list(nlp.pipe(TEXTS))
+
+
+def test_repoint_to_a_moved_llm(trained, tiny_llm, tmp_path):
+    trained.to_disk(tmp_path / "pipeline")
+    moved = tmp_path / "moved"
+    moved.symlink_to(tiny_llm)
+    config = {"components.ember_probe.llm.name": str(moved)}
+    nlp = spacy.load(tmp_path / "pipeline", config=config)
+    assert_same_answers(trained, nlp)
+
+
+def test_no_llm_set(tmp_path):
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ember_probe")
+    with pytest.raises(LLMNERError, match="no labels.*spacy train"):
+        nlp("Some text")
+    with pytest.raises(LLMNotFoundError, match="ember_probe.llm.name"):
+        train(nlp)
+
+
+def test_untrained(tiny_llm):
+    nlp = make_nlp(tiny_llm)
+    nlp.get_pipe("ember_probe").add_label("PER")
+    with pytest.raises(LLMNERError, match="not trained yet"):
+        nlp("Some text")
+
+
+def test_broken_folder(trained, tmp_path):
+    trained.to_disk(tmp_path)
+    (tmp_path / "ember_probe" / "model.safetensors").unlink()
+    with pytest.raises(LLMNERError, match="missing: model.safetensors"):
+        spacy.load(tmp_path)
+
+
+def test_untrained_can_be_saved(tiny_llm, tmp_path):
+    nlp = make_nlp(tiny_llm)
+    nlp.to_disk(tmp_path)
+    assert spacy.load(tmp_path).get_pipe("ember_probe").labels == ()
+
+
+def test_sourced_component(trained):
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ember_probe", source=trained)
+    assert_same_answers(trained, nlp)
+
+
+def test_two_in_one_pipeline(trained):
+    """Two components share one LLM and keep their results apart."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ember_probe", source=trained)
+    config = {**trained.get_pipe_config("ember_probe"), "spans_key": "second"}
+    nlp.add_pipe(config.pop("factory"), name="second", config=config)
+    first, second = nlp.get_pipe("ember_probe"), nlp.get_pipe("second")
+    second.from_bytes(first.to_bytes())
+    second.cfg.update(spans_key="second", threshold=0.999)
+    doc = nlp(TEXTS[0])
+    assert set(doc.spans) == {"llmner", "second"}
+    assert len(doc.spans["second"]) < len(doc.spans["llmner"])
+    assert second.shared_llm() is first.shared_llm()
+
+
+@pytest.mark.parametrize(
+    "setting,value,match",
+    [
+        ("threshold", 0.0, "`threshold` of 'ember_probe' is 0.0, but must be between 0 and 1"),
+        ("threshold", 1.5, "between 0 and 1"),
+        ("max_batch_tokens", 0, "must be positive"),
+    ],
+)
+def test_senseless_settings(tiny_llm, setting, value, match):
+    with pytest.raises(LLMNERError, match=match):
+        make_nlp(tiny_llm, cfg={setting: value})
+
+
+def test_layer_that_the_llm_does_not_have(tiny_llm):
+    with pytest.raises(LLMNERError, match="Layer 9 was asked for.*has 4 layers"):
+        train(make_nlp(tiny_llm, layers=[0, 9]))

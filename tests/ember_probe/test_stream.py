@@ -1,0 +1,295 @@
+"""Entities while the LLM writes, on a tiny random LLM: it writes nonsense, with half characters."""
+
+import pytest
+import spacy
+import torch
+from ember_helpers import TEXTS, TRAIN, assert_same, assert_valid, entities, make_nlp, train
+from spacy.training import Example
+
+from spacy_llmner.ember_probe.live import EntityEvent, LiveText, TextPiece
+from spacy_llmner.ember_probe.stream import encode_prompt
+from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm.features import Steps, read_texts
+from spacy_llmner.llm.pool import make_llm
+
+PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
+
+
+@pytest.fixture(params=["default", "current", "next", "both", "adjacency"])
+def any_streaming(request, paper):
+    if request.param == "default":
+        return request.getfixturevalue("trained")
+    return paper(request.param)
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """Number of tokens of each forward pass."""
+    lengths = []
+    original = Steps.feed
+
+    def feed(self, ids):
+        lengths.append(len(ids))
+        return original(self, ids)
+
+    monkeypatch.setattr(Steps, "feed", feed)
+    return lengths
+
+
+def stream_of(nlp, prompt=PROMPT, **settings):
+    return nlp.get_pipe("ember_probe").stream(prompt, **settings)
+
+
+def run(stream):
+    """RETURNS (Tuple): The pieces' text, and the entity events."""
+    events = list(stream)
+    text = "".join(e.text for e in events if isinstance(e, TextPiece))
+    return text, [e for e in events if isinstance(e, EntityEvent)]
+
+
+def remaining(events):
+    """RETURNS (Dict): What a consumer that follows the events shows at the end."""
+    shown = {}
+    for event in events:
+        key = (event.start, event.end, event.label)
+        if event.replaces is not None:
+            shown.pop(event.replaces, None)
+        if event.status == "dropped":
+            shown.pop(key, None)
+        else:
+            shown[key] = event
+    return shown
+
+
+def assert_consistent(stream, text, events):
+    doc = stream.doc
+    assert text == doc.text == stream.text
+    assert_valid(doc, text)
+    shown = remaining(events)
+    assert sorted(shown) == sorted(entities(doc))
+    for event in shown.values():
+        assert event.status == "final"
+    for event in events:
+        assert text[event.start : event.end] == event.text
+        assert 0.0 <= event.score <= 1.0
+
+
+def greedy(llm, ids, n):
+    """RETURNS (List[int]): What transformers' own generate writes."""
+    out = llm.model.generate(
+        torch.tensor([ids]), max_new_tokens=n, do_sample=False, pad_token_id=1
+    )
+    return out[0, len(ids) :].tolist()
+
+
+def test_same_text_as_generate(any_streaming):
+    stream = stream_of(any_streaming, max_new_tokens=40)
+    text, events = run(stream)
+    llm = any_streaming.get_pipe("ember_probe").shared_llm()
+    ids = llm.tokenizer.sink + llm.tokenizer.encode(PROMPT).ids
+    written = [t for t in greedy(llm, ids, 40) if t not in llm.tokenizer.hf.all_special_ids]
+    prompt_ids = llm.tokenizer.encode(PROMPT).ids
+    assert stream._live.ids == prompt_ids + written
+    assert text.startswith(PROMPT)
+    assert_consistent(stream, text, events)
+
+
+def test_one_pass_of_one_token_for_each_new_token(trained, paper, fed):
+    n_prompt = len(encode_prompt(trained.get_pipe("ember_probe").shared_llm(), PROMPT).ids)
+    run(stream_of(trained, max_new_tokens=12))
+    assert fed == [n_prompt] + [1] * 12
+    fed.clear()
+    # The kinds of attention that look from the token behind need one more for the last word.
+    run(stream_of(paper("next"), max_new_tokens=12))
+    assert fed == [n_prompt] + [1] * 13
+
+
+def test_nothing_is_read_again(trained, monkeypatch):
+    llm = trained.get_pipe("ember_probe").shared_llm()
+    seen = []
+    hook = llm.model.model.embed_tokens.register_forward_hook(
+        lambda module, args, out: seen.append(args[0].numel())
+    )
+    try:
+        run(stream_of(trained, max_new_tokens=10))
+    finally:
+        hook.remove()
+    assert seen[1:] == [1] * 10
+
+
+@pytest.mark.parametrize("text", [*TEXTS, " ".join(TEXTS), "Mira  Stone \n met\tOskar Blum.  ", "x"])
+def test_fixed_text_token_by_token(any_streaming, text):
+    """A text that arrives in the tokens that it would be read in gets the entities of nlp(text)."""
+    ember = any_streaming.get_pipe("ember_probe")
+    llm = ember.shared_llm()
+    ids = llm.tokenizer.encode(text).ids
+    end = llm.tokenizer.end if ember.reader.attention else []
+    features = read_texts(llm, [llm.tokenizer.sink + ids + end], ember.reader.probed)[0]
+    n_sink = len(llm.tokenizer.sink)
+    live = LiveText(ember)
+    events = []
+    for i, token in enumerate(ids):
+        events += live.add_token(token, part(features, n_sink + i))
+        # What is final stays.
+    last = part(features, n_sink + len(ids)) if end else None
+    doc, more = live.finish(last)
+    assert_same(doc, any_streaming(text))
+    assert not [e for e in more if e.status == "dropped" and e in live.finals.values()]
+    shown = remaining(events + more)
+    assert sorted(shown) == sorted(entities(doc))
+    for ent in doc.ents:
+        key = (ent.start_char, ent.end_char, ent.label_)
+        # A final entity's score is from the text up to where it became final.
+        assert shown[key].status == "final"
+
+
+def part(features, i):
+    from spacy_llmner.ember_probe.stream import _row
+
+    return _row(features, i)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 30])
+def test_doc_is_that_of_the_text(any_streaming, n):
+    """Where the written tokens are those that the text is read in, all answers are the same."""
+    stream = stream_of(any_streaming, TEXTS[0], max_new_tokens=n)
+    text, events = run(stream)
+    assert_consistent(stream, text, events)
+    llm = any_streaming.get_pipe("ember_probe").shared_llm()
+    if llm.tokenizer.encode(text).ids == stream._live.ids:
+        assert_same(stream.doc, any_streaming(text))
+    elif n == 0:
+        raise AssertionError("the prompt was encoded in another way than the text")
+
+
+def test_entities_of_the_prompt_are_events(trained):
+    text, events = run(stream_of(trained, TEXTS[0] + " ", max_new_tokens=0))
+    assert text == TEXTS[0] + " "
+    assert sorted(remaining(events)) == TRAIN[0][1]
+
+
+def test_events_come_while_it_is_written(trained):
+    """An entity of the prompt is shown before the generation ends."""
+    events = list(stream_of(trained, " ".join(TEXTS) + " ", max_new_tokens=20))
+    first = next(i for i, e in enumerate(events) if isinstance(e, EntityEvent))
+    last = max(i for i, e in enumerate(events) if isinstance(e, TextPiece))
+    assert first < last
+    assert any(e.status == "final" for e in events[:last] if isinstance(e, EntityEvent))
+
+
+def test_stop_strings(trained):
+    full, _ = run(stream_of(trained, max_new_tokens=30))
+    written = full[len(PROMPT) :]
+    stop = written[3:5]
+    stream = stream_of(trained, max_new_tokens=30, stop=["", "never there", stop])
+    text, events = run(stream)
+    assert stream.stop_reason == "stop"
+    assert stop in text[len(PROMPT) :] and len(text) < len(full)
+    assert full.startswith(text.rstrip("\ufffd"))
+    assert_consistent(stream, text, events)
+
+
+def test_cancel(trained):
+    stream = stream_of(trained, max_new_tokens=50)
+    pieces = []
+    for event in stream:
+        if isinstance(event, TextPiece):
+            pieces.append(event.text)
+        if len(pieces) == 3:
+            stream.cancel()
+    assert stream.stop_reason == "cancelled"
+    assert stream.doc.text == "".join(pieces)
+    assert len(stream._live.ids) < 30
+
+
+def test_length_is_the_reason(trained):
+    stream = stream_of(trained, max_new_tokens=3)
+    run(stream)
+    assert stream.stop_reason == "length"
+
+
+def test_room_in_the_llm(trained):
+    """No more is written than the LLM has positions."""
+    llm = trained.get_pipe("ember_probe").shared_llm()
+    stream = stream_of(trained, max_new_tokens=10_000)
+    text, events = run(stream)
+    assert len(stream._live.ids) + 1 <= llm.max_length
+    assert_consistent(stream, text, events)
+
+
+def test_empty_prompt(any_streaming):
+    stream = stream_of(any_streaming, "", max_new_tokens=8)
+    text, events = run(stream)
+    assert_consistent(stream, text, events)
+    stream = stream_of(any_streaming, "", max_new_tokens=0)
+    assert run(stream) == ("", [])
+    assert len(stream.doc) == 0
+
+
+@pytest.mark.parametrize("prompt", ["  ", "\n", "Mira Stone 🚀", "王小明 é", "Oskar\x04 ", "a  b \n\n c"])
+def test_odd_prompts(any_streaming, prompt):
+    stream = stream_of(any_streaming, prompt, max_new_tokens=10)
+    text, events = run(stream)
+    assert text.startswith(prompt)
+    assert_consistent(stream, text, events)
+
+
+def test_messages_need_a_template(trained):
+    with pytest.raises(LLMNERError, match="has no chat template.*smollm2"):
+        run(stream_of(trained, [{"role": "user", "content": "Who?"}]))
+
+
+def test_probes_that_see_the_whole_text_cannot_stream(trained_right):
+    with pytest.raises(LLMNERError, match="look_right = true"):
+        stream_of(trained_right)
+    with pytest.raises(LLMNERError, match="look_right = true"):
+        trained_right.get_pipe("ember_probe").streamer()
+
+
+def test_untrained_cannot_stream(tiny_llm):
+    with pytest.raises(LLMNERError, match="has no labels"):
+        stream_of(make_nlp(tiny_llm))
+
+
+def test_sampling_follows_its_seed_and_no_global_one(trained):
+    before = torch.get_rng_state()
+    settings = {"max_new_tokens": 20, "temperature": 1.5, "top_p": 0.95}
+    texts = [run(stream_of(trained, seed=seed, **settings))[0] for seed in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_repetition_penalty(trained):
+    plain = stream_of(trained, max_new_tokens=25)
+    penalized = stream_of(trained, max_new_tokens=25, repetition_penalty=3.0)
+    run(plain), run(penalized)
+    assert len(set(penalized._live.ids)) > len(set(plain._live.ids))
+
+
+def test_every_shape_of_llm(any_llm):
+    nlp = train(make_nlp(any_llm, width=16), steps=10)
+    stream = stream_of(nlp, TEXTS[0] + " Mira", max_new_tokens=15)
+    text, events = run(stream)
+    assert_consistent(stream, text, events)
+    llm = make_llm(any_llm, device="cpu").load()
+    ids = encode_prompt(llm, TEXTS[0] + " Mira").ids
+    special = llm.tokenizer.hf.all_special_ids
+    written = [t for t in greedy(llm, ids, 15) if t not in special]
+    assert stream._live.ids[len(ids) - len(llm.tokenizer.sink) :] == written
+
+
+@pytest.mark.parametrize("segmenter", ["char"])
+def test_chinese(tiny_llm, segmenter):
+    nlp = spacy.blank("zh")
+    assert nlp.tokenizer.segmenter == segmenter
+    nlp = make_nlp(tiny_llm, lang="zh", width=32)
+    data = [("王小明在北京大学学习。", [(0, 3, "PER"), (4, 8, "ORG")]), ("他住在上海。", [(3, 5, "LOC")])]
+    examples = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in data]
+    assert len(examples) == 2
+    train(nlp, data=data)
+    stream = stream_of(nlp, data[0][0], max_new_tokens=0)
+    text, events = run(stream)
+    assert_consistent(stream, text, events)
+    assert sorted(remaining(events)) == data[0][1]
+    stream = stream_of(nlp, data[0][0], max_new_tokens=12)
+    assert_consistent(stream, *run(stream))

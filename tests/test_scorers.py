@@ -1,0 +1,83 @@
+import pytest
+import spacy
+from spacy.tokens import Span, SpanGroup
+from spacy.training import Example
+
+from spacy_llmner.scorers import (
+    calibration_error,
+    llmner_score,
+    make_llmner_scorer,
+    scored_entities,
+    span_scores,
+)
+
+TEXT = "Mira Stone met Oskar Blum in Varnholm"
+
+
+@pytest.fixture
+def nlp():
+    return spacy.blank("en")
+
+
+def make_example(nlp, found, gold):
+    """found: (start, end, label, score) in tokens; gold: the same without score, or None."""
+    doc, reference = nlp(TEXT), nlp(TEXT)
+    spans = [Span(doc, s, e, label=label) for s, e, label, _ in found]
+    scores = [score for *_, score in found]
+    doc.set_ents(spans)
+    doc.spans["sc"] = SpanGroup(doc, spans=spans, attrs={"scores": scores})
+    if gold is not None:
+        reference.set_ents([Span(reference, s, e, label=label) for s, e, label in gold])
+    return Example(doc, reference)
+
+
+def test_scores_as_spacy_counts_them(nlp):
+    found = [(0, 2, "PER", 0.9), (3, 5, "LOC", 0.6), (6, 7, "LOC", 0.8)]
+    gold = [(0, 2, "PER"), (3, 5, "PER"), (6, 7, "LOC")]
+    result = make_llmner_scorer()([make_example(nlp, found, gold)], spans_key="sc")
+    assert result["ents_p"] == result["ents_r"] == pytest.approx(2 / 3)
+    assert result["ents_per_type"]["PER"]["r"] == 0.5
+    # One bin each: |1 - 0.9|, |0 - 0.6| and |1 - 0.8|.
+    assert result["ents_ece"] == pytest.approx((0.1 + 0.6 + 0.2) / 3)
+
+
+def test_without_scores(nlp):
+    eg = make_example(nlp, [(0, 2, "PER", 0.9)], [(0, 2, "PER")])
+    result = llmner_score([eg], spans_key="elsewhere")
+    assert result["ents_f"] == 1.0
+    assert result["ents_ece"] is None
+
+
+def test_without_annotation(nlp):
+    eg = make_example(nlp, [(0, 2, "PER", 0.9)], None)
+    assert scored_entities([eg], "sc") == []
+    result = llmner_score([eg], spans_key="sc")
+    assert result["ents_f"] is None and result["ents_ece"] is None
+
+
+def test_annotated_without_entities_counts_as_wrong(nlp):
+    eg = make_example(nlp, [(0, 2, "PER", 0.9)], [])
+    assert scored_entities([eg], "sc") == [(0.9, False)]
+
+
+def test_span_scores(nlp):
+    doc = make_example(nlp, [(0, 2, "PER", 0.9)], []).predicted
+    assert span_scores(doc, "sc") == {(0, 2, "PER"): 0.9}
+    assert span_scores(doc, "no") == {}
+    doc.spans["bare"] = [doc[0:1]]
+    assert span_scores(doc, "bare") == {}
+
+
+@pytest.mark.parametrize(
+    "scored,expected",
+    [
+        ([], None),
+        ([(1.0, True)], 0.0),
+        ([(1.0, False)], 1.0),
+        ([(0.75, True)] * 3 + [(0.75, False)], 0.0),
+        ([(0.95, True), (0.95, False)], 0.45),
+        ([(0.05, False), (0.95, True)], 0.05),
+    ],
+)
+def test_calibration_error(scored, expected):
+    assert calibration_error(scored) == (None if expected is None else pytest.approx(expected))
