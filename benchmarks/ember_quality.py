@@ -2,8 +2,9 @@
 
     python benchmarks/ember_quality.py NAME train.spacy dev.spacy test.spacy --preset default
 
-The .spacy files come from scripts/convert.py (`--docs-of 10` for documents). The LLM reads each text once: its
-features are cached, so only the first run waits for it. Everything is chosen on dev; test is scored once a seed.
+The .spacy files come from scripts/convert.py (`--docs-of 10` for documents). The LLM reads each text
+once: its features are cached, so only the first run waits for it. Everything is chosen on dev; test
+is scored once a seed.
 """
 
 import random
@@ -65,18 +66,18 @@ def main(
             settings = (epochs, batch_words, rate, dropout)
             runs.append(run_ember(train, dev, test, preset, llm, seed, settings, tune_threshold))
         print(seed, runs[-1], flush=True)
-    f1 = [run["test"]["f"] for run in runs]
-    save(
-        f"ember_quality_{name}_{preset}",
-        {
-            "set": name,
-            "preset": preset,
-            "llm": None if preset == "spacy-ner" else llm,
-            "test_f1_mean": statistics.mean(f1),
-            "test_f1_spread": max(f1) - min(f1),
-            "runs": runs,
-        },
-    )
+        f1 = [r["test"]["f"] for r in runs]
+        save(
+            f"ember_quality_{name}_{preset}",
+            {
+                "set": name,
+                "preset": preset,
+                "llm": None if preset == "spacy-ner" else llm,
+                "test_f1_mean": statistics.mean(f1),
+                "test_f1_spread": max(f1) - min(f1),
+                "runs": runs,
+            },
+        )
 
 
 def run_ember(

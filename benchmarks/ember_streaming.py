@@ -2,9 +2,9 @@
 
     python benchmarks/ember_streaming.py training/ember_probe/model-best
 
-Times are CPU times of one thread (on a GPU: wall times), so other work on the machine does not count. The separate
-tagger is spaCy's `ner` of the efficiency config, run over each sentence when it is complete, and over the
-text so far after each token; its weights don't matter for its cost.
+Times are CPU times of one thread (on a GPU: wall times), so other work on the machine does not
+count. The separate tagger is spaCy's `ner` of the efficiency config, run over each sentence when it is
+complete, and over the text so far after each token; its weights don't matter for its cost.
 """
 
 import statistics

@@ -2,8 +2,8 @@
 
     python benchmarks/ember_throughput.py training/ember_probe/model-best
 
-The texts are the project's own English corpus, five sentences a text. Rounds are alternated in one process; times are CPU
-times of one thread (on a GPU: wall times).
+The texts are the project's own English corpus, five sentences a text. Rounds are alternated in one
+process; times are CPU times of one thread (on a GPU: wall times).
 """
 
 import json

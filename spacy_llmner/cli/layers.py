@@ -31,9 +31,11 @@ from .evaluate import check_data_path, read_examples
 
 # Docs that the LLM reads at once.
 READ_BATCH = 32
-WIDTH = 256
+WIDTH = 128
 BATCH = 512
 EPOCHS = 8
+# On few data that would be too little.
+MIN_STEPS = 300
 LEARN_RATE = 1e-3
 UNKNOWN = -1
 
@@ -181,11 +183,12 @@ def train_probe(states: torch.Tensor, types: torch.Tensor, n_types: int) -> nn.M
         torch.manual_seed(0)
         mlp = nn.Sequential(nn.Linear(states.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, n_types))
     probe = nn.Sequential(Scale(states), mlp).to(states.device)
-    n_steps = EPOCHS * -(-len(states) // BATCH)
+    steps_per_epoch = -(-len(states) // BATCH)
+    n_epochs = max(EPOCHS, -(-MIN_STEPS // steps_per_epoch))
     optimizer = torch.optim.AdamW(mlp.parameters(), lr=LEARN_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_steps)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_epochs * steps_per_epoch)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(EPOCHS):
+    for _ in range(n_epochs):
         order = torch.randperm(len(states), generator=generator).to(states.device)
         for part in order.split(BATCH):
             loss = F.cross_entropy(probe(states[part]), types[part])

@@ -210,7 +210,9 @@ class LiveText:
         words = self.words[-self.reader.max_words :] if self.attention else self.words[-1:]
         first = max(bisect.bisect_right(self.ends, words[0][0]), 0)
         last = bisect.bisect_left(self.starts, words[-1][1])
-        first = max(min(first, last - 1), 0)
+        # One token more on both sides: a word of white space may be part of the token behind it.
+        first = max(min(first, last) - 1, 0)
+        last = min(last + 1, len(self.starts))
         part = slice(first, last)
         tokens = Features(torch.stack(self.hidden[part])) if last else Features(self._no_state())
         if self.attention:

@@ -83,7 +83,7 @@ class WordReader:
         sink, end = llm.tokenizer.sink, llm.tokenizer.end if self.attention else []
         between = llm.tokenizer.encode("\n").ids if self.read_twice else []
         size = min(self.max_length, llm.max_length) - len(sink) - len(end) - len(between)
-        size = size // 2 if self.read_twice else size
+        size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
         parts, texts = [], []
         for i, encoding in enumerate(encodings):

@@ -187,6 +187,9 @@ def _load(spec: LLMSpec) -> LoadedLLM:
         raise LLMNERError(Errors.E004.format(path=path, reason=reason))
     if not hf_tokenizer.is_fast:
         raise LLMNERError(Errors.E011.format(name=spec.name))
+    if not hasattr(model.config, "num_hidden_layers"):  # text and images in one model
+        cls = type(model).__name__
+        raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, cls=cls))
     model.eval().requires_grad_(False).to(spec.device)
     return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), _fingerprint(path, model))
 

@@ -22,7 +22,7 @@ class LLMSpec:
     name (str): Local folder, name of the catalogue, or hub id.
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on CUDA.
-    device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if thinc or torch can use it.
+    device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if torch can use it.
     """
 
     name: str

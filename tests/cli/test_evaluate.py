@@ -211,7 +211,7 @@ def test_failed_documents_do_not_shift_the_others(model, data, monkeypatch):
     nlp = spacy.load(model)
     nlp.add_pipe("test_evaluate_failing", first=True)
     nlp.set_error_handler(ignore_error)
-    monkeypatch.setattr(module, "load_model", lambda name: nlp)
+    monkeypatch.setattr(module, "load_model", lambda name, config: nlp)
     result = run(model, data)
     assert "1 docs failed and count as empty" in result.stdout
     assert row(result.stdout, "LOC") == ["100.0", "33.3", "50.0", "3", "1"]

@@ -1,6 +1,5 @@
 import json
 
-import pytest
 import spacy
 import torch
 import typer
@@ -18,13 +17,6 @@ DATA = [
     ("The river Aare flows past Bern.", [(10, 14, "LOC"), (26, 30, "LOC")]),
     ("Nobody came to the meeting.", []),
 ]
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Few words: smaller batches, more epochs."""
-    monkeypatch.setattr("spacy_llmner.cli.layers.BATCH", 8)
-    monkeypatch.setattr("spacy_llmner.cli.layers.EPOCHS", 25)
 
 
 def write(path, data=DATA):

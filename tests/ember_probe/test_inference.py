@@ -22,7 +22,7 @@ from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm.pool import LoadedLLM
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
-MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 60]
+MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 20]
 NASTY = [
     "\x00\x01Mira\x02 Stone\x85",
     "Mira\u200bStone \ufeff met \u202eOskar\u202c",
@@ -48,7 +48,7 @@ def test_pipe_is_call(any_trained):
             assert_same(one, other)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 @given(st.permutations(range(len(MANY))), st.integers(1, 12))
 def test_any_order_and_batch_size(trained, order, batch_size):
     for i, doc in zip(order, trained.pipe([MANY[i] for i in order], batch_size=batch_size)):

@@ -76,9 +76,7 @@ def assert_consistent(stream, text, events):
 
 def greedy(llm, ids, n):
     """RETURNS (List[int]): What transformers' own generate writes."""
-    out = llm.model.generate(
-        torch.tensor([ids]), max_new_tokens=n, do_sample=False, pad_token_id=1
-    )
+    out = llm.model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False, pad_token_id=1)
     return out[0, len(ids) :].tolist()
 
 
@@ -117,7 +115,9 @@ def test_nothing_is_read_again(trained, monkeypatch):
     assert seen[1:] == [1] * 10
 
 
-@pytest.mark.parametrize("text", [*TEXTS, " ".join(TEXTS), "Mira  Stone \n met\tOskar Blum.  ", "x"])
+@pytest.mark.parametrize(
+    "text", [*TEXTS, " ".join(TEXTS), "Mira  Stone \n met\tOskar Blum.  ", "x"]
+)
 def test_fixed_text_token_by_token(any_streaming, text):
     """A text that arrives in the tokens that it would be read in gets the entities of nlp(text)."""
     ember = any_streaming.get_pipe("ember_probe")
@@ -199,7 +199,8 @@ def test_cancel(trained):
             stream.cancel()
     assert stream.stop_reason == "cancelled"
     assert stream.doc.text == "".join(pieces)
-    assert len(stream._live.ids) < 30
+    n_prompt = len(trained.get_pipe("ember_probe").shared_llm().tokenizer.encode(PROMPT))
+    assert len(stream._live.ids) - n_prompt < 15
 
 
 def test_length_is_the_reason(trained):
@@ -226,7 +227,9 @@ def test_empty_prompt(any_streaming):
     assert len(stream.doc) == 0
 
 
-@pytest.mark.parametrize("prompt", ["  ", "\n", "Mira Stone 🚀", "王小明 é", "Oskar\x04 ", "a  b \n\n c"])
+@pytest.mark.parametrize(
+    "prompt", ["  ", "\n", "Mira Stone 🚀", "王小明 é", "Oskar\x04 ", "a  b \n\n c"]
+)
 def test_odd_prompts(any_streaming, prompt):
     stream = stream_of(any_streaming, prompt, max_new_tokens=10)
     text, events = run(stream)
@@ -283,7 +286,10 @@ def test_chinese(tiny_llm, segmenter):
     nlp = spacy.blank("zh")
     assert nlp.tokenizer.segmenter == segmenter
     nlp = make_nlp(tiny_llm, lang="zh", width=32)
-    data = [("王小明在北京大学学习。", [(0, 3, "PER"), (4, 8, "ORG")]), ("他住在上海。", [(3, 5, "LOC")])]
+    data = [
+        ("王小明在北京大学学习。", [(0, 3, "PER"), (4, 8, "ORG")]),
+        ("他住在上海。", [(3, 5, "LOC")]),
+    ]
     examples = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in data]
     assert len(examples) == 2
     train(nlp, data=data)
