@@ -118,7 +118,7 @@ class Warnings:
         "folder with enough space. What was cached before is kept and used."
     )
     W002 = (
-        "{n} of {total} entities of the training data are longer than {max_length} tokens and "
+        "{n} of {total} entities of the training data are longer than {max_words} tokens and "
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."

@@ -119,6 +119,46 @@ class LLMNERPipe(TrainablePipe):
         self.vocab.strings.add(label)
         return 1
 
+    def set_labels(self, examples: Iterable[Example], labels: Optional[List[str]]) -> None:
+        """Take the labels of a training run from the config or from the examples.
+
+        RAISES (LLMNERError): Without labels, or if the examples have others than those given.
+        """
+        seen = sorted({ent.label_ for eg in examples for ent in eg.reference.ents})
+        if labels is None and not self.labels:
+            if not seen:
+                raise LLMNERError(Errors.E023.format(name=self.name))
+            labels = seen
+        for label in labels or []:
+            self.add_label(label)
+        if not self.labels:
+            raise LLMNERError(Errors.E020.format(name=self.name))
+        strange = [label for label in seen if label not in self.labels]
+        if strange:
+            raise self.unknown_labels(strange)
+
+    def unknown_labels(self, strange: Sequence[str]) -> LLMNERError:
+        """RETURNS (LLMNERError): About labels in the data that the component does not know."""
+        known = ", ".join(self.labels)
+        message = Errors.E021.format(unknown=", ".join(strange), name=self.name, known=known)
+        return LLMNERError(message)
+
+    def adopt_llm(self) -> LoadedLLM:
+        """Load the LLM and note which weights the component is trained on.
+
+        RETURNS (LoadedLLM): The shared weights.
+        """
+        self.cfg["llm"] = None
+        llm = self.shared_llm()
+        self.cfg["llm"] = {
+            "name": llm.spec.name,
+            "fingerprint": llm.fingerprint,
+            "n_layers": llm.n_layers,
+            "width": llm.width,
+            "n_heads": llm.n_heads,
+        }
+        return llm
+
     def shared_llm(self) -> LoadedLLM:
         """Get the LLM, and make sure that it is the one the component was trained on.
 
@@ -127,6 +167,9 @@ class LLMNERPipe(TrainablePipe):
         """
         if not self.llm.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component=self.name))
+        device = self.llm.spec.resolve().device
+        if device.startswith("cuda") and multiprocessing.parent_process() is not None:
+            raise LLMNERError(Errors.E010.format(device=device))
         llm = self.llm.load()
         trained = self.cfg["llm"]
         if trained and trained["fingerprint"] != llm.fingerprint:
@@ -139,8 +182,6 @@ class LLMNERPipe(TrainablePipe):
                     given_print=llm.fingerprint,
                 )
             )
-        if llm.device.type == "cuda" and multiprocessing.parent_process() is not None:
-            raise LLMNERError(Errors.E010.format(device=llm.device))
         return llm
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
@@ -254,10 +295,6 @@ class LLMNERPipe(TrainablePipe):
     def build(self) -> torch.nn.Module:
         """RETURNS (torch.nn.Module): The trained part, for the settings in `cfg`, without weights."""
         raise NotImplementedError
-
-    def remember_llm(self, llm: LoadedLLM) -> None:
-        """Note which weights the component is trained on."""
-        self.cfg["llm"] = {"name": llm.spec.name, "fingerprint": llm.fingerprint}
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings and trained part; never the LLM's weights."""

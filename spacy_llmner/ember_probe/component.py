@@ -1,7 +1,6 @@
 """`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
 
 import random
-import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -11,9 +10,8 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Config, Model, Optimizer
-from tqdm import tqdm
 
-from ..errors import Errors, LLMNERError, Warnings
+from ..errors import Errors, LLMNERError
 from ..llm import catalogue
 from ..llm.pool import LLM, LoadedLLM
 from ..pipe import Found, FoundSpan, LLMNERPipe, aligned_entities
@@ -21,6 +19,7 @@ from ..scorers import scored_entities
 from . import calibration
 from .batch import Gold, WordBatch, batches_by_words, collate, surface
 from .cache import FeatureCache
+from .corpus import read_corpus, warn_about_lost
 from .fewshot import Annotated, FewShotSettings, fit_few_shot
 from .segments import Mention
 from .settings import Dims
@@ -47,10 +46,6 @@ name = null
 """
 
 DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
-# Docs of the corpus that the LLM reads at once while features are cached.
-CACHE_BATCH = 64
-# Words that the scale of the hidden states is taken from.
-SCALE_WORDS = 20000
 
 
 @Language.factory(
@@ -155,7 +150,7 @@ class EmberProbe(LLMNERPipe):
         )
         self.max_batch_tokens = max_batch_tokens
         self.feature_cache = feature_cache
-        self._cache: Optional[FeatureCache] = None
+        self.cache: Optional[FeatureCache] = None
         self._training = False
 
     @property
@@ -187,7 +182,7 @@ class EmberProbe(LLMNERPipe):
         if not places:
             return out
         probe.eval()
-        features = self._read([docs[i] for i in places])
+        features = self.read([docs[i] for i in places])
         for group in batches_by_words([len(f) for f in features]):
             batch = self._batch([docs[places[i]] for i in group], [features[i] for i in group])
             with torch.no_grad():
@@ -266,7 +261,7 @@ class EmberProbe(LLMNERPipe):
         probe.train()
         probe.set_dropout(drop)
         docs = [eg.predicted for eg in examples]
-        scores = probe(self._batch(docs, self._read(docs)))
+        scores = probe(self._batch(docs, self.read(docs)))
         loss, d_scores = self.get_loss(examples, scores)
         torch.autograd.backward(scores, d_scores)
         probe.eval()
@@ -291,15 +286,8 @@ class EmberProbe(LLMNERPipe):
         known = {label: i for i, label in enumerate(self.labels)}
         strange = sorted({label for _, _, label in entities if label not in known})
         if strange:
-            raise self._unknown_labels(strange)
+            raise self.unknown_labels(strange)
         return [(start, end, known[label]) for start, end, label in entities], unknown
-
-    def _unknown_labels(self, strange: Sequence[str]) -> LLMNERError:
-        return LLMNERError(
-            Errors.E021.format(
-                unknown=", ".join(strange), name=self.name, known=", ".join(self.labels)
-            )
-        )
 
     def initialize(
         self,
@@ -319,21 +307,22 @@ class EmberProbe(LLMNERPipe):
         examples = [eg for eg in get_examples() if len(eg.predicted)]
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
-        if isinstance(self.model.attrs["settings"], FewShotSettings):
+        settings = self.model.attrs["settings"]
+        if isinstance(settings, FewShotSettings):
             return self.fit(examples)
         self.module = None
         self._optimizer = None
-        self._set_labels(examples, labels)
+        self.set_labels(examples, labels)
         # New probes are made with draws of their own, so that no global seed is touched.
-        llm = self._adopt_llm()
+        llm = self.adopt_llm()
         self._open_cache(llm)
         self._training = True
         self.cfg["calibration"] = list(calibration.IDENTITY)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.getrandbits(31))
             self.module = self.build().to(llm.device)
-        self._warn_about_lost(examples)
-        sample = self._read_corpus([eg.predicted for eg in examples])
+        warn_about_lost(self.name, examples, getattr(settings, "max_words", None))
+        sample = read_corpus(self, [eg.predicted for eg in examples])
         if hasattr(self.module, "fit_scale"):
             self.module.fit_scale(sample.to(llm.device))
         self.module.eval()
@@ -347,68 +336,12 @@ class EmberProbe(LLMNERPipe):
         """
         fit_few_shot(self, examples)
 
-    def _set_labels(self, examples: List[Example], labels: Optional[List[str]]) -> None:
-        seen = sorted({ent.label_ for eg in examples for ent in eg.reference.ents})
-        if labels is None and not self.cfg["labels"]:
-            if not seen:
-                raise LLMNERError(Errors.E023.format(name=self.name))
-            labels = seen
-        for label in labels or []:
-            self.add_label(label)
-        strange = [label for label in seen if label not in self.cfg["labels"]]
-        if strange:
-            raise self._unknown_labels(strange)
-        if not self.labels:
-            raise LLMNERError(Errors.E020.format(name=self.name))
-
-    def _adopt_llm(self) -> LoadedLLM:
-        self.cfg["llm"] = None
-        llm = self.shared_llm()
-        self.cfg["llm"] = {
-            "name": llm.spec.name,
-            "fingerprint": llm.fingerprint,
-            "n_layers": llm.n_layers,
-            "width": llm.width,
-            "n_heads": llm.n_heads,
-        }
-        return llm
-
     def _open_cache(self, llm: LoadedLLM) -> None:
-        self._cache = None
+        self.cache = None
         if self.feature_cache != "off":
             auto = self.feature_cache == "auto"
             folder = catalogue.home() / "features" if auto else Path(self.feature_cache)
-            self._cache = FeatureCache(folder, llm, self.reader)
-
-    def _read_corpus(self, docs: List[Doc]) -> torch.Tensor:
-        """Let the LLM read the corpus once. RETURNS (Tensor): Hidden states of a sample of words."""
-        if self._cache is None:
-            docs = docs[:CACHE_BATCH]
-        docs = sorted(docs, key=lambda doc: len(doc.text))
-        sample: List[torch.Tensor] = []
-        share = min(1.0, SCALE_WORDS / max(sum(len(doc) for doc in docs), 1))
-        starts = range(0, len(docs), CACHE_BATCH)
-        for k in tqdm(starts, desc=f"{self.name}: the LLM reads the corpus", disable=None):
-            for features in self._read(docs[k : k + CACHE_BATCH]):
-                step = max(int(1 / share), 1)
-                sample.append(features.hidden[::step].float())
-        return torch.cat(sample)
-
-    def _warn_about_lost(self, examples: List[Example]) -> None:
-        max_words = getattr(self.model.attrs["settings"], "max_words", None)
-        total = lost = cut = 0
-        for eg in examples:
-            entities, _ = aligned_entities(eg)
-            total += len(eg.reference.ents)
-            cut += len(eg.reference.ents) - len(entities)
-            lost += sum(1 for s, e, _ in entities if max_words and e - s > max_words)
-        if lost:
-            warnings.warn(
-                Warnings.W002.format(n=lost, total=total, max_length=max_words, name=self.name),
-                stacklevel=2,
-            )
-        if cut:
-            warnings.warn(Warnings.W003.format(n=cut, total=total), stacklevel=2)
+            self.cache = FeatureCache(folder, llm, self.reader)
 
     def stream(self, prompt: Prompt, **settings: Any) -> EmberStream:
         """Let the LLM write, and find the entities while it does.
@@ -472,10 +405,11 @@ class EmberProbe(LLMNERPipe):
             raise LLMNERError(message.format(name=self.name))
         return self.module
 
-    def _read(self, docs: Sequence[Doc]) -> List[WordFeatures]:
+    def read(self, docs: Sequence[Doc]) -> List[WordFeatures]:
+        """RETURNS (List[WordFeatures]): What the LLM says about the Docs' words, cached in training."""
         llm = self.shared_llm()
-        if self._cache is not None:
-            return self._cache.read(llm, self.reader, docs)
+        if self.cache is not None:
+            return self.cache.read(llm, self.reader, docs)
         return self.reader.read(llm, docs)
 
     def _batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:

@@ -114,6 +114,6 @@ def test_masked_words_give_no_gradient(tiny_llm):
     doc = nlp.make_doc(TEXTS[0])
     unknown = Doc(doc.vocab, [t.text for t in doc], [bool(t.whitespace_) for t in doc])
     unknown.set_ents([], missing=[unknown[:]], default="outside")
-    batch = ember._batch([doc], ember._read([doc]))
+    batch = ember._batch([doc], ember.read([doc]))
     _, (gradient,) = ember.get_loss([Example(doc, unknown)], ember.module(batch))
     assert gradient.abs().max() == 0
