@@ -324,7 +324,7 @@ class EmberProbe(LLMNERPipe):
         warn_about_lost(self.name, examples, getattr(settings, "max_words", None))
         sample = read_corpus(self, [eg.predicted for eg in examples])
         if hasattr(self.module, "fit_scale"):
-            self.module.fit_scale(sample.to(llm.device))
+            self.module.fit_scale(sample)
         self.module.eval()
 
     def fit(self, examples: Iterable[Annotated]) -> None:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..errors import Warnings
 from ..pipe import aligned_entities
+from .words import WordFeatures
 
 if TYPE_CHECKING:
     from .component import EmberProbe
@@ -20,22 +21,25 @@ BATCH = 64
 SAMPLE_WORDS = 20000
 
 
-def read_corpus(ember: "EmberProbe", docs: List[Doc]) -> torch.Tensor:
+def read_corpus(ember: "EmberProbe", docs: List[Doc]) -> WordFeatures:
     """Let the LLM read a corpus, shortest texts first, so that its features are cached.
 
     Without a cache, only as much as the sample needs.
-    RETURNS (Tensor): Hidden states of a sample of words, shape (words, layers, width).
+    RETURNS (WordFeatures): Of a sample of words, float32.
     """
     if ember.cache is None:
         docs = docs[:BATCH]
     docs = sorted(docs, key=lambda doc: len(doc.text))
     step = max(sum(len(doc) for doc in docs) // SAMPLE_WORDS, 1)
-    sample: List[torch.Tensor] = []
+    hidden: List[torch.Tensor] = []
+    attention: List[torch.Tensor] = []
     starts = range(0, len(docs), BATCH)
     for k in tqdm(starts, desc=f"{ember.name}: the LLM reads the corpus", disable=None):
         for features in ember.read(docs[k : k + BATCH]):
-            sample.append(features.hidden[::step].float())
-    return torch.cat(sample)
+            hidden.append(features.hidden[::step].float())
+            if features.attention is not None:
+                attention.append(features.attention[::step].float())
+    return WordFeatures(torch.cat(hidden), torch.cat(attention) if attention else None)
 
 
 def warn_about_lost(name: str, examples: List[Example], max_words: Optional[int]) -> None:

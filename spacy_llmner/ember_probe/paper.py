@@ -19,7 +19,8 @@ from ..errors import Errors, LLMNERError
 from .batch import Gold, WordBatch
 from .segments import IMPOSSIBLE, Chain, Mention, mask_crossing
 from .settings import Dims, carry
-from .words import ATTENTION_KINDS, WordReader
+from .standardize import Standardize
+from .words import ATTENTION_KINDS, WordFeatures, WordReader
 
 
 @dataclass(frozen=True)
@@ -80,28 +81,41 @@ class PaperProbe(nn.Module):
     def __init__(self, settings: PaperSettings, dims: Dims) -> None:
         super().__init__()
         self.settings = settings
-        kinds = 2 if settings.attention == "both" else 1
+        n_weights = dims.n_layers * dims.n_heads * (2 if settings.attention == "both" else 1)
         width = settings.width
+        # Inputs are standardised: another way to write the first layer, but attention weights are so
+        # small that the paper's networks would need many more steps without it.
+        self.hidden_scale = Standardize((dims.width,))
+        self.attention_scale = Standardize((n_weights,))
         self.n_types = dims.n_labels + 1
         self.types = nn.Sequential(
             nn.Linear(dims.width, width), nn.ReLU(), nn.Linear(width, dims.n_labels + 1)
         )
-        self.spans = nn.Sequential(
-            nn.Linear(dims.n_layers * dims.n_heads * kinds, width), nn.ReLU(), nn.Linear(width, 1)
-        )
+        self.spans = nn.Sequential(nn.Linear(n_weights, width), nn.ReLU(), nn.Linear(width, 1))
         self.max_words = 1 if settings.attention == "adjacency" else settings.max_words
         self.drop = 0.0
 
     def set_dropout(self, drop: float) -> None:
         """The paper's probes have none; the rate is ignored."""
 
+    def fit_scale(self, sample: WordFeatures) -> None:
+        """Take mean and spread of hidden states and attention weights from a sample of words."""
+        assert sample.attention is not None
+        self.hidden_scale.fit(sample.hidden[:, 0].to(self.hidden_scale.mean))
+        cells = sample.attention.flatten(2).flatten(0, 1).to(self.hidden_scale.mean)
+        self.attention_scale.fit(cells[cells.any(1)])
+
+    def margins(self, attention: torch.Tensor) -> torch.Tensor:
+        """RETURNS (Tensor): Shape (texts, words, max_words): what the span probe says of each cell."""
+        return self.spans(self.attention_scale(attention.flatten(3)))[..., 0]
+
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
         """RETURNS (Tuple[Tensor, Tensor]): Type logits, shape (texts, words, labels + 1), "outside" last;
         and span margins, shape (texts, words, max_words): above 0 where the span of k + 1 words that
         ends here is a mention ("adjacency": where the word continues the one before)."""
         assert batch.attention is not None
-        types = self.types(batch.hidden[:, :, 0])
-        margins = self.spans(batch.attention.flatten(3))[..., 0]
+        types = self.types(self.hidden_scale(batch.hidden[:, :, 0]))
+        margins = self.margins(batch.attention)
         places = torch.arange(margins.shape[1], device=margins.device)[:, None]
         lengths = torch.arange(self.max_words, device=margins.device)
         impossible = (places < lengths)[None] | ~batch.mask[..., None]
@@ -259,7 +273,7 @@ class PaperStream:
         row = self.probe.rows(self.probe(word), 0, 1)[0]
         # Alone in its batch, the word looks like the first of a text.
         assert word.attention is not None
-        margins = self.probe.spans(word.attention.flatten(3))[0, 0, :, 0].float().cpu().numpy()
+        margins = self.probe.margins(word.attention)[0, 0].float().cpu().numpy()
         self.n_words += 1
         margins[self.n_words :] = IMPOSSIBLE
         row[-len(margins) :] = margins

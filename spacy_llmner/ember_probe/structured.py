@@ -18,9 +18,8 @@ from .batch import SURFACE, Gold, WordBatch
 from .segments import IMPOSSIBLE, Mention, mask_crossing
 from .semimarkov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .settings import Dims, carry
-from .words import WordReader
-
-CLIP = 8.0
+from .standardize import Standardize
+from .words import WordFeatures, WordReader
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,7 @@ class StructuredProbe(nn.Module):
         super().__init__()
         self.settings = settings
         width, n_rows = settings.width, settings.surface_rows
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", torch.zeros(n_layers, dims.width))
-        self.register_buffer("std", torch.ones(n_layers, dims.width))
+        self.scale = Standardize((n_layers, dims.width))
         self.project = nn.Linear(n_layers * dims.width, width)
         tables = [nn.Embedding(n_rows, settings.surface_width) for _ in SURFACE]
         for table in tables:
@@ -116,10 +112,9 @@ class StructuredProbe(nn.Module):
         more, so that names aren't learnt by heart."""
         self.drop = drop
 
-    def fit_scale(self, hidden: torch.Tensor) -> None:
-        """Take mean and spread of each state from a sample. hidden: shape (words, layers, width)."""
-        self.mean.copy_(hidden.mean(0))
-        self.std.copy_(hidden.std(0, unbiased=False) + 1e-3)
+    def fit_scale(self, sample: WordFeatures) -> None:
+        """Take mean and spread of each state from a sample of words."""
+        self.scale.fit(sample.hidden.to(self.scale.mean))
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
         """RETURNS (Tuple[Tensor]): One tensor, shape (texts, words, max_words, labels): cell [b, e, k]
@@ -144,7 +139,7 @@ class StructuredProbe(nn.Module):
 
     def words(self, batch: WordBatch) -> torch.Tensor:
         """RETURNS (Tensor): Shape (texts, words, width): each word on its own."""
-        x = ((batch.hidden - self.mean) / self.std).clamp(-CLIP, CLIP).flatten(2)
+        x = self.scale(batch.hidden).flatten(2)
         z = self.project(_drop_features(x, self.drop / 4, self.training))
         ids = batch.surface % self.settings.surface_rows
         parts = []
