@@ -19,7 +19,7 @@ from spacy.language import Language
 from spacy.tokens import Span
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.pool import LoadedLLM
+from spacy_llmner.llm import spec as llm_spec
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 20]
@@ -76,7 +76,7 @@ def test_n_process(trained):
 
 
 def test_cuda_in_a_child_process(trained, monkeypatch):
-    monkeypatch.setattr(LoadedLLM, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(llm_spec, "_resolve_device", lambda device: "cuda:0")
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     with pytest.raises(LLMNERError, match="n_process > 1 can't be used with an LLM on cuda:0"):
