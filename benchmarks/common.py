@@ -10,9 +10,11 @@ from typing import Any, Dict, Iterable, List
 
 import spacy
 import torch
+from spacy.cli.init_config import init_config
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
+from spacy.util import load_model_from_config
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,3 +73,15 @@ def strict_scores(references: Iterable[Doc], predictions: Iterable[Doc]) -> Dict
     precision, recall = right / max(n_found, 1), right / max(n_gold, 1)
     f1 = 2 * precision * recall / max(precision + recall, 1e-9)
     return {"p": 100 * precision, "r": 100 * recall, "f": 100 * f1}
+
+
+def spacy_ner() -> Language:
+    """spaCy's `ner` of the efficiency config, untrained: its weights don't matter for its speed."""
+    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
+    config["initialize"]["vectors"] = None
+    nlp = load_model_from_config(config, auto_fill=True)
+    ner: Any = nlp.get_pipe("ner")
+    for label in ("PERSON", "ORG", "LOC", "PRODUCT", "EVENT", "WORK"):
+        ner.add_label(label)
+    nlp.initialize()
+    return nlp

@@ -15,9 +15,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import spacy
 import torch
 import typer
-from common import save
-from spacy.cli.init_config import init_config
-from spacy.util import load_model_from_config
+from common import save, spacy_ner
 
 from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
 
@@ -101,12 +99,7 @@ def plain(llm: Any, tokens: int, clock: Callable[[], float]) -> Tuple[List[int],
 
 def separate_ner(text: str, start: int, llm: Any, ids: List[int]) -> Dict[str, List[float]]:
     """Time spaCy's `ner` over the generated text, sentence by sentence and token by token."""
-    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
-    config["initialize"]["vectors"] = None
-    nlp = load_model_from_config(config, auto_fill=True)
-    for label in ("PERSON", "ORG", "LOC", "PRODUCT", "EVENT", "WORK"):
-        nlp.get_pipe("ner").add_label(label)
-    nlp.initialize()
+    nlp = spacy_ner()
     sentencizer = spacy.blank("en")
     sentencizer.add_pipe("sentencizer")
     sentences = [s.text for s in sentencizer(text[start:]).sents]

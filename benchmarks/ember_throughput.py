@@ -15,9 +15,7 @@ from typing import Any, Dict, List
 import spacy
 import torch
 import typer
-from common import save
-from spacy.cli.init_config import init_config
-from spacy.util import load_model_from_config
+from common import save, spacy_ner
 
 from spacy_llmner.llm.features import _batches, _reading_view
 
@@ -80,17 +78,6 @@ def forward(model: Any, batches: List[torch.Tensor]) -> None:
         model(input_ids=batch, use_cache=False)
     if batches[0].is_cuda:
         torch.cuda.synchronize()
-
-
-def spacy_ner() -> Any:
-    """spaCy's `ner` of the efficiency config, untrained: its weights don't matter for its speed."""
-    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
-    config["initialize"]["vectors"] = None
-    nlp = load_model_from_config(config, auto_fill=True)
-    for label in ("PERSON", "ORG", "LOC", "PRODUCT", "EVENT", "WORK"):
-        nlp.get_pipe("ner").add_label(label)
-    nlp.initialize()
-    return nlp
 
 
 if __name__ == "__main__":

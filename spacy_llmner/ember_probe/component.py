@@ -385,17 +385,9 @@ class EmberProbe(LLMNERPipe):
             self.cfg["calibration"] = list(calibration.fit(raw))
         return super().score(examples, **kwargs)
 
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "EmberProbe":
-        """Load a folder. RETURNS (EmberProbe): The component itself, no longer in training."""
-        super().from_disk(path, exclude=exclude)
+    def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
+        super()._restore(cfg, tensors)
         self._training = False
-        return self
-
-    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "EmberProbe":
-        """Load what `to_bytes` gave. RETURNS (EmberProbe): The component itself."""
-        super().from_bytes(bytes_data, exclude=exclude)
-        self._training = False
-        return self
 
     def trained_probe(self) -> Any:
         """RETURNS (Module): The probe.
