@@ -12,6 +12,7 @@ import torch
 from spacy.tokens import Doc
 
 from ..errors import Warnings
+from ..llm import catalogue
 from ..llm.pool import LoadedLLM
 from .words import WordFeatures, WordReader
 
@@ -120,6 +121,18 @@ class FeatureCache:
                 continue  # the last line of a process that was killed
             if start + _size(shapes) <= size:
                 self.index[key] = (data, start, shapes)
+
+
+def open_cache(where: str, llm: LoadedLLM, reader: WordReader) -> Optional[FeatureCache]:
+    """Open the cache that a component's `feature_cache` names.
+
+    where (str): A folder; "auto" is a folder in SPACY_LLMNER_HOME, "off" is none.
+    RETURNS (Optional[FeatureCache]): The cache, if there is to be one.
+    """
+    if where == "off":
+        return None
+    folder = catalogue.home() / "features" if where == "auto" else Path(where)
+    return FeatureCache(folder, llm, reader)
 
 
 def doc_key(doc: Doc) -> str:

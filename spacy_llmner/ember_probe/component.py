@@ -1,7 +1,6 @@
 """`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
 
 import random
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -12,14 +11,14 @@ from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Config, Model, Optimizer
 
 from ..errors import Errors, LLMNERError
-from ..llm import catalogue
-from ..llm.pool import LLM, LoadedLLM
+from ..llm.pool import LLM
 from ..pipe import Found, FoundSpan, LLMNERPipe, aligned_entities
 from ..scorers import scored_entities
 from . import calibration
 from .batch import Gold, WordBatch, batches_by_words, collate, surface
-from .cache import FeatureCache
+from .cache import FeatureCache, open_cache
 from .corpus import read_corpus, warn_about_lost
+from .decode import decode
 from .fewshot import Annotated, FewShotSettings, fit_few_shot
 from .segments import Mention
 from .settings import Dims
@@ -205,29 +204,9 @@ class EmberProbe(LLMNERPipe):
 
         rows (ndarray): One for each word of the Doc.
         """
-        assert self.module is not None
-        if doc.has_annotation("SENT_START"):
-            rows = self.module.within_sentences(rows, [bool(t.is_sent_start) for t in doc])
-        decoder = self.module.decoder(self.cfg["threshold"])
-        for row in rows:
-            decoder.push(row)
-        chosen = decoder.chain.trace()
-        every = {
-            (m.start, m.end, m.label): m.score
-            for m in self.module.all_mentions(rows, self.cfg["threshold"])
-        }
-        missing = [m for m in chosen if m not in every]
-        if missing:
-            posterior = self.module.all_mentions(rows, 0.0)
-            known = {(m.start, m.end, m.label): m.score for m in posterior}
-            every.update({m: known.get(m, 0.0) for m in missing})
-        spaces = {token.i for token in doc if token.is_space}
-        found = {
-            key: self.found_span(Mention(*key, score))
-            for key, score in sorted(every.items())
-            if not (key[0] in spaces or key[1] - 1 in spaces)
-        }
-        return Found([found[m] for m in chosen if m in found], list(found.values()))
+        chosen, every = decode(doc, rows, self.trained_probe(), self.cfg["threshold"])
+        found = {(m.start, m.end, m.label): self.found_span(m) for m in every}
+        return Found([found[m] for m in chosen], list(found.values()))
 
     def found_span(self, mention: Mention) -> FoundSpan:
         """Name the label of a mention and calibrate its score."""
@@ -258,6 +237,7 @@ class EmberProbe(LLMNERPipe):
         if not examples:
             return losses
         probe = self.trained_probe()
+        self._start_training()
         probe.train()
         probe.set_dropout(drop)
         docs = [eg.predicted for eg in examples]
@@ -315,8 +295,8 @@ class EmberProbe(LLMNERPipe):
         self.set_labels(examples, labels)
         # New probes are made with draws of their own, so that no global seed is touched.
         llm = self.adopt_llm()
-        self._open_cache(llm)
-        self._training = True
+        self.cache = None
+        self._start_training()
         self.cfg["calibration"] = list(calibration.IDENTITY)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.getrandbits(31))
@@ -336,12 +316,11 @@ class EmberProbe(LLMNERPipe):
         """
         fit_few_shot(self, examples)
 
-    def _open_cache(self, llm: LoadedLLM) -> None:
-        self.cache = None
-        if self.feature_cache != "off":
-            auto = self.feature_cache == "auto"
-            folder = catalogue.home() / "features" if auto else Path(self.feature_cache)
-            self.cache = FeatureCache(folder, llm, self.reader)
+    def _start_training(self) -> None:
+        """From here to the next `score`, what the LLM reads is cached."""
+        if self.cache is None:
+            self.cache = open_cache(self.feature_cache, self.shared_llm(), self.reader)
+        self._training = True
 
     def stream(self, prompt: Prompt, **settings: Any) -> EmberStream:
         """Let the LLM write, and find the entities while it does.
@@ -374,7 +353,8 @@ class EmberProbe(LLMNERPipe):
         """Score annotated examples; in a training run, also calibrate on them.
 
         The training loop scores the dev corpus and then saves the pipeline, so what is saved is
-        calibrated on dev. A loaded pipeline keeps its calibration.
+        calibrated on dev. Scoring ends the training until the next `update`: a pipeline that is
+        loaded, or that was scored already, keeps its calibration.
         RETURNS (Dict[str, Any]): The scorer's results.
         """
         examples = list(examples)
@@ -383,10 +363,12 @@ class EmberProbe(LLMNERPipe):
             old = self.cfg["calibration"]
             raw = [(calibration.invert(old, score), right) for score, right in scored]
             self.cfg["calibration"] = list(calibration.fit(raw))
+            self._training = False
         return super().score(examples, **kwargs)
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
+        self.cache = None
         self._training = False
 
     def trained_probe(self) -> Any:
@@ -400,7 +382,7 @@ class EmberProbe(LLMNERPipe):
     def read(self, docs: Sequence[Doc]) -> List[WordFeatures]:
         """RETURNS (List[WordFeatures]): What the LLM says about the Docs' words, cached in training."""
         llm = self.shared_llm()
-        if self.cache is not None:
+        if self._training and self.cache is not None:
             return self.cache.read(llm, self.reader, docs)
         return self.reader.read(llm, docs)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import spacy
 import torch
-from ember_helpers import TEXTS, assert_same, make_nlp, train
+from ember_helpers import TEXTS, assert_same, make_examples, make_nlp, make_sgd, train
 
 from spacy_llmner.ember_probe import cache as cache_module
 from spacy_llmner.ember_probe import words
@@ -41,6 +42,7 @@ def reads(monkeypatch):
 
 
 READER = WordReader((1, 3))
+DEV = [("Oskar Blum saw Varnholm.", [(0, 10, "PER"), (15, 23, "LOC")]), ("Cold tea.", [])]
 WITH_ATTENTION = WordReader((2,), "both", max_words=3)
 
 
@@ -80,11 +82,45 @@ def test_llm_reads_each_document_once(tiny_llm, tmp_path, reads):
     assert len(reads) == len(TEXTS)
 
 
+@pytest.mark.parametrize("how", ["loaded", "sourced"])
+def test_training_that_goes_on_reads_each_document_once(tiny_llm, tmp_path, reads, how):
+    nlp = train(make_nlp(tiny_llm, width=16), steps=1)  # caches nothing
+    nlp.to_disk(tmp_path / "pipeline")
+    config = {"components.ember_probe.feature_cache": str(tmp_path / "features")}
+    more = spacy.load(tmp_path / "pipeline", config=config)
+    if how == "sourced":
+        loaded, more = more, spacy.blank("en")
+        more.add_pipe("ember_probe", source=loaded)
+    reads.clear()
+    more(TEXTS[0])
+    assert len(reads) == 1 and not (tmp_path / "features").exists()
+    reads.clear()
+    sgd = more.resume_training()
+    for _ in range(4):
+        more.update(make_examples(more), sgd=sgd)
+        more.evaluate(make_examples(more, DEV))
+    assert len(reads) == len(TEXTS) + len(DEV)
+
+
+def test_nothing_is_cached_after_scoring(tiny_llm, tmp_path, reads):
+    nlp = train(make_nlp(tiny_llm, width=16, cfg={"feature_cache": str(tmp_path)}), steps=2)
+    nlp.evaluate(make_examples(nlp, DEV))
+    cached = set(nlp.get_pipe("ember_probe").cache.index)
+    assert len(cached) == len(TEXTS) + len(DEV)
+    for _ in range(2):
+        nlp("A text that is in no corpus.")
+        nlp.evaluate(make_examples(nlp, [("Nor is this one.", [])]))
+    assert set(nlp.get_pipe("ember_probe").cache.index) == cached
+    # In a training run that goes on, dev is still there.
+    reads.clear()
+    nlp.update(make_examples(nlp), sgd=make_sgd())
+    nlp.evaluate(make_examples(nlp, DEV))
+    assert not reads
+
+
 def test_cached_and_not_cached_answer_alike(tiny_llm, tmp_path):
     nlp = train(make_nlp(tiny_llm, width=16, cfg={"feature_cache": str(tmp_path / "features")}))
     nlp.to_disk(tmp_path / "pipeline")
-    import spacy
-
     loaded = spacy.load(tmp_path / "pipeline")
     for text in TEXTS:
         assert_same(nlp(text), loaded(text), tolerance=5e-3)

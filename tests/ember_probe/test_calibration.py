@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from ember_helpers import make_examples
+import spacy
+from ember_helpers import make_examples, make_nlp, make_sgd, train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,8 +70,9 @@ def test_fit_stands_extreme_scores():
     assert 0 < slope <= 5 and np.isfinite(offset)
 
 
-def test_only_training_calibrates(trained, tmp_path, monkeypatch):
-    """Scoring in a training run fits the calibration; it is saved, and then stays."""
+def test_only_training_calibrates(tiny_llm, tmp_path, monkeypatch):
+    """The first scoring after an update fits the calibration; it is saved, and then stays."""
+    trained = train(make_nlp(tiny_llm, width=32))
     fitted = []
 
     def fit(scored):
@@ -78,24 +80,23 @@ def test_only_training_calibrates(trained, tmp_path, monkeypatch):
         return (0.5, -0.25)
 
     monkeypatch.setattr(calibration, "fit", fit)
-    pipe = trained.get_pipe("ember_probe")
     before = trained("Mira Stone met Oskar Blum.")
-    try:
-        results = trained.evaluate(make_examples(trained))
-        assert results["ents_f"] == 1.0
-        assert 0.0 <= results["ents_ece"] <= 1.0
-        assert len(fitted) == 1 and all(right for _, right in fitted[0])
-        trained.evaluate(make_examples(trained))
-        # The second fit sees the same scores: what the first one did is undone.
-        assert np.allclose([s for s, _ in fitted[0]], [s for s, _ in fitted[1]], atol=1e-5)
-        trained.to_disk(tmp_path)
-        doc = trained("Mira Stone met Oskar Blum.")
-        for old, new in zip(before.ents, doc.ents):
-            assert new._.score == pytest.approx(calibration.apply((0.5, -0.25), old._.score))
-    finally:
-        pipe.cfg["calibration"] = list(calibration.IDENTITY)
-
-    import spacy
+    results = trained.evaluate(make_examples(trained))
+    assert results["ents_f"] == 1.0
+    assert 0.0 <= results["ents_ece"] <= 1.0
+    assert len(fitted) == 1 and all(right for _, right in fitted[0])
+    # Another corpus that is scored afterwards, such as test, changes nothing.
+    trained.evaluate(make_examples(trained)[:2])
+    assert len(fitted) == 1
+    # In a training run that goes on, what the last fit did is undone before the next one.
+    trained.update(make_examples(trained), sgd=make_sgd(0.0))
+    trained.evaluate(make_examples(trained))
+    assert len(fitted) == 2
+    assert np.allclose([s for s, _ in fitted[0]], [s for s, _ in fitted[1]], atol=1e-5)
+    trained.to_disk(tmp_path)
+    doc = trained("Mira Stone met Oskar Blum.")
+    for old, new in zip(before.ents, doc.ents):
+        assert new._.score == pytest.approx(calibration.apply((0.5, -0.25), old._.score))
 
     loaded = spacy.load(tmp_path)
     loaded.evaluate(make_examples(loaded))
