@@ -109,6 +109,10 @@ class Errors:
         "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v1, but it has '{model}', which "
         "is trained with `spacy train`. Set [components.{name}.model] @architectures."
     )
+    E034 = (
+        "The prompt of '{name}' does not fit into the LLM: {tokens} tokens for label '{label}', but "
+        "the LLM reads {max_length}. Use shorter label words or a lower `window`."
+    )
 
 
 class Warnings:

@@ -15,7 +15,7 @@ from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example
 from spacy.util import ensure_path, minibatch
-from thinc.api import Model, Optimizer
+from thinc.api import Model, Optimizer, noop
 
 from .errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError
 from .llm.pool import LLM, LoadedLLM
@@ -124,7 +124,7 @@ class LLMNERPipe(TrainablePipe):
 
         RAISES (LLMNERError): Without labels, or if the examples have others than those given.
         """
-        seen = sorted({ent.label_ for eg in examples for ent in eg.reference.ents})
+        seen = sorted({label for eg in examples for label in self.labels_of(eg)})
         if labels is None and not self.labels:
             if not seen:
                 raise LLMNERError(Errors.E023.format(name=self.name))
@@ -136,6 +136,10 @@ class LLMNERPipe(TrainablePipe):
         strange = [label for label in seen if label not in self.labels]
         if strange:
             raise self.unknown_labels(strange)
+
+    def labels_of(self, eg: Example) -> List[str]:
+        """RETURNS (List[str]): The labels in a training example."""
+        return [ent.label_ for ent in eg.reference.ents]
 
     def unknown_labels(self, strange: Sequence[str]) -> LLMNERError:
         """RETURNS (LLMNERError): About labels in the data that the component does not know."""
@@ -344,6 +348,18 @@ class LLMNERPipe(TrainablePipe):
             self.vocab.strings.add(label)
 
 
+def carry(name: str, settings: Any) -> Model:
+    """Put settings into a thinc Model that does nothing.
+
+    The trained part itself is a torch module that the component owns, since its sizes are known only
+    when the labels and the LLM are.
+    """
+    model: Model = noop()
+    model.name = name
+    model.attrs["settings"] = settings
+    return model
+
+
 def aligned_entities(eg: Example) -> Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]:
     """Carry a reference's entities over to the predicted Doc's tokens.
 
@@ -362,16 +378,16 @@ def aligned_entities(eg: Example) -> Tuple[List[Tuple[int, int, str]], List[Tupl
     for ent in eg.reference.ents:
         span = eg.predicted.char_span(ent.start_char, ent.end_char, label=ent.label_)
         if span is None:
-            unknown.append(_touched(eg.predicted, ent.start_char, ent.end_char))
+            unknown.append(touched(eg.predicted, ent.start_char, ent.end_char))
         else:
             entities.append((span.start, span.end, ent.label_))
     for token in eg.reference:
         if token.ent_iob == 0:
-            unknown.append(_touched(eg.predicted, token.idx, token.idx + len(token)))
+            unknown.append(touched(eg.predicted, token.idx, token.idx + len(token)))
     return entities, unknown
 
 
-def _touched(doc: Doc, start: int, end: int) -> Tuple[int, int]:
+def touched(doc: Doc, start: int, end: int) -> Tuple[int, int]:
     """RETURNS (Tuple[int, int]): The tokens that share a character with a stretch of text."""
     span: Any = doc.char_span(start, end, alignment_mode="expand")
     return span.start, span.end

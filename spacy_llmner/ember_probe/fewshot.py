@@ -28,12 +28,12 @@ from thinc.api import Model
 from torch import nn
 
 from ..errors import Errors, LLMNERError
-from ..pipe import aligned_entities
+from ..pipe import aligned_entities, carry
 from . import calibration
 from .batch import Gold, WordBatch, collate, surface
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
 from .segments import IMPOSSIBLE, Mention, mask_crossing
-from .settings import Dims, carry
+from .settings import Dims
 from .words import WordReader
 
 if TYPE_CHECKING:

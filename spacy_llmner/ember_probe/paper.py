@@ -16,9 +16,10 @@ from thinc.api import Model
 from torch import nn
 
 from ..errors import Errors, LLMNERError
+from ..pipe import carry
 from .batch import Gold, WordBatch
 from .segments import IMPOSSIBLE, Chain, Mention, mask_crossing
-from .settings import Dims, carry
+from .settings import Dims
 from .standardize import Standardize
 from .words import ATTENTION_KINDS, WordFeatures, WordReader
 

@@ -1,9 +1,8 @@
-"""How a probe's settings travel: in a thinc Model, as spaCy expects of a trainable component."""
+"""What the architectures of `ember_probe` have in common."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from thinc.api import Model, noop
 from torch import nn
 
 from .words import WordReader
@@ -37,15 +36,3 @@ class ProbeSettings(Protocol):
 
     def build(self, dims: Dims) -> nn.Module:
         """RETURNS (Module): The probe, with random weights."""
-
-
-def carry(name: str, settings: ProbeSettings) -> Model:
-    """Put settings into a thinc Model that does nothing.
-
-    The probe itself is a torch module that the component owns, since its sizes are known only when
-    the labels and the LLM are.
-    """
-    model: Model = noop()
-    model.name = name
-    model.attrs["settings"] = settings
-    return model

@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from thinc.api import Model
 from torch import nn
 
+from ..pipe import carry
 from .batch import SURFACE, Gold, WordBatch
 from .segments import IMPOSSIBLE, Mention, mask_crossing
 from .semimarkov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
-from .settings import Dims, carry
+from .settings import Dims
 from .standardize import Standardize
 from .words import WordFeatures, WordReader
+
+# Without words in front, the LLM is at a loss for the first ones of a text (benchmarks/RESULTS.md).
+PREFIX = "Find the names of people, organizations, places and other things in this text:\n"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class StructuredSettings:
     max_words: int
     look_right: bool
     read_twice: bool = False
+    prefix: str = ""
     surface_width: int = 64
     surface_rows: int = 4096
 
@@ -44,7 +49,12 @@ class StructuredSettings:
         if layers is None:
             # The middle of the LLM, where names and types are clearest (benchmarks/RESULTS.md).
             layers = tuple(sorted({round(dims.n_layers * part / 30) for part in (8, 12, 16, 20)}))
-        return WordReader(layers, read_twice=self.read_twice, max_batch_tokens=max_batch_tokens)
+        return WordReader(
+            layers,
+            read_twice=self.read_twice,
+            prefix=self.prefix,
+            max_batch_tokens=max_batch_tokens,
+        )
 
     def build(self, dims: Dims) -> "StructuredProbe":
         return StructuredProbe(self, dims, len(self.reader(dims).layers))
@@ -56,6 +66,7 @@ def make_ember_probe(
     max_words: int = 8,
     look_right: bool = False,
     read_twice: bool = False,
+    prefix: str = PREFIX,
 ) -> Model:
     """Registered as `spacy_llmner.EmberProbe.v1` in `@architectures`.
 
@@ -66,11 +77,13 @@ def make_ember_probe(
     look_right (bool): The probe reads finished text in both directions. It can't stream.
     read_twice (bool): The LLM reads the text two times in a row, and is probed in the second copy, where
         it knows the whole text. Better on finished text, at twice the cost; can't stream.
+    prefix (str): What the LLM reads in front of every finished text, so that it knows what matters in
+        it; "" for nothing. It is encoded once. While the LLM writes, its prompt stands there instead.
     RETURNS (Model): Carries the settings.
     """
     chosen = None if layers is None else tuple(layers)
     return carry(
-        "ember_probe", StructuredSettings(chosen, width, max_words, look_right, read_twice)
+        "ember_probe", StructuredSettings(chosen, width, max_words, look_right, read_twice, prefix)
     )
 
 

@@ -46,6 +46,7 @@ class WordReader:
     max_length (int): Tokens that go through the LLM at once; longer texts are read in windows.
     overlap (int): Tokens of left context that a window repeats.
     max_batch_tokens (int): Budget of one forward pass.
+    prefix (str): Read in front of every text. Not with attention.
     read_twice (bool): Read each window two times in a row and take the second copy, in which the LLM
         has seen what follows. Not with attention.
     """
@@ -58,6 +59,7 @@ class WordReader:
     overlap: int = 256
     max_batch_tokens: int = 2048
     read_twice: bool = False
+    prefix: str = ""
 
     @property
     def probed(self) -> Probed:
@@ -72,6 +74,7 @@ class WordReader:
             "size": size,
             "windows": [self.max_length, self.overlap],
             "read_twice": self.read_twice,
+            "prefix": self.prefix,
         }
 
     def read(self, llm: LoadedLLM, docs: Sequence[Doc]) -> List[WordFeatures]:
@@ -82,20 +85,23 @@ class WordReader:
         encodings = [llm.tokenizer.encode(doc.text) for doc in docs]
         sink, end = llm.tokenizer.sink, llm.tokenizer.end if self.attention else []
         between = llm.tokenizer.encode("\n").ids if self.read_twice else []
-        size = min(self.max_length, llm.max_length) - len(sink) - len(end) - len(between)
+        prefix = sink + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
+        front = [] if prefix else sink
+        size = min(self.max_length, llm.max_length)
+        size -= len(front) + len(prefix) + len(end) + len(between)
         size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
         parts, texts = [], []
         for i, encoding in enumerate(encodings):
             for window in windows(len(encoding), size, overlap):
                 ids = encoding.ids[window.start : window.end]
-                front = sink + ids + between if self.read_twice else sink
+                before = front + ids + between if self.read_twice else front
                 last = end if window.end == len(encoding) else []
                 # A text may have no token: some tokenizers drop characters.
                 if ids:
-                    parts.append((i, len(front) + window.keep - window.start))
-                    texts.append(front + ids + last)
-        read = read_texts(llm, texts, self.probed, self.max_batch_tokens)
+                    parts.append((i, len(before) + window.keep - window.start))
+                    texts.append(before + ids + last)
+        read = read_texts(llm, texts, self.probed, self.max_batch_tokens, prefix)
         pieces: List[List[Features]] = [[] for _ in docs]
         for (i, first), features in zip(parts, read):
             pieces[i].append(_part(features, first))

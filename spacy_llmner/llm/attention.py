@@ -15,6 +15,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from .tree_attention import current_pass
+
 ATTENTION = "llmner_sdpa"
 # Queries are taken in slices, so that memory grows with the length of the text, not its square.
 SLICE = 128
@@ -58,7 +60,12 @@ def attention_forward(
     scaling: Optional[float] = None,
     **kwargs,
 ) -> Tuple[torch.Tensor, None]:
-    """transformers' attention interface: SDPA, and rows for the active recorder."""
+    """transformers' attention interface: SDPA, and rows for the active recorder; inside a tree pass,
+    attention along its trees."""
+    tree_pass = current_pass()
+    if tree_pass is not None:
+        window = kwargs.get("sliding_window")
+        return tree_pass.attend(module.layer_idx, query, key, value, scaling, window), None
     recorder = _RECORDER.get()
     if recorder is not None:
         recorder.rows[module.layer_idx] = attention_rows(

@@ -18,6 +18,7 @@ from torch import nn
 from ..errors import Errors, LLMNERError
 from .attention import record_attention
 from .pool import LoadedLLM
+from .tree_attention import KVCache, causal_pass, run_decoder
 
 # Where decoder models keep their layers and the norm behind them.
 _LAYOUTS = (("layers", "norm"), ("h", "ln_f"), ("layers", "final_layer_norm"))
@@ -51,11 +52,17 @@ class Probed:
 
 
 def read_texts(
-    llm: LoadedLLM, texts: Sequence[Sequence[int]], probed: Probed, max_batch_tokens: int = 2048
+    llm: LoadedLLM,
+    texts: Sequence[Sequence[int]],
+    probed: Probed,
+    max_batch_tokens: int = 2048,
+    prefix: Sequence[int] = (),
 ) -> List[Features]:
     """Run the LLM over whole texts.
 
     texts (Sequence[Sequence[int]]): Token ids of each text, with the sink in front if wanted.
+    prefix (Sequence[int]): Tokens in front of all texts. They go through the LLM once, and have no rows
+        in what is returned. Not with attention.
     max_batch_tokens (int): Padded tokens of one forward pass. Texts are batched by length.
     RETURNS (List[Features]): In the order of the texts, one row per id.
     """
@@ -63,13 +70,18 @@ def read_texts(
     view = _reading_view(llm, probed)
     out: List[Optional[Features]] = [None] * len(texts)
     for batch in _batches([len(ids) for ids in texts], max_batch_tokens):
-        for i, features in zip(batch, _read_batch(llm, view, [texts[i] for i in batch], probed)):
+        inside = [texts[i] for i in batch]
+        for i, features in zip(batch, _read_batch(llm, view, inside, probed, tuple(prefix))):
             out[i] = features
     return [f for f in out if f is not None]
 
 
 def _read_batch(
-    llm: LoadedLLM, view: nn.Module, texts: Sequence[Sequence[int]], probed: Probed
+    llm: LoadedLLM,
+    view: nn.Module,
+    texts: Sequence[Sequence[int]],
+    probed: Probed,
+    prefix: Tuple[int, ...],
 ) -> List[Features]:
     longest = max(len(ids) for ids in texts)
     # Padding stands behind the text, where a causal model can't see it, so no mask is needed.
@@ -77,7 +89,10 @@ def _read_batch(
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.as_tensor(text)
     with torch.no_grad(), _tapping() as taps, _maybe_attention(probed) as rows:
-        view(input_ids=ids.to(llm.device), use_cache=False)
+        if prefix:
+            _read_behind(llm, view, prefix, ids.to(llm.device))
+        else:
+            view(input_ids=ids.to(llm.device), use_cache=False)
         hidden = torch.stack([taps[layer] for layer in probed.layers], dim=2).float()
         attention = None
         if rows is not None:
@@ -89,6 +104,25 @@ def _read_batch(
         cells = None if attention is None else attention[row, :n].clone()
         out.append(Features(hidden[row, :n].clone(), cells))
     return out
+
+
+def _read_behind(
+    llm: LoadedLLM, view: nn.Module, prefix: Tuple[int, ...], ids: torch.Tensor
+) -> None:
+    """Send texts through a view, each behind the same prefix."""
+    n, size = len(prefix), ids.shape[1]
+    key = ("prefix", id(view), prefix)
+    if key not in llm.views:
+        cache = KVCache()
+        place = torch.arange(n, device=ids.device)
+        first = causal_pass(0, n, ids.device)
+        first.cache, first.slots = cache, place
+        run_decoder(view, torch.tensor([prefix], device=ids.device), place[None], first)
+        llm.views[key] = cache.trimmed(n)
+    tree_pass = causal_pass(n, size, ids.device)
+    tree_pass.prefix = llm.views[key]
+    place = torch.arange(n, n + size, device=ids.device)[None].expand(len(ids), -1)
+    run_decoder(view, ids, place, tree_pass)
 
 
 class Steps:

@@ -55,6 +55,26 @@ class LoadedLLM:
         return self.model.config.hidden_size
 
     @property
+    def decoder(self) -> Any:
+        """The model without its LM head."""
+        name = self.model.base_model_prefix  # Gemma3's is that of its multimodal class
+        return getattr(self.model, name if hasattr(self.model, name) else "model")
+
+    def logits(self, hidden: torch.Tensor, ids: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Apply the LM head.
+
+        hidden (Tensor): Shape (rows, width), after the final norm.
+        ids (Optional[Tensor]): The tokens wanted; None for the whole vocabulary, as training needs it.
+        RETURNS (Tensor): float32, shape (rows, ids).
+        """
+        head = self.model.get_output_embeddings()
+        if ids is None:
+            return head(hidden).float()
+        weight = head.weight[ids.to(head.weight.device)]
+        bias = None if head.bias is None else head.bias[ids.to(head.weight.device)]
+        return torch.nn.functional.linear(hidden, weight, bias).float()
+
+    @property
     def max_length(self) -> int:
         """Positions the LLM was trained for (its tokenizer's own limit is often a placeholder)."""
         return self.model.config.max_position_embeddings

@@ -1,0 +1,218 @@
+"""What may be generated: one of some strings, a substring of the text, a JSON list of substrings.
+
+A constraint says what may come next, and is told what came. States are values: advancing one leaves
+it as it was, so that guesses can be tried and dropped.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Protocol, Sequence, Tuple
+
+import numpy as np
+
+NOTHING = np.zeros(0, dtype=np.int64)
+
+
+class Constraint(Protocol):
+    """What `decode` needs to know.
+
+    start (Any): The state before the first token.
+    """
+
+    start: Any
+
+    def allowed(self, state: Any) -> np.ndarray:
+        """RETURNS (ndarray): int64, ascending: the tokens that may come next. Empty if the answer is
+        complete."""
+
+    def advance(self, state: Any, token: int) -> Any:
+        """RETURNS (Any): The state behind one of the allowed tokens."""
+
+    def guess(self, state: Any) -> int:
+        """RETURNS (int): The allowed token that is likely to come next; no more than a hint."""
+
+
+class Choices:
+    """One of some token sequences.
+
+    sequences (Sequence[Sequence[int]]): None may begin with another one: give each an end, if need be.
+    The state is what was written so far.
+    """
+
+    start: Tuple[int, ...] = ()
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.sequences = [tuple(s) for s in sequences]
+        known = set(self.sequences)
+        following: Dict[Tuple[int, ...], set] = {}
+        for sequence in known:
+            for k in range(len(sequence)):
+                if sequence[:k] in known:
+                    raise ValueError(f"the choice {sequence[:k]} is the beginning of {sequence}")
+                following.setdefault(sequence[:k], set()).add(sequence[k])
+        self._allowed = {k: np.array(sorted(v), dtype=np.int64) for k, v in following.items()}
+
+    def allowed(self, state: Tuple[int, ...]) -> np.ndarray:
+        return self._allowed.get(state, NOTHING)
+
+    def advance(self, state: Tuple[int, ...], token: int) -> Tuple[int, ...]:
+        return (*state, token)
+
+    def guess(self, state: Tuple[int, ...]) -> int:
+        return int(self._allowed[state][0])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a substring may stand.
+
+    starts (ndarray): First character of each possible beginning.
+    last (ndarray): Same shape: the number of the last token read; -1 - w before the first one of word w.
+    ended (bool): Whether the end was read.
+    """
+
+    starts: np.ndarray
+    last: np.ndarray
+    ended: bool = False
+
+
+class Substrings:
+    """A substring of a text that begins where a word begins and ends where a word ends.
+
+    tokens (ndarray): int64: the text's tokens; behind them, if a mention's first word is spelt in
+        another way than in the text (without the space in front), those spellings.
+    follow (ndarray): int64, same shape: the token that continues each of them; -1 behind the last.
+    ends (ndarray): int64, same shape: one past the last character of the word that ends with a token;
+        -1 inside of words.
+    first (ndarray): int64, shape (words,): where each word's spelling begins.
+    starts (ndarray): int64, same shape: the first character of each word.
+    end (int): The token that ends the answer.
+
+    The state keeps all places in the text that the answer still fits, so it comes with its offsets.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        follow: np.ndarray,
+        ends: np.ndarray,
+        first: np.ndarray,
+        starts: np.ndarray,
+        end: int,
+    ) -> None:
+        self.tokens = tokens
+        self.follow = follow
+        self.ends = ends
+        self.first = first
+        self.end = end
+        self.start = Places(starts, -1 - np.arange(len(starts)))
+
+    def allowed(self, state: Places) -> np.ndarray:
+        if state.ended:
+            return NOTHING
+        following = self._next(state.last)
+        found = self.tokens[following[following >= 0]]
+        if self._may_end(state.last).any():
+            found = np.append(found, self.end)
+        return np.unique(found)
+
+    def advance(self, state: Places, token: int) -> Places:
+        if token == self.end:
+            keep = self._may_end(state.last)
+            return Places(state.starts[keep], state.last[keep], ended=True)
+        following = self._next(state.last)
+        keep = (following >= 0) & (self.tokens[following] == token)
+        return Places(state.starts[keep], following[keep])
+
+    def guess(self, state: Places) -> int:
+        following = self._next(state.last[:1])
+        return self.end if following[0] < 0 else int(self.tokens[following[0]])
+
+    def spans(self, state: Places) -> List[Tuple[int, int]]:
+        """RETURNS (List[Tuple[int, int]]): Characters (start, end) of all places of a finished
+        answer, in the order of the text."""
+        return [(int(s), int(self.ends[k])) for s, k in zip(state.starts, state.last)]
+
+    def _next(self, last: np.ndarray) -> np.ndarray:
+        before = last < 0
+        out = np.empty_like(last)
+        out[before] = self.first[-1 - last[before]]
+        out[~before] = self.follow[last[~before]]
+        return out
+
+    def _may_end(self, last: np.ndarray) -> np.ndarray:
+        return (last >= 0) & (self.ends[last] >= 0)
+
+
+@dataclass(frozen=True)
+class ListState:
+    """literal (Tuple[int, ...]): Written of the brackets and commas since the last item.
+    item (Optional[Places]): Of the item being written; None between items.
+    done (Tuple[Places, ...]): Of the finished items."""
+
+    literal: Tuple[int, ...]
+    item: Any = None
+    done: Tuple[Places, ...] = ()
+    ended: bool = False
+
+
+class JsonList:
+    """A JSON list of substrings.
+
+    items (Substrings): Spelt as they are inside of JSON quotes.
+    empty (Sequence[int]): Tokens of the whole answer without an item, its end included.
+    opening (Sequence[int]): Tokens of `["`.
+    comma (Sequence[int]): Tokens of `", "`.
+    closing (Sequence[int]): Tokens of `"]` and of the answer's end.
+    """
+
+    def __init__(
+        self,
+        items: Substrings,
+        empty: Sequence[int],
+        opening: Sequence[int],
+        comma: Sequence[int],
+        closing: Sequence[int],
+    ) -> None:
+        self.items = items
+        begin = [tuple(empty)] + ([tuple(opening)] if len(items.first) else [])
+        self.opening, self.comma = tuple(opening), tuple(comma)
+        self._begin = Choices(begin)
+        self._between = Choices([self.comma, tuple(closing)])
+        self.start = ListState(())
+
+    def allowed(self, state: ListState) -> np.ndarray:
+        if state.ended:
+            return NOTHING
+        if state.item is None:
+            return self._literals(state).allowed(state.literal)
+        inside = self.items.allowed(state.item)
+        if self.items.end in inside:
+            inside = inside[inside != self.items.end]
+            return np.unique(np.append(inside, self._between.allowed(())))
+        return inside
+
+    def advance(self, state: ListState, token: int) -> ListState:
+        if state.item is None:
+            literal = (*state.literal, token)
+            if literal == (self.comma if state.done else self.opening):
+                return ListState((), self.items.start, state.done)
+            ended = not len(self._literals(state).allowed(literal))
+            return ListState(literal, None, state.done, ended)
+        if token in self.items.allowed(state.item) and token != self.items.end:
+            return ListState((), self.items.advance(state.item, token), state.done)
+        done = (*state.done, self.items.advance(state.item, self.items.end))
+        return self.advance(ListState((), None, done), token)
+
+    def guess(self, state: ListState) -> int:
+        if state.item is not None:
+            token = self.items.guess(state.item)
+            if token != self.items.end:
+                return token
+        return int(self.allowed(state)[0])
+
+    def spans(self, state: ListState) -> List[List[Tuple[int, int]]]:
+        """RETURNS (List[List[Tuple[int, int]]]): All places of each finished item."""
+        return [self.items.spans(item) for item in state.done]
+
+    def _literals(self, state: ListState) -> Choices:
+        return self._between if state.done else self._begin

@@ -1,0 +1,438 @@
+"""Prefix-sharing batched decoding: a tree of prompts, each prefix encoded once.
+
+A request is a program: a generator that hangs tokens into its tree with `tree.add` and yields when it
+wants to know what the LLM says about them. `Decoder.run` runs the programs of many requests side by
+side: every round sends the new tokens of all of them through the LLM in one ragged pass, without
+padding. A branch that is done adds nothing more, and as requests end, waiting ones join.
+
+    def program(tree):
+        text = tree.add(None, text_ids)
+        ends = [tree.add(text, question, ask={-1: allowed}) for question in questions]
+        yield
+        return [end.scores(-1).best() for end in ends]
+"""
+
+from dataclasses import dataclass
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generator,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+)
+
+import numpy as np
+import torch
+
+from .constraints import Constraint
+from .pool import LoadedLLM
+from .tree_attention import KVCache, TreePass, run_decoder
+
+Program = Callable[["Tree"], Generator[None, None, Any]]
+Steps = Generator[None, None, Any]
+
+
+@dataclass
+class Scores:
+    """What the LLM says about the next token at one place.
+
+    ids (ndarray): The tokens that were asked for.
+    log_probs (ndarray): Their log-probabilities, renormalised over what was asked for.
+    total (Optional[float]): What to add for log-probabilities over the whole vocabulary, if those
+        were asked for.
+    """
+
+    ids: np.ndarray
+    log_probs: np.ndarray
+    total: Optional[float] = None
+
+    def best(self) -> Tuple[int, float]:
+        """RETURNS (Tuple[int, float]): The likeliest token (the first of equals) and its
+        log-probability."""
+        k = int(self.log_probs.argmax())
+        return int(self.ids[k]), float(self.log_probs[k])
+
+    def raw(self, log_prob: float) -> float:
+        """RETURNS (float): A log-probability over the whole vocabulary, NaN if not asked for."""
+        return float("nan") if self.total is None else log_prob + self.total
+
+
+class Node:
+    """A run of tokens in a tree, standing behind its parent.
+
+    path (ndarray): Slots of all tokens from the root to its last one.
+    ids (List[int]): Its own tokens.
+    """
+
+    def __init__(self, path: np.ndarray, ids: Sequence[int], ask: Dict[int, np.ndarray]) -> None:
+        self.path = path
+        self.ids = list(ids)
+        self.ask = ask
+        self.answers: Dict[int, Scores] = {}
+
+    def __len__(self) -> int:
+        """Tokens from the root to the end of this node."""
+        return len(self.path)
+
+    @property
+    def first(self) -> int:
+        """Position of its first own token."""
+        return len(self.path) - len(self.ids)
+
+    def scores(self, row: int) -> Scores:
+        """RETURNS (Scores): What was asked about its token number `row`, once the program was resumed."""
+        return self.answers[row % len(self.ids)]
+
+    def upto(self, n: int) -> "Node":
+        """RETURNS (Node): The same place in the tree, with the first n own tokens only."""
+        node = Node(self.path[: self.first + n], self.ids[:n], {})
+        node.answers = self.answers
+        return node
+
+
+class Tree:
+    """The prompts of one request.
+
+    take (Callable[[int], ndarray]): Gives free slots.
+    """
+
+    def __init__(self, take: Callable[[int], np.ndarray]) -> None:
+        self._take = take
+        self.pending: List[Node] = []
+        self.slots: List[np.ndarray] = []
+
+    def add(
+        self,
+        parent: Optional[Node],
+        ids: Sequence[int],
+        ask: Optional[Dict[int, np.ndarray]] = None,
+    ) -> Node:
+        """Hang tokens into the tree. They are sent through the LLM when the program yields.
+
+        parent (Optional[Node]): What they stand behind; it may be as new as they are.
+        ids (Sequence[int]): At least one.
+        ask (Optional[Dict[int, ndarray]]): For which of these tokens, by number (negative ones from the
+            end), the scores of which possible next tokens are wanted.
+        RETURNS (Node): Its scores are there when the program is resumed.
+        """
+        slots = self._take(len(ids))
+        self.slots.append(slots)
+        path = slots if parent is None else np.concatenate([parent.path, slots])
+        asked = {row % len(ids): allowed for row, allowed in (ask or {}).items()}
+        node = Node(path, ids, asked)
+        self.pending.append(node)
+        return node
+
+
+class Decoder:
+    """Runs programs on an LLM.
+
+    llm (LoadedLLM): The shared LLM.
+    decoder (Optional[nn.Module]): A view of its decoder to use, with adapters for example; None takes
+        the LLM as it is.
+    raw (bool): Also give log-probabilities over the whole vocabulary, which costs a full LM head.
+    max_slots (int): Budget of tokens that are kept in memory; further requests wait. One request
+        alone may exceed it.
+    max_batch_tokens (int): Tokens of one forward pass.
+
+    `passes` and `tokens` count what went through the LLM.
+    """
+
+    def __init__(
+        self,
+        llm: LoadedLLM,
+        decoder: Any = None,
+        *,
+        raw: bool = False,
+        max_slots: int = 2048,
+        max_batch_tokens: int = 1024,
+    ) -> None:
+        self.llm = llm
+        self.decoder = llm.decoder if decoder is None else decoder
+        self.raw = raw
+        self.max_slots = max_slots
+        self.max_batch_tokens = max_batch_tokens
+        self.passes = 0
+        self.tokens = 0
+        self._cache = KVCache()
+        self._positions = np.zeros(0, dtype=np.int64)
+        self._free: List[int] = []
+
+    def run(self, programs: Iterable[Program]) -> List[Any]:
+        """Run programs to their end.
+
+        RETURNS (List[Any]): What each of them returned, in order.
+        """
+        rounds = list(self.steps(programs))
+        return rounds[-1] if rounds else []
+
+    def steps(self, programs: Iterable[Program]) -> Iterator[List[Any]]:
+        """Run programs to their end, round by round.
+
+        YIELDS (List[Any]): After each round, what each of them returned; None if it still runs.
+        """
+        waiting = list(enumerate(programs))[::-1]
+        running: List[Tuple[int, Tree, Steps]] = []
+        results: List[Any] = [None] * len(waiting)
+        used = 0
+        while running or waiting:
+            while waiting and (not running or used < self.max_slots):
+                i, program = waiting.pop()
+                tree = Tree(self._take)
+                steps = program(tree)
+                if self._resume(i, steps, results):
+                    need = sum(len(node.ids) for node in tree.pending)
+                    if running and used + need > self.max_slots:
+                        # It has to wait for its turn; a new generator starts it afresh.
+                        steps.close()
+                        self._give_back(tree)
+                        waiting.append((i, program))
+                        break
+                    running.append((i, tree, steps))
+                    used += need
+            self._forward([node for _, tree, _ in running for node in tree.pending])
+            still = []
+            for i, tree, steps in running:
+                tree.pending = []
+                if self._resume(i, steps, results):
+                    still.append((i, tree, steps))
+                else:
+                    self._give_back(tree)
+            running = still
+            used = sum(len(slots) for _, tree, _ in running for slots in tree.slots)
+            yield results
+
+    @staticmethod
+    def _resume(i: int, steps: Steps, results: List[Any]) -> bool:
+        """Let a program go on. RETURNS (bool): Whether it wants a forward pass."""
+        try:
+            next(steps)
+            return True
+        except StopIteration as stop:
+            results[i] = stop.value
+            return False
+
+    def _take(self, n: int) -> np.ndarray:
+        if len(self._free) < n:
+            size = len(self._positions)
+            more = max(n - len(self._free), 64, size)
+            # The lowest slots are taken first, so that attention stays short.
+            self._free = list(range(size + more - 1, size - 1, -1)) + self._free
+            self._positions = np.concatenate([self._positions, np.zeros(more, dtype=np.int64)])
+        slots = self._free[-n:][::-1]
+        del self._free[-n:]
+        return np.array(slots, dtype=np.int64)
+
+    def _give_back(self, tree: Tree) -> None:
+        if tree.slots:
+            freed = np.concatenate(tree.slots).tolist()
+            self._free = sorted(self._free + freed, reverse=True)
+        tree.slots = []
+
+    def _forward(self, nodes: Sequence[Node]) -> None:
+        """Send the tokens of some nodes through the LLM, and answer what was asked."""
+        tokens = [(node, k) for node in nodes for k in range(len(node.ids))]
+        for start in range(0, len(tokens), self.max_batch_tokens):
+            self._pass(tokens[start : start + self.max_batch_tokens])
+
+    @torch.no_grad()
+    def _pass(self, tokens: Sequence[Tuple[Node, int]]) -> None:
+        """tokens: Each as a node and the number of the token in it, parents before children."""
+        device = self.llm.device
+        slots = np.array([node.path[node.first + k] for node, k in tokens], dtype=np.int64)
+        positions = np.array([node.first + k for node, k in tokens], dtype=np.int64)
+        self._positions[slots] = positions
+        mask, n_slots = tree_mask(tokens)
+        distance = positions[:, None] - self._positions[None, :n_slots]
+        tree_pass = TreePass(
+            torch.from_numpy(mask)[None].to(device),
+            torch.from_numpy(distance)[None].to(device),
+            self._cache,
+            torch.from_numpy(slots).to(device),
+        )
+        ids = torch.tensor([[node.ids[k] for node, k in tokens]], device=device)
+        place = torch.from_numpy(positions)[None].to(device)
+        hidden = run_decoder(self.decoder, ids, place, tree_pass)[0]
+        self.passes += 1
+        self.tokens += len(tokens)
+        asked = [(row, node, k) for row, (node, k) in enumerate(tokens) if k in node.ask]
+        if asked:
+            rows = hidden[torch.tensor([row for row, _, _ in asked], device=device)]
+            answers = self._scores(rows, [node.ask[k] for _, node, k in asked])
+            for (_, node, k), scores in zip(asked, answers):
+                node.answers[k] = scores
+
+    def _scores(self, hidden: torch.Tensor, asked: Sequence[np.ndarray]) -> List[Scores]:
+        """hidden (Tensor): Shape (rows, width)."""
+        union, where = np.unique(np.concatenate(asked), return_inverse=True)
+        if self.raw:
+            every = self.llm.logits(hidden)
+            total = torch.logsumexp(every, dim=-1).cpu().numpy()
+            logits = every[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
+        else:
+            logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
+        out, start = [], 0
+        for row, ids in enumerate(asked):
+            mine = logits[row, where[start : start + len(ids)]].astype(np.float64)
+            start += len(ids)
+            normal = np.logaddexp.reduce(mine)
+            beyond = float(normal - total[row]) if self.raw else None
+            out.append(Scores(ids, mine - normal, beyond))
+        return out
+
+
+def tree_mask(tokens: Sequence[Tuple[Node, int]]) -> Tuple[np.ndarray, int]:
+    """Say which slots each token may see: those on its path from the root.
+
+    RETURNS (Tuple[ndarray, int]): bool, shape (tokens, slots), and the number of slots.
+    """
+    n_slots = max(int(node.path[: node.first + k + 1].max()) for node, k in tokens) + 1
+    mask = np.zeros((len(tokens), n_slots), dtype=bool)
+    for row, (node, k) in enumerate(tokens):
+        mask[row, node.path[: node.first + k + 1]] = True
+    return mask, n_slots
+
+
+@dataclass
+class Answer:
+    """What a branch wrote.
+
+    ids (List[int]): Its tokens, the end included.
+    log_probs (List[float]): Of each token, renormalised over what was allowed: 0 without a choice.
+    raw_log_probs (List[float]): Of each token, over the whole vocabulary; NaN unless asked for.
+    state (Any): The constraint's last state: for a substring, where it stands.
+    complete (bool): False if the length ran out before the end.
+    """
+
+    ids: List[int]
+    log_probs: List[float]
+    raw_log_probs: List[float]
+    state: Any
+    complete: bool = True
+
+
+def decode(
+    tree: Tree,
+    parent: Node,
+    prompt: Sequence[int],
+    constraint: Constraint,
+    *,
+    guess: Sequence[int] = (),
+    draft: int = 4,
+    raw: bool = False,
+    max_tokens: int = 256,
+) -> Generator[None, None, Answer]:
+    """Write greedily behind a node, under a constraint.
+
+    Guessed tokens go through the LLM in the same pass as the token before them, and are kept as far as
+    they are what it would have written. So the outcome is that of asking token by token, in fewer
+    passes. Where only one continuation is allowed, it is appended unasked.
+
+    parent (Node): What to write behind. Without a prompt, its last token must have been asked for
+        `constraint.allowed(constraint.start)`.
+    prompt (Sequence[int]): Tokens to read first.
+    guess (Sequence[int]): How the answer may begin.
+    draft (int): How many tokens the constraint may guess in a row.
+    raw (bool): Fill `raw_log_probs`, which means asking for every token; the Decoder must have been made
+        with it too.
+    RETURNS (Answer): By `yield from`.
+    """
+    answer = Answer([], [], [], constraint.start)
+    node, read = parent, len(parent.ids)
+    unread = list(prompt)
+
+    def write(token: int, log_prob: float, raw_log_prob: float) -> None:
+        nonlocal read
+        answer.ids.append(token)
+        answer.log_probs.append(log_prob)
+        answer.raw_log_probs.append(raw_log_prob)
+        answer.state = constraint.advance(answer.state, token)
+        if not unread and read < len(node.ids) and node.ids[read] == token:
+            read += 1  # guessed right
+        else:
+            unread.append(token)
+
+    while True:
+        allowed = constraint.allowed(answer.state)
+        if not len(allowed):
+            return answer
+        if len(answer.ids) == max_tokens:
+            answer.complete = False
+            return answer
+        if len(allowed) == 1 and not raw:
+            write(int(allowed[0]), 0.0, float("nan"))
+            continue
+        if unread:
+            asks, guessed = _look_ahead(constraint, answer.state, guess, draft, raw)
+            last = len(unread) - 1
+            ask = {last + k: tokens for k, tokens in enumerate(asks)}
+            node, read = tree.add(node.upto(read), [*unread, *guessed], ask), len(unread)
+            unread, guess = [], ()
+            yield
+        scores = node.scores(read - 1)
+        token, log_prob = scores.best()
+        write(token, log_prob, scores.raw(log_prob))
+
+
+def _look_ahead(
+    constraint: Constraint, state: Any, guess: Sequence[int], draft: int, raw: bool
+) -> Tuple[List[np.ndarray], List[int]]:
+    """Go on from a state along guesses and along what is without choice.
+
+    RETURNS (Tuple[List[ndarray], List[int]]): What to ask before each guessed token and behind the
+        last one, and the tokens.
+    """
+    asks = [constraint.allowed(state)]
+    ids: List[int] = []
+    guesses = list(guess)
+    if state is constraint.start and not guesses:
+        return asks, ids  # any place in the text is as good as another
+    while True:
+        if len(asks[-1]) == 1:
+            token = int(asks[-1][0])
+            guesses = guesses[1:]
+        elif guesses:
+            token = guesses.pop(0)
+        elif draft:
+            token = constraint.guess(state)
+            draft -= 1
+        else:
+            break
+        if token not in asks[-1]:
+            break
+        state = constraint.advance(state, token)
+        allowed = constraint.allowed(state)
+        if not len(allowed):
+            break
+        ids.append(token)
+        asks.append(allowed)
+    while ids and len(asks[-1]) == 1 and not raw:
+        asks.pop()
+        ids.pop()
+    return asks, ids
+
+
+def together(branches: Sequence[Generator[None, None, Any]]) -> Generator[None, None, List[Any]]:
+    """Run several branches side by side, so that their tokens share passes.
+
+    RETURNS (List[Any]): What each returned, by `yield from`.
+    """
+    results: List[Any] = [None] * len(branches)
+    running = list(enumerate(branches))
+    while running:
+        still = []
+        for i, branch in running:
+            try:
+                next(branch)
+                still.append((i, branch))
+            except StopIteration as stop:
+                results[i] = stop.value
+        running = still
+        if running:
+            yield
+    return results

@@ -1,0 +1,403 @@
+"""`padellm_ner`: count the mentions of each label, then write all of them in parallel
+(PaDeLLM-NER, arXiv 2402.04838)."""
+
+import logging
+import random
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+
+import torch
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples, validate_get_examples
+from thinc.api import Config, Model, Optimizer
+
+from ..errors import Errors, LLMNERError
+from ..llm.adapters import Adapter, new_adapter
+from ..llm.decoding import Decoder
+from ..llm.packing import Packed, target_logits
+from ..llm.pool import LLM, LoadedLLM
+from ..pipe import Found, FoundSpan, LLMNERPipe
+from .find import FindSettings, Written, finder
+from .learn import batches_by_tokens, cross_entropy, gold_mentions, packed_text
+from .mentions import CONFIDENCE, DEDUPLICATION, Mention, confidence, deduplicate, flat, place
+from .settings import PaDeLLMSettings
+from .templates import Wording
+from .windows import Window, read_windows
+
+logger = logging.getLogger("spacy_llmner")
+
+COUNTS = ("argmax", "calibrated")
+PROBABILITIES = ("allowed", "raw")
+
+default_config = """
+[padellm_ner]
+spans_key = "llmner"
+overwrite = true
+count = "argmax"
+count_threshold = 0.5
+confidence = "product"
+probability = "allowed"
+deduplicate = "string"
+threshold = 0.0
+window = 256
+max_batch_tokens = 1024
+train_spans = null
+
+[padellm_ner.llm]
+@misc = "spacy_llmner.LLM.v1"
+name = null
+
+[padellm_ner.model]
+@architectures = "spacy_llmner.PaDeLLM.v1"
+
+[padellm_ner.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["padellm_ner"]
+
+
+@Language.factory(
+    "padellm_ner",
+    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
+    default_config=DEFAULT_CONFIG,
+    default_score_weights={
+        "ents_f": 1.0,
+        "ents_p": 0.0,
+        "ents_r": 0.0,
+        "ents_per_type": None,
+        "ents_ece": None,
+    },
+)
+def make_padellm_ner_pipe(
+    nlp: Language,
+    name: str,
+    llm: LLM,
+    model: Model,
+    spans_key: str,
+    overwrite: bool,
+    count: str,
+    count_threshold: float,
+    confidence: str,
+    probability: str,
+    deduplicate: str,
+    threshold: float,
+    window: int,
+    max_batch_tokens: int,
+    train_spans: Optional[str],
+    scorer: Optional[Callable],
+) -> "PaDeLLM":
+    """Build a `padellm_ner`; nothing is loaded.
+
+    llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    model (Model): Wording and adapter (`spacy_llmner.PaDeLLM.v1`).
+    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
+    overwrite (bool): Replace entities that are already on the Doc.
+    count (str): "argmax" takes the likeliest number of mentions, as published; "calibrated" writes
+        mention k if it is more likely than `count_threshold` that there are k, and counts that
+        probability into its score.
+    count_threshold (float): See `count`. Lower finds more.
+    confidence (str): "product" of the probabilities of a mention's tokens, as published, or their "mean".
+    probability (str): "allowed": among the tokens that could come next; "raw": among the whole
+        vocabulary, as published, which takes longer.
+    deduplicate (str): What to do when several labels claim the same: "string" (as published), "span" or
+        "none". See `mentions.deduplicate`.
+    threshold (float): Mentions with a lower score are dropped.
+    window (int): Tokens of text that are read at once. Longer texts are cut between sentences.
+    max_batch_tokens (int): Tokens that are kept in memory at once.
+    train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return PaDeLLM(
+        nlp,
+        llm,
+        model,
+        name,
+        spans_key=spans_key,
+        overwrite=overwrite,
+        count=count,
+        count_threshold=count_threshold,
+        confidence=confidence,
+        probability=probability,
+        deduplicate=deduplicate,
+        threshold=threshold,
+        window=window,
+        max_batch_tokens=max_batch_tokens,
+        train_spans=train_spans,
+        scorer=scorer,
+    )
+
+
+class PaDeLLM(LLMNERPipe):
+    """The LLM, with an adapter of its own, says how many mentions of each label there are, and writes
+    them all at the same time."""
+
+    def __init__(
+        self,
+        nlp: Language,
+        llm: LLM,
+        model: Model,
+        name: str = "padellm_ner",
+        *,
+        spans_key: str = "llmner",
+        overwrite: bool = True,
+        count: str = "argmax",
+        count_threshold: float = 0.5,
+        confidence: str = "product",
+        probability: str = "allowed",
+        deduplicate: str = "string",
+        threshold: float = 0.0,
+        window: int = 256,
+        max_batch_tokens: int = 1024,
+        train_spans: Optional[str] = None,
+        scorer: Optional[Callable] = None,
+    ) -> None:
+        """See make_padellm_ner_pipe.
+
+        RAISES (LLMNERError): If a setting has a value that makes no sense.
+        """
+        for setting, value, known in (
+            ("count", count, COUNTS),
+            ("confidence", confidence, CONFIDENCE),
+            ("probability", probability, PROBABILITIES),
+            ("deduplicate", deduplicate, DEDUPLICATION),
+        ):
+            if value not in known:
+                must = f"one of {', '.join(known)}"
+                raise LLMNERError(
+                    Errors.E027.format(setting=setting, name=name, value=value, must=must)
+                )
+        for setting, share in (("count_threshold", count_threshold), ("threshold", threshold)):
+            if not 0.0 <= share < 1.0:
+                must = "at least 0 and below 1"
+                raise LLMNERError(
+                    Errors.E027.format(setting=setting, name=name, value=share, must=must)
+                )
+        for setting, size in (("window", window), ("max_batch_tokens", max_batch_tokens)):
+            if size < 1:
+                raise LLMNERError(
+                    Errors.E027.format(setting=setting, name=name, value=size, must="positive")
+                )
+        super().__init__(
+            nlp,
+            llm,
+            model,
+            name,
+            scorer=scorer,
+            spans_key=spans_key,
+            overwrite=overwrite,
+            count=count,
+            count_threshold=count_threshold,
+            confidence=confidence,
+            probability=probability,
+            deduplicate=deduplicate,
+            threshold=threshold,
+            window=window,
+            train_spans=train_spans,
+            shapes={},
+        )
+        self.make_doc = nlp.make_doc
+        self.max_batch_tokens = max_batch_tokens
+        # Made at first use: the LLM's decoder with the adapter in it, and the wording in its tokens.
+        self._view: Any = None
+        self._wording: Optional[Wording] = None
+
+    @property
+    def settings(self) -> PaDeLLMSettings:
+        """RETURNS (PaDeLLMSettings): Wording and adapter."""
+        return self.model.attrs["settings"]
+
+    def build(self) -> Adapter:
+        return Adapter(self.cfg["shapes"])
+
+    def predict(self, docs: Iterable[Doc]) -> List[Found]:
+        """Find entities, without changing the Docs.
+
+        docs (Iterable[Doc]): The Docs.
+        RETURNS (List[Found]): For each Doc.
+        RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
+        """
+        docs = list(docs)
+        decoder, wording = self._decoder()
+        windows = [self._windows(doc, wording) for doc in docs]
+        order = sorted(
+            ((i, w) for i, parts in enumerate(windows) for w in parts),
+            key=lambda item: len(item[1].words.ids),
+        )
+        programs = [
+            finder(wording, w.words, docs[i].text, self.labels, self.find_settings)
+            for i, w in order
+        ]
+        written: Dict[int, List[Dict[str, List[Written]]]] = {i: [] for i in range(len(docs))}
+        for (i, _), found in zip(order, decoder.run(programs)):
+            written[i].append(found)
+        return [self._found(doc, written[i]) for i, doc in enumerate(docs)]
+
+    @property
+    def find_settings(self) -> FindSettings:
+        """RETURNS (FindSettings): How mentions are counted and decoded."""
+        calibrated = self.cfg["count"] == "calibrated"
+        return FindSettings(
+            count_threshold=self.cfg["count_threshold"] if calibrated else None,
+            raw=self.cfg["probability"] == "raw",
+        )
+
+    def stream(self, text: str) -> Iterator[FoundSpan]:
+        """Find the entities of a text, label by label as soon as they are written.
+
+        Nothing is held back: strings that two labels claim are yielded for both.
+        YIELDS (FoundSpan): With token offsets of `nlp.make_doc(text)`.
+        """
+        doc = self.make_doc(text)
+        decoder, wording = self._decoder()
+        for window in self._windows(doc, wording):
+            done: List[FoundSpan] = []
+
+            def tell(label: str, written: List[Written]) -> None:
+                mentions = self._mentions([{label: written}])
+                done.extend(s for s in _spans(doc, mentions))  # noqa: B023
+
+            program = finder(wording, window.words, text, self.labels, self.find_settings, tell)
+            for _ in decoder.steps([program]):
+                yield from done
+                done.clear()
+            yield from done
+
+    def _found(self, doc: Doc, written: List[Dict[str, List[Written]]]) -> Found:
+        mentions = deduplicate(doc.text, self._mentions(written), self.cfg["deduplicate"])
+        return Found(_spans(doc, flat(mentions)), _spans(doc, mentions))
+
+    def _mentions(self, written: List[Dict[str, List[Written]]]) -> List[Mention]:
+        out: Dict[Tuple[int, int, str], Mention] = {}
+        lost = total = 0
+        for by_label in written:
+            for label, answers in by_label.items():
+                for answer, (start, end) in zip(answers, place(answers)):
+                    total += 1
+                    if start < 0:
+                        lost += 1
+                        continue
+                    score = confidence(
+                        answer,
+                        self.cfg["confidence"],
+                        raw=self.cfg["probability"] == "raw",
+                        counted=self.cfg["count"] == "calibrated",
+                    )
+                    if score >= self.cfg["threshold"]:
+                        out[start, end, label] = Mention(start, end, label, score)
+        if lost:
+            logger.debug("%s: %d of %d mentions have no place in the text", self.name, lost, total)
+        return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label))
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optional[Optimizer] = None,
+        losses: Optional[Dict[str, float]] = None,
+    ) -> Dict[str, float]:
+        """Learn from a batch of Docs and their entities.
+
+        examples (Iterable[Example]): The batch.
+        drop (float): Not used: LoRA on a few texts does without.
+        sgd (Optional[Optimizer]): If given, a step is made at once.
+        losses (Optional[Dict[str, float]]): The loss per token is added under the component's name.
+        RETURNS (Dict[str, float]): The losses.
+        """
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, "PaDeLLM.update")
+        llm, view, _ = self._ready()
+        texts = [packed for eg in examples for packed in self._packed(eg)]
+        weight = sum(float(packed.weights.sum()) for packed in texts)
+        for batch in batches_by_tokens(texts, self.max_batch_tokens):
+            scores = target_logits(llm, view, batch)
+            loss, d_scores = self.get_loss(batch, scores)
+            scores.backward(d_scores / weight)
+            losses[self.name] += loss / weight
+        if sgd is not None:
+            self.finish_update(sgd)
+        return losses
+
+    def get_loss(self, batch: Iterable[Packed], scores: torch.Tensor) -> Tuple[float, torch.Tensor]:
+        """Find the loss of some packed texts and the gradient of their logits (methods.md 2a.3).
+
+        batch (Iterable[Packed]): The texts; not Examples, since one of those may be several texts.
+        scores (Tensor): Shape (targets, vocabulary).
+        RETURNS (Tuple[float, Tensor]): The summed loss and its gradient.
+        """
+        return cross_entropy(batch, scores)
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Optional[Language] = None,
+        labels: Optional[List[str]] = None,
+    ) -> None:
+        """Make a new adapter.
+
+        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[List[str]]): The labels; None takes those of the examples.
+        RAISES (LLMNERError): Without examples, entities or labels, or with labels that are not given.
+        """
+        validate_get_examples(get_examples, "PaDeLLM.initialize")
+        examples = [eg for eg in get_examples() if len(eg.predicted)]
+        if not examples:
+            raise LLMNERError(Errors.E022.format(name=self.name))
+        self.module = self._optimizer = self._view = None
+        self.set_labels(examples, labels)
+        llm = self.adopt_llm()
+        # Drawn apart, so that no global seed is touched.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random.getrandbits(31))
+            self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
+
+    def labels_of(self, eg: Example) -> List[str]:
+        return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
+
+    def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
+        super()._restore(cfg, tensors)
+        self._view = None
+
+    def _packed(self, eg: Example) -> List[Packed]:
+        _, _, wording = self._ready()
+        mentions = gold_mentions(eg, self.cfg["train_spans"])
+        strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
+        if strange:
+            raise self.unknown_labels(strange)
+        windows = self._windows(eg.predicted, wording)
+        return packed_text(
+            wording, eg.predicted, windows, self.labels, mentions, self.settings.learn_index
+        )
+
+    def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
+        return [
+            w for w in read_windows(doc, wording.tokenizer, self.cfg["window"]) if len(w.words.ids)
+        ]
+
+    def _decoder(self) -> Tuple[Decoder, Wording]:
+        llm, view, wording = self._ready()
+        raw = self.cfg["probability"] == "raw"
+        return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording
+
+    def _ready(self) -> Tuple[LoadedLLM, Any, Wording]:
+        """RETURNS (Tuple[LoadedLLM, Module, Wording]): The LLM, its decoder with the adapter, the wording.
+        RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
+        if self.module is None:
+            message = Errors.E024 if self.labels else Errors.E020
+            raise LLMNERError(message.format(name=self.name))
+        llm = self.shared_llm()
+        if self._view is None or self._view[0] is not llm:
+            wording = Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
+            self._view = (llm, self.module.attach(llm, self.settings.adapter), wording)
+        return self._view
+
+
+def _spans(doc: Doc, mentions: Iterable[Mention]) -> List[FoundSpan]:
+    starts = {token.idx: token.i for token in doc}
+    ends = {token.idx + len(token): token.i + 1 for token in doc}
+    return [FoundSpan(starts[m.start], ends[m.end], m.label, m.score) for m in mentions]

@@ -1,0 +1,102 @@
+"""From Examples to packed training texts."""
+
+from typing import Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from ..llm.packing import Packed, pack
+from ..pipe import aligned_entities, touched
+from .questions import Mentions, training_sequences
+from .templates import Wording
+from .windows import Window
+
+# (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
+Gold = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
+
+
+def packed_text(
+    wording: Wording,
+    doc: Doc,
+    windows: Sequence[Window],
+    labels: Sequence[str],
+    gold: Gold,
+    learn_index: bool,
+) -> List[Packed]:
+    """Build the packed training texts of a Doc: one for each window.
+
+    Windows in which something is unknown are left out, since nothing can be counted there. So are
+    mentions across two windows.
+    """
+    mentions, unknown = gold
+    out = []
+    for window in windows:
+        word = {i: k for k, i in enumerate(window.tokens)}
+        if any(i in word for start, end in unknown for i in range(start, end)):
+            continue
+        inside: Mentions = {}
+        for start, end, label in mentions:
+            there = [word[i] for i in range(start, end) if i in word]
+            if (
+                there
+                and there == list(range(there[0], there[-1] + 1))
+                and _whole(doc, start, end, word)
+            ):
+                inside.setdefault(label, []).append((there[0], there[-1] + 1))
+        sequences = training_sequences(
+            wording, window.words, doc.text, labels, inside, learn_index=learn_index
+        )
+        out.append(pack(sequences))
+    return out
+
+
+def _whole(doc: Doc, start: int, end: int, word: dict) -> bool:
+    return all(i in word or doc[i].is_space for i in range(start, end))
+
+
+def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Packed]]:
+    """Batches of texts of like length, with at most so many padded tokens each."""
+    out: List[List[Packed]] = []
+    for packed in sorted(texts, key=len):
+        if out and len(packed) * (len(out[-1]) + 1) <= max_tokens:
+            out[-1].append(packed)
+        else:
+            out.append([packed])
+    return out
+
+
+def cross_entropy(batch: Iterable[Packed], logits: torch.Tensor) -> Tuple[float, torch.Tensor]:
+    """RETURNS (Tuple[float, Tensor]): Summed over all targets, each as often as the sequences have it,
+    and the gradient."""
+    batch = list(batch)
+    device = logits.device
+    targets = torch.from_numpy(np.concatenate([p.targets for p in batch])).to(device)
+    weights = torch.from_numpy(np.concatenate([p.weights for p in batch])).to(device)
+    log_probs = torch.log_softmax(logits.detach(), dim=-1)
+    rows = torch.arange(len(targets), device=device)
+    loss = -(log_probs[rows, targets] * weights).sum()
+    d_logits = log_probs.exp_()
+    d_logits[rows, targets] -= 1.0
+    return float(loss), d_logits * weights[:, None]
+
+
+def gold_mentions(eg: Example, spans_key: Optional[str]) -> Gold:
+    """Carry a reference's mentions over to the predicted Doc's tokens.
+
+    spans_key (Optional[str]): Take them from these doc.spans; None from doc.ents.
+    """
+    if spans_key is None:
+        return aligned_entities(eg)
+    if spans_key not in eg.reference.spans:
+        return [], [(0, len(eg.predicted))]
+    out = []
+    unknown = []
+    for span in eg.reference.spans[spans_key]:
+        there = eg.predicted.char_span(span.start_char, span.end_char, label=span.label_)
+        if there is None:
+            unknown.append(touched(eg.predicted, span.start_char, span.end_char))
+        else:
+            out.append((there.start, there.end, span.label_))
+    return out, unknown

@@ -1,0 +1,86 @@
+"""From what was written to spans: offsets, confidence, and one label for each string."""
+
+import math
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Sequence, Set, Tuple
+
+from .find import Written
+
+DEDUPLICATION = ("none", "string", "span")
+CONFIDENCE = ("product", "mean")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """start (int): First character. end (int): One past the last. score (float): Between 0 and 1."""
+
+    start: int
+    end: int
+    label: str
+    score: float
+
+
+def place(written: Sequence[Written]) -> List[Tuple[int, int]]:
+    """Find where the mentions of one label stand: each at the first free occurrence of its string that
+    begins no earlier than the mention before it.
+
+    written (Sequence[Written]): By index.
+    RETURNS (List[Tuple[int, int]]): For each, or (-1, -1) where there is no such place.
+    """
+    out: List[Tuple[int, int]] = []
+    used: Set[Tuple[int, int]] = set()
+    reached = 0
+    for mention in written:
+        free = [p for p in sorted(mention.places) if p[0] >= reached and p not in used]
+        if free:
+            used.add(free[0])
+            reached = free[0][0]
+        out.append(free[0] if free else (-1, -1))
+    return out
+
+
+def confidence(mention: Written, kind: str, *, raw: bool, counted: bool) -> float:
+    """How sure the LLM was of a mention (methods.md 2a.5).
+
+    kind (str): "product" of the tokens' probabilities as published, or their geometric "mean".
+    raw (bool): Probabilities over the whole vocabulary, as published, and not only over what was
+        allowed.
+    counted (bool): Times the probability that there are so many mentions.
+    """
+    log_probs = mention.raw_log_probs if raw else mention.log_probs
+    total = sum(log_probs)
+    if kind == "mean" and log_probs:
+        total /= len(log_probs)
+    return math.exp(min(total, 0.0)) * (mention.p_there if counted else 1.0)
+
+
+def deduplicate(text: str, mentions: Iterable[Mention], policy: str) -> List[Mention]:
+    """Settle which label gets what was written under several.
+
+    policy (str): "string", as published: a string that occurs under several labels stays under the one
+        of its most confident mention, with all its mentions there; ties go to the first. "span": the
+        same for each place in the text. "none" keeps all.
+    """
+    mentions = list(mentions)
+    if policy == "none":
+        return mentions
+    best: Dict[object, Mention] = {}
+    for m in mentions:
+        key = _key(text, m, policy)
+        if key not in best or m.score > best[key].score:
+            best[key] = m
+    return [m for m in mentions if m.label == best[_key(text, m, policy)].label]
+
+
+def _key(text: str, mention: Mention, policy: str) -> object:
+    return text[mention.start : mention.end] if policy == "string" else (mention.start, mention.end)
+
+
+def flat(mentions: Iterable[Mention]) -> List[Mention]:
+    """RETURNS (List[Mention]): The best that don't overlap, most confident first chosen, of equals the
+    longest; in the order of the text."""
+    out: List[Mention] = []
+    for m in sorted(mentions, key=lambda m: (-m.score, m.start - m.end, m.start, m.label)):
+        if all(m.end <= o.start or o.end <= m.start for o in out):
+            out.append(m)
+    return sorted(out, key=lambda m: m.start)

@@ -1,0 +1,77 @@
+"""From a text and its mentions to training sequences: one for each label and mention (methods.md 2a.2)."""
+
+from typing import Dict, List, Sequence, Tuple
+
+from ..llm.packing import TrainingSequence
+from ..llm.words import WordTokens, spelling
+from .templates import Wording
+
+# (first word, one past the last) of each mention, by label.
+Mentions = Dict[str, List[Tuple[int, int]]]
+
+
+def training_sequences(
+    wording: Wording,
+    words: WordTokens,
+    text: str,
+    labels: Sequence[str],
+    mentions: Mentions,
+    *,
+    learn_index: bool = True,
+) -> List[TrainingSequence]:
+    """Build all sequences of a text.
+
+    A label without mention gives one: the prompt, 0 and the end. One with N mentions gives N, which
+    all say N, and then write the k-th mention in the order of the text. A template that asks for the
+    count and for mentions apart gives one more for the count.
+
+    learn_index (bool): Also learn what stands between the count and the mention; without it is the
+        paper's ablation "loss ignoring".
+    """
+    out = []
+    for label in labels:
+        prompt = [*wording.before, *words.ids.tolist(), *wording.label(label)]
+        found = sorted(mentions.get(label, []), key=lambda m: (m[0], -m[1]))
+        n = len(found)
+        if n == 0 or not wording.count_first:
+            out.append(_sequence([*prompt, *wording.count()], wording.number(n)))
+        for k, mention in enumerate(found, 1):
+            head = wording.mention(n, k)
+            answer = [*mention_tokens(wording, words, text, mention), wording.end]
+            if wording.count_first:
+                # The count is learnt with its end; what follows it is the index template.
+                counted = wording.number(n)
+                shared = _common(head, counted)
+                learnt = [True] * shared + [learn_index] * (len(head) - shared)
+                sequence = TrainingSequence(
+                    [*prompt, *head, *answer],
+                    [False] * len(prompt) + learnt + [True] * len(answer),
+                )
+            else:
+                sequence = _sequence([*prompt, *head], answer)
+            out.append(sequence)
+    return out
+
+
+def mention_tokens(
+    wording: Wording, words: WordTokens, text: str, mention: Tuple[int, int]
+) -> List[int]:
+    """RETURNS (List[int]): How a mention is written."""
+    start, end = mention
+    inside = words.ids[words.first[start] : words.last[end - 1] + 1].tolist()
+    if not wording.template.bare:
+        return inside
+    bare = spelling(wording.tokenizer, text[slice(*words.bounds[start])])
+    return bare + inside[int(words.last[start] - words.first[start]) + 1 :]
+
+
+def _sequence(prompt: List[int], answer: List[int]) -> TrainingSequence:
+    return TrainingSequence([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """RETURNS (int): In how many first tokens two sequences agree."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n

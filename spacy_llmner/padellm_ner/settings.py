@@ -1,0 +1,61 @@
+"""The architecture of `padellm_ner`: its wording, and what is trained of the LLM."""
+
+from dataclasses import dataclass, field
+from typing import Dict, Optional, Union
+
+from thinc.api import Model
+
+from ..errors import Errors, LLMNERError
+from ..llm.adapters import AdapterSettings
+from ..pipe import carry
+from .templates import TEMPLATES, Template
+
+
+@dataclass(frozen=True)
+class PaDeLLMSettings:
+    """See make_padellm."""
+
+    template: Template
+    label_words: Dict[str, str] = field(default_factory=dict)
+    adapter: AdapterSettings = AdapterSettings()
+    learn_index: bool = True
+
+
+def make_padellm(
+    template: Union[str, Template] = "compact",
+    label_words: Optional[Dict[str, str]] = None,
+    rank: int = 16,
+    alpha: int = 32,
+    first_layer: int = 0,
+    learn_index: bool = True,
+) -> Model:
+    """Registered as `spacy_llmner.PaDeLLM.v1` in `@architectures`.
+
+    template (Union[str, Template]): "compact", "published_en", "published_zh", or a wording of your own
+        (`@misc = "spacy_llmner.Template.v1"`).
+    label_words (Optional[Dict[str, str]]): What labels are called in the prompt, such as
+        {"PER": "person"}; others go by their own name.
+    rank (int): Rank of the LoRA adapter. 0 trains a full copy of the LLM's weights instead: as published,
+        but it takes the LLM's memory and disk space once more for this component.
+    alpha (int): LoRA's scale is alpha / rank.
+    first_layer (int): Layers of the LLM below it are left as they are, which trains faster.
+    learn_index (bool): Learn the tokens between count and mention too; False is the paper's ablation
+        "loss ignoring" (templates with {count} in `mention` only).
+    RETURNS (Model): Carries the settings.
+    """
+    if isinstance(template, str):
+        if template not in TEMPLATES:
+            known = ", ".join(TEMPLATES)
+            raise LLMNERError(Errors.E006.format(value=template, what="template", known=known))
+        template = TEMPLATES[template]
+    adapter = AdapterSettings(rank, alpha, first_layer)
+    return carry(
+        "padellm", PaDeLLMSettings(template, dict(label_words or {}), adapter, learn_index)
+    )
+
+
+def make_template(
+    prompt: str, mention: str, count: str = "", count_end: str = "\n", bare: bool = True
+) -> Template:
+    """Registered as `spacy_llmner.Template.v1` in `@misc`. See Template."""
+    return Template(prompt, count, count_end, mention, bare)

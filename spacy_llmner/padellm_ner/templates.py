@@ -1,0 +1,146 @@
+"""What the LLM reads and writes: the published templates (methods.md 2a.1), and a shorter one."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Dict, List, Sequence
+
+from ..errors import Errors, LLMNERError
+from ..llm.constraints import Choices
+from ..llm.tokenization import LLMTokenizer
+
+
+@dataclass(frozen=True)
+class Template:
+    """The wording of one prompt.
+
+    prompt (str): With {text} and, behind it, {label}.
+    count (str): Stands between the prompt and the number of mentions.
+    count_end (str): Stands behind a number above 0; "" for the end token, which always follows 0.
+    mention (str): Stands between the prompt and mention number {index}; may hold {count}.
+    bare (bool): Mentions are written as if at the beginning of a line. Else as they are in the text,
+        with the space in front.
+    """
+
+    prompt: str
+    count: str
+    count_end: str
+    mention: str
+    bare: bool
+
+    def __post_init__(self) -> None:
+        for setting, needed in (("prompt", ("{text}", "{label}")), ("mention", ("{index}",))):
+            value = getattr(self, setting)
+            if any(value.count(slot) != 1 for slot in needed):
+                must = f"a text in which {' and '.join(needed)} occurs once"
+                raise LLMNERError(
+                    Errors.E027.format(
+                        setting=f"template.{setting}", name="padellm_ner", value=value, must=must
+                    )
+                )
+        if self.prompt.index("{text}") > self.prompt.index("{label}"):
+            must = "a text with {text} in front of {label}, so that all labels share its encoding"
+            raise LLMNERError(
+                Errors.E027.format(
+                    setting="template.prompt", name="padellm_ner", value=self.prompt, must=must
+                )
+            )
+
+
+TEMPLATES: Dict[str, Template] = {
+    # As published, for English and Chinese.
+    "published_en": Template(
+        prompt="text:\n{text}\nentity type:\n{label}\n\n<num>",
+        count="",
+        count_end="\n",
+        mention="{count}\n<mention {index}>",
+        bare=True,
+    ),
+    "published_zh": Template(
+        prompt="文本:\n{text}\n指定NER标签:\n{label}\n\n<数量>",
+        count="",
+        count_end="\n",
+        mention="{count}\n<第{index}文段>",
+        bare=True,
+    ),
+    # A third of the tokens; a mention does not wait for the count.
+    "compact": Template(
+        prompt=" {text}\n{label}", count="#", count_end="", mention="{index}", bare=False
+    ),
+}
+
+
+# No text has more mentions of one label.
+MAX_COUNT = 999
+
+
+class Numbers(Choices):
+    """The numbers from 0 on, as answers. Sequence n is number n.
+
+    by_first (Dict[int, int]): The lowest number that begins with a token.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        super().__init__(sequences)
+        self.by_first = {s[0]: n for n, s in reversed(list(enumerate(self.sequences)))}
+
+
+class Wording:
+    """A template in the tokens of one LLM.
+
+    template (Template): The wording.
+    tokenizer (LLMTokenizer): The LLM's tokenizer.
+    label_words (Dict[str, str]): What a label is called in the prompt; others by their own name.
+    """
+
+    def __init__(
+        self, template: Template, tokenizer: LLMTokenizer, label_words: Dict[str, str]
+    ) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+        self.label_words = label_words
+        # The end of an answer: what the LLM itself ends with.
+        self.end: int = tokenizer.end[0]
+        before, rest = template.prompt.split("{text}")
+        self.before = tokenizer.sink + self.encode(before)
+        self._middle, self._behind = rest.split("{label}")
+        self._encode = lru_cache(maxsize=4096)(self.encode)
+        self._numbers = lru_cache(maxsize=256)(self._make_numbers)
+
+    def encode(self, text: str) -> List[int]:
+        return list(self.tokenizer.encode(text).ids)
+
+    def label(self, label: str) -> List[int]:
+        """RETURNS (List[int]): From the end of the text to the end of the prompt."""
+        word = self.label_words.get(label, label)
+        return list(self._encode(self._middle)) + list(self._encode(word + self._behind))
+
+    def count(self) -> List[int]:
+        """RETURNS (List[int]): What is read before the number of mentions is written."""
+        return list(self._encode(self.template.count))
+
+    def number(self, n: int) -> List[int]:
+        """RETURNS (List[int]): The answer to the question for the number of mentions, with its end."""
+        end = list(self._encode(self.template.count_end)) if n else []
+        return list(self._encode(str(n))) + (end or [self.end])
+
+    def numbers(self, most: int) -> Numbers:
+        """RETURNS (Numbers): All answers from 0 to `most`."""
+        return self._numbers(min(most, MAX_COUNT))
+
+    def _make_numbers(self, most: int) -> Numbers:
+        return Numbers([self.number(n) for n in range(most + 1)])
+
+    def mention(self, count: int, index: int) -> List[int]:
+        """RETURNS (List[int]): What is read before mention number `index` is written."""
+        parts = re.split(r"(\{count\}|\{index\})", self.template.mention)
+        values = {"{count}": str(count), "{index}": str(index)}
+        out: List[int] = []
+        for part in parts:
+            out.extend(self._encode(values.get(part, part)))
+        return out
+
+    @property
+    def count_first(self) -> bool:
+        """Whether mentions are written behind the count."""
+        return "{count}" in self.template.mention

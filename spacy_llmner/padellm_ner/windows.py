@@ -1,0 +1,55 @@
+"""Long texts are read in windows: words of a Doc that go into one prompt."""
+
+from dataclasses import dataclass
+from typing import List
+
+from spacy.tokens import Doc
+
+from ..llm.tokenization import LLMTokenizer
+from ..llm.words import WordTokens, word_tokens
+
+SENTENCE_ENDS = frozenset(".!?。！？…")
+
+
+@dataclass
+class Window:
+    """words (WordTokens): Of the window; characters counted in the whole text.
+    tokens (List[int]): Which token of the Doc each of them is."""
+
+    words: WordTokens
+    tokens: List[int]
+
+
+def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
+    """Encode the words of a Doc, and cut them into windows.
+
+    A window ends with a sentence: where the Doc has boundaries by them, else by punctuation or a line
+    break; only a sentence that is longer than a window is cut.
+
+    size (int): Tokens of the LLM in a window at most, if no single word has more.
+    RETURNS (List[Window]): They cover every word once.
+    """
+    tokens = [token for token in doc if not token.is_space]
+    words = word_tokens(tokenizer, doc.text, [(t.idx, t.idx + len(t)) for t in tokens])
+    known = doc.has_annotation("SENT_START")
+    out: List[Window] = []
+    start = 0
+    while start < len(tokens):
+        low = 0 if start == 0 else int(words.last[start - 1]) + 1
+        end = start + 1
+        while end < len(tokens) and int(words.last[end]) - low < size:
+            end += 1
+        if end < len(tokens):
+            breaks = (k for k in range(end, start, -1) if _breaks(tokens, k, known))
+            end = next(breaks, end)
+        out.append(Window(words.part(start, end), [t.i for t in tokens[start:end]]))
+        start = end
+    return out
+
+
+def _breaks(tokens: list, k: int, known: bool) -> bool:
+    """RETURNS (bool): Whether a sentence may begin with token k."""
+    if known:
+        return bool(tokens[k].is_sent_start)
+    before = tokens[k - 1]
+    return before.text[-1] in SENTENCE_ENDS or tokens[k].i > before.i + 1
