@@ -13,13 +13,15 @@ from thinc.api import Config, Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.adapters import Adapter, new_adapter
-from ..llm.decoding import Decoder
-from ..llm.packing import Packed, target_logits
+from ..llm.decoding import Decoder, Program
+from ..llm.packing import Packed, TrainingSequence, pack, target_logits
 from ..llm.pool import LLM, LoadedLLM
+from ..llm.words import WordTokens
 from ..pipe import Found, FoundSpan, LLMNERPipe
-from .find import FindSettings, Written, finder
-from .learn import batches_by_tokens, cross_entropy, gold_mentions, packed_text
+from .find import FindSettings, OnLabel, Written, finder
+from .learn import batches_by_tokens, cross_entropy, gold_mentions, known_windows
 from .mentions import CONFIDENCE, DEDUPLICATION, Mention, confidence, deduplicate, flat, place
+from .questions import Mentions, training_sequences
 from .settings import PaDeLLMSettings
 from .templates import Wording
 from .windows import Window, read_windows
@@ -224,14 +226,24 @@ class PaDeLLM(LLMNERPipe):
             ((i, w) for i, parts in enumerate(windows) for w in parts),
             key=lambda item: len(item[1].words.ids),
         )
-        programs = [
-            finder(wording, w.words, docs[i].text, self.labels, self.find_settings)
-            for i, w in order
-        ]
+        programs = [self.program(wording, w.words, docs[i].text) for i, w in order]
         written: Dict[int, List[Dict[str, List[Written]]]] = {i: [] for i in range(len(docs))}
         for (i, _), found in zip(order, decoder.run(programs)):
             written[i].append(found)
         return [self._found(doc, written[i]) for i, doc in enumerate(docs)]
+
+    def program(
+        self, wording: Wording, words: WordTokens, text: str, on_label: Optional[OnLabel] = None
+    ) -> Program:
+        """RETURNS (Program): Finds the mentions in some words of a text. See `finder`."""
+        return finder(wording, words, text, self.labels, self.find_settings, on_label)
+
+    def sequences(
+        self, wording: Wording, words: WordTokens, text: str, mentions: Mentions
+    ) -> List[TrainingSequence]:
+        """RETURNS (List[TrainingSequence]): What is learnt from some words of a text."""
+        index = self.settings.learn_index
+        return training_sequences(wording, words, text, self.labels, mentions, learn_index=index)
 
     @property
     def find_settings(self) -> FindSettings:
@@ -257,7 +269,7 @@ class PaDeLLM(LLMNERPipe):
                 mentions = self._mentions([{label: written}])
                 done.extend(s for s in _spans(doc, mentions))  # noqa: B023
 
-            program = finder(wording, window.words, text, self.labels, self.find_settings, tell)
+            program = self.program(wording, window.words, text, tell)
             for _ in decoder.steps([program]):
                 yield from done
                 done.clear()
@@ -369,10 +381,11 @@ class PaDeLLM(LLMNERPipe):
         strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
         if strange:
             raise self.unknown_labels(strange)
-        windows = self._windows(eg.predicted, wording)
-        return packed_text(
-            wording, eg.predicted, windows, self.labels, mentions, self.settings.learn_index
-        )
+        doc = eg.predicted
+        return [
+            pack(self.sequences(wording, words, doc.text, inside))
+            for words, inside in known_windows(doc, self._windows(doc, wording), mentions)
+        ]
 
     def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
         return [

@@ -1,59 +1,42 @@
-"""From Examples to packed training texts."""
+"""What is learnt from a batch: gold mentions, batches of packed texts, the loss."""
 
-from typing import Iterable, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from ..llm.packing import Packed, pack
+from ..llm.packing import Packed
+from ..llm.words import WordTokens
 from ..pipe import aligned_entities, touched
-from .questions import Mentions, training_sequences
-from .templates import Wording
+from .questions import Mentions
 from .windows import Window
 
 # (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
 Gold = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
 
 
-def packed_text(
-    wording: Wording,
-    doc: Doc,
-    windows: Sequence[Window],
-    labels: Sequence[str],
-    gold: Gold,
-    learn_index: bool,
-) -> List[Packed]:
-    """Build the packed training texts of a Doc: one for each window.
+def known_windows(
+    doc: Doc, windows: Iterable[Window], gold: Gold
+) -> Iterator[Tuple[WordTokens, Mentions]]:
+    """Hand the mentions of a Doc out to its windows.
 
     Windows in which something is unknown are left out, since nothing can be counted there. So are
-    mentions across two windows.
+    mentions that don't lie within one window.
+    YIELDS (Tuple[WordTokens, Mentions]): The words of a window, and the mentions in them.
     """
     mentions, unknown = gold
-    out = []
     for window in windows:
         word = {i: k for k, i in enumerate(window.tokens)}
         if any(i in word for start, end in unknown for i in range(start, end)):
             continue
         inside: Mentions = {}
         for start, end, label in mentions:
-            there = [word[i] for i in range(start, end) if i in word]
-            if (
-                there
-                and there == list(range(there[0], there[-1] + 1))
-                and _whole(doc, start, end, word)
-            ):
+            there = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
+            if there and -1 not in there:
                 inside.setdefault(label, []).append((there[0], there[-1] + 1))
-        sequences = training_sequences(
-            wording, window.words, doc.text, labels, inside, learn_index=learn_index
-        )
-        out.append(pack(sequences))
-    return out
-
-
-def _whole(doc: Doc, start: int, end: int, word: dict) -> bool:
-    return all(i in word or doc[i].is_space for i in range(start, end))
+        yield window.words, inside
 
 
 def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Packed]]:
