@@ -10,7 +10,7 @@ import copy
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -29,12 +29,16 @@ class AdapterSettings:
     rank (int): Rank of the LoRA matrices; 0 trains full copies of all weights but the embeddings,
         which cost as much memory as the LLM.
     alpha (int): LoRA's scale is alpha / rank.
-    first_layer (int): Layers below it stay as they are.
+    first_layer (Optional[int]): Layers below it stay as they are; None takes the middle one.
     """
 
     rank: int = 16
     alpha: int = 32
-    first_layer: int = 0
+    first_layer: Optional[int] = None
+
+    def first(self, llm: LoadedLLM) -> int:
+        """RETURNS (int): The first layer that is trained."""
+        return llm.n_layers // 2 if self.first_layer is None else self.first_layer
 
 
 class Adapter(nn.Module):
@@ -81,7 +85,7 @@ def _view(llm: LoadedLLM, settings: AdapterSettings) -> Any:
         linear = [
             name
             for name, module in view.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and _layer(name) >= settings.first_layer
+            if isinstance(module, (nn.Linear, Conv1D)) and _layer(name) >= settings.first(llm)
         ]
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=linear)
         with warnings.catch_warnings():
@@ -103,7 +107,7 @@ def _is_trained(name: str, llm: LoadedLLM, settings: AdapterSettings) -> bool:
     embeddings = llm.model.get_input_embeddings().weight
     if dict(llm.decoder.named_parameters())[name] is embeddings:
         return False
-    return _layer(name) >= settings.first_layer
+    return _layer(name) >= settings.first(llm)
 
 
 def _copy_modules(module: Any) -> Any:

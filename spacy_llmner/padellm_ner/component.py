@@ -35,8 +35,8 @@ default_config = """
 [padellm_ner]
 spans_key = "llmner"
 overwrite = true
-count = "argmax"
-count_threshold = 0.5
+count = "calibrated"
+count_threshold = 0.3
 confidence = "product"
 probability = "allowed"
 deduplicate = "string"
@@ -143,8 +143,8 @@ class PaDeLLM(LLMNERPipe):
         *,
         spans_key: str = "llmner",
         overwrite: bool = True,
-        count: str = "argmax",
-        count_threshold: float = 0.5,
+        count: str = "calibrated",
+        count_threshold: float = 0.3,
         confidence: str = "product",
         probability: str = "allowed",
         deduplicate: str = "string",

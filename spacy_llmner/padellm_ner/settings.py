@@ -26,7 +26,7 @@ def make_padellm(
     label_words: Optional[Dict[str, str]] = None,
     rank: int = 16,
     alpha: int = 32,
-    first_layer: int = 0,
+    first_layer: Optional[int] = None,
     learn_index: bool = True,
 ) -> Model:
     """Registered as `spacy_llmner.PaDeLLM.v1` in `@architectures`.
@@ -38,7 +38,8 @@ def make_padellm(
     rank (int): Rank of the LoRA adapter. 0 trains a full copy of the LLM's weights instead: as published,
         but it takes the LLM's memory and disk space once more for this component.
     alpha (int): LoRA's scale is alpha / rank.
-    first_layer (int): Layers of the LLM below it are left as they are, which trains faster.
+    first_layer (Optional[int]): Layers of the LLM below it are left as they are, which trains faster;
+        None trains the upper half, 0 all of it.
     learn_index (bool): Learn the tokens between count and mention too; False is the paper's ablation
         "loss ignoring" (templates with {count} in `mention` only).
     RETURNS (Model): Carries the settings.

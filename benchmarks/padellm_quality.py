@@ -1,0 +1,199 @@
+"""F1 of `padellm_ner` and of the autoregressive baseline after the same training budget.
+
+    python benchmarks/padellm_quality.py conll-sentences train.spacy dev.spacy test.spacy --minutes 40
+    python benchmarks/padellm_quality.py ... --component autoreg_ner
+
+The .spacy files come from scripts/convert.py. Both components train the same adapter by the same
+recipe for the same CPU time, and share post-processing. Settings of the decoding are chosen on dev; the
+ablations are scored on test with the same weights. `--save DIR` keeps the trained pipelines.
+"""
+
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import spacy
+import torch
+import typer
+from autoreg import AutoReg  # noqa: F401  registers autoreg_ner
+from common import read_examples, save
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.util import fix_random_seed
+from thinc.api import Adam
+from thinc.schedules import Schedule
+
+WARMUP = 0.05
+CHOICES: List[Dict[str, Any]] = [
+    {"count": "argmax"},
+    *({"count": "calibrated", "count_threshold": t} for t in (0.2, 0.3, 0.4, 0.5)),
+]
+ABLATIONS: Dict[str, Dict[str, Any]] = {
+    "argmax": {"count": "argmax"},
+    "calibrated": {"count": "calibrated"},
+    "deduplicate none": {"deduplicate": "none"},
+    "deduplicate string": {"deduplicate": "string"},
+    "deduplicate span": {"deduplicate": "span"},
+    "confidence mean": {"confidence": "mean"},
+    "probability raw": {"probability": "raw"},
+}
+
+
+def main(
+    name: str,
+    train: Path,
+    dev: Path,
+    test: Path,
+    component: str = "padellm_ner",
+    llm: str = "smollm2-135m-instruct",
+    minutes: float = 40.0,
+    seeds: int = 3,
+    first_seed: int = 0,
+    batch_size: int = 8,
+    rate: float = 0.003,
+    rank: int = 16,
+    first_layer: int = -1,
+    template: str = "compact",
+    label_words: str = typer.Option("", help="PER=person,LOC=location"),
+    train_spans: Optional[str] = None,
+    dev_docs: int = 300,
+    lang: str = "en",
+    save_to: Optional[Path] = typer.Option(None, "--save", help="Folder for the pipelines"),
+) -> None:
+    words = dict(pair.split("=") for pair in label_words.split(",") if pair)
+    model = {
+        "@architectures": "spacy_llmner.PaDeLLM.v1",
+        "template": template,
+        "label_words": words,
+        "rank": rank,
+        "first_layer": None if first_layer < 0 else first_layer,
+    }
+    runs = []
+    for seed in range(first_seed, first_seed + seeds):
+        fix_random_seed(seed)
+        nlp = spacy.blank(lang)
+        config = {"llm": {"name": llm}, "model": model, "train_spans": train_spans}
+        pipe: Any = nlp.add_pipe(component, config=config)
+        run: Dict[str, Any] = {"seed": seed}
+        run.update(fit(nlp, read_examples(nlp, train), minutes, batch_size, rate, seed))
+        dev_examples = sample(read_examples(nlp, dev), dev_docs)
+        if component == "padellm_ner":
+            dev_f1 = []
+            for choice in CHOICES:
+                pipe.cfg.update(choice)
+                dev_f1.append(evaluate(nlp, dev_examples, train_spans)["f"])
+                print("  dev", choice, dev_f1[-1], flush=True)
+            run["chosen"] = CHOICES[max(range(len(CHOICES)), key=lambda k: dev_f1[k])]
+            run["dev_f1"] = max(dev_f1)
+            pipe.cfg.update(run["chosen"])
+        if save_to is not None:
+            nlp.to_disk(save_to / f"{name}_{component}_{seed}")
+        run["test"] = evaluate(nlp, read_examples(nlp, test), train_spans, each=True)
+        if component == "padellm_ner" and seed == first_seed:
+            run["ablations"] = {}
+            part = sample(read_examples(nlp, test), 1000)
+            for what, setting in ABLATIONS.items():
+                before = {key: pipe.cfg[key] for key in setting}
+                pipe.cfg.update(setting)
+                run["ablations"][what] = evaluate(nlp, part, train_spans)
+                pipe.cfg.update(before)
+        runs.append(run)
+        print(seed, {k: v for k, v in run["test"].items() if k != "each"}, flush=True)
+        f1 = [r["test"]["f"] for r in runs]
+        save(
+            f"padellm_quality_{name}_{component}",
+            {
+                "set": name,
+                "component": component,
+                "llm": llm,
+                "minutes": minutes,
+                "test_f1_mean": statistics.mean(f1),
+                "test_f1_spread": max(f1) - min(f1),
+                "runs": runs,
+            },
+        )
+
+
+def fit(
+    nlp: Language,
+    examples: List[Example],
+    minutes: float,
+    batch_size: int,
+    rate: float,
+    seed: int,
+) -> Dict[str, Any]:
+    """Train for some CPU minutes; the learning rate falls to 0 with them."""
+    nlp.initialize(lambda: examples)
+    started = time.process_time()
+
+    def share() -> float:
+        return min((time.process_time() - started) / (60 * minutes), 1.0)
+
+    def scheduled(schedule: Any, step: int, **kwargs: Any) -> float:
+        return rate * min(share() / WARMUP + 0.01, 1.0) * (1.0 - share())
+
+    optimizer = Adam(Schedule("budget", scheduled), L2=0.0, grad_clip=1.0, use_averages=False)
+    rng = random.Random(seed)
+    seen = steps = 0
+    losses: Dict[str, float] = {}
+    while share() < 1.0:
+        order = rng.sample(examples, len(examples))
+        for k in range(0, len(order), batch_size):
+            nlp.update(order[k : k + batch_size], sgd=optimizer, losses=losses)
+            optimizer.step_schedules()
+            seen += len(order[k : k + batch_size])
+            steps += 1
+            if steps % 20 == 0:
+                print(f"  {share():.0%} {seen} texts, loss {losses}", flush=True)
+                losses = {}
+            if share() >= 1.0:
+                break
+    return {"texts_seen": seen, "steps": steps, "train_cpu_seconds": time.process_time() - started}
+
+
+def sample(examples: List[Example], n: int) -> List[Example]:
+    return random.Random(0).sample(examples, min(n, len(examples)))
+
+
+def evaluate(
+    nlp: Language, examples: List[Example], spans_key: Optional[str], each: bool = False
+) -> Dict[str, Any]:
+    """Strict span F1 and the paper's set F1 (strings by label and text), in percent."""
+    started = time.process_time()
+    fresh = [Example(eg.predicted.copy(), eg.reference) for eg in examples]
+    docs = nlp.pipe([eg.predicted for eg in fresh], batch_size=64)
+    spans, sets, violations = [], [], 0
+    for doc, eg in zip(docs, fresh):
+        gold = mentions(eg.reference, spans_key)
+        found = mentions(doc, "llmner" if spans_key else None)
+        violations += sum(
+            1 for s in doc.spans["llmner"] if doc.text[s.start_char : s.end_char] != s.text
+        )
+        spans.append((len(gold & found), len(found), len(gold)))
+        gold_set, found_set = ({(label, text) for _, _, label, text in m} for m in (gold, found))
+        sets.append((len(gold_set & found_set), len(found_set), len(gold_set)))
+    p, r, f = prf(spans)
+    out: Dict[str, Any] = {"p": p, "r": r, "f": f, "set_f": prf(sets)[2], "violations": violations}
+    out["ms_each"] = 1000 * (time.process_time() - started) / max(len(fresh), 1)
+    if each:
+        out["each"] = spans  # for paired intervals
+    return out
+
+
+def mentions(doc: Doc, spans_key: Optional[str]) -> set:
+    spans = doc.ents if spans_key is None else doc.spans.get(spans_key, [])
+    return {(s.start_char, s.end_char, s.label_, s.text) for s in spans}
+
+
+def prf(counts: List[Tuple[int, int, int]]) -> Tuple[float, float, float]:
+    right, found, gold = (sum(c[k] for c in counts) for k in range(3))
+    p, r = right / max(found, 1), right / max(gold, 1)
+    return 100 * p, 100 * r, 200 * p * r / max(p + r, 1e-9)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    typer.run(main)
