@@ -21,7 +21,7 @@ from .corpus import read_corpus, warn_about_lost
 from .decode import decode
 from .fewshot import Annotated, FewShotSettings, fit_few_shot
 from .segments import Mention
-from .settings import Dims
+from .settings import LEAST_THRESHOLD, Dims, check_settings
 from .stream import EmberStream, Prompt, streaming
 from .words import WordFeatures, WordReader
 
@@ -122,18 +122,7 @@ class EmberProbe(LLMNERPipe):
 
         RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        if not 0.0 < threshold < 1.0:
-            raise LLMNERError(
-                Errors.E027.format(
-                    setting="threshold", name=name, value=threshold, must="between 0 and 1"
-                )
-            )
-        if max_batch_tokens < 1:
-            raise LLMNERError(
-                Errors.E027.format(
-                    setting="max_batch_tokens", name=name, value=max_batch_tokens, must="positive"
-                )
-            )
+        check_settings(name, threshold, max_batch_tokens)
         self.tokenizer = nlp.tokenizer
         self.make_doc = nlp.make_doc
         super().__init__(
@@ -157,6 +146,12 @@ class EmberProbe(LLMNERPipe):
         """RETURNS (Dims): Sizes of the LLM the probe was made for."""
         llm = self.cfg["llm"]
         return Dims(llm["n_layers"], llm["width"], llm["n_heads"], len(self.labels))
+
+    @property
+    def threshold(self) -> float:
+        """RETURNS (float): The one of `cfg`, kept away from 0 and 1, which `spacy find-threshold` tries:
+        with 0, everything that could be an entity would be one."""
+        return min(max(self.cfg["threshold"], LEAST_THRESHOLD), 1 - LEAST_THRESHOLD)
 
     @property
     def reader(self) -> WordReader:
@@ -204,7 +199,7 @@ class EmberProbe(LLMNERPipe):
 
         rows (ndarray): One for each word of the Doc.
         """
-        chosen, every = decode(doc, rows, self.trained_probe(), self.cfg["threshold"])
+        chosen, every = decode(doc, rows, self.trained_probe(), self.threshold)
         found = {(m.start, m.end, m.label): self.found_span(m) for m in every}
         return Found([found[m] for m in chosen], list(found.values()))
 

@@ -82,7 +82,7 @@ class LiveText:
         self.released = 0
         probe = ember.trained_probe()
         self.probe = probe.stream()
-        self.decoder = probe.decoder(ember.cfg["threshold"])
+        self.decoder = probe.decoder(ember.threshold)
         self.rows: List[np.ndarray] = []
         self.fixed = 0
         self.shown: Dict[Key, EntityEvent] = {}

@@ -5,7 +5,11 @@ from typing import Protocol
 
 from torch import nn
 
+from ..errors import Errors, LLMNERError
 from .words import WordReader
+
+# As probable an entity must be, and its opposite, whatever the threshold is.
+LEAST_THRESHOLD = 0.001
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,19 @@ class ProbeSettings(Protocol):
 
     def build(self, dims: Dims) -> nn.Module:
         """RETURNS (Module): The probe, with random weights."""
+
+
+def check_settings(name: str, threshold: float, max_batch_tokens: int) -> None:
+    """RAISES (LLMNERError): If a setting of the component has a value that makes no sense."""
+    if not 0.0 <= threshold <= 1.0:
+        raise LLMNERError(
+            Errors.E027.format(
+                setting="threshold", name=name, value=threshold, must="between 0 and 1"
+            )
+        )
+    if max_batch_tokens < 1:
+        raise LLMNERError(
+            Errors.E027.format(
+                setting="max_batch_tokens", name=name, value=max_batch_tokens, must="positive"
+            )
+        )

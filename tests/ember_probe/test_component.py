@@ -189,7 +189,7 @@ def test_two_in_one_pipeline(trained):
 @pytest.mark.parametrize(
     "setting,value,match",
     [
-        ("threshold", 0.0, "`threshold` of 'ember_probe' is 0.0, but must be between 0 and 1"),
+        ("threshold", -0.1, "`threshold` of 'ember_probe' is -0.1, but must be between 0 and 1"),
         ("threshold", 1.5, "between 0 and 1"),
         ("max_batch_tokens", 0, "must be positive"),
     ],

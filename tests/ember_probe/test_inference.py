@@ -195,7 +195,7 @@ def test_lower_threshold_finds_more(unsure, monkeypatch):
     """What `spacy find-threshold` does: it sets cfg["threshold"]."""
     cfg = unsure.get_pipe("ember_probe").cfg
     n_ents, keys = [], []
-    for threshold in (0.9, 0.5, 0.2, 0.05, 0.01):
+    for threshold in (1.0, 0.9, 0.5, 0.2, 0.05, 0.01, 0.0):
         monkeypatch.setitem(cfg, "threshold", threshold)
         docs = list(unsure.pipe([*TEXTS, UNSEEN]))
         n_ents.append(sum(len(doc.ents) for doc in docs))
