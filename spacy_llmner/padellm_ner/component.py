@@ -170,8 +170,8 @@ class PaDeLLM(LLMNERPipe):
                     Errors.E027.format(setting=setting, name=name, value=value, must=must)
                 )
         for setting, share in (("count_threshold", count_threshold), ("threshold", threshold)):
-            if not 0.0 <= share < 1.0:
-                must = "at least 0 and below 1"
+            if not 0.0 <= share <= 1.0:
+                must = "between 0 and 1"
                 raise LLMNERError(
                     Errors.E027.format(setting=setting, name=name, value=share, must=must)
                 )
