@@ -25,6 +25,9 @@ TEXTS = [text for text, _ in TRAIN]
 def make_nlp(llm, architecture=STRUCTURED, *, lang="en", cfg=None, **model):
     """RETURNS (Language): With one untrained ember_probe on the CPU that caches nothing."""
     nlp = spacy.blank(lang)
+    if architecture == STRUCTURED:
+        # Without a prefix, what is read is exactly what is streamed.
+        model = {"prefix": "", **model}
     config = {
         "llm": {"@misc": "spacy_llmner.LLM.v1", "name": str(llm), "device": "cpu"},
         "model": {"@architectures": architecture, **model},

@@ -167,6 +167,22 @@ def test_read_twice(llm, nlp):
     assert reader.read(llm, [nlp(""), doc])[0].hidden.shape == (0, 2, 32)
 
 
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_prefix_is_what_stands_in_front(llm, nlp, read_twice):
+    prefix = "Find the names in this text:\n"
+    docs = [nlp("Ada Hale met Bo Lund."), nlp("Nobody came."), nlp("Rain.")]
+    read = WordReader(LAYERS, prefix=prefix, read_twice=read_twice).read(llm, docs)
+    front = [*llm.tokenizer.sink, *llm.tokenizer.encode(prefix).ids]
+    for doc, words in zip(docs, read):
+        encoding = llm.tokenizer.encode(doc.text)
+        ids = [*encoding.ids]
+        if read_twice:
+            ids = [*encoding.ids, *llm.tokenizer.encode("\n").ids, *encoding.ids]
+        by_hand = read_texts(llm, [[*front, *ids]], Probed(LAYERS))[0].hidden[-len(encoding) :]
+        last = encoding.last_tokens(word_bounds(doc)[1])
+        assert torch.allclose(words.hidden, by_hand[torch.as_tensor(last)], atol=1e-4)
+
+
 def test_long_texts_are_read_twice_in_windows(llm, nlp):
     doc = nlp(LONG)
     words = WordReader(LAYERS, max_length=61, overlap=8, read_twice=True).read(llm, [doc])[0]
@@ -235,9 +251,10 @@ def test_key_names_what_changes_the_features():
         WordReader(LAYERS, max_length=99),
         WordReader(LAYERS, overlap=9),
         WordReader(LAYERS, read_twice=True),
+        WordReader(LAYERS, prefix="Names:"),
     ]
     keys = [str(reader.key()) for reader in others]
-    assert len({str(plain), *keys}) == 9
+    assert len({str(plain), *keys}) == 10
 
 
 @pytest.mark.llm
