@@ -1,0 +1,95 @@
+"""Tables of padellm_quality.py's results for RESULTS.md."""
+
+import random
+import statistics
+from typing import Any, Dict, List, Tuple
+
+Counts = List[Tuple[int, int, int]]
+DRAWS = 1000
+
+
+def quality_section(results: Dict[str, Any], titles: Dict[str, str]) -> List[str]:
+    """One table for each data set; components side by side, with a paired interval."""
+    mine = [r for name, r in results.items() if name.startswith("padellm_quality_")]
+    lines: List[str] = []
+    for key in sorted({r["set"] for r in mine}):
+        rows = [r for r in mine if r["set"] == key]
+        lines += ["", f"## Writing entities: {titles.get(key, key)}", "", *_table(rows)]
+        ours = [r for r in rows if r["component"] == "padellm_ner"]
+        others = [r for r in rows if r["component"] != "padellm_ner"]
+        for a in ours:
+            lines += _ablations(a)
+            for b in others:
+                low, high = paired_interval(a["runs"], b["runs"])
+                lines += [
+                    "",
+                    f"{a['component']} minus {b['component']}, strict test F1, 95 % interval over the "
+                    f"test sentences (paired bootstrap): {low:+.2f} to {high:+.2f}.",
+                ]
+    return lines
+
+
+def _table(rows: List[Dict[str, Any]]) -> List[str]:
+    out = [
+        "The same adapter, recipe and CPU time for both; strict F1 of spans and the paper's F1 of",
+        "sets of strings, in percent. Violations: spans that are not what the text says there.",
+        "",
+        "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations | ms a sentence |",
+        "|" + "---|" * 9,
+    ]
+    for r in rows:
+        runs = r["runs"]
+        cells = [
+            r["component"],
+            f"{r['minutes']:g}",
+            len(runs),
+            f"{statistics.mean(run['texts_seen'] for run in runs):.0f}",
+            f"**{r['test_f1_mean']:.2f}**",
+            f"{r['test_f1_spread']:.2f}",
+            f"{statistics.mean(run['test']['set_f'] for run in runs):.2f}",
+            sum(run["test"]["violations"] for run in runs),
+            f"{statistics.mean(run['test']['ms_each'] for run in runs):.0f}",
+        ]
+        out.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return out
+
+
+def _ablations(r: Dict[str, Any]) -> List[str]:
+    run = r["runs"][0]
+    if "ablations" not in run:
+        return []
+    chosen = ", ".join(f"{k} {v}" for k, v in run["chosen"].items())
+    out = [
+        "",
+        f"Chosen on dev: {chosen}. One setting changed at a time, first seed, 1,000 test sentences at most:",
+        "",
+        "| | strict F1 | set F1 |",
+        "|---|---|---|",
+    ]
+    for what, scores in run["ablations"].items():
+        out.append(f"| {what} | {scores['f']:.2f} | {scores['set_f']:.2f} |")
+    return out
+
+
+def paired_interval(a: List[Dict[str, Any]], b: List[Dict[str, Any]]) -> Tuple[float, float]:
+    """Resample test sentences; seeds are pooled.
+
+    RETURNS (Tuple[float, float]): 2.5 and 97.5 percent points of the difference in F1.
+    """
+    rng = random.Random(0)
+    n = len(a[0]["test"]["each"])
+    differences = []
+    for _ in range(DRAWS):
+        chosen = rng.choices(range(n), k=n)
+        scores = []
+        for runs in (a, b):
+            counts = [run["test"]["each"] for run in runs]
+            scores.append(f1([c[i] for c in counts for i in chosen]))
+        differences.append(scores[0] - scores[1])
+    differences.sort()
+    return differences[int(0.025 * DRAWS)], differences[int(0.975 * DRAWS) - 1]
+
+
+def f1(counts: Counts) -> float:
+    right, found, gold = (sum(c[k] for c in counts) for k in range(3))
+    return 200 * right / max(found + gold, 1)
