@@ -90,23 +90,19 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
     decoder (nn.Module): The LLM's decoder, or a view with an adapter.
     RETURNS (Tensor): float32, shape (targets of all trees, vocabulary).
     """
-    size = max(len(p) for p in batch)
-    ids = np.zeros((len(batch), size), dtype=np.int64)
-    positions = np.zeros((len(batch), size), dtype=np.int64)
-    mask = np.zeros((len(batch), size, size), dtype=bool)
-    mask[:, np.arange(size), np.arange(size)] = True  # padding sees itself
-    for row, packed in enumerate(batch):
-        n = len(packed)
-        ids[row, :n], positions[row, :n], mask[row, :n, :n] = (
-            packed.ids,
-            packed.positions,
-            packed.mask,
-        )
-    distance = positions[:, :, None] - positions[:, None, :]
+    ids = np.concatenate([packed.ids for packed in batch])
+    positions = np.concatenate([packed.positions for packed in batch])
+    # All trees stand in one row: none sees another, and nothing is padded.
+    mask = np.zeros((len(ids), len(ids)), dtype=bool)
+    starts = np.cumsum([0, *(len(packed) for packed in batch)])
+    for start, end, packed in zip(starts, starts[1:], batch):
+        mask[start:end, start:end] = packed.mask
+    distance = positions[:, None] - positions[None]
     device = llm.device
-    tree_pass = TreePass(torch.from_numpy(mask).to(device), torch.from_numpy(distance).to(device))
-    hidden = run_decoder(
-        decoder, torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), tree_pass
+    tree_pass = TreePass(
+        torch.from_numpy(mask)[None].to(device), torch.from_numpy(distance)[None].to(device)
     )
-    rows = np.concatenate([size * k + packed.rows for k, packed in enumerate(batch)])
-    return llm.logits(hidden.flatten(0, 1)[torch.from_numpy(rows).to(device)])
+    row, place = (torch.from_numpy(x)[None].to(device) for x in (ids, positions))
+    hidden = run_decoder(decoder, row, place, tree_pass)[0]
+    rows = np.concatenate([start + packed.rows for start, packed in zip(starts, batch)])
+    return llm.logits(hidden[torch.from_numpy(rows).to(device)])

@@ -28,6 +28,8 @@ from .windows import Window, read_windows
 
 logger = logging.getLogger("spacy_llmner")
 
+# Tokens of one training pass: more would cost more in attention than they save in calls.
+TRAINED_AT_ONCE = 512
 COUNTS = ("argmax", "calibrated")
 PROBABILITIES = ("allowed", "raw")
 
@@ -324,7 +326,7 @@ class PaDeLLM(LLMNERPipe):
         llm, view, _ = self._ready()
         texts = [packed for eg in examples for packed in self._packed(eg)]
         weight = sum(float(packed.weights.sum()) for packed in texts)
-        for batch in batches_by_tokens(texts, self.max_batch_tokens):
+        for batch in batches_by_tokens(texts, min(self.max_batch_tokens, TRAINED_AT_ONCE)):
             scores = target_logits(llm, view, batch)
             loss, d_scores = self.get_loss(batch, scores)
             scores.backward(d_scores / weight)

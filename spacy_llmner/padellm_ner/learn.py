@@ -40,13 +40,15 @@ def known_windows(
 
 
 def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Packed]]:
-    """Batches of texts of like length, with at most so many padded tokens each."""
+    """RETURNS (List[List[Packed]]): Batches with at most so many tokens each, if no text has more."""
     out: List[List[Packed]] = []
-    for packed in sorted(texts, key=len):
-        if out and len(packed) * (len(out[-1]) + 1) <= max_tokens:
-            out[-1].append(packed)
-        else:
-            out.append([packed])
+    size = 0
+    for packed in texts:
+        size += len(packed)
+        if not out or size > max_tokens:
+            out.append([])
+            size = len(packed)
+        out[-1].append(packed)
     return out
 
 
