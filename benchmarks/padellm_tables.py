@@ -34,7 +34,7 @@ def _table(rows: List[Dict[str, Any]]) -> List[str]:
         "The same adapter, recipe and CPU time for both; strict F1 of spans and the paper's F1 of",
         "sets of strings, in percent. Violations: spans that are not what the text says there.",
         "",
-        "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations | ms a sentence |",
+        "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations | ms each |",
         "|" + "---|" * 9,
     ]
     for r in rows:
@@ -61,7 +61,7 @@ def _ablations(r: Dict[str, Any]) -> List[str]:
     chosen = ", ".join(f"{k} {v}" for k, v in run["chosen"].items())
     out = [
         "",
-        f"Chosen on dev: {chosen}. One setting changed at a time, first seed, 1,000 test sentences at most:",
+        f"Chosen on dev: {chosen}. One setting changed at a time, first seed, at most 1,000 sentences:",
         "",
         "| | strict F1 | set F1 |",
         "|---|---|---|",
