@@ -1,0 +1,215 @@
+"""The autoregressive baseline: one sequence a text, which lists its mentions in order with their labels.
+
+It is AutoReg_Struct of the PaDeLLM-NER paper, worded as lean as `padellm_ner`'s `compact` template:
+
+    TEXT
+    LABEL MENTION
+    LABEL MENTION<end>
+
+Training, adapter, windows, placement, de-duplication, scores and the engine are those of
+`padellm_ner`: only what a text teaches, and what it is asked, differ. Trained with the same config:
+
+    python -m spacy train configs/padellm_ner.cfg --code benchmarks/autoreg.py \
+        --components.padellm_ner.factory autoreg_ner --paths.train ... --paths.dev ...
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from spacy.language import Language
+
+from spacy_llmner.llm.constraints import NOTHING, Choices, Places, Substrings
+from spacy_llmner.llm.decoding import Answer, Program, Tree, decode
+from spacy_llmner.llm.packing import TrainingSequence
+from spacy_llmner.llm.words import WordTokens, substrings
+from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe
+from spacy_llmner.padellm_ner.find import OnLabel, Written
+from spacy_llmner.padellm_ner.questions import Mentions, mention_tokens
+from spacy_llmner.padellm_ner.templates import Wording
+
+# No guess is a token.
+NO_GUESS = -1
+
+
+class AutoReg(PaDeLLM):
+    """Writes all mentions of a text one after another.
+
+    draft (int): Tokens that are looked up in the text ahead of the LLM; 0 writes token by token.
+    """
+
+    draft = 4
+    max_tokens = 256
+
+    def sequences(
+        self, wording: Wording, words: WordTokens, text: str, mentions: Mentions
+    ) -> List[TrainingSequence]:
+        prompt = question(wording, words)
+        answer: List[int] = []
+        found = [(m, label) for label, of_label in mentions.items() for m in of_label]
+        for mention, label in sorted(found, key=lambda f: (f[0][0], -f[0][1], f[1])):
+            answer += line_break(wording) if answer else []
+            answer += label_tokens(wording, label)
+            answer += mention_tokens(wording, words, text, mention)
+        answer.append(wording.end)
+        return [TrainingSequence([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))]
+
+    def program(
+        self, wording: Wording, words: WordTokens, text: str, on_label: Optional[OnLabel] = None
+    ) -> Program:
+        def write(tree: Tree) -> Generator[None, None, Dict[str, List[Written]]]:
+            lines = self.lines(wording, words, text)
+            asked = {-1: lines.allowed(lines.start)}
+            node = tree.add(None, question(wording, words), asked)
+            yield
+            answer = yield from decode(
+                tree, node, [], lines, draft=self.draft, max_tokens=self.max_tokens
+            )
+            found = self._written(lines, answer)
+            for label in self.labels if on_label is not None else ():
+                on_label(label, found[label])  # type: ignore[misc]
+            return found
+
+        return write
+
+    def lines(self, wording: Wording, words: WordTokens, text: str) -> "Lines":
+        """RETURNS (Lines): What may be written about a text."""
+        labels = [label_tokens(wording, label) for label in self.labels]
+        tokenizer = wording.tokenizer if wording.template.bare else None
+        mentions = substrings(words, wording.end, tokenizer, text)
+        nested = self.cfg["train_spans"] is not None
+        return Lines(labels, mentions, line_break(wording)[0], nested)
+
+    def _written(self, lines: "Lines", answer: Answer) -> Dict[str, List[Written]]:
+        found: Dict[str, List[Written]] = {label: [] for label in self.labels}
+        for line in answer.state.done:
+            label = self.labels[line.label]
+            places = lines.mentions.spans(line.places)
+            log_probs = answer.log_probs[line.first : line.last]
+            raw = answer.raw_log_probs[line.first : line.last]
+            k = len(found[label]) + 1
+            found[label].append(Written(label, k, places, log_probs, raw, 1.0))
+        return found
+
+
+def question(wording: Wording, words: WordTokens) -> List[int]:
+    """RETURNS (List[int]): What is read before the first mention is written."""
+    return [*wording.before, *words.ids.tolist(), *line_break(wording)]
+
+
+def line_break(wording: Wording) -> List[int]:
+    tokens = wording.encode("\n")
+    if len(tokens) != 1:
+        raise ValueError("autoreg_ner needs a tokenizer that has a token for a line break")
+    return tokens
+
+
+def label_tokens(wording: Wording, label: str) -> List[int]:
+    return wording.encode(wording.label_words.get(label, label))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A finished line. label (int): Its number. places (Places): Of its mention. first, last (int): Its
+    tokens in the answer, without the line break."""
+
+    label: int
+    places: Places
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class LinesState:
+    """label (Tuple[int, ...]): Written of the label. mention (Optional[Places]): Written of the mention;
+    None before it. n (int): Tokens written. reached (int): Where the last mention begins at the
+    earliest. done (Tuple[Line, ...]): The finished lines."""
+
+    label: Tuple[int, ...] = ()
+    mention: Optional[Places] = None
+    n: int = 0
+    first: int = 0
+    reached: int = -1
+    done: Tuple[Line, ...] = ()
+    ended: bool = False
+
+
+class Lines:
+    """Lines of a label and a substring of the text each, in the order of the text.
+
+    labels (Sequence[Sequence[int]]): Tokens of each label; none may begin with another one.
+    mentions (Substrings): What may stand behind a label. Its end token ends the whole answer.
+    line_break (int): Stands between two lines. In a mention it always ends the line.
+    nested (bool): Mentions may begin at the same place. Else there are no more lines than words.
+    """
+
+    def __init__(
+        self, labels: Sequence[Sequence[int]], mentions: Substrings, line_break: int, nested: bool
+    ) -> None:
+        self.labels = [tuple(label) for label in labels]
+        self.mentions = mentions
+        self.line_break = line_break
+        self.nested = nested
+        self._labels = Choices(self.labels)
+        self.start = LinesState()
+
+    def allowed(self, state: LinesState) -> np.ndarray:
+        if state.ended:
+            return NOTHING
+        if state.mention is None:
+            labels = self._labels.allowed(state.label)
+            if state.n:
+                return labels
+            labels = labels if len(self.mentions.first) else NOTHING
+            return np.unique(np.append(labels, self.mentions.end))
+        inside = self.mentions.allowed(state.mention)
+        if self.mentions.end in inside and len(self._left(self._finish(state).reached).last):
+            inside = np.unique(np.append(inside, self.line_break))
+        return inside
+
+    def advance(self, state: LinesState, token: int) -> LinesState:
+        n = state.n + 1
+        if state.mention is None:
+            if token == self.mentions.end:
+                return LinesState(n=n, ended=True)
+            label = (*state.label, token)
+            mention = None if len(self._labels.allowed(label)) else self._left(state.reached)
+            return LinesState(label, mention, n, state.first, state.reached, state.done)
+        may_end = self.mentions.end in self.mentions.allowed(state.mention)
+        if may_end and token in (self.line_break, self.mentions.end):
+            return self._finish(state, ended=token == self.mentions.end)
+        mention = self.mentions.advance(state.mention, token)
+        return LinesState(state.label, mention, n, state.first, state.reached, state.done)
+
+    def guess(self, state: LinesState) -> int:
+        if state.mention is None:
+            last = self.labels[state.done[-1].label] if state.done else ()
+            k = len(state.label)
+            return last[k] if last[:k] == state.label and k < len(last) else NO_GUESS
+        if (state.mention.last < 0).any():
+            return NO_GUESS
+        return self.mentions.guess(state.mention)
+
+    def _finish(self, state: LinesState, ended: bool = False) -> LinesState:
+        assert state.mention is not None
+        places = self.mentions.advance(state.mention, self.mentions.end)
+        line = Line(self.labels.index(state.label), places, state.first, state.n)
+        n = state.n + 1
+        done = (*state.done, line)
+        return LinesState((), None, n, n, int(places.starts.min()), done, ended)
+
+    def _left(self, reached: int) -> Places:
+        """RETURNS (Places): Where the next mention may begin."""
+        start = self.mentions.start
+        keep = start.starts >= reached if self.nested else start.starts > reached
+        return Places(start.starts[keep], start.last[keep])
+
+
+def make_autoreg_ner_pipe(**settings: Any) -> AutoReg:
+    return AutoReg(**settings)
+
+
+# The same settings as padellm_ner, so that configs can be exchanged.
+make_autoreg_ner_pipe.__signature__ = inspect.signature(make_padellm_ner_pipe)  # type: ignore[attr-defined]
+Language.factory("autoreg_ner", default_config=DEFAULT_CONFIG, func=make_autoreg_ner_pipe)

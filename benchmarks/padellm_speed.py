@@ -1,0 +1,384 @@
+"""Milliseconds a sentence: `padellm_ner`, the published way to run it, and the autoregressive baseline.
+
+    python benchmarks/padellm_speed.py training/padellm_ner/model-best \
+        training/autoreg_ner/model-best corpus/en_test.spacy
+
+All methods read the same sentences in one process, in turn sentence by sentence, the order rotated;
+each sentence counts with its median over the rounds. CPU times of one thread (on a GPU: wall times).
+The published way and `generate` use the components' own weights. With the published wording the answers
+are forced to be those that our own run gave, so that a model trained on another wording does as many
+steps as one trained on this. First it is made sure that our speed-ups change nothing: all sentences,
+against plain constrained decoding, and some against the constrained published way.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import numpy as np
+import spacy
+import torch
+import typer
+from autoreg import AutoReg
+from common import read_examples, save, strict_scores
+from published_way import LeanLoop, PlainGenerate, Strings, Work, listed, published
+from spacy.tokens import Doc
+
+from spacy_llmner.llm.words import WordTokens
+from spacy_llmner.padellm_ner.component import PaDeLLM
+from spacy_llmner.padellm_ner.find import FindSettings, Written, finder
+from spacy_llmner.padellm_ner.questions import mention_tokens
+from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
+
+BATCH = 8
+PLAIN = FindSettings(draft=0, look_ahead=False)
+
+
+def main(
+    pipeline: Path,
+    autoreg: Path,
+    test: Path,
+    sentences: int = typer.Option(40, help="How many are timed"),
+    rounds: int = 3,
+    compared: int = typer.Option(0, help="On how many outcomes are compared; 0: on all"),
+    seed: int = 0,
+    name: str = "padellm_speed",
+) -> None:
+    nlp, ar_nlp = spacy.load(pipeline), spacy.load(autoreg)
+    pipe, ar = component(nlp, PaDeLLM), component(ar_nlp, AutoReg)
+    examples = [eg for eg in read_examples(nlp, test) if len(eg.predicted)]
+    order = np.random.default_rng(seed).permutation(len(examples))
+    docs = [examples[i].predicted for i in order]
+    exact = exactness(pipe, ar, docs[: compared or len(docs)], sentences)
+    print(exact, flush=True)
+    docs = docs[:sentences]
+    single = measure(methods(pipe, ar), [[doc] for doc in docs], rounds, pipe)
+    chunks = [docs[i : i + BATCH] for i in range(0, len(docs), BATCH)]
+    batched = measure(batch_methods(pipe, ar), chunks, rounds, pipe)
+    gold = [examples[i].reference for i in order[:sentences]]
+    save(
+        name,
+        {
+            "llm": pipe.llm.spec.name,
+            "llm_device": str(pipe.shared_llm().device),
+            "test": test.stem,
+            "labels": len(pipe.labels),
+            "sentences": len(docs),
+            "rounds": rounds,
+            "f1": {
+                "ours": f1(gold, pipe, docs),
+                "autoregressive": f1(gold, ar, docs),
+            },
+            "same_outcome": exact,
+            "batch_1": table(single),
+            "batch_8": table(batched),
+            "ratios": {
+                "batch_1": ratios(single, "ours"),
+                "batch_8": ratios(batched, "ours"),
+            },
+        },
+    )
+    for title, part in (("batch 1", single), ("batch 8", batched)):
+        for method, row in table(part).items():
+            print(title, method, row)
+        print(ratios(part, "ours"))
+
+
+class Ours:
+    """A component on the decoding engine.
+
+    settings (Any): How it decodes; FindSettings of `padellm_ner`, drafts of the baseline.
+    """
+
+    def __init__(self, pipe: PaDeLLM, settings: Any) -> None:
+        self.pipe = pipe
+        self.settings = settings
+        self.work = Work()
+
+    def __call__(self, docs: List[Doc]) -> Any:
+        with_settings(self.pipe, self.settings)
+        return self.pipe.predict(docs)
+
+    def count(self, docs: List[Doc]) -> None:
+        """Count the passes and tokens of some Docs."""
+        with_settings(self.pipe, self.settings)
+        made = []
+        get: Callable = type(self.pipe)._decoder
+
+        def decoder() -> Any:
+            made.append(get(self.pipe))
+            return made[-1]
+
+        self.pipe._decoder = decoder  # type: ignore[method-assign]
+        try:
+            self.pipe.predict(docs)
+        finally:
+            del self.pipe._decoder
+        self.work.passes += made[0][0].passes
+        self.work.tokens += made[0][0].tokens
+
+
+class Other:
+    """A method that reads Docs one by one.
+
+    write (Union[LeanLoop, PlainGenerate]): Decodes and counts.
+    """
+
+    def __init__(self, write: Any, read: Callable[[Doc, Any], Any]) -> None:
+        self.write = write
+        self.read = read
+        self.work = Work()
+
+    def __call__(self, docs: List[Doc]) -> Any:
+        return [self.read(doc, self.write) for doc in docs]
+
+    def count(self, docs: List[Doc]) -> None:
+        self.write.work = self.work
+        self(docs)
+        self.write.work = Work()
+
+
+def methods(pipe: PaDeLLM, ar: AutoReg) -> Dict[str, Any]:
+    llm, view, wording = pipe._ready()
+    _, ar_view, ar_wording = ar._ready()
+    words = pipe.settings.label_words
+    long = Wording(TEMPLATES["published_en"], llm.tokenizer, words)
+    answers = Answers(pipe, long)
+    return {
+        "ours": Ours(pipe, pipe.find_settings),
+        "ours, no drafts": Ours(pipe, FindSettings(draft=0)),
+        "ours, no look-ahead": Ours(pipe, FindSettings(look_ahead=False)),
+        "ours, neither": Ours(pipe, PLAIN),
+        "published way": Other(LeanLoop(llm, view), lambda d, w: published(pipe, wording, d, w)),
+        "published way and wording": Other(
+            LeanLoop(llm, view), lambda d, w: published(pipe, long, d, w, forced=answers(d))
+        ),
+        "generate": Other(PlainGenerate(llm, view), lambda d, w: published(pipe, wording, d, w)),
+        "autoregressive": Ours(ar, AutoReg.draft),
+        "autoregressive, no look-up": Ours(ar, 0),
+        "autoregressive, generate": Other(
+            PlainGenerate(llm, ar_view), lambda d, w: listed(ar, ar_wording, d, w)
+        ),
+    }
+
+
+def batch_methods(pipe: PaDeLLM, ar: AutoReg) -> Dict[str, Any]:
+    return {
+        "ours": Ours(pipe, pipe.find_settings),
+        "ours, neither": Ours(pipe, PLAIN),
+        "autoregressive": Ours(ar, AutoReg.draft),
+        "autoregressive, no look-up": Ours(ar, 0),
+    }
+
+
+class Answers:
+    """The answers of our own run in another wording, found before the clock runs."""
+
+    def __init__(self, pipe: PaDeLLM, wording: Wording) -> None:
+        self.pipe = pipe
+        self.wording = wording
+        self.known: Dict[int, Dict[str, List[List[int]]]] = {}
+
+    def __call__(self, doc: Doc) -> Dict[str, List[List[int]]]:
+        if id(doc) not in self.known:
+            (window,) = self.pipe._windows(doc, self.pipe._ready()[2])
+            written = run(self.pipe, doc, FindSettings())[0]
+            self.known[id(doc)] = {
+                label: [self._answer(window.words, doc.text, w) for w in of_label]
+                for label, of_label in written.items()
+            }
+        return self.known[id(doc)]
+
+    def _answer(self, words: WordTokens, text: str, written: Written) -> List[int]:
+        start, end = written.places[0]
+        first = int(np.searchsorted(words.bounds[:, 0], start))
+        last = int(np.searchsorted(words.bounds[:, 1], end)) + 1
+        return [*mention_tokens(self.wording, words, text, (first, last)), self.wording.end]
+
+
+def measure(
+    runs: Dict[str, Any], chunks: List[List[Doc]], rounds: int, pipe: PaDeLLM
+) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): By method: ms a sentence, shape (rounds, chunks), passes and tokens a
+    sentence, and sentences of each chunk."""
+    device = pipe.shared_llm().device
+    ms = {name: np.zeros((rounds, len(chunks))) for name in runs}
+    names = list(runs)
+    for c, chunk in enumerate(chunks):
+        for method in runs.values():
+            method.count(chunk)  # warms up too
+        for r in range(rounds):
+            for k in range(len(names)):
+                method = names[(k + c + r) % len(names)]
+                ms[method][r, c] = timed(runs[method], chunk, device) / len(chunk)
+        done = {name: round(float(np.median(ms[name][:, : c + 1], axis=0).mean())) for name in ms}
+        print(c + 1, done, flush=True)
+    with_settings(pipe, None)
+    n = sum(len(chunk) for chunk in chunks)
+    return {
+        name: {
+            "ms": ms[name],
+            "passes": method.work.passes / (n if len(chunks[0]) == 1 else len(chunks)),
+            "tokens": method.work.tokens / n,
+            "sizes": np.array([len(chunk) for chunk in chunks]),
+        }
+        for name, method in runs.items()
+    }
+
+
+def timed(method: Callable[[List[Doc]], Any], docs: List[Doc], device: torch.device) -> float:
+    """RETURNS (float): Milliseconds."""
+    if device.type == "cpu":
+        start = time.thread_time()
+        method(docs)
+        return 1e3 * (time.thread_time() - start)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    method(docs)
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def table(measured: Dict[str, Any]) -> Dict[str, Dict[str, float]]:
+    out = {}
+    for name, m in measured.items():
+        each = np.median(m["ms"], axis=0)
+        out[name] = {
+            "mean_ms": float((each * m["sizes"]).sum() / m["sizes"].sum()),
+            "median_ms": float(np.median(each)),
+            "p95_ms": float(np.percentile(each, 95)),
+            "passes": m["passes"],
+            "tokens": m["tokens"],
+        }
+    return out
+
+
+def ratios(measured: Dict[str, Any], base: str) -> Dict[str, Dict[str, Any]]:
+    """RETURNS (Dict[str, Dict[str, Any]]): How many times as long the other methods take: ratio of
+    means with 95 % bootstrap interval over sentences, and of each round."""
+    sizes = measured[base]["sizes"]
+    mine = np.median(measured[base]["ms"], axis=0) * sizes
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(sizes), (5000, len(sizes)))
+    out = {}
+    for name, m in measured.items():
+        if name == base:
+            continue
+        theirs = np.median(m["ms"], axis=0) * sizes
+        drawn = theirs[draws].sum(1) / mine[draws].sum(1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        each = (m["ms"] * sizes).sum(1) / (measured[base]["ms"] * sizes).sum(1)
+        out[name] = {
+            "ratio": float(theirs.sum() / mine.sum()),
+            "low": float(low),
+            "high": float(high),
+            "of_medians": float(np.median(theirs) / np.median(mine)),
+            "rounds": [float(x) for x in each],
+        }
+    return out
+
+
+def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str, Any]:
+    """Compare outcomes: all mentions with all their places, and log-probabilities.
+
+    RAISES (AssertionError): If a speed-up changes an outcome.
+    """
+    out: Dict[str, Any] = {"sentences": len(docs)}
+    plain = outcomes(pipe, docs, PLAIN)
+    for what, settings in (
+        ("default", FindSettings()),
+        ("no drafts", FindSettings(draft=0)),
+        ("no look-ahead", FindSettings(look_ahead=False)),
+    ):
+        other = outcomes(pipe, docs, settings)
+        same, apart = compare(plain, other)
+        out[f"{what} = plain"], out[f"{what}: log-probabilities apart"] = same, apart
+        assert same == len(docs), f"{what}: {len(docs) - same} outcomes differ"
+    looked_up, written = outcomes(ar, docs, AutoReg.draft), outcomes(ar, docs, 0)
+    out["autoregressive: look-up = none"], apart = compare(looked_up, written)
+    assert compare(looked_up, written)[0] == len(docs)
+    docs, plain = docs[:few], plain[:few]
+    llm, view, wording = pipe._ready()
+    lean, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
+    out["sentences, published way"] = len(docs)
+    for what, strings in (
+        ("constrained", [published(pipe, wording, d, lean, constrained=True) for d in docs]),
+        ("published way", [published(pipe, wording, d, lean) for d in docs]),
+        ("generate", [published(pipe, wording, d, generate) for d in docs]),
+    ):
+        mine = [as_strings(doc, found) for doc, found in zip(docs, plain)]
+        out[f"{what} = ours"] = sum(a == b for a, b in zip(mine, strings))
+        if what == "constrained":
+            assert mine == strings, "the published way, constrained, differs from ours"
+    return out
+
+
+def outcomes(pipe: PaDeLLM, docs: List[Doc], settings: Any) -> List[Dict[str, List[Written]]]:
+    return [
+        found for i in range(0, len(docs), 16) for found in run(pipe, docs[i : i + 16], settings)
+    ]
+
+
+def run(pipe: PaDeLLM, docs: Any, settings: Any) -> List[Dict[str, List[Written]]]:
+    """RETURNS (List[Dict[str, List[Written]]]): What was written about each Doc, by label."""
+    docs = [docs] if isinstance(docs, Doc) else docs
+    with_settings(pipe, settings)
+    decoder, wording = pipe._decoder()
+    parts = [(i, w) for i, doc in enumerate(docs) for w in pipe._windows(doc, wording)]
+    programs = [pipe.program(wording, w.words, docs[i].text) for i, w in parts]
+    out: List[Dict[str, List[Written]]] = [{label: [] for label in pipe.labels} for _ in docs]
+    for (i, _), found in zip(parts, decoder.run(programs)):
+        for label, written in found.items():
+            out[i][label] += written
+    with_settings(pipe, None)
+    return out
+
+
+def compare(a: List[Any], b: List[Any]) -> Tuple[int, float]:
+    """RETURNS (Tuple[int, float]): How many outcomes are the same, and how far log-probabilities are
+    apart at most."""
+    same, apart = 0, 0.0
+    for one, other in zip(a, b):
+        pairs = [(label, w.places) for label, of_label in one.items() for w in of_label]
+        if pairs == [(label, w.places) for label, of_label in other.items() for w in of_label]:
+            same += 1
+            for label in one:
+                for w, v in zip(one[label], other[label]):
+                    distance = np.abs(np.array(w.log_probs) - np.array(v.log_probs))
+                    apart = max(apart, float(distance.max(initial=0.0)))
+    return same, apart
+
+
+def as_strings(doc: Doc, found: Dict[str, List[Written]]) -> Strings:
+    return {
+        label: [doc.text[slice(*w.places[0])] for w in of_label]
+        for label, of_label in found.items()
+    }
+
+
+def with_settings(pipe: PaDeLLM, settings: Any) -> None:
+    """Make a component decode in another way; None takes its own."""
+    for name in ("program", "draft"):
+        pipe.__dict__.pop(name, None)
+    if isinstance(settings, FindSettings):
+
+        def program(wording: Wording, words: WordTokens, text: str, on_label: Any = None) -> Any:
+            return finder(wording, words, text, pipe.labels, settings, on_label)
+
+        pipe.program = program  # type: ignore[method-assign]
+    elif settings is not None:
+        pipe.draft = settings  # type: ignore[attr-defined]
+
+
+def component(nlp: Any, kind: type) -> Any:
+    return next(pipe for _, pipe in nlp.pipeline if type(pipe) is kind)
+
+
+def f1(gold: List[Doc], pipe: PaDeLLM, docs: List[Doc]) -> float:
+    copies = [Doc(d.vocab, [t.text for t in d], [bool(t.whitespace_) for t in d]) for d in docs]
+    return strict_scores(gold, pipe.pipe(copies, batch_size=BATCH))["f"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    typer.run(main)

@@ -1,0 +1,247 @@
+"""PaDeLLM-NER's inference as its authors run it: every branch reads the text anew.
+
+One batch asks each label for its count, a second one writes all mentions: left-padded, through
+transformers with its attention mask, positions and cache, greedy, at most ten tokens for a count and
+until every row of the batch has ended for the mentions. The released code's faults (methods.md 2c:
+cache, attention mask, stale counts, probabilities) are left out. `LeanLoop` does nothing but that;
+`PlainGenerate` calls `generate`. Both use a component's weights, labels, windows and wording, so they
+write what it writes when nothing constrains it.
+"""
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from autoreg import AutoReg, question
+from spacy.tokens import Doc
+from transformers import DynamicCache
+
+from spacy_llmner.llm.constraints import Constraint
+from spacy_llmner.llm.decoding import Scores
+from spacy_llmner.llm.pool import LoadedLLM
+from spacy_llmner.llm.words import WordTokens, substrings
+from spacy_llmner.padellm_ner.component import PaDeLLM
+from spacy_llmner.padellm_ner.templates import Wording
+
+COUNT_TOKENS = 10
+# The authors allow 512; a model that does not end would take minutes here.
+MENTION_TOKENS = 64
+ANSWER_TOKENS = 256
+
+# What a text's mentions are, as strings, by label.
+Strings = Dict[str, List[str]]
+
+
+@dataclass
+class Work:
+    """What went through the LLM: forward passes, and tokens with padding."""
+
+    passes: int = 0
+    tokens: int = 0
+
+
+class LeanLoop:
+    """Greedy decoding of a left-padded batch."""
+
+    def __init__(self, llm: LoadedLLM, decoder: Any) -> None:
+        self.llm = llm
+        self.decoder = decoder
+        self.work = Work()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[List[int]],
+        ends: Sequence[int],
+        max_tokens: int,
+        *,
+        forced: Optional[Sequence[List[int]]] = None,
+        constraints: Optional[Sequence[Constraint]] = None,
+    ) -> List[List[int]]:
+        """Write behind some prompts.
+
+        ends (Sequence[int]): Tokens that end an answer.
+        forced (Optional[Sequence[List[int]]]): Write these answers, whatever the LLM says: for its time.
+        constraints (Optional[Sequence[Constraint]]): Choose among what they allow, one for each prompt.
+        RETURNS (List[List[int]]): The answers, ends included.
+        """
+        device, pad = self.llm.device, ends[0]
+        ids, mask = left_padded(prompts, pad)
+        ids, mask = ids.to(device), mask.to(device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache()
+        answers: List[List[int]] = [[] for _ in prompts]
+        states: List[Any] = [c.start for c in constraints or ()]
+        open_rows = set(range(len(prompts)))
+        for step in range(max_tokens):
+            self.work.passes += 1
+            self.work.tokens += ids.numel()
+            hidden = self.decoder(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            logits = self.llm.logits(hidden)
+            chosen = logits.argmax(dim=-1).tolist()
+            for row in sorted(open_rows):
+                if forced is not None:
+                    chosen[row] = forced[row][step]
+                elif constraints is not None:
+                    allowed = constraints[row].allowed(states[row])
+                    scores = logits[row].cpu().numpy()[allowed]
+                    chosen[row] = Scores(allowed, scores).best()[0]
+                    states[row] = constraints[row].advance(states[row], chosen[row])
+                answers[row].append(chosen[row])
+                if chosen[row] in ends:
+                    open_rows.remove(row)
+            if not open_rows:
+                break
+            ids = torch.tensor(chosen, device=device)[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return answers
+
+
+class PlainGenerate:
+    """The same by transformers' `generate`."""
+
+    def __init__(self, llm: LoadedLLM, decoder: Any) -> None:
+        self.llm = llm
+        self.model = causal_view(llm, decoder)
+        self.work = Work()
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[List[int]], ends: Sequence[int], max_tokens: int
+    ) -> List[List[int]]:
+        ids, mask = left_padded(prompts, ends[0])
+        out = self.model.generate(
+            input_ids=ids.to(self.llm.device),
+            attention_mask=mask.to(self.llm.device),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            eos_token_id=list(ends),
+            pad_token_id=ends[0],
+        )[:, ids.shape[1] :].tolist()
+        self.work.passes += len(out[0])
+        self.work.tokens += ids.numel() + len(out) * (len(out[0]) - 1)
+        return [upto(row, ends) for row in out]
+
+
+def published(
+    pipe: PaDeLLM,
+    wording: Wording,
+    doc: Doc,
+    write: Any,
+    *,
+    constrained: bool = False,
+    forced: Optional[Dict[str, List[List[int]]]] = None,
+) -> Strings:
+    """Find the mentions of a Doc in the published way.
+
+    write (Union[LeanLoop, PlainGenerate]): Decodes a batch.
+    constrained (bool): Allow what the component allows (LeanLoop only).
+    forced (Optional[Dict[str, List[List[int]]]]): The answers that are written, by label, end included,
+        whatever the LLM says (LeanLoop only).
+    """
+    out: Strings = {label: [] for label in pipe.labels}
+    ends = list(dict.fromkeys([wording.end, *wording.number(1)[-1:]]))
+    for window in pipe._windows(doc, wording):
+        words = window.words
+        prompts = {label: prompt(wording, words, label) for label in pipe.labels}
+        asked = [[*prompts[label], *wording.count()] for label in pipe.labels]
+        more: Dict[str, Any] = {}
+        if forced is not None:
+            more["forced"] = [wording.number(len(forced[label])) for label in pipe.labels]
+        if constrained:
+            mentions = constraint(wording, words, doc.text)
+            more["constraints"] = [wording.numbers(len(mentions.first))] * len(asked)
+        counts = [
+            number(wording, answer, ends) for answer in write(asked, ends, COUNT_TOKENS, **more)
+        ]
+        branches = [
+            (label, [*prompts[label], *wording.mention(n, k)])
+            for label, n in zip(pipe.labels, counts)
+            for k in range(1, n + 1)
+        ]
+        if not branches:
+            continue
+        if forced is not None:
+            more["forced"] = [a for label in pipe.labels for a in forced[label]]
+        if constrained:
+            more["constraints"] = [mentions] * len(branches)
+        answers = write([p for _, p in branches], [wording.end], MENTION_TOKENS, **more)
+        for (label, _), answer in zip(branches, answers):
+            out[label].append(text_of(wording, answer))
+    return out
+
+
+def listed(pipe: AutoReg, wording: Wording, doc: Doc, write: Any) -> List[str]:
+    """Let the autoregressive baseline write without constraint. RETURNS (List[str]): Its answers."""
+    out = []
+    for window in pipe._windows(doc, wording):
+        (answer,) = write([question(wording, window.words)], [wording.end], ANSWER_TOKENS)
+        out.append(text_of(wording, answer))
+    return out
+
+
+def prompt(wording: Wording, words: WordTokens, label: str) -> List[int]:
+    return [*wording.before, *words.ids.tolist(), *wording.label(label)]
+
+
+def constraint(wording: Wording, words: WordTokens, text: str) -> Any:
+    tokenizer = wording.tokenizer if wording.template.bare else None
+    return substrings(words, wording.end, tokenizer, text)
+
+
+def number(wording: Wording, answer: Sequence[int], ends: Sequence[int]) -> int:
+    """RETURNS (int): The count; of an answer that is none, its first character if that is a digit."""
+    text = text_of(wording, [t for t in answer if t not in ends]).strip()
+    if re.fullmatch("[0-9]{1,3}", text):
+        return int(text)
+    return int(text[0]) if re.match("[0-9]", text) else 0
+
+
+def text_of(wording: Wording, answer: Sequence[int]) -> str:
+    ids = [t for t in answer if t != wording.end]
+    return wording.tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False).strip()
+
+
+def left_padded(prompts: Sequence[List[int]], pad: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """RETURNS (Tuple[Tensor, Tensor]): Ids and attention mask, int64, shape (prompts, longest)."""
+    size = max(len(p) for p in prompts)
+    ids = np.full((len(prompts), size), pad, dtype=np.int64)
+    mask = np.zeros((len(prompts), size), dtype=np.int64)
+    for row, p in enumerate(prompts):
+        ids[row, size - len(p) :] = p
+        mask[row, size - len(p) :] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def upto(ids: List[int], ends: Sequence[int]) -> List[int]:
+    """RETURNS (List[int]): Until the first end, that included."""
+    for k, token in enumerate(ids):
+        if token in ends:
+            return ids[: k + 1]
+    return ids
+
+
+def causal_view(llm: LoadedLLM, decoder: Any) -> Any:
+    """RETURNS (PreTrainedModel): The shared causal LM with another decoder; it has `generate`."""
+    view = copy.copy(llm.model)
+    view.__dict__["_modules"] = dict(llm.model._modules)
+    name = next(n for n, module in llm.model._modules.items() if module is llm.decoder)
+    view._modules[name] = decoder
+    view.generation_config = copy.copy(llm.model.generation_config)
+    view.generation_config.cache_implementation = None
+    return view

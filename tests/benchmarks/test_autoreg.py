@@ -1,0 +1,147 @@
+"""The autoregressive baseline: what it learns and writes, and that look-up changes nothing but passes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spacy
+from hypothesis import given
+from hypothesis import strategies as st
+from spacy.training import Example
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from autoreg import Lines, question  # noqa: E402
+
+from spacy_llmner.llm.decoding import Decoder  # noqa: E402
+from spacy_llmner.llm.tokenization import LLMTokenizer  # noqa: E402
+from spacy_llmner.llm.words import substrings, word_tokens  # noqa: E402
+from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording  # noqa: E402
+
+TEXTS = [
+    ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),
+    ("Nobody came.", []),
+    ("Bern beat Bern in Bern.", [(0, 4, "ORG"), (10, 14, "ORG"), (18, 22, "LOC")]),
+]
+
+
+def make_nlp(llm, **cfg):
+    nlp = spacy.blank("en")
+    nlp.add_pipe("autoreg_ner", config={"llm": {"name": llm}, **cfg})
+    return nlp
+
+
+def examples(nlp):
+    return [Example.from_dict(nlp.make_doc(text), {"entities": ents}) for text, ents in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llm):
+    nlp = make_nlp(tiny_llm, deduplicate="span")
+    spacy.util.fix_random_seed(0)
+    optimizer = nlp.initialize(lambda: examples(nlp))
+    optimizer.learn_rate = 0.01
+    for _ in range(70):
+        nlp.update(examples(nlp), sgd=optimizer)
+    return nlp
+
+
+def found(doc):
+    return [(e.start_char, e.end_char, e.label_) for e in doc.ents]
+
+
+def test_one_sequence_a_text(tiny_llm, load):
+    nlp = make_nlp(tiny_llm)
+    nlp.initialize(lambda: examples(nlp))
+    pipe = nlp.get_pipe("autoreg_ner")
+    wording = Wording(TEMPLATES["compact"], load(tiny_llm).tokenizer, {})
+    text = "Ada Hale met Bo in Bonn."
+    bounds = [(t.idx, t.idx + len(t)) for t in nlp.make_doc(text)]
+    words = word_tokens(wording.tokenizer, text, bounds)
+    mentions = {"LOC": [(5, 6)], "PER": [(0, 2), (3, 4)]}
+    (sequence,) = pipe.sequences(wording, words, text, mentions)
+    hf = wording.tokenizer.hf
+    learnt = [t for t, loss in zip(sequence.ids, sequence.loss) if loss]
+    assert hf.decode(learnt[:-1]) == "PERAda Hale\nPER Bo\nLOC Bonn"
+    assert learnt[-1] == wording.end
+    assert hf.decode(sequence.ids[1 : -len(learnt)]) == f" {text}\n"
+    assert sequence.ids[: -len(learnt)] == question(wording, words)
+    (nothing,) = pipe.sequences(wording, words, text, {})
+    assert nothing.ids == [*question(wording, words), wording.end]
+
+
+def test_learns_its_training_set(trained):
+    for text, ents in TEXTS:
+        assert found(trained(text)) == ents
+
+
+def test_look_up_changes_nothing_but_passes(trained):
+    pipe = trained.get_pipe("autoreg_ner")
+    texts = [text for text, _ in TEXTS] + [
+        "Bo Lund and Ada Hale, Ada Hale.",
+        "Ada Bonn Bern Lund Hale",
+    ]
+    counts = {}
+    outcomes = {}
+    try:
+        for draft in (0, 4):
+            pipe.draft = draft
+            llm, view, wording = pipe._ready()
+            decoder = Decoder(llm, view)
+            outcomes[draft] = []
+            for text in texts:
+                doc = trained.make_doc(text)
+                words = pipe._windows(doc, wording)[0].words
+                outcomes[draft] += decoder.run([pipe.program(wording, words, text)])
+            counts[draft] = decoder.passes
+    finally:
+        del pipe.draft
+    assert counts[4] < counts[0]
+    for plain, looked_up in zip(outcomes[0], outcomes[4]):
+        for label in plain:
+            assert [w.places for w in plain[label]] == [w.places for w in looked_up[label]]
+            for a, b in zip(plain[label], looked_up[label]):
+                np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-4)
+
+
+def test_batched_is_one_by_one(trained):
+    texts = [text for text, _ in TEXTS]
+    assert [found(d) for d in trained.pipe(texts, batch_size=3)] == [
+        found(trained(t)) for t in texts
+    ]
+
+
+def test_exchangeable_config(tiny_llm, tmp_path):
+    nlp = make_nlp(tiny_llm, count="calibrated", window=64, deduplicate="span")
+    nlp.initialize(lambda: examples(nlp))
+    nlp.to_disk(tmp_path)
+    pipe = spacy.load(tmp_path).get_pipe("autoreg_ner")
+    assert pipe.cfg["window"] == 64 and pipe.labels == ("LOC", "ORG", "PER")
+
+
+@given(st.data())
+def test_any_answer_is_lines_in_order(tiny_tokenizers, data):
+    """Whatever is chosen of what is allowed ends, and its mentions are substrings that begin one
+    behind the other."""
+    tokenizer = LLMTokenizer(tiny_tokenizers["byte-level"])
+    text = data.draw(st.text("ab \n", max_size=12))
+    nlp = spacy.blank("en")
+    bounds = [(t.idx, t.idx + len(t)) for t in nlp.make_doc(text) if not t.is_space]
+    words = word_tokens(tokenizer, text, bounds)
+    labels = [tokenizer.encode("PER").ids, tokenizer.encode("LOC").ids]
+    mentions = substrings(words, tokenizer.end[0])
+    lines = Lines(labels, mentions, tokenizer.encode("\n").ids[0], nested=False)
+    state = lines.start
+    for _ in range(500):
+        allowed = lines.allowed(state)
+        if not len(allowed):
+            break
+        state = lines.advance(state, int(data.draw(st.sampled_from(allowed.tolist()))))
+        if not state.ended:
+            lines.guess(state)  # never fails
+    assert state.ended
+    starts = [min(s for s, _ in mentions.spans(line.places)) for line in state.done]
+    assert starts == sorted(set(starts))
+    for line in state.done:
+        assert {text[s:e] for s, e in mentions.spans(line.places)} != {""}
