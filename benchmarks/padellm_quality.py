@@ -60,6 +60,8 @@ def main(
     label_words: str = typer.Option("", help="PER=person,LOC=location"),
     train_spans: Optional[str] = None,
     dev_docs: int = 300,
+    test_docs: int = typer.Option(0, help="A sample of the test set; 0 takes all"),
+    ablation_docs: int = 1000,
     lang: str = "en",
     save_to: Optional[Path] = typer.Option(None, "--save", help="Folder for the pipelines"),
 ) -> None:
@@ -91,10 +93,12 @@ def main(
             pipe.cfg.update(run["chosen"])
         if save_to is not None:
             nlp.to_disk(save_to / f"{name}_{component}_{seed}")
-        run["test"] = evaluate(nlp, read_examples(nlp, test), train_spans, each=True)
+        test_examples = read_examples(nlp, test)
+        test_examples = sample(test_examples, test_docs or len(test_examples))
+        run["test"] = evaluate(nlp, test_examples, train_spans, each=True)
         if component == "padellm_ner" and seed == first_seed:
             run["ablations"] = {}
-            part = sample(read_examples(nlp, test), 1000)
+            part = sample(test_examples, ablation_docs)
             for what, setting in ABLATIONS.items():
                 before = {key: pipe.cfg[key] for key in setting}
                 pipe.cfg.update(setting)
@@ -110,6 +114,8 @@ def main(
                 "component": component,
                 "llm": llm,
                 "minutes": minutes,
+                "test_docs": len(test_examples),
+                "ablation_docs": ablation_docs,
                 "test_f1_mean": statistics.mean(f1),
                 "test_f1_spread": max(f1) - min(f1),
                 "runs": runs,

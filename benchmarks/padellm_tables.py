@@ -31,7 +31,7 @@ def quality_section(results: Dict[str, Any], titles: Dict[str, str]) -> List[str
 
 def _table(rows: List[Dict[str, Any]]) -> List[str]:
     out = [
-        "The same adapter, recipe and CPU time for both; strict F1 of spans and the paper's F1 of",
+        f"{rows[0]['test_docs']} test texts. The same adapter, recipe and CPU time for both; strict F1 of spans and the paper's F1 of",
         "sets of strings, in percent. Violations: spans that are not what the text says there.",
         "",
         "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations | ms each |",
@@ -61,7 +61,8 @@ def _ablations(r: Dict[str, Any]) -> List[str]:
     chosen = ", ".join(f"{k} {v}" for k, v in run["chosen"].items())
     out = [
         "",
-        f"Chosen on dev: {chosen}. One setting changed at a time, first seed, at most 1,000 sentences:",
+        f"Chosen on dev: {chosen}. One setting changed at a time, first seed, "
+        f"{r['ablation_docs']} test sentences:",
         "",
         "| | strict F1 | set F1 |",
         "|---|---|---|",
