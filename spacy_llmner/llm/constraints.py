@@ -5,7 +5,7 @@ it as it was, so that guesses can be tried and dropped.
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Protocol, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -86,6 +86,8 @@ class Substrings:
     first (ndarray): int64, shape (words,): where each word's spelling begins.
     starts (ndarray): int64, same shape: the first character of each word.
     end (int): The token that ends the answer.
+    likely_ends (Optional[ndarray]): bool, shape (tokens,): where an answer is guessed to end; None
+        guesses that it goes on.
 
     The state keeps all places in the text that the answer still fits, so it comes with its offsets.
     """
@@ -98,12 +100,14 @@ class Substrings:
         first: np.ndarray,
         starts: np.ndarray,
         end: int,
+        likely_ends: Optional[np.ndarray] = None,
     ) -> None:
         self.tokens = tokens
         self.follow = follow
         self.ends = ends
         self.first = first
         self.end = end
+        self.likely_ends = np.zeros(len(tokens), bool) if likely_ends is None else likely_ends
         self.start = Places(starts, -1 - np.arange(len(starts)))
 
     def allowed(self, state: Places) -> np.ndarray:
@@ -124,8 +128,11 @@ class Substrings:
         return Places(state.starts[keep], following[keep])
 
     def guess(self, state: Places) -> int:
-        following = self._next(state.last[:1])
-        return self.end if following[0] < 0 else int(self.tokens[following[0]])
+        last = state.last[0]
+        following = self._next(state.last[:1])[0]
+        if following < 0 or (last >= 0 and self.likely_ends[last]):
+            return self.end
+        return int(self.tokens[following])
 
     def spans(self, state: Places) -> List[Tuple[int, int]]:
         """RETURNS (List[Tuple[int, int]]): Characters (start, end) of all places of a finished
