@@ -37,10 +37,13 @@ class AutoReg(PaDeLLM):
     """Writes all mentions of a text one after another.
 
     draft (int): Tokens that are looked up in the text ahead of the LLM; 0 writes token by token.
+    constrained (bool): Allow nothing but lines of a label and a substring; False allows the whole
+        vocabulary, as published, and drops what is no such line afterwards.
     """
 
     draft = 4
     max_tokens = 256
+    constrained = True
 
     def sequences(
         self, wording: Wording, words: WordTokens, text: str, mentions: Mentions
@@ -60,12 +63,14 @@ class AutoReg(PaDeLLM):
     ) -> Program:
         def write(tree: Tree) -> Generator[None, None, Dict[str, List[Written]]]:
             lines = self.lines(wording, words, text)
-            asked = {-1: lines.allowed(lines.start)}
-            node = tree.add(None, question(wording, words), asked)
+            prompt = question(wording, words)
+            rule: Any = lines if self.constrained else self._anything(wording, prompt)
+            node = tree.add(None, prompt, {-1: rule.allowed(rule.start)})
             yield
             answer = yield from decode(
-                tree, node, [], lines, draft=self.draft, max_tokens=self.max_tokens
+                tree, node, [], rule, draft=self.draft, max_tokens=self.max_tokens
             )
+            answer.state = answer.state if self.constrained else read_lines(lines, answer.ids)
             found = self._written(lines, answer)
             for label in self.labels if on_label is not None else ():
                 on_label(label, found[label])  # type: ignore[misc]
@@ -80,6 +85,10 @@ class AutoReg(PaDeLLM):
         mentions = substrings(words, wording.end, tokenizer, text)
         nested = self.cfg["train_spans"] is not None
         return Lines(labels, mentions, line_break(wording)[0], nested)
+
+    def _anything(self, wording: Wording, prompt: List[int]) -> "Anything":
+        vocabulary = self.shared_llm().model.get_output_embeddings().weight.shape[0]
+        return Anything(vocabulary, wording.end, prompt)
 
     def _written(self, lines: "Lines", answer: Answer) -> Dict[str, List[Written]]:
         found: Dict[str, List[Written]] = {label: [] for label in self.labels}
@@ -204,6 +213,55 @@ class Lines:
         start = self.mentions.start
         keep = start.starts >= reached if self.nested else start.starts > reached
         return Places(start.starts[keep], start.last[keep])
+
+
+class Anything:
+    """Any tokens up to an end. It guesses as prompt look-up does: what followed the last two tokens, or
+    the last one, where they stood before.
+
+    prompt (Sequence[int]): What the answer is written behind.
+    """
+
+    start: Tuple[int, ...] = ()
+
+    def __init__(self, vocabulary: int, end: int, prompt: Sequence[int]) -> None:
+        self.end = end
+        self.prompt = tuple(prompt)
+        self._all = np.arange(vocabulary)
+
+    def allowed(self, state: Tuple[int, ...]) -> np.ndarray:
+        return NOTHING if state[-1:] == (self.end,) else self._all
+
+    def advance(self, state: Tuple[int, ...], token: int) -> Tuple[int, ...]:
+        return (*state, token)
+
+    def guess(self, state: Tuple[int, ...]) -> int:
+        before = self.prompt + state
+        for n in (2, 1):
+            for k in range(len(before) - n - 1, -1, -1):
+                if before[k : k + n] == before[-n:]:
+                    return before[k + n]
+        return NO_GUESS
+
+
+def read_lines(lines: Lines, ids: Sequence[int]) -> LinesState:
+    """Read what was written freely; what is no line is left out.
+
+    RETURNS (LinesState): With the lines that `lines` would have allowed where they stand.
+    """
+    done: Tuple[Line, ...] = ()
+    first, reached = 0, -1
+    for k in [*(k for k, token in enumerate(ids) if token == lines.line_break), len(ids)]:
+        state = LinesState(n=first, first=first, reached=reached, done=done)
+        line = [token for token in ids[first:k] if token != lines.mentions.end]
+        for token in [*line, lines.mentions.end]:
+            if not line or token not in lines.allowed(state):
+                break
+            state = lines.advance(state, token)
+        if state.ended and len(state.done) > len(done):
+            done, reached = state.done, state.reached
+        first = k + 1
+    return LinesState(done=done, ended=True)
 
 
 def make_autoreg_ner_pipe(**settings: Any) -> AutoReg:

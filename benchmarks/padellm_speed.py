@@ -87,7 +87,7 @@ def main(
 class Ours:
     """A component on the decoding engine.
 
-    settings (Any): How it decodes; FindSettings of `padellm_ner`, drafts of the baseline.
+    settings (Any): How it decodes: FindSettings of `padellm_ner`, attributes of the baseline.
     """
 
     def __init__(self, pipe: PaDeLLM, settings: Any) -> None:
@@ -154,8 +154,10 @@ def methods(pipe: PaDeLLM, ar: AutoReg) -> Dict[str, Any]:
             LeanLoop(llm, view), lambda d, w: published(pipe, long, d, w, forced=answers(d))
         ),
         "generate": Other(PlainGenerate(llm, view), lambda d, w: published(pipe, wording, d, w)),
-        "autoregressive": Ours(ar, AutoReg.draft),
-        "autoregressive, no look-up": Ours(ar, 0),
+        "autoregressive": Ours(ar, {}),
+        "autoregressive, no look-up": Ours(ar, {"draft": 0}),
+        "autoregressive, unconstrained": Ours(ar, {"constrained": False}),
+        "autoregressive, unconstrained, no look-up": Ours(ar, {"constrained": False, "draft": 0}),
         "autoregressive, generate": Other(
             PlainGenerate(llm, ar_view), lambda d, w: listed(ar, ar_wording, d, w)
         ),
@@ -166,8 +168,9 @@ def batch_methods(pipe: PaDeLLM, ar: AutoReg) -> Dict[str, Any]:
     return {
         "ours": Ours(pipe, pipe.find_settings),
         "ours, neither": Ours(pipe, PLAIN),
-        "autoregressive": Ours(ar, AutoReg.draft),
-        "autoregressive, no look-up": Ours(ar, 0),
+        "autoregressive": Ours(ar, {}),
+        "autoregressive, no look-up": Ours(ar, {"draft": 0}),
+        "autoregressive, unconstrained": Ours(ar, {"constrained": False}),
     }
 
 
@@ -294,9 +297,11 @@ def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str
         same, apart = compare(plain, other)
         out[f"{what} = plain"], out[f"{what}: log-probabilities apart"] = same, apart
         assert same == len(docs), f"{what}: {len(docs) - same} outcomes differ"
-    looked_up, written = outcomes(ar, docs, AutoReg.draft), outcomes(ar, docs, 0)
-    out["autoregressive: look-up = none"], apart = compare(looked_up, written)
-    assert compare(looked_up, written)[0] == len(docs)
+    looked_up, written = outcomes(ar, docs, {}), outcomes(ar, docs, {"draft": 0})
+    out["autoregressive: look-up = none"] = compare(looked_up, written)[0]
+    assert compare(looked_up, written)[0] == len(docs), "look-up changes the baseline's outcome"
+    free = outcomes(ar, docs[:few], {"constrained": False})
+    out["autoregressive, sentences: unconstrained = constrained"] = compare(free, looked_up)[0]
     docs, plain = docs[:few], plain[:few]
     llm, view, wording = pipe._ready()
     lean, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
@@ -357,8 +362,8 @@ def as_strings(doc: Doc, found: Dict[str, List[Written]]) -> Strings:
 
 
 def with_settings(pipe: PaDeLLM, settings: Any) -> None:
-    """Make a component decode in another way; None takes its own."""
-    for name in ("program", "draft"):
+    """Make a component decode in another way; None takes its own way again."""
+    for name in ("program", "draft", "constrained"):
         pipe.__dict__.pop(name, None)
     if isinstance(settings, FindSettings):
 
@@ -366,8 +371,8 @@ def with_settings(pipe: PaDeLLM, settings: Any) -> None:
             return finder(wording, words, text, pipe.labels, settings, on_label)
 
         pipe.program = program  # type: ignore[method-assign]
-    elif settings is not None:
-        pipe.draft = settings  # type: ignore[attr-defined]
+    else:
+        pipe.__dict__.update(settings or {})
 
 
 def component(nlp: Any, kind: type) -> Any:

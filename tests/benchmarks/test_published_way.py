@@ -1,0 +1,89 @@
+"""The published way, constrained, writes what the decoding engine writes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.training import Example
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from padellm_speed import Answers, as_strings, run  # noqa: E402
+from published_way import LeanLoop, PlainGenerate, left_padded, number, published  # noqa: E402
+
+from spacy_llmner.padellm_ner.find import FindSettings  # noqa: E402
+from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording  # noqa: E402
+
+TEXTS = [
+    ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),
+    ("Nobody came.", []),
+]
+
+
+@pytest.fixture(scope="module", params=["compact", "published_en"])
+def nlp(request, tiny_llm):
+    """Trained a little: it writes something, but not always what it should."""
+    nlp = spacy.blank("en")
+    model = {"@architectures": "spacy_llmner.PaDeLLM.v1", "template": request.param}
+    nlp.add_pipe("padellm_ner", config={"llm": {"name": tiny_llm}, "model": model})
+    egs = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in TEXTS]
+    spacy.util.fix_random_seed(0)
+    optimizer = nlp.initialize(lambda: egs)
+    optimizer.learn_rate = 0.01
+    for _ in range(30):
+        nlp.update(egs, sgd=optimizer)
+    return nlp
+
+
+def docs(nlp):
+    return [nlp.make_doc(text) for text, _ in TEXTS] + [nlp.make_doc("Bo, Bo and Ada in Bern")]
+
+
+def test_constrained_is_ours(nlp):
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, view, wording = pipe._ready()
+    loop = LeanLoop(llm, view)
+    ours = run(pipe, docs(nlp), FindSettings())
+    assert any(found for written in ours for found in written.values())
+    for doc, written in zip(docs(nlp), ours):
+        assert published(pipe, wording, doc, loop, constrained=True) == as_strings(doc, written)
+
+
+def test_generate_is_the_lean_loop(nlp):
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, view, wording = pipe._ready()
+    loop, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
+    for doc in docs(nlp):
+        lean = published(pipe, wording, doc, loop)
+        assert published(pipe, wording, doc, generate) == lean
+    assert (loop.work.passes, loop.work.tokens) == (generate.work.passes, generate.work.tokens)
+
+
+def test_forced_answers_take_the_steps_of_another_wording(nlp):
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, view, _ = pipe._ready()
+    wording = Wording(TEMPLATES["published_en"], llm.tokenizer, {})
+    doc = docs(nlp)[0]
+    answers = Answers(pipe, wording)(doc)
+    loop = LeanLoop(llm, view)
+    strings = published(pipe, wording, doc, loop, forced=answers)
+    assert strings == as_strings(doc, run(pipe, doc, FindSettings())[0])
+    written = [a for of_label in answers.values() for a in of_label]
+    counts = [wording.number(len(of_label)) for of_label in answers.values()]
+    assert loop.work.passes == max(map(len, counts)) + max(map(len, written), default=0)
+
+
+def test_padding_is_on_the_left():
+    ids, mask = left_padded([[5, 6, 7], [8]], 1)
+    assert ids.tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_counts(load, tiny_llm):
+    wording = Wording(TEMPLATES["published_en"], load(tiny_llm).tokenizer, {})
+    for n in (0, 3, 12, 120):
+        answer = wording.number(n)
+        assert number(wording, answer, answer[-1:]) == n
+    for text, n in (("many", 0), ("2 of them", 2), ("", 0)):
+        assert number(wording, [*wording.encode(text), wording.end], [wording.end]) == n
