@@ -23,8 +23,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import fix_random_seed
-from thinc.api import Adam
-from thinc.schedules import Schedule
+from thinc.api import Adam, Schedule
 
 WARMUP = 0.05
 CHOICES: List[Dict[str, Any]] = [

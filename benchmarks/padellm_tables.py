@@ -31,7 +31,8 @@ def quality_section(results: Dict[str, Any], titles: Dict[str, str]) -> List[str
 
 def _table(rows: List[Dict[str, Any]]) -> List[str]:
     out = [
-        f"{rows[0]['test_docs']} test texts. The same adapter, recipe and CPU time for both; strict F1 of spans and the paper's F1 of",
+        f"{rows[0]['test_docs']} test texts. The same adapter, recipe and CPU time for both; strict F1",
+        "of spans and the paper's F1 of",
         "sets of strings, in percent. Violations: spans that are not what the text says there.",
         "",
         "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations | ms each |",
