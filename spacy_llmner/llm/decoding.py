@@ -177,45 +177,49 @@ class Decoder:
         YIELDS (List[Any]): After each round, what each of them returned; None if it still runs.
         """
         waiting = list(enumerate(programs))[::-1]
-        running: List[Tuple[int, Tree, Steps]] = []
+        running: Dict[int, Tuple[Tree, Steps]] = {}
         results: List[Any] = [None] * len(waiting)
         used = 0
-        while running or waiting:
-            while waiting and (not running or used < self.max_slots):
-                i, program = waiting.pop()
-                tree = Tree(self._take)
-                steps = program(tree)
-                if self._resume(i, steps, results):
+        try:
+            while running or waiting:
+                while waiting and (not running or used < self.max_slots):
+                    i, program = waiting.pop()
+                    tree = Tree(self._take)
+                    running[i] = tree, _start(program, tree)
+                    if not self._resume(i, running, results):
+                        continue
                     need = sum(len(node.ids) for node in tree.pending)
-                    if running and used + need > self.max_slots:
+                    if len(running) > 1 and used + need > self.max_slots:
                         # It has to wait for its turn; a new generator starts it afresh.
-                        steps.close()
-                        self._give_back(tree)
+                        self._end(i, running)
                         waiting.append((i, program))
                         break
-                    running.append((i, tree, steps))
                     used += need
-            self._forward([node for _, tree, _ in running for node in tree.pending])
-            still = []
-            for i, tree, steps in running:
-                tree.pending = []
-                if self._resume(i, steps, results):
-                    still.append((i, tree, steps))
-                else:
-                    self._give_back(tree)
-            running = still
-            used = sum(len(slots) for _, tree, _ in running for slots in tree.slots)
-            yield results
+                self._forward([node for tree, _ in running.values() for node in tree.pending])
+                for i, (tree, _) in list(running.items()):
+                    tree.pending = []
+                    self._resume(i, running, results)
+                used = sum(len(slots) for tree, _ in running.values() for slots in tree.slots)
+                yield results
+        finally:
+            # After an error, or if the caller stops in between.
+            for i in list(running):
+                self._end(i, running)
 
-    @staticmethod
-    def _resume(i: int, steps: Steps, results: List[Any]) -> bool:
+    def _resume(self, i: int, running: Dict[int, Tuple[Tree, Steps]], results: List[Any]) -> bool:
         """Let a program go on. RETURNS (bool): Whether it wants a forward pass."""
         try:
-            next(steps)
+            next(running[i][1])
             return True
         except StopIteration as stop:
             results[i] = stop.value
+            self._end(i, running)
             return False
+
+    def _end(self, i: int, running: Dict[int, Tuple[Tree, Steps]]) -> None:
+        tree, steps = running.pop(i)
+        steps.close()
+        self._give_back(tree)
 
     def _take(self, n: int) -> np.ndarray:
         if len(self._free) < n:
@@ -284,6 +288,11 @@ class Decoder:
             beyond = float(normal - total[row]) if self.raw else None
             out.append(Scores(ids, mine - normal, beyond))
         return out
+
+
+def _start(program: Program, tree: Tree) -> Steps:
+    """Put off all of a program, also what it does before it returns its generator."""
+    return (yield from program(tree))
 
 
 def tree_mask(tokens: Sequence[Tuple[Node, int]]) -> Tuple[np.ndarray, int]:
