@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
@@ -103,6 +104,21 @@ class LLMTokenizer:
             offsets = offsets_from_pieces(self.hf, ids, text)
         starts, ends = trim_offsets(offsets, text)
         return Encoding(ids, starts, ends)
+
+    def encode_inside(self, text: str) -> Encoding:
+        """RETURNS (Encoding): Tokens of the text as they are behind other text. Tokenizers like Llama 2's
+        put a space in front of what they encode, which must not be there."""
+        if not self._adds_space:
+            return self.encode(text)
+        # A line break has a token of its own that goes together with nothing.
+        n = len(self.encode("\n"))
+        whole = self.encode("\n" + text)
+        return Encoding(whole.ids[n:], whole.starts[n:] - 1, whole.ends[n:] - 1)
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        token = self.hf.convert_ids_to_tokens(self.encode("a").ids[:1])
+        return bool(token) and token[0].startswith("▁")
 
 
 def windows(n_tokens: int, size: int, overlap: int) -> List[Window]:

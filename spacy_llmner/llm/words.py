@@ -67,7 +67,8 @@ def word_tokens(
             ids.extend(encoding.ids[from_token[w] : to_token[w]])
         else:
             before = int(marks[w - 1, 1]) if w else 0
-            piece = tokenizer.encode(text[before:end])
+            encode = tokenizer.encode_inside if before else tokenizer.encode
+            piece = encode(text[before:end])
             space = int(np.searchsorted(piece.ends, start - before, side="right"))
             first[w] = len(ids) + space
             ids.extend(piece.ids)
@@ -91,9 +92,9 @@ def substrings(
     n = len(words.ids)
     tokens, follow, ends = [words.ids], [np.arange(1, n + 1)], [np.full(n, -1)]
     ends[0][words.last[there]] = words.bounds[there, 1]
-    # White space between words that has tokens of its own is part of a run of words.
-    if n:
-        follow[0][-1] = -1
+    # White space between words that has tokens of its own is part of a run of words; behind the last
+    # word it would lead nowhere.
+    follow[0][words.last[there[-1:]]] = -1
     first = words.first[there].copy()
     last_words = [np.zeros(n, dtype=bool)]
     if text:
@@ -140,4 +141,4 @@ def _kind(character: str) -> str:
 
 def spelling(tokenizer: LLMTokenizer, word: str) -> List[int]:
     """RETURNS (List[int]): Tokens of a word without a space in front."""
-    return list(tokenizer.encode(word).ids)
+    return list(tokenizer.encode_inside(word).ids)
