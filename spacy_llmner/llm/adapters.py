@@ -58,7 +58,7 @@ class Adapter(nn.Module):
         RETURNS (nn.Module): Takes what the decoder takes. It follows the tensors as they are trained.
         """
         self.to(llm.device)
-        view = _view(llm, settings)
+        view = _view(llm, settings, empty=True)
         for name, parameter in self.named_parameters():
             owner, _, leaf = name.rpartition("/")
             setattr(view.get_submodule(owner.replace("/", ".")), leaf, parameter)
@@ -79,7 +79,8 @@ def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Sha
     return adapter, shapes
 
 
-def _view(llm: LoadedLLM, settings: AdapterSettings) -> Any:
+def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any:
+    """empty (bool): LoRA matrices without values, for which no random numbers are drawn."""
     view = _copy_modules(llm.decoder)
     if settings.rank:
         linear = [
@@ -91,7 +92,7 @@ def _view(llm: LoadedLLM, settings: AdapterSettings) -> Any:
         with warnings.catch_warnings():
             # GPT-2's transposed layers are recognised, but peft tells so each time.
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-            inject_adapter_in_model(config, view)
+            inject_adapter_in_model(config, view, low_cpu_mem_usage=empty)
     return view.eval()
 
 
@@ -104,8 +105,8 @@ def _layer(name: str) -> int:
 def _is_trained(name: str, llm: LoadedLLM, settings: AdapterSettings) -> bool:
     if settings.rank:
         return "lora_" in name
-    embeddings = llm.model.get_input_embeddings().weight
-    if dict(llm.decoder.named_parameters())[name] is embeddings:
+    # Those of positions too: they reach all layers.
+    if isinstance(llm.decoder.get_submodule(name.rpartition(".")[0]), nn.Embedding):
         return False
     return _layer(name) >= settings.first(llm)
 
