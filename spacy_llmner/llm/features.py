@@ -83,7 +83,8 @@ def _read_batch(
     probed: Probed,
     prefix: Tuple[int, ...],
 ) -> List[Features]:
-    longest = max(len(ids) for ids in texts)
+    # Models can't read nothing: a batch of empty texts reads padding.
+    longest = max(1, *(len(ids) for ids in texts))
     # Padding stands behind the text, where a causal model can't see it, so no mask is needed.
     ids = torch.zeros((len(texts), longest), dtype=torch.long)
     for row, text in enumerate(texts):
