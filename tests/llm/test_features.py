@@ -113,8 +113,45 @@ def test_batches_are_made_of_tokens(llm, monkeypatch):
     assert calls == [3, 10, 50]  # 3 texts, 2 texts, and one that is longer than allowed
 
 
+PREFIX = [0, *range(40, 52)]
+
+
+@pytest.mark.parametrize("layers", [(0, 2, 4), (3,), (4,)])
+@pytest.mark.parametrize("max_batch_tokens", [1, 30, 10_000])
+def test_prefix_as_if_written_in_front(llm, layers, max_batch_tokens):
+    texts = [encode(llm, text)[1:] for text in ("Bo.", TEXT, "", TEXT * 2, "王小明")]
+    found = read_texts(llm, texts, Probed(layers), max_batch_tokens, PREFIX)
+    assert [len(features.hidden) for features in found] == [len(ids) for ids in texts]
+    for features, ids in zip(found, texts):
+        expected = read_texts(llm, [PREFIX + ids], Probed(layers))[0].hidden[len(PREFIX) :]
+        assert_close(features.hidden, expected)
+
+
+def test_prefix_is_read_once(llm, monkeypatch):
+    llm.views.clear()
+    calls = count_blocks(llm, monkeypatch)
+    texts = [[5] * n for n in (3, 9, 10)]
+    for _ in range(2):
+        read_texts(llm, texts, Probed((1,)), 20, PREFIX)
+    assert calls == [len(PREFIX), 9, 10, 9, 10]
+    calls.clear()
+    read_texts(llm, texts, Probed((1,)), 20, PREFIX[:-1])
+    read_texts(llm, texts, Probed((1,)), 20)
+    read_texts(llm, texts, Probed((1,)), 20, PREFIX)
+    assert calls == [len(PREFIX) - 1, 9, 10, 9, 10, 9, 10]
+
+
+def test_prefixes_and_texts_without_one_in_turn(llm):
+    ids, probed = encode(llm), Probed((2, 4))
+    expected = [read_texts(llm, [ids], probed, prefix=p)[0].hidden for p in ([], PREFIX, [7])]
+    for k, prefix in [(2, (7,)), (0, ()), (1, tuple(PREFIX)), (0, ()), (2, [7])]:
+        assert torch.equal(read_texts(llm, [ids], probed, prefix=prefix)[0].hidden, expected[k])
+    assert not torch.allclose(expected[0], expected[1], atol=1e-2)
+
+
 def test_nothing_to_read(llm):
     assert read_texts(llm, [], ALL) == []
+    assert read_texts(llm, [], Probed((1,)), prefix=PREFIX) == []
 
 
 def test_features_do_not_hold_the_batch(llm):

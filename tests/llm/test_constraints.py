@@ -1,0 +1,318 @@
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import spacy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spacy_llmner.llm.constraints import Choices, JsonList, Substrings
+from spacy_llmner.llm.tokenization import LLMTokenizer
+from spacy_llmner.llm.words import spelling, substrings, word_tokens
+
+KINDS = ("byte-level", "metaspace", "metaspace with a space in front")
+END = 1  # <|im_end|>, which no text is encoded to
+FRAGMENTS = [
+    *(
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\u3000",
+        "\u200b",
+        "Ada",
+        " Ada",
+        " Hale",
+        "Ada Hale",
+        "met",
+        "don't",
+    ),
+    *(".", ",", "3.5%", "e\u0301", '"', "'s", "[", "]", '", "', '"]', "\\", "<unk>", "<|im_end|>"),
+    *(
+        "王",
+        "小明",
+        "北京北京",
+        "龘",
+        "🚀",
+        "🚀🚀",
+        "👩\u200d💻",
+        "مرحبا",
+        "\u202e",
+        "\x04",
+        "\x00",
+    ),
+]
+TEXTS = st.one_of(
+    st.lists(st.sampled_from(FRAGMENTS)).map("".join),
+    st.lists(st.sampled_from([" Ada", " Hale", "Ada", "  "])).map("".join),
+    st.text(st.characters(codec="utf8"), max_size=30),
+)
+NLP = spacy.blank("en")
+
+
+def by_spacy(text):
+    return [(t.idx, t.idx + len(t)) for t in NLP(text) if not t.is_space]
+
+
+def by_character(text):
+    return [(k, k + 1) for k, character in enumerate(text) if not character.isspace()]
+
+
+SPLITS = st.sampled_from([by_spacy, by_character])
+SEEDS = st.integers(0, 2**32)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request, tiny_tokenizers):
+    return LLMTokenizer(tiny_tokenizers[request.param])
+
+
+@pytest.fixture(scope="module")
+def byte_level(tiny_tokenizers):
+    return LLMTokenizer(tiny_tokenizers["byte-level"])
+
+
+def decode(tokenizer, ids):
+    return tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def keeps(tokenizer, text):
+    """Whether the tokenizer has tokens for all of a text's characters."""
+    return all(decode(tokenizer, tokenizer.encode(c).ids) == c for c in text if not c.isspace())
+
+
+def wander(rule, seed, patience=30):
+    """Write as an LLM without sense would; it stops early or late."""
+    chance = random.Random(seed)
+    stop = chance.random()
+    ids, state = [], rule.start
+    while len(allowed := rule.allowed(state)):
+        assert allowed.dtype == np.int64
+        assert (np.diff(allowed) > 0).all()
+        assert rule.guess(state) in allowed
+        ends = END in allowed and (chance.random() < stop or len(ids) > patience)
+        token = END if ends else int(chance.choice(allowed.tolist()))
+        before = state
+        state = rule.advance(state, token)
+        assert np.array_equal(rule.allowed(before), allowed)  # it stayed as it was
+        ids.append(token)
+        assert len(ids) < 1000
+    return ids, state
+
+
+def spellings(tokenizer, words, text, bare):
+    """Every run of words: the tokens it is written with, and where it stands."""
+    there = [w for w in range(len(words)) if words.last[w] >= words.first[w]]
+    for k, w in enumerate(there):
+        first = words.ids[words.first[w] : words.last[w] + 1].tolist()
+        if bare:
+            first = spelling(tokenizer, text[slice(*words.bounds[w])]) or first
+        for v in there[k:]:
+            rest = words.ids[words.last[w] + 1 : words.last[v] + 1].tolist()
+            yield first + rest, (int(words.bounds[w, 0]), int(words.bounds[v, 1]))
+
+
+@given(text=TEXTS, split=SPLITS, bare=st.booleans(), seed=SEEDS)
+def test_always_a_substring(tokenizer, text, split, bare, seed):
+    bounds = split(text)
+    words = word_tokens(tokenizer, text, bounds)
+    rule = substrings(words, END, tokenizer if bare else None, text)
+    ids, state = wander(rule, seed)
+    assert bool(ids) == bool((words.last >= words.first).any())
+    if not ids:
+        assert rule.spans(state) == []
+        return
+    assert ids[-1] == END
+    assert END not in ids[:-1]
+    spans = rule.spans(state)
+    everywhere = [span for run, span in spellings(tokenizer, words, text, bare) if run == ids[:-1]]
+    assert spans == everywhere
+    assert spans
+    assert {start for start, _ in spans} <= {start for start, _ in bounds}
+    assert {end for _, end in spans} <= {end for _, end in bounds}
+    if keeps(tokenizer, text) and decode(tokenizer, tokenizer.encode(text).ids) == text:
+        for start, end in spans:
+            assert decode(tokenizer, ids[:-1]).removeprefix(" ") == text[start:end]
+
+
+@settings(max_examples=30)
+@given(text=TEXTS, split=SPLITS, bare=st.booleans())
+def test_every_run_of_words_can_be_written(tokenizer, text, split, bare):
+    words = word_tokens(tokenizer, text, split(text))
+    rule = substrings(words, END, tokenizer if bare else None, text)
+    for ids, span in list(spellings(tokenizer, words, text, bare))[:40]:
+        state = rule.start
+        for token in [*ids, END]:
+            assert token in rule.allowed(state)
+            state = rule.advance(state, token)
+        assert span in rule.spans(state)
+        assert not len(rule.allowed(state))
+
+
+@pytest.mark.parametrize("text", ["Ada ", "Ada \n\n", "Ada \x04", "\x04 Ada  \x04 \n", " Ada\t \t"])
+def test_nothing_is_allowed_behind_the_last_word(tokenizer, text):
+    """White space that ends a text leads to no word's end."""
+    words = word_tokens(tokenizer, text, by_spacy(text))
+    for bare in (None, tokenizer):
+        rule = substrings(words, END, bare, text)
+        for seed in range(5):
+            ids, state = wander(rule, seed)
+            assert ids[-1] == END
+            for start, end in rule.spans(state):
+                assert text[start:end].startswith("Ada") or "\x04" in text
+
+
+def test_repeated_words(byte_level):
+    text = "Ada met Ada Hale, and Ada left Ada Hale"
+    words = word_tokens(byte_level, text, by_spacy(text))
+    ada = words.ids[words.first[2] : words.last[2] + 1].tolist()
+    hale = words.ids[words.last[2] + 1 : words.last[3] + 1].tolist()
+    for bare in (None, byte_level):
+        rule = substrings(words, END, bare, text)
+        for ids, spans in [
+            (ada, [(0, 3), (8, 11), (22, 25), (31, 34)]),
+            (ada + hale, [(8, 16), (31, 39)]),
+        ]:
+            state = rule.start
+            for token in [*ids, END]:
+                state = rule.advance(state, token)
+            assert state.ended
+            assert rule.spans(state) == spans
+
+
+def test_one_word_and_none(byte_level):
+    for text in ("Ada", " Ada", "王"):
+        words = word_tokens(byte_level, text, by_spacy(text))
+        ids, state = wander(substrings(words, END), 0)
+        assert decode(byte_level, ids[:-1]).strip() == text.strip()
+        assert len(substrings(words, END).spans(state)) == 1
+    for text in ("", " \n", "\x04"):
+        rule = substrings(word_tokens(byte_level, text, by_spacy(text)), END, byte_level, text)
+        assert isinstance(rule, Substrings)
+        assert wander(rule, 0)[0] == []
+        assert rule.spans(rule.start) == []
+
+
+def test_choices():
+    rule = Choices([(5, 6, END), (5, 7, 8, END), (9,), (9,)])
+    assert rule.sequences == [(5, 6, END), (5, 7, 8, END), (9,), (9,)]
+    written = {tuple(wander(rule, seed)[0]) for seed in range(50)}
+    assert written == set(rule.sequences)
+    assert rule.allowed(()).tolist() == [5, 9]
+    assert rule.allowed((5,)).tolist() == [6, 7]
+    assert not len(rule.allowed((9,)))
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=5), SEEDS)
+def test_any_choices(sequences, seed):
+    known = {tuple(s) for s in sequences}
+    if any(a != b and b[: len(a)] == a for a in known for b in known):
+        with pytest.raises(ValueError, match="is the beginning of"):
+            Choices(sequences)
+    else:
+        rule = Choices(sequences)
+        state, ids = rule.start, []
+        chance = random.Random(seed)
+        while len(allowed := rule.allowed(state)):
+            assert rule.guess(state) in allowed
+            ids.append(int(chance.choice(allowed.tolist())))
+            state = rule.advance(state, ids[-1])
+        assert tuple(ids) in known or not known
+
+
+@pytest.mark.parametrize("sequences", [[(5,), (5, 6)], [(5, 6, 7), (5, 6)], [(), (5,)]])
+def test_a_choice_that_begins_another(sequences):
+    with pytest.raises(ValueError, match="is the beginning of"):
+        Choices(sequences)
+
+
+def json_list(tokenizer, text, bounds):
+    """A list of the text's substrings, each word spelt as inside of JSON quotes."""
+    escaped, inside = "", []
+    for k, (start, end) in enumerate(bounds):
+        apart = k and bounds[k - 1][1] < start
+        escaped += " " if apart else ""
+        word = json.dumps(text[start:end], ensure_ascii=False)[1:-1]
+        inside.append((len(escaped), len(escaped) + len(word)))
+        escaped += word
+    words = word_tokens(tokenizer, escaped, inside)
+    rule = substrings(words, END, tokenizer, escaped)
+    # Offsets are wanted in the text itself.
+    starts = {a: start for (a, _), (start, _) in zip(inside, bounds)}
+    ends = {b: end for (_, b), (_, end) in zip(inside, bounds)}
+    rule.start = replace(
+        rule.start, starts=np.array([starts[s] for s in rule.start.starts.tolist()], dtype=int)
+    )
+    rule.ends = np.array([ends.get(e, -1) for e in rule.ends.tolist()], dtype=int)
+
+    def tokens(literal):
+        return spelling(tokenizer, literal)
+
+    empty, closing = [*tokens("[]"), END], [*tokens('"]'), END]
+    return JsonList(rule, empty, tokens('["'), tokens('", "'), closing)
+
+
+@given(text=TEXTS, split=SPLITS, seed=SEEDS)
+def test_json_always_parses(tokenizer, text, split, seed):
+    bounds = split(text)
+    rule = json_list(tokenizer, text, bounds)
+    ids, state = wander(rule, seed)
+    assert ids[-1] == END
+    items = json.loads(decode(tokenizer, ids[:-1]))
+    assert isinstance(items, list)
+    assert all(isinstance(item, str) for item in items)
+    places = rule.spans(state)
+    assert len(places) == len(items)
+    assert all(places)
+    if keeps(tokenizer, text):
+        for item, spans in zip(items, places):
+            for start, end in spans:
+                # White space inside of an item is written as one space.
+                assert item.split() == text[start:end].split()
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ('He said "Hi [Bo]" to', [[(8, 16)], [(12, 16)], [(8, 9), (16, 17)]]),
+        ("a\\b [x, y] \\", [[(0, 3)], [(4, 10)], [(1, 2), (11, 12)]]),
+        ('王小明 " 王', [[(0, 1), (6, 7)], [(0, 3)], [(4, 5)]]),
+    ],
+)
+def test_json_of_quotes_and_brackets(tokenizer, text, spans):
+    rule = json_list(tokenizer, text, by_character(text))
+    answer = json.dumps([text[slice(*places[0])] for places in spans], ensure_ascii=False)
+    ids, state = write(tokenizer, rule, [], rule.start, answer)
+    assert decode(tokenizer, ids[:-1]) == answer
+    assert rule.spans(state) == spans
+
+
+def write(tokenizer, rule, ids, state, answer):
+    """RETURNS: tokens that spell an answer, and the state behind them; None if there are none."""
+    for token in rule.allowed(state).tolist():
+        after = rule.advance(state, token)
+        if token == END:
+            if decode(tokenizer, ids) == answer:
+                return [*ids, END], after
+        elif answer.startswith(decode(tokenizer, [*ids, token]).rstrip("\ufffd")):
+            found = write(tokenizer, rule, [*ids, token], after, answer)
+            if found:
+                return found
+    return None
+
+
+def test_json_without_words(tokenizer):
+    rule = json_list(tokenizer, " \n", [])
+    ids, state = wander(rule, 0)
+    assert json.loads(decode(tokenizer, ids[:-1])) == []
+    assert rule.spans(state) == []
+
+
+def test_json_that_contradicts_itself(byte_level):
+    rule = substrings(word_tokens(byte_level, "Ada", [(0, 3)]), END)
+    with pytest.raises(ValueError, match="is the beginning of"):
+        JsonList(rule, [5, END], [5], [6], [7, END])
+    with pytest.raises(ValueError, match="is the beginning of"):
+        JsonList(rule, [4, END], [5], [6], [6, END])

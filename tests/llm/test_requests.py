@@ -1,0 +1,262 @@
+"""Many requests on one Decoder: memory, order, errors, threads."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from decoding_helpers import TEXTS, Anything, assert_same, plain, writing
+
+from spacy_llmner.llm.decoding import Decoder, decode, together
+
+
+@pytest.fixture
+def llm(any_llm, load):
+    return load(any_llm)
+
+
+@pytest.fixture
+def llama(tiny_llm, load):
+    return load(tiny_llm)
+
+
+@pytest.mark.parametrize(
+    ("max_slots", "max_batch_tokens", "order"),
+    [
+        (10_000, 10_000, [0, 1, 2, 3, 4]),
+        (10_000, 10_000, [3, 0, 4, 2, 1]),
+        (60, 10_000, [3, 0, 4, 2, 1]),
+        (1, 10_000, [4, 3, 2, 1, 0]),
+        (10_000, 7, [0, 1, 2, 3, 4]),
+        (60, 7, [4, 1, 3, 0, 2]),
+        (60, 1, [2, 0]),
+    ],
+)
+def test_batched_as_one_by_one(llm, max_slots, max_batch_tokens, order):
+    alone = [Decoder(llm).run([writing(TEXTS[k])])[0] for k in order]
+    decoder = Decoder(llm, max_slots=max_slots, max_batch_tokens=max_batch_tokens)
+    assert_same(decoder.run([writing(TEXTS[k]) for k in order]), alone)
+
+
+def test_every_prefix_goes_through_once(llama):
+    text, prompts = TEXTS[3], ((33, 34), (35,), (36, 37, 38))
+    decoder = Decoder(llama)
+    answers = decoder.run([writing(text, prompts, Anything(4), draft=0)])[0]
+    # The last token of an answer tells nothing any more, so it is not read.
+    assert [len(a.ids) for a in answers] == [4, 4, 4]
+    assert decoder.tokens == len(text) + 6 + 3 * 3
+    assert decoder.passes == 4
+
+
+def test_finished_branches_add_nothing(llama):
+    def program(tree):
+        parent = tree.add(None, [5, 6, 7])
+        lengths = [1, 5, 2]
+        branches = [decode(tree, parent, [9 + n], Anything(n), draft=0) for n in lengths]
+        return (yield from together(branches))
+
+    decoder = Decoder(llama)
+    tokens = []
+    for _ in decoder.steps([program]):
+        tokens.append(decoder.tokens - sum(tokens))
+    assert tokens == [6, 2, 1, 1, 1]
+    assert decoder.passes == 5
+
+
+def test_prefill_in_pieces(llama):
+    decoder = Decoder(llama, max_batch_tokens=10)
+    decoder.run([writing(TEXTS[3], ((33,),), Anything(1))])
+    assert (decoder.tokens, decoder.passes) == (41, 5)
+
+
+def count_together(lengths, max_slots, llm):
+    """RETURNS: the most requests that ran together, rounds, and how much the slots were."""
+    inside, most, slots = set(), [0], []
+
+    def program(i):
+        def steps(tree):
+            node = tree.add(None, [5] * lengths[i])
+            slots.append(int(node.path.max()) + 1)
+            yield
+            inside.add(i)
+            most[0] = max(most[0], len(inside))
+            yield from decode(tree, node, [6], Anything(2), draft=0)
+            inside.remove(i)
+
+        return steps
+
+    rounds = list(Decoder(llm, max_slots=max_slots).steps(map(program, range(len(lengths)))))
+    return most[0], len(rounds), max(slots)
+
+
+def test_requests_wait_for_memory(llama):
+    assert count_together([20] * 6, 10_000, llama) == (6, 3, 120)
+    most, rounds, slots = count_together([20] * 6, 50, llama)
+    assert (most, rounds) == (2, 9)
+    assert slots <= 64
+    # One that is larger than the budget runs alone.
+    assert count_together([20, 90, 20], 50, llama)[:2] == (1, 9)
+    assert count_together([90], 1, llama)[:2] == (1, 3)
+
+
+def test_waiting_requests_join_as_others_end(llama):
+    def program(n):
+        return lambda tree: decode(tree, tree.add(None, [5] * 10), [6], Anything(n), draft=0)
+
+    decoder = Decoder(llama, max_slots=26)
+    lengths = [2, 9, 2, 4]
+    ends = {}
+    for k, results in enumerate(decoder.steps(map(program, lengths)), 1):
+        for i, result in enumerate(results):
+            if result is not None:
+                ends.setdefault(i, k)
+    # The third one needs the first one's room; the long one goes on all the time.
+    assert ends == {0: 2, 1: 9, 2: 4, 3: 8}
+    assert decoder.passes == 9
+
+
+def test_steps_round_by_round(llama):
+    programs = [writing([5, 6, 7], ((8,),), Anything(n)) for n in (3, 1, 2)]
+    decoder = Decoder(llama)
+    done = []
+    for results in decoder.steps(programs):
+        done.append([result is not None for result in results])
+        assert decoder.passes == len(done)
+    assert done[0] == [False, True, False]
+    assert done[-1] == [True, True, True]
+    assert_same(results, Decoder(llama).run(programs))
+
+
+def test_nothing_to_do(llama):
+    decoder = Decoder(llama)
+    assert decoder.run([]) == []
+    assert list(decoder.steps([])) == []
+
+    def nothing(tree):
+        return 7
+        yield
+
+    assert decoder.run([nothing] * 3) == [7, 7, 7]
+    assert (decoder.passes, decoder.tokens) == (0, 0)
+
+
+def test_slots_are_used_again(llama):
+    """Memory does not grow with the number of requests."""
+
+    def program(i):
+        def steps(tree):
+            node = tree.add(None, [5] * (10 + i % 7))
+            answer = yield from decode(tree, node, [6], Anything(3), draft=i % 3)
+            return int(node.path.max()), answer.ids
+
+        return steps
+
+    decoder = Decoder(llama, max_slots=100)
+    first = decoder.run(map(program, range(100)))
+    second = decoder.run(map(program, range(100)))
+    assert max(slot for slot, _ in first + second) < 128
+    assert [ids for _, ids in first] == [ids for _, ids in second]
+
+
+@pytest.mark.parametrize("when", ["at once", 0, 1, 2])
+def test_program_that_raises(llm, when):
+    def broken(tree):
+        node = tree.add(None, [5] * 30)
+        if when == "at once":
+            raise KeyError("broken")
+        return broken_later(tree, node)
+
+    def broken_later(tree, node):
+        for k in range(3):
+            if k == when:
+                raise KeyError("broken")
+            yield
+            node = tree.add(node, [6])
+
+    before = plain(llm, TEXTS[1])
+    decoder = Decoder(llm)
+    expected = decoder.run([writing(TEXTS[1])])
+    for _ in range(5):
+        with pytest.raises(KeyError, match="broken"):
+            decoder.run([writing(TEXTS[3]), broken, writing(TEXTS[0])])
+        assert_same(decoder.run([writing(TEXTS[1])]), expected)
+    assert np.array_equal(plain(llm, TEXTS[1]), before)
+    # What the broken runs held was given back.
+    slots = decoder.run([first_slot])
+    assert slots == [0]
+
+
+def test_program_that_never_asks(llama):
+    def program(tree):
+        tree.add(None, [5] * 30)
+        return 7
+        yield
+
+    decoder = Decoder(llama)
+    assert decoder.run([program, program]) == [7, 7]
+    assert (decoder.passes, decoder.run([first_slot])) == (0, [0])
+
+
+def first_slot(tree):
+    node = tree.add(None, [5])
+    yield
+    return int(node.path[0])
+
+
+def test_steps_that_are_left(llama):
+    decoder = Decoder(llama)
+    closed = []
+
+    def program(tree):
+        try:
+            yield from decode(tree, tree.add(None, [5] * 9), [6], Anything(5))
+        finally:
+            closed.append(True)
+
+    steps = decoder.steps([program, program])
+    next(steps)
+    steps.close()
+    assert closed == [True, True]
+    assert decoder.run([first_slot]) == [0]
+
+
+def test_model_that_fails(llama, monkeypatch):
+    decoder = Decoder(llama)
+    expected = decoder.run([writing(TEXTS[1])])
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as context:
+        context.setattr(llama.model.model.layers[2].mlp, "forward", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            decoder.run([writing(TEXTS[1])])
+    assert_same(decoder.run([writing(TEXTS[1])]), expected)
+    assert decoder.run([first_slot]) == [0]
+
+
+def test_threads_do_not_mix(llm, monkeypatch):
+    """Two threads go through the blocks in step, each with its own requests."""
+    jobs = [[writing(TEXTS[k], ((33,), (34,)), Anything(4), draft=0)] for k in (1, 3)]
+    expected = [Decoder(llm).run(job) for job in jobs]
+    barrier = threading.Barrier(2)
+    block = type(next(m for n, m in llm.decoder.named_modules() if n.endswith(".0")))
+    forward = block.forward
+
+    def in_step(self, *args, **kwargs):
+        barrier.wait(timeout=60)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", in_step)
+    found = {}
+
+    def work(k):
+        found[k] = Decoder(llm).run(jobs[k])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(2):
+        assert_same(found[k], expected[k], 0)
