@@ -141,7 +141,7 @@ def test_learnt_in_one_and_read_in_the_other():
 
 
 @torch.no_grad()
-def test_padding_changes_nothing(llm):
+def test_another_tree_beside_it_changes_nothing(llm):
     small, large = pack(TREES[1]), pack(TREES[0])
     n = len(small.targets)
     expected = target_logits(llm, llm.decoder, [small])
