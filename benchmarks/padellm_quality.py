@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import spacy
 import torch
@@ -23,7 +23,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import fix_random_seed
-from thinc.api import Adam, Schedule
+from thinc.api import Adam
 
 WARMUP = 0.05
 CHOICES: List[Dict[str, Any]] = [
@@ -137,10 +137,11 @@ def fit(
     def share() -> float:
         return min((time.process_time() - started) / (60 * minutes), 1.0)
 
-    def scheduled(schedule: Any, step: int, **kwargs: Any) -> float:
-        return rate * min(share() / WARMUP + 0.01, 1.0) * (1.0 - share())
+    def rates() -> Iterator[float]:
+        while True:
+            yield rate * min(share() / WARMUP + 0.01, 1.0) * (1.0 - share())
 
-    optimizer = Adam(Schedule("budget", scheduled), L2=0.0, grad_clip=1.0, use_averages=False)
+    optimizer = Adam(rates(), L2=0.0, grad_clip=1.0, use_averages=False)
     rng = random.Random(seed)
     seen = steps = 0
     losses: Dict[str, float] = {}
