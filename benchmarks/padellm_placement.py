@@ -1,0 +1,61 @@
+"""How many offsets come back when only the strings of all mentions are known (methods.md 2b-data).
+
+    python benchmarks/padellm_placement.py NAME test.spacy [--spans-key KEY]
+
+Each mention of the gold annotation is given as its string, by label and in the order of the text, and
+placed like what `padellm_ner` writes.
+"""
+
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import spacy
+import typer
+from common import save
+from spacy.tokens import Doc, DocBin
+
+from spacy_llmner.padellm_ner.find import Written
+from spacy_llmner.padellm_ner.mentions import place
+
+
+def main(name: str, path: Path, spans_key: Optional[str] = None, lang: str = "en") -> None:
+    total = monotone = first = 0
+    for doc in DocBin().from_disk(path).get_docs(spacy.blank(lang).vocab):
+        by_label: Dict[str, List[Tuple[int, int]]] = {}
+        for span in doc.ents if spans_key is None else doc.spans.get(spans_key, []):
+            by_label.setdefault(span.label_, []).append((span.start_char, span.end_char))
+        for label, gold in by_label.items():
+            gold.sort(key=lambda m: (m[0], -m[1]))
+            written = [
+                Written(label, k, places(doc, doc.text[start:end]), [], [], 1.0)
+                for k, (start, end) in enumerate(gold, 1)
+            ]
+            total += len(gold)
+            monotone += sum(found == there for found, there in zip(place(written), gold))
+            first += sum(w.places[0] == there for w, there in zip(written, gold))
+    save(
+        f"padellm_placement_{name}",
+        {
+            "set": name,
+            "mentions": total,
+            "first_occurrence_percent": 100 * first / total,
+            "monotone_percent": 100 * monotone / total,
+        },
+    )
+
+
+def places(doc: Doc, string: str) -> List[Tuple[int, int]]:
+    """RETURNS (List[Tuple[int, int]]): Where a string stands between word borders."""
+    starts = {token.idx for token in doc}
+    ends = {token.idx + len(token) for token in doc}
+    out = []
+    at = doc.text.find(string)
+    while at >= 0:
+        if at in starts and at + len(string) in ends:
+            out.append((at, at + len(string)))
+        at = doc.text.find(string, at + 1)
+    return out
+
+
+if __name__ == "__main__":
+    typer.run(main)
