@@ -3,7 +3,7 @@
 
 import logging
 import random
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from spacy.language import Language
@@ -132,6 +132,21 @@ def make_padellm_ner_pipe(
     )
 
 
+class InUse(NamedTuple):
+    """What is made at first use. A copy of the component makes its own.
+
+    view (nn.Module): The LLM's decoder with the adapter in it.
+    wording (Wording): In the LLM's tokens.
+    """
+
+    llm: LoadedLLM
+    view: Any
+    wording: Wording
+
+    def __reduce__(self):
+        return type(None), ()
+
+
 class PaDeLLM(LLMNERPipe):
     """The LLM, with an adapter of its own, says how many mentions of each label there are, and writes
     them all at the same time."""
@@ -202,9 +217,7 @@ class PaDeLLM(LLMNERPipe):
         )
         self.make_doc = nlp.make_doc
         self.max_batch_tokens = max_batch_tokens
-        # Made at first use: the LLM's decoder with the adapter in it, and the wording in its tokens.
-        self._view: Any = None
-        self._wording: Optional[Wording] = None
+        self._in_use: Optional[InUse] = None
 
     @property
     def settings(self) -> PaDeLLMSettings:
@@ -362,7 +375,7 @@ class PaDeLLM(LLMNERPipe):
         examples = [eg for eg in get_examples() if len(eg.predicted)]
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
-        self.module = self._optimizer = self._view = None
+        self.module = self._optimizer = self._in_use = None
         self.set_labels(examples, labels)
         llm = self.adopt_llm()
         # Drawn apart, so that no global seed is touched.
@@ -375,7 +388,7 @@ class PaDeLLM(LLMNERPipe):
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
-        self._view = None
+        self._in_use = None
 
     def _packed(self, eg: Example) -> List[Packed]:
         _, _, wording = self._ready()
@@ -399,17 +412,17 @@ class PaDeLLM(LLMNERPipe):
         raw = self.cfg["probability"] == "raw"
         return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording
 
-    def _ready(self) -> Tuple[LoadedLLM, Any, Wording]:
-        """RETURNS (Tuple[LoadedLLM, Module, Wording]): The LLM, its decoder with the adapter, the wording.
-        RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
+    def _ready(self) -> InUse:
+        """RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
         if self.module is None:
             message = Errors.E024 if self.labels else Errors.E020
             raise LLMNERError(message.format(name=self.name))
         llm = self.shared_llm()
-        if self._view is None or self._view[0] is not llm:
+        if self._in_use is None or self._in_use.llm is not llm:
             wording = Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
-            self._view = (llm, self.module.attach(llm, self.settings.adapter), wording)
-        return self._view
+            view = self.module.attach(llm, self.settings.adapter)
+            self._in_use = InUse(llm, view, wording)
+        return self._in_use
 
 
 def _spans(doc: Doc, mentions: Iterable[Mention]) -> List[FoundSpan]:
