@@ -43,7 +43,7 @@ class Errors:
     )
     E008 = (
         "'{name}' was trained on the LLM {trained} (fingerprint {trained_print}), but is given "
-        "{given} (fingerprint {given_print}). Probes fit one set of weights only: point the "
+        "{given} (fingerprint {given_print}). What it learnt fits one set of weights only: point the "
         "pipeline to the right ones with spacy.load(dir, config={{'paths.llm': PATH}}), or train again."
     )
     E009 = (
@@ -110,8 +110,9 @@ class Errors:
         "is trained with `spacy train`. Set [components.{name}.model] @architectures."
     )
     E034 = (
-        "The prompt of '{name}' does not fit into the LLM: {tokens} tokens for label '{label}', but "
-        "the LLM reads {max_length}. Use shorter label words or a lower `window`."
+        "The prompt of '{name}' does not fit into the LLM: {tokens} tokens for the label '{label}' "
+        "leave no room for a text, since the LLM reads {max_length}. Give it a shorter name in "
+        "[components.{name}.model.label_words], or use a shorter template."
     )
 
 

@@ -30,9 +30,9 @@ class WordTokens:
         return len(self.first)
 
     def part(self, start: int, end: int) -> "WordTokens":
-        """RETURNS (WordTokens): Words `start` to `end`; characters are counted as before."""
-        low = 0 if start == 0 else int(self.last[start - 1]) + 1
-        high = len(self.ids) if end == len(self) else int(self.last[end - 1]) + 1
+        """RETURNS (WordTokens): Words `start` to `end`, without white space around them that has tokens
+        of its own; characters are counted as before."""
+        low, high = int(self.first[start]), int(self.last[end - 1]) + 1
         return WordTokens(
             self.ids[low:high],
             self.first[start:end] - low,

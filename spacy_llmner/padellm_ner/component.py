@@ -107,7 +107,8 @@ def make_padellm_ner_pipe(
     deduplicate (str): What to do when several labels claim the same: "string" (as published), "span" or
         "none". See `mentions.deduplicate`.
     threshold (float): Mentions with a lower score are dropped.
-    window (int): Tokens of text that are read at once. Longer texts are cut between sentences.
+    window (int): Tokens of text that are read at once; fewer if the LLM can't read so many. Longer texts
+        are cut between sentences.
     max_batch_tokens (int): Tokens that are kept in memory at once.
     train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
     scorer (Optional[Callable]): The scoring method.
@@ -137,11 +138,13 @@ class InUse(NamedTuple):
 
     view (nn.Module): The LLM's decoder with the adapter in it.
     wording (Wording): In the LLM's tokens.
+    most (int): Tokens of a text that can be read at once.
     """
 
     llm: LoadedLLM
     view: Any
     wording: Wording
+    most: int
 
     def __reduce__(self):
         return type(None), ()
@@ -336,7 +339,7 @@ class PaDeLLM(LLMNERPipe):
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
         validate_examples(examples, "PaDeLLM.update")
-        llm, view, _ = self._ready()
+        llm, view, *_ = self._ready()
         texts = [packed for eg in examples for packed in self._packed(eg)]
         weight = sum(float(packed.weights.sum()) for packed in texts)
         for batch in batches_by_tokens(texts, min(self.max_batch_tokens, TRAINED_AT_ONCE)):
@@ -391,7 +394,7 @@ class PaDeLLM(LLMNERPipe):
         self._in_use = None
 
     def _packed(self, eg: Example) -> List[Packed]:
-        _, _, wording = self._ready()
+        wording = self._ready().wording
         mentions = gold_mentions(eg, self.cfg["train_spans"])
         strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
         if strange:
@@ -403,12 +406,14 @@ class PaDeLLM(LLMNERPipe):
         ]
 
     def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
-        return [
-            w for w in read_windows(doc, wording.tokenizer, self.cfg["window"]) if len(w.words.ids)
-        ]
+        most = self._ready().most
+        size = min(self.cfg["window"], most)
+        windows = read_windows(doc, wording.tokenizer, size)
+        # A single word that the LLM can't read at once is no name.
+        return [w for w in windows if 0 < len(w.words.ids) <= most]
 
     def _decoder(self) -> Tuple[Decoder, Wording]:
-        llm, view, wording = self._ready()
+        llm, view, wording, _ = self._ready()
         raw = self.cfg["probability"] == "raw"
         return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording
 
@@ -421,8 +426,25 @@ class PaDeLLM(LLMNERPipe):
         if self._in_use is None or self._in_use.llm is not llm:
             wording = Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
             view = self.module.attach(llm, self.settings.adapter)
-            self._in_use = InUse(llm, view, wording)
+            self._in_use = InUse(llm, view, wording, self._most_tokens(llm, wording))
         return self._in_use
+
+    def _most_tokens(self, llm: LoadedLLM, wording: Wording) -> int:
+        """RETURNS (int): How long a text may be, so that any part of it fits behind it as an answer.
+        RAISES (LLMNERError): If there is no room for a text."""
+        around = {label: wording.around(label) for label in self.labels}
+        longest = max(around, key=lambda label: around[label])
+        most = (llm.max_length - around[longest]) // 2
+        if most < 1:
+            raise LLMNERError(
+                Errors.E034.format(
+                    name=self.name,
+                    tokens=around[longest],
+                    label=longest if len(longest) < 80 else f"{longest[:80]}...",
+                    max_length=llm.max_length,
+                )
+            )
+        return most
 
 
 def _spans(doc: Doc, mentions: Iterable[Mention]) -> List[FoundSpan]:

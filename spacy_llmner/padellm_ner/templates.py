@@ -140,6 +140,12 @@ class Wording:
             out.extend(self._encode(values.get(part, part)))
         return out
 
+    def around(self, label: str) -> int:
+        """RETURNS (int): Tokens that the question for a label takes besides the text and its answer."""
+        prompt = len(self.before) + len(self.label(label)) + len(self.count())
+        most = max(len(self.number(MAX_COUNT)), len(self.mention(MAX_COUNT, MAX_COUNT)))
+        return prompt + most
+
     @property
     def count_first(self) -> bool:
         """Whether mentions are written behind the count."""

@@ -26,7 +26,7 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
     A window ends with a sentence: where the Doc has boundaries by them, else by punctuation or a line
     break; only a sentence that is longer than a window is cut.
 
-    size (int): Tokens of the LLM in a window at most, if no single word has more.
+    size (int): Tokens of the LLM in a window at most; a word that has more has a window of its own.
     RETURNS (List[Window]): They cover every word once.
     """
     tokens = [token for token in doc if not token.is_space]
@@ -35,7 +35,7 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
     out: List[Window] = []
     start = 0
     while start < len(tokens):
-        low = 0 if start == 0 else int(words.last[start - 1]) + 1
+        low = int(words.first[start])
         end = start + 1
         while end < len(tokens) and int(words.last[end]) - low < size:
             end += 1
