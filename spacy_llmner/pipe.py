@@ -368,10 +368,7 @@ def aligned_entities(eg: Example) -> Tuple[List[Tuple[int, int, str]], List[Tupl
         that is cut by a token's border.
     RAISES (LLMNERError): If the texts differ.
     """
-    if eg.predicted.text != eg.reference.text:
-        raise LLMNERError(
-            Errors.E029.format(predicted=eg.predicted.text[:40], reference=eg.reference.text[:40])
-        )
+    check_texts(eg)
     if not eg.reference.has_annotation("ENT_IOB"):
         return [], [(0, len(eg.predicted))]
     entities, unknown = [], []
@@ -385,6 +382,14 @@ def aligned_entities(eg: Example) -> Tuple[List[Tuple[int, int, str]], List[Tupl
         if token.ent_iob == 0:
             unknown.append(touched(eg.predicted, token.idx, token.idx + len(token)))
     return entities, unknown
+
+
+def check_texts(eg: Example) -> None:
+    """RAISES (LLMNERError): If the texts of an Example differ."""
+    if eg.predicted.text != eg.reference.text:
+        raise LLMNERError(
+            Errors.E029.format(predicted=eg.predicted.text[:40], reference=eg.reference.text[:40])
+        )
 
 
 def touched(doc: Doc, start: int, end: int) -> Tuple[int, int]:

@@ -22,9 +22,9 @@ from .find import FindSettings, OnLabel, Written, finder
 from .learn import batches_by_tokens, cross_entropy, gold_mentions, known_windows
 from .mentions import CONFIDENCE, DEDUPLICATION, Mention, confidence, deduplicate, flat, place
 from .questions import Mentions, training_sequences
-from .settings import PaDeLLMSettings
+from .settings import PaDeLLMSettings, wrong
 from .templates import Wording
-from .windows import Window, read_windows
+from .windows import Window, most_tokens, read_windows
 
 logger = logging.getLogger("spacy_llmner")
 
@@ -185,21 +185,13 @@ class PaDeLLM(LLMNERPipe):
             ("deduplicate", deduplicate, DEDUPLICATION),
         ):
             if value not in known:
-                must = f"one of {', '.join(known)}"
-                raise LLMNERError(
-                    Errors.E027.format(setting=setting, name=name, value=value, must=must)
-                )
+                raise wrong(setting, name, value, f"one of {', '.join(known)}")
         for setting, share in (("count_threshold", count_threshold), ("threshold", threshold)):
             if not 0.0 <= share <= 1.0:
-                must = "between 0 and 1"
-                raise LLMNERError(
-                    Errors.E027.format(setting=setting, name=name, value=share, must=must)
-                )
+                raise wrong(setting, name, share, "between 0 and 1")
         for setting, size in (("window", window), ("max_batch_tokens", max_batch_tokens)):
             if size < 1:
-                raise LLMNERError(
-                    Errors.E027.format(setting=setting, name=name, value=size, must="positive")
-                )
+                raise wrong(setting, name, size, "positive")
         super().__init__(
             nlp,
             llm,
@@ -372,7 +364,8 @@ class PaDeLLM(LLMNERPipe):
         get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
         nlp (Optional[Language]): The pipeline.
         labels (Optional[List[str]]): The labels; None takes those of the examples.
-        RAISES (LLMNERError): Without examples, entities or labels, or with labels that are not given.
+        RAISES (LLMNERError): Without examples, entities or labels, with labels that are not given, or if
+            a setting does not fit them or the LLM.
         """
         validate_get_examples(get_examples, "PaDeLLM.initialize")
         examples = [eg for eg in get_examples() if len(eg.predicted)]
@@ -381,6 +374,7 @@ class PaDeLLM(LLMNERPipe):
         self.module = self._optimizer = self._in_use = None
         self.set_labels(examples, labels)
         llm = self.adopt_llm()
+        self.settings.check(self.name, self.labels, llm)
         # Drawn apart, so that no global seed is touched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.getrandbits(31))
@@ -426,25 +420,9 @@ class PaDeLLM(LLMNERPipe):
         if self._in_use is None or self._in_use.llm is not llm:
             wording = Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
             view = self.module.attach(llm, self.settings.adapter)
-            self._in_use = InUse(llm, view, wording, self._most_tokens(llm, wording))
+            most = most_tokens(wording, self.labels, llm.max_length, self.name)
+            self._in_use = InUse(llm, view, wording, most)
         return self._in_use
-
-    def _most_tokens(self, llm: LoadedLLM, wording: Wording) -> int:
-        """RETURNS (int): How long a text may be, so that any part of it fits behind it as an answer.
-        RAISES (LLMNERError): If there is no room for a text."""
-        around = {label: wording.around(label) for label in self.labels}
-        longest = max(around, key=lambda label: around[label])
-        most = (llm.max_length - around[longest]) // 2
-        if most < 1:
-            raise LLMNERError(
-                Errors.E034.format(
-                    name=self.name,
-                    tokens=around[longest],
-                    label=longest if len(longest) < 80 else f"{longest[:80]}...",
-                    max_length=llm.max_length,
-                )
-            )
-        return most
 
 
 def _spans(doc: Doc, mentions: Iterable[Mention]) -> List[FoundSpan]:

@@ -18,7 +18,8 @@ class Written:
 
     label (str): Its label.
     index (int): Its number among the mentions of the label, from 1.
-    places (List[Tuple[int, int]]): Where in the text its string stands: (start, end) in characters.
+    places (List[Tuple[int, int]]): Where in the text its string stands: (start, end) in characters. None
+        if it was not written to its end.
     log_probs (List[float]): Of its tokens, the end left out, renormalised over what was allowed.
     raw_log_probs (List[float]): The same over the whole vocabulary; NaN unless asked for.
     p_there (float): How likely there are so many mentions of the label.
@@ -141,11 +142,10 @@ class _Search:
             answers = answers[:kept] + rest
         out = []
         for k, answer in enumerate(answers[:n], 1):
-            if answer.complete:
-                places = self.mentions.spans(answer.state)
-                p_there = at_least[k] if k < len(at_least) else at_least[-1]
-                raw = answer.raw_log_probs[:-1]
-                out.append(Written(asked.label, k, places, answer.log_probs[:-1], raw, p_there))
+            places = self.mentions.spans(answer.state) if answer.complete else []
+            p_there = at_least[k] if k < len(at_least) else at_least[-1]
+            raw = answer.raw_log_probs[:-1]
+            out.append(Written(asked.label, k, places, answer.log_probs[:-1], raw, p_there))
         if on_label is not None:
             on_label(asked.label, out)
         return out

@@ -9,7 +9,7 @@ from spacy.training import Example
 
 from ..llm.packing import Packed
 from ..llm.words import WordTokens
-from ..pipe import aligned_entities, touched
+from ..pipe import aligned_entities, check_texts, touched
 from .questions import Mentions
 from .windows import Window
 
@@ -74,6 +74,7 @@ def gold_mentions(eg: Example, spans_key: Optional[str]) -> Gold:
     """
     if spans_key is None:
         return aligned_entities(eg)
+    check_texts(eg)
     if spans_key not in eg.reference.spans:
         return [], [(0, len(eg.predicted))]
     out = []

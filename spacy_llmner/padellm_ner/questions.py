@@ -31,10 +31,12 @@ def training_sequences(
     out = []
     for label in labels:
         prompt = [*wording.before, *words.ids.tolist(), *wording.label(label)]
-        found = sorted(mentions.get(label, []), key=lambda m: (m[0], -m[1]))
+        asked = [*prompt, *wording.count()]
+        # Of a mention that is there twice, one can be found.
+        found = sorted(set(mentions.get(label, [])), key=lambda m: (m[0], -m[1]))
         n = len(found)
         if n == 0 or not wording.count_first:
-            out.append(_sequence([*prompt, *wording.count()], wording.number(n)))
+            out.append(_sequence(asked, wording.number(n)))
         for k, mention in enumerate(found, 1):
             head = wording.mention(n, k)
             answer = [*mention_tokens(wording, words, text, mention), wording.end]
@@ -44,8 +46,8 @@ def training_sequences(
                 shared = _common(head, counted)
                 learnt = [True] * shared + [learn_index] * (len(head) - shared)
                 sequence = TrainingSequence(
-                    [*prompt, *head, *answer],
-                    [False] * len(prompt) + learnt + [True] * len(answer),
+                    [*asked, *head, *answer],
+                    [False] * len(asked) + learnt + [True] * len(answer),
                 )
             else:
                 sequence = _sequence([*prompt, *head], answer)

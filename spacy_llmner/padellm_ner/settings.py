@@ -1,12 +1,13 @@
 """The architecture of `padellm_ner`: its wording, and what is trained of the LLM."""
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 from thinc.api import Model
 
 from ..errors import Errors, LLMNERError
 from ..llm.adapters import AdapterSettings
+from ..llm.pool import LoadedLLM
 from ..pipe import carry
 from .templates import TEMPLATES, Template
 
@@ -19,6 +20,24 @@ class PaDeLLMSettings:
     label_words: Dict[str, str] = field(default_factory=dict)
     adapter: AdapterSettings = AdapterSettings()
     learn_index: bool = True
+
+    def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
+        """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
+        first, words = self.adapter.first_layer, self.label_words
+        asked = [words.get(label, label) for label in labels]
+        if first >= llm.n_layers:
+            must = f"below {llm.n_layers}, the number of layers of '{llm.spec.name}'"
+            raise wrong("first_layer", name, first, must)
+        if set(words) - set(labels):
+            must = f"about labels of the component ({', '.join(labels)})"
+            raise wrong("label_words", name, words, must)
+        if len(set(asked)) < len(asked):
+            raise wrong("label_words", name, words, "such that each label goes by another word")
+
+
+def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
+    """RETURNS (LLMNERError): About a setting of the component `name`."""
+    return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))
 
 
 def make_padellm(
@@ -43,7 +62,15 @@ def make_padellm(
     learn_index (bool): Learn the tokens between count and mention too; False is the paper's ablation
         "loss ignoring" (templates with {count} in `mention` only).
     RETURNS (Model): Carries the settings.
+    RAISES (LLMNERError): If a setting has a value that makes no sense.
     """
+    for setting, value, least in (
+        ("rank", rank, 0),
+        ("alpha", alpha, 1),
+        ("first_layer", first_layer, 0),
+    ):
+        if value < least:
+            raise wrong(setting, "padellm_ner", value, f"at least {least}")
     if isinstance(template, str):
         if template not in TEMPLATES:
             known = ", ".join(TEMPLATES)

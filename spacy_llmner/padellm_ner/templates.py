@@ -17,7 +17,8 @@ class Template:
     prompt (str): With {text} and, behind it, {label}.
     count (str): Stands between the prompt and the number of mentions.
     count_end (str): Stands behind a number above 0; "" for the end token, which always follows 0.
-    mention (str): Stands between the prompt and mention number {index}; may hold {count}.
+    mention (str): Stands between the prompt and mention number {index}. If it begins with {count} and
+        `count_end`, mentions are written behind the number.
     bare (bool): Mentions are written as if at the beginning of a line. Else as they are in the text,
         with the space in front.
     """
@@ -30,21 +31,33 @@ class Template:
 
     def __post_init__(self) -> None:
         for setting, needed in (("prompt", ("{text}", "{label}")), ("mention", ("{index}",))):
-            value = getattr(self, setting)
-            if any(value.count(slot) != 1 for slot in needed):
-                must = f"a text in which {' and '.join(needed)} occurs once"
-                raise LLMNERError(
-                    Errors.E027.format(
-                        setting=f"template.{setting}", name="padellm_ner", value=value, must=must
-                    )
-                )
+            if any(getattr(self, setting).count(slot) != 1 for slot in needed):
+                raise self._wrong(setting, f"a text in which {' and '.join(needed)} occurs once")
         if self.prompt.index("{text}") > self.prompt.index("{label}"):
             must = "a text with {text} in front of {label}, so that all labels share its encoding"
-            raise LLMNERError(
-                Errors.E027.format(
-                    setting="template.prompt", name="padellm_ner", value=self.prompt, must=must
+            raise self._wrong("prompt", must)
+        if self.count_end[:1].isdecimal():
+            raise self._wrong("count_end", "a text that does not go on with the number")
+        if "{count}" not in self.mention:
+            if not self.count:
+                must = (
+                    "some text, since the number is asked for apart where `mention` has no {count}"
                 )
+                raise self._wrong("count", must)
+        elif not (self.count_end and self.mention.startswith("{count}" + self.count_end)):
+            must = (
+                "a text that begins with {count} and `count_end`, as the answer to the count does"
             )
+            raise self._wrong("mention", must)
+        elif self.mention.count("{count}") > 1:
+            raise self._wrong("mention", "a text in which {count} occurs at most once")
+
+    def _wrong(self, setting: str, must: str) -> LLMNERError:
+        value = getattr(self, setting)
+        name = "padellm_ner"
+        return LLMNERError(
+            Errors.E027.format(setting=f"template.{setting}", name=name, value=value, must=must)
+        )
 
 
 TEMPLATES: Dict[str, Template] = {
