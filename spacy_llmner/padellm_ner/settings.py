@@ -23,16 +23,14 @@ class PaDeLLMSettings:
 
     def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
         """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
-        first, words = self.adapter.first_layer, self.label_words
-        asked = [words.get(label, label) for label in labels]
+        first = self.adapter.first(llm)
+        asked = [self.label_words.get(label, label) for label in labels]
         if first >= llm.n_layers:
             must = f"below {llm.n_layers}, the number of layers of '{llm.spec.name}'"
             raise wrong("first_layer", name, first, must)
-        if set(words) - set(labels):
-            must = f"about labels of the component ({', '.join(labels)})"
-            raise wrong("label_words", name, words, must)
         if len(set(asked)) < len(asked):
-            raise wrong("label_words", name, words, "such that each label goes by another word")
+            must = f"such that each of {', '.join(labels)} goes by another word"
+            raise wrong("label_words", name, self.label_words, must)
 
 
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
@@ -69,7 +67,7 @@ def make_padellm(
         ("alpha", alpha, 1),
         ("first_layer", first_layer, 0),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise wrong(setting, "padellm_ner", value, f"at least {least}")
     if isinstance(template, str):
         if template not in TEMPLATES:
