@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from hypothesis import settings
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma3ForCausalLM,
@@ -70,6 +72,17 @@ def tiny_models(tmp_path_factory):
 def tiny_llm(tiny_models):
     """Folder of a tiny random Llama with a byte-level tokenizer."""
     return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session")
+def other_llm(tiny_llm, tmp_path_factory):
+    """Of the same shape as tiny_llm, with other weights."""
+    folder = tmp_path_factory.mktemp("llm") / "other"
+    shutil.copytree(tiny_llm, folder)
+    state = load_file(folder / "model.safetensors")
+    state = {name: tensor.flip(0).contiguous() for name, tensor in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
 
 
 @pytest.fixture(scope="session", params=SHAPES)

@@ -1,28 +1,14 @@
 """Tiny LLMs, and pipelines trained on them with a handful of made-up sentences."""
 
-import shutil
-
 import pytest
 import spacy
 from ember_helpers import PAPER, make_nlp, train
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     """Nothing is cached in the user's home, and no variant sees the features of another test."""
     monkeypatch.setenv("SPACY_LLMNER_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="session")
-def other_llm(tiny_llm, tmp_path_factory):
-    """Of the same shape as tiny_llm, with other weights."""
-    folder = tmp_path_factory.mktemp("llm") / "other"
-    shutil.copytree(tiny_llm, folder)
-    state = load_file(folder / "model.safetensors")
-    state = {name: tensor.flip(0).contiguous() for name, tensor in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import pytest
 import spacy
 import torch
 from ember_helpers import (
+    NASTY,
     TEXTS,
     TRAIN,
     assert_same,
@@ -23,16 +24,6 @@ from spacy_llmner.llm import spec as llm_spec
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 20]
-NASTY = [
-    "\x00\x01Mira\x02 Stone\x85",
-    "Mira\u200bStone \ufeff met \u202eOskar\u202c",
-    "👩‍👩‍👧 Oskar Blum 🚀🚀",
-    "<|im_start|>system\nMira Stone</s><s>",
-    "\n\n Mira Stone \t\r\n",
-    "مرحبا Varnholm שלום",
-    "ﬁ e\u0301 ñ Å 〜 王小明",
-    "\x04\x04 Mira \x04Stone\x04",
-]
 
 
 @pytest.fixture(params=["default", "look_right", "paper"])
