@@ -127,14 +127,14 @@ class _Search:
     def _of_label(
         self, asked: _Asked, on_label: Optional[OnLabel]
     ) -> Generator[None, None, List[Written]]:
-        at_least = _at_least(asked.count.scores(-1), self.numbers.by_first)
+        counts = _counts(asked.count.scores(-1), self.numbers)
         # While the rest of a long number is read, the mentions that its first digit promises are
         # written already.
-        likely = self._wanted(at_least, 0)
+        likely = self._wanted(counts)
         counting = decode(self.tree, asked.count, [], self.numbers, draft=0)
         both = yield from together([counting, self._write(asked, likely, range(1, likely + 1))])
-        exact = self.numbers.sequences.index(tuple(both[0].ids))
-        n = self._wanted(at_least, exact)
+        exact = _settle(counts, both[0], self.numbers)
+        n = self._wanted(counts, exact)
         answers: List[Answer] = both[1]
         if n > likely:
             kept = 0 if self.wording.count_first else likely
@@ -143,26 +143,22 @@ class _Search:
         out = []
         for k, answer in enumerate(answers[:n], 1):
             places = self.mentions.spans(answer.state) if answer.complete else []
-            p_there = at_least[k] if k < len(at_least) else at_least[-1]
             raw = answer.raw_log_probs[:-1]
-            out.append(Written(asked.label, k, places, answer.log_probs[:-1], raw, p_there))
+            there = _at_least(counts, k)
+            out.append(Written(asked.label, k, places, answer.log_probs[:-1], raw, there))
         if on_label is not None:
             on_label(asked.label, out)
         return out
 
-    def _wanted(self, at_least: Sequence[float], exact: int) -> int:
+    def _wanted(self, counts: Dict[int, float], exact: Optional[int] = None) -> int:
         """RETURNS (int): How many mentions to write.
 
-        exact (int): The likeliest number, if it is known already, else 0.
+        exact (Optional[int]): The likeliest number, if it is known already.
         """
         threshold = self.settings.count_threshold
-        if threshold is None:
-            if exact:
-                return exact
-            p = np.append(at_least, 0.0)
-            return int((p[:-1] - p[1:]).argmax())
-        n = sum(1 for p in at_least[1:] if p > threshold)
-        return max(n, exact) if exact >= len(at_least) else n
+        if threshold is not None:
+            return sum(1 for k in range(1, max(counts) + 1) if _at_least(counts, k) > threshold)
+        return max(sorted(counts), key=lambda n: counts[n]) if exact is None else exact
 
     def _write(
         self, asked: _Asked, n: int, indices: Sequence[int]
@@ -192,19 +188,32 @@ class _Search:
         return self.mentions.tokens[self.mentions.first]
 
 
-def _at_least(scores: Scores, by_first: Dict[int, int]) -> List[float]:
-    """Say how likely there are at least k mentions, for k = 0, 1, ...
+def _counts(scores: Scores, numbers: Numbers) -> Dict[int, float]:
+    """RETURNS (Dict[int, float]): How likely the number begins as each number does. Where only its first
+    digit is a token, "1" and "12" count as 1."""
+    return {
+        numbers.by_first[int(token)]: math.exp(log_prob)
+        for token, log_prob in zip(scores.ids, scores.log_probs)
+    }
 
-    It is read from the first token of the number alone. So where that is a single digit, "1" and "12"
-    count as 1.
+
+def _settle(counts: Dict[int, float], answer: Answer, numbers: Numbers) -> int:
+    """Give a number of several tokens, once it is written, its share of what begins as it does.
+
+    RETURNS (int): The number.
     """
-    p = {by_first[int(t)]: math.exp(log_prob) for t, log_prob in zip(scores.ids, scores.log_probs)}
-    out = []
-    rest = 1.0
-    for n in range(max(p) + 1):
-        out.append(rest)
-        rest = max(rest - p.get(n, 0.0), 0.0)
-    return out
+    exact = numbers.sequences.index(tuple(answer.ids))
+    lowest = numbers.by_first[answer.ids[0]]
+    if exact != lowest:
+        p = math.exp(sum(answer.log_probs))
+        counts[lowest] = max(counts[lowest] - p, 0.0)
+        counts[exact] = counts.get(exact, 0.0) + p
+    return exact
+
+
+def _at_least(counts: Dict[int, float], k: int) -> float:
+    """RETURNS (float): How likely there are at least k mentions."""
+    return min(sum(p for n, p in counts.items() if n >= k), 1.0)
 
 
 def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
