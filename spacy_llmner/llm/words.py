@@ -46,12 +46,12 @@ def word_tokens(
 ) -> WordTokens:
     """Encode a text so that no token belongs to two words.
 
-    The text is encoded as a whole. Where that puts two words into one token, the words that hang
-    together are encoded each for itself, with the space in front.
+    The text, which stands behind a prompt, is encoded as a whole. Where that puts two words into one
+    token, the words that hang together are encoded each for itself, with the space in front.
 
     bounds (Sequence[Tuple[int, int]]): First character of each word and one past its last, ascending.
     """
-    encoding = tokenizer.encode(text)
+    encoding = tokenizer.encode_inside(text)
     marks = np.array(bounds, dtype=np.int64).reshape(-1, 2)
     from_token = np.searchsorted(encoding.ends, marks[:, 0], side="right")
     to_token = np.searchsorted(encoding.starts, marks[:, 1], side="left")
@@ -67,8 +67,7 @@ def word_tokens(
             ids.extend(encoding.ids[from_token[w] : to_token[w]])
         else:
             before = int(marks[w - 1, 1]) if w else 0
-            encode = tokenizer.encode_inside if before else tokenizer.encode
-            piece = encode(text[before:end])
+            piece = tokenizer.encode_inside(text[before:end])
             space = int(np.searchsorted(piece.ends, start - before, side="right"))
             first[w] = len(ids) + space
             ids.extend(piece.ids)

@@ -121,7 +121,7 @@ class Wording:
         self._numbers = lru_cache(maxsize=256)(self._make_numbers)
 
     def encode(self, text: str) -> List[int]:
-        return list(self.tokenizer.encode(text).ids)
+        return list(self.tokenizer.encode_inside(text).ids)
 
     def label(self, label: str) -> List[int]:
         """RETURNS (List[int]): From the end of the text to the end of the prompt."""
