@@ -1,0 +1,41 @@
+"""Pipelines trained on tiny LLMs with a handful of made-up sentences."""
+
+import pytest
+from padellm_helpers import make_nlp, make_wording, train
+
+from spacy_llmner.padellm_ner.templates import TEMPLATES
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_llm):
+    """With the default settings. Tests leave it as it is."""
+    return train(make_nlp(tiny_llm))
+
+
+@pytest.fixture(scope="session")
+def trained_published(tiny_llm):
+    """As published: wording, counts, probabilities. Tests leave it as it is."""
+    cfg = {"count": "argmax", "probability": "raw"}
+    return train(make_nlp(tiny_llm, template="published_en", cfg=cfg), steps=40, learn_rate=0.015)
+
+
+@pytest.fixture(params=["default", "published"])
+def any_trained(request):
+    fixture = {"default": "trained", "published": "trained_published"}
+    return request.getfixturevalue(fixture[request.param])
+
+
+@pytest.fixture(scope="session", params=sorted(TEMPLATES))
+def wording(request, tiny_tokenizers):
+    """Each of the templates, in the tokens of a tokenizer like SmolLM2's."""
+    return make_wording(tiny_tokenizers["byte-level"], request.param)
+
+
+@pytest.fixture(scope="session")
+def compact(tiny_tokenizers):
+    return make_wording(tiny_tokenizers["byte-level"])
+
+
+@pytest.fixture(scope="session")
+def published(tiny_tokenizers):
+    return make_wording(tiny_tokenizers["byte-level"], "published_en")

@@ -1,0 +1,275 @@
+"""What is asked, in which passes, and what comes out (methods.md 2d, points 3 to 9 and 14)."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from padellm_helpers import KnowingDecoder, make_wording, spell, split, words_of
+
+from spacy_llmner.padellm_ner.find import FindSettings, finder
+from spacy_llmner.padellm_ner.mentions import confidence, place
+from spacy_llmner.padellm_ner.questions import mention_tokens, training_sequences
+from spacy_llmner.padellm_ner.templates import Template
+
+LABELS = ["LOC", "MISC", "ORG", "PER"]
+TEXT = "Ada Hale met Bo Lund in Bonn , and Ada Hale left Rome"
+MENTIONS = {"PER": [(0, 2), (3, 5), (8, 10)], "LOC": [(6, 7), (11, 12)], "MISC": [(6, 7)]}
+PLAIN = FindSettings(draft=0, look_ahead=False)
+RAW = FindSettings(draft=0, look_ahead=False, raw=True)
+SURE = KnowingDecoder.SURE
+
+
+def find(wording, text=TEXT, mentions=MENTIONS, labels=LABELS, settings=PLAIN, on_label=None):
+    """RETURNS (Tuple[Dict, Decoder]): What an LLM that knows the mentions writes."""
+    words = words_of(wording, text)
+    sequences = training_sequences(wording, words, text, labels, mentions)
+    decoder = KnowingDecoder(sequences, raw=settings.raw)
+    (found,) = decoder.run([finder(wording, words, text, labels, settings, on_label)])
+    return found, decoder
+
+
+def spans(text, mentions, labels=LABELS):
+    bounds = split(text)
+    return {
+        label: [
+            (bounds[a][0], bounds[b - 1][1])
+            for a, b in sorted(mentions.get(label, []), key=lambda m: (m[0], -m[1]))
+        ]
+        for label in labels
+    }
+
+
+def places(found):
+    return {label: place(answers) for label, answers in found.items()}
+
+
+@pytest.mark.parametrize("draft,look_ahead", [(0, False), (4, False), (0, True), (4, True)])
+def test_what_was_learnt_is_found(wording, draft, look_ahead):
+    """What is asked is what training asked, and guessing ahead changes nothing."""
+    found, _ = find(wording, settings=FindSettings(draft=draft, look_ahead=look_ahead))
+    assert places(found) == spans(TEXT, MENTIONS)
+    assert [w.index for w in found["PER"]] == [1, 2, 3]
+    assert {w.label for w in found["PER"]} == {"PER"} and found["ORG"] == []
+    assert all(len(w.log_probs) for label in found for w in found[label])
+
+
+def test_an_own_template(tiny_tokenizers):
+    for template in (
+        Template("Text: {text}\nFind: {label}\n", "How many? ", "", "Number {index}: ", True),
+        Template("{text} = {label}", "? ", ";", "{count};{index}: ", False),
+    ):
+        wording = make_wording(tiny_tokenizers["byte-level"], template, {"PER": "person"})
+        found, _ = find(wording)
+        assert places(found) == spans(TEXT, MENTIONS)
+
+
+def test_labels_with_0_are_not_asked_again(wording):
+    """Checklist 3: the count of every label is asked once, in the first pass."""
+    found, decoder = find(wording)
+    assert len(decoder.asked[0]) == len(LABELS)
+    words = words_of(wording, TEXT)
+    prompt = [*wording.before, *words.ids.tolist(), *wording.label("ORG")]
+    for asked in decoder.asked[1:]:
+        assert all(path[: len(prompt)] != prompt for path in asked)
+
+
+def test_all_mentions_are_written_in_the_same_passes(wording):
+    """Checklist 4: as many passes as the longest mention takes, not as all of them take."""
+    words = words_of(wording, TEXT)
+    _, decoder = find(wording)
+    heads = [
+        [*wording.before, *words.ids.tolist(), *wording.label(label), *wording.mention(len(ms), k)]
+        for label, ms in MENTIONS.items()
+        for k in range(1, len(ms) + 1)
+    ]
+    assert len(heads) == 6
+    assert {[head in asked for asked in decoder.asked].index(True) for head in heads} == {1}
+    longest = max(
+        len(mention_tokens(wording, words, TEXT, m)) + 1 for ms in MENTIONS.values() for m in ms
+    )
+    assert decoder.passes <= longest + 3
+    one = {"PER": MENTIONS["PER"][:1]}
+    assert decoder.passes <= find(wording, mentions=one)[1].passes + 2
+
+
+def test_look_ahead_saves_passes(compact):
+    _, plain = find(compact)
+    _, ahead = find(compact, settings=FindSettings())
+    assert ahead.passes < plain.passes
+
+
+def test_the_text_is_read_once(wording):
+    """Checklist 8: a longer text costs its tokens once, however many labels are asked for."""
+    n = []
+    for text in (TEXT, "Tea ; " * 20 + TEXT):
+        bounds = split(text)
+        shift = len(bounds) - len(split(TEXT))
+        mentions = {k: [(a + shift, b + shift) for a, b in v] for k, v in MENTIONS.items()}
+        words = words_of(wording, text)
+        _, decoder = find(wording, text, mentions)
+        n.append(decoder.tokens - len(words.ids))
+        assert decoder.read[: len(wording.before)] == wording.before
+    # Digits of the possible counts are all that differs.
+    assert abs(n[0] - n[1]) <= 2 * len(LABELS) + 2
+
+
+def test_repeats_and_nested_mentions(wording):
+    text = "Port Ellam Club in Port Ellam , Port Ellam"
+    mentions = {"LOC": [(0, 2), (4, 6), (7, 9)], "ORG": [(0, 3), (0, 2)]}
+    found, _ = find(wording, text, mentions)
+    assert places(found) == spans(text, mentions)
+
+
+@pytest.mark.parametrize("n", [9, 10, 12, 30])
+def test_many_mentions(wording, n):
+    """Checklist 14: counts of several digits."""
+    text = " and ".join(["Bonn"] * n)
+    mentions = {"LOC": [(2 * k, 2 * k + 1) for k in range(n)]}
+    for mode in (PLAIN, FindSettings(), FindSettings(count_threshold=0.3)):
+        found, _ = find(wording, text, mentions, settings=mode)
+        assert places(found) == spans(text, mentions)
+
+
+def test_one_label_and_many(wording):
+    found, _ = find(wording, labels=["PER"])
+    assert places(found) == spans(TEXT, MENTIONS, ["PER"])
+    labels = [f"L{k}." for k in range(200)]
+    mentions = {labels[k]: [(k % 12, k % 12 + 1)] for k in range(0, 200, 7)}
+    found, decoder = find(wording, labels=labels, mentions=mentions, settings=FindSettings())
+    for label, gold in spans(TEXT, mentions, labels).items():
+        assert len(found[label]) == len(gold)
+        assert all(place in w.places for w, place in zip(found[label], gold))
+    assert decoder.passes < 20
+
+
+@pytest.mark.parametrize("label", ["a\nb", 'say "x"', "<mention 1>", "2", "<num>2", "\n\n<num>"])
+def test_any_label(wording, label):
+    found, _ = find(wording, mentions={label: [(0, 2), (6, 7)]}, labels=[label, "X"])
+    assert places(found) == spans(TEXT, {label: [(0, 2), (6, 7)]}, [label, "X"])
+
+
+def test_probabilities_by_hand(wording):
+    """Checklist 6: one factor for each token that had a choice, none for the end."""
+    text = "Bonn and Bonn"
+    found, _ = find(wording, text, {"LOC": [(0, 1)]}, ["LOC", "X"])
+    (bonn,) = found["LOC"]
+    words = words_of(wording, text)
+    ids = mention_tokens(wording, words, text, (0, 1))
+    assert len(bonn.log_probs) == len(bonn.raw_log_probs) == len(ids)
+    score = confidence(bonn, "product", raw=False, counted=False)
+    # One choice, with which word to begin.
+    assert score == pytest.approx(SURE)
+    mean = confidence(bonn, "mean", raw=False, counted=False)
+    assert mean == pytest.approx(SURE ** (1 / len(ids)))
+    found, _ = find(wording, text, {"LOC": [(0, 1)]}, ["LOC", "X"], RAW)
+    raw = confidence(found["LOC"][0], "product", raw=True, counted=False)
+    assert raw == pytest.approx(SURE * 0.5 ** len(ids))
+
+
+class Counting(KnowingDecoder):
+    """Says how likely each count is."""
+
+    def __init__(self, sequences, wording, p_counts):
+        super().__init__(sequences)
+        self.numbers, self.p_counts = wording.numbers(9), p_counts
+
+    def _knows(self, path, allowed):
+        scores = super()._knows(path, allowed)
+        first = {s[0]: n for n, s in enumerate(self.numbers.sequences)}
+        if set(allowed) <= set(first) and len(allowed) > 2:
+            p = np.array([self.p_counts.get(first[t], 1e-9) for t in allowed])
+            scores.log_probs = np.log(p / p.sum())
+        return scores
+
+
+@pytest.mark.parametrize(
+    "threshold,n", [(None, 1), (0.9, 0), (0.5, 1), (0.39, 2), (0.3, 2), (0.1, 3)]
+)
+def test_calibrated_counts(wording, threshold, n):
+    """Mention k is written if it is more likely than the threshold that there are k."""
+    p_counts = {0: 0.2, 1: 0.4, 2: 0.25, 3: 0.15}
+    text = "Ada met Bo , Zoe and Kim"
+    words = words_of(wording, text)
+    gold = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    known = [
+        s
+        for k in range(1, 5)
+        for s in training_sequences(wording, words, text, ["PER"], {"PER": gold[:k]})
+    ]
+    decoder = Counting(known, wording, p_counts)
+    mode = FindSettings(threshold, draft=0, look_ahead=False)
+    (found,) = decoder.run([finder(wording, words, text, ["PER"], mode)])
+    assert places(found)["PER"] == spans(text, {"PER": gold[:n]})["PER"]
+    at_least = [0.8, 0.4, 0.15]
+    assert [w.p_there for w in found["PER"]] == pytest.approx(at_least[:n], abs=1e-6)
+
+
+def test_calibrated_counts_of_several_digits(wording):
+    """What is sure of 12 is sure of each of the twelve."""
+    text = " and ".join(["Bonn"] * 12)
+    mentions = {"LOC": [(2 * k, 2 * k + 1) for k in range(12)]}
+    found, _ = find(wording, text, mentions, settings=FindSettings(count_threshold=0.3))
+    p_there = [w.p_there for w in found["LOC"]]
+    assert len(p_there) == 12 and min(p_there) >= SURE * SURE - 1e-6
+    assert p_there == sorted(p_there, reverse=True)
+
+
+def test_each_label_is_told_when_it_is_done(wording):
+    """Labels without mention first, long ones last; each once, with what is returned in the end."""
+    told = []
+    found, _ = find(wording, on_label=lambda label, written: told.append((label, written)))
+    assert sorted(label for label, _ in told) == LABELS
+    assert dict(told) == found
+    assert told[0] == ("ORG", [])
+
+
+def test_a_mention_that_is_not_ended_has_no_place(compact, monkeypatch):
+    """When the budget of a mention runs out, it is dropped and can be counted."""
+    import spacy_llmner.padellm_ner.find as module
+
+    whole = module.decode
+    monkeypatch.setattr(
+        module, "decode", lambda *args, **kwargs: whole(*args, **{**kwargs, "max_tokens": 3})
+    )
+    text = "Ada and " * 20 + "Bo"
+    found, _ = find(compact, text, {"PER": [(0, 41), (40, 41)]}, ["PER"])
+    assert [w.index for w in found["PER"]] == [1, 2]
+    assert place(found["PER"])[0] == (-1, -1)
+
+
+def test_nothing_to_write(compact):
+    """A text of which the tokenizer keeps nothing but white space has no mentions."""
+    text = "\x04 \x04"
+    found, _ = find(compact, text, {}, settings=FindSettings())
+    assert found == {label: [] for label in LABELS}
+
+
+WORDS = st.sampled_from(["Bonn", "Ada", "Hale", "tea", "3.5%", "王", "🚀", "a-b", "(", "1", "10"])
+
+
+@settings(max_examples=30, phases=[Phase.explicit, Phase.generate])
+@given(st.lists(WORDS, min_size=1, max_size=15), st.data())
+def test_any_gold_is_written(wording, words, data):
+    """For any text and mentions: the strings of the mentions, each with its place among its places."""
+    n = len(words)
+    one = st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1])
+    mentions = data.draw(
+        st.dictionaries(st.sampled_from(LABELS), st.lists(one, unique=True, max_size=n), max_size=2)
+    )
+    text = " ".join(words)
+    for mode in (PLAIN, FindSettings()):
+        found, _ = find(wording, text, mentions, settings=mode)
+        for label, gold in spans(text, mentions).items():
+            assert len(found[label]) == len(gold)
+            for mention, (start, end) in zip(found[label], gold):
+                assert {text[a:b] for a, b in mention.places} == {text[start:end]}
+                assert (start, end) in mention.places
+
+
+def test_log_probs_are_no_more_than_0(wording):
+    found, _ = find(wording, settings=FindSettings())
+    values = [x for label in found for w in found[label] for x in w.log_probs]
+    assert all(x <= 1e-9 and math.isfinite(x) for x in values)
+    assert spell(wording, wording.number(0)).startswith("0")

@@ -1,0 +1,157 @@
+import pytest
+from ner_helpers import NASTY
+from padellm_helpers import make_wording, spell, words_of
+
+from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm.constraints import Choices
+from spacy_llmner.padellm_ner.questions import training_sequences
+from spacy_llmner.padellm_ner.settings import make_padellm, make_template
+from spacy_llmner.padellm_ner.templates import MAX_COUNT, TEMPLATES, Template
+
+END = "<|im_end|>"
+PUBLISHED = {
+    "published_en": (
+        "text:\n{text}\nentity type:\n{label}\n\n<num>",
+        "{count}\n<mention {index}>",
+    ),
+    "published_zh": (
+        "文本:\n{text}\n指定NER标签:\n{label}\n\n<数量>",
+        "{count}\n<第{index}文段>",
+    ),
+}
+KINDS = ["byte-level", "metaspace", "metaspace with a space in front"]
+WORDS = ["\n", 'say "x"', "a\nb", "", " ", "<mention 1>", "{text}", "{index}", "<num>", END, "词"]
+
+
+def learnt(wording, text, labels, mentions):
+    """RETURNS (List[str]): The training sequences as text, from behind the sink on."""
+    words = words_of(wording, text)
+    sink = len(wording.tokenizer.sink)
+    sequences = training_sequences(wording, words, text, labels, mentions)
+    return [spell(wording, s.ids[sink:]) for s in sequences]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_strings(kind, name, tiny_tokenizers):
+    """Byte for byte, also with a tokenizer that likes to put spaces in front, as the authors' had."""
+    wording = make_wording(tiny_tokenizers[kind], name)
+    prompt, mention = PUBLISHED[name]
+    text = "Ada left Bonn for Bern"
+    expected = [
+        prompt.format(text=text, label="LOC") + mention.format(count=2, index=1) + f"Bonn{END}",
+        prompt.format(text=text, label="LOC") + mention.format(count=2, index=2) + f"Bern{END}",
+        prompt.format(text=text, label="ORG") + f"0{END}",
+    ]
+    assert learnt(wording, text, ["LOC", "ORG"], {"LOC": [(2, 3), (4, 5)]}) == expected
+
+
+def test_compact_strings(compact):
+    # Words are spelt as in the text; it is the template that begins with a space.
+    assert learnt(compact, "Ada left Bonn", ["LOC", "ORG"], {"LOC": [(2, 3)]}) == [
+        f" Ada left Bonn\nLOC#1{END}",
+        f" Ada left Bonn\nLOC1 Bonn{END}",
+        f" Ada left Bonn\nORG#0{END}",
+    ]
+
+
+def test_chinese_text_and_label_words(tiny_tokenizers):
+    wording = make_wording(tiny_tokenizers["byte-level"], "published_zh", {"LOC": "地点"})
+    text = "王小明住在上海。"
+    words = words_of(wording, text, [(i, i + 1) for i in range(len(text))])
+    (sequence,) = training_sequences(wording, words, text, ["LOC"], {"LOC": [(5, 7)]})
+    sink = len(wording.tokenizer.sink)
+    assert spell(wording, sequence.ids[sink:]) == (
+        f"文本:\n{text}\n指定NER标签:\n地点\n\n<数量>1\n<第1文段>上海{END}"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_numbers(kind, template, tiny_tokenizers):
+    """Any number can be answered, and only numbers."""
+    wording = make_wording(tiny_tokenizers[kind], template)
+    numbers = wording.numbers(120)
+    assert len(numbers.sequences) == 121
+    for n, ids in enumerate(numbers.sequences):
+        assert spell(wording, ids) == (f"{n}{END}" if n == 0 or template == "compact" else f"{n}\n")
+        assert numbers.by_first[ids[0]] <= n
+    assert isinstance(numbers, Choices)
+    assert len(wording.numbers(10**6).sequences) == MAX_COUNT + 1
+    assert wording.numbers(0).allowed(()).tolist() == [numbers.sequences[0][0]]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_any_label(wording, word):
+    """A label is plain text: nothing in it is a slot or a control token."""
+    again = make_wording(wording.tokenizer, wording.template, {"X": word})
+    ids = again.label("X")
+    assert ids == make_wording(wording.tokenizer, wording.template).label(word)
+    assert again.end not in ids
+    behind = wording.template.prompt.split("{label}")[1]
+    middle = wording.template.prompt.split("{text}")[1].split("{label}")[0]
+    assert spell(again, ids) == middle + word + behind
+
+
+@pytest.mark.parametrize(
+    "text", [*NASTY, "<mention 1>", "\nentity type:\nPER\n\n<num>1", "{label}"]
+)
+def test_any_text(wording, text):
+    """The text is plain text too: the end token stands only where the answers end."""
+    words = words_of(wording, text)
+    mentions = {"X": [(0, len(words))]}
+    for sequence in training_sequences(wording, words, text, ["X", "Y"], mentions):
+        assert sequence.ids.count(wording.end) == 1 and sequence.ids[-1] == wording.end
+        sink = wording.tokenizer.sink
+        assert all(token not in sequence.ids[len(sink) :] for token in sink)
+
+
+def test_label_words():
+    settings = make_padellm(label_words={"PER": "person"}).attrs["settings"]
+    assert settings.label_words == {"PER": "person"}
+    assert settings.template is TEMPLATES["compact"]
+
+
+def test_around(wording):
+    """Prompt and answer are never longer than was said."""
+    text = "Ada left Bonn for Bern"
+    words = words_of(wording, text)
+    for label in ("X", "a long label"):
+        mentions = {label: [(0, 1)] * 1 + [(2, 5)]}
+        for sequence in training_sequences(wording, words, text, [label], mentions):
+            assert len(sequence.ids) - 1 <= wording.around(label) + 2 * len(words.ids)
+
+
+@pytest.mark.parametrize(
+    "wrong,match",
+    [
+        ({"prompt": "{text}"}, "`template.prompt`.*{text} and {label} occurs once"),
+        ({"prompt": "{text} {text} {label}"}, "`template.prompt`.*occurs once"),
+        ({"prompt": "{label}: {text}"}, "{text} in front of {label}"),
+        ({"mention": "which?"}, "`template.mention`.*{index} occurs once"),
+        ({"mention": "{index}", "count": ""}, "`template.count` of 'padellm_ner' is ''.*some text"),
+        ({"mention": "{index} of {count}"}, "begins with {count} and `count_end`"),
+        ({"mention": "{count}\n{index}", "count_end": ""}, "begins with {count} and `count_end`"),
+        ({"mention": "{count}\n{index}{count}"}, "{count} occurs at most once"),
+        ({"count_end": "0"}, "`template.count_end`.*does not go on with the number"),
+    ],
+)
+def test_senseless_templates(wrong, match):
+    right = {"prompt": "{text}|{label}", "mention": "{index}", "count": "#", "count_end": "\n"}
+    assert isinstance(make_template(**right), Template)
+    with pytest.raises(LLMNERError, match=match):
+        make_template(**{**right, **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong,match",
+    [
+        ({"template": "short"}, "'short' is no template. Possible: published_en, .*compact"),
+        ({"rank": -1}, "`rank` of 'padellm_ner' is -1, but must be at least 0"),
+        ({"alpha": 0}, "`alpha`.*at least 1"),
+        ({"first_layer": -1}, "`first_layer`.*at least 0"),
+    ],
+)
+def test_senseless_model_settings(wrong, match):
+    with pytest.raises(LLMNERError, match=match):
+        make_padellm(**wrong)
