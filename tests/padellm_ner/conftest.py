@@ -16,7 +16,7 @@ def trained(tiny_llm):
 def trained_published(tiny_llm):
     """As published: wording, counts, probabilities. Tests leave it as it is."""
     cfg = {"count": "argmax", "probability": "raw"}
-    return train(make_nlp(tiny_llm, template="published_en", cfg=cfg), steps=40, learn_rate=0.015)
+    return train(make_nlp(tiny_llm, template="published_en", cfg=cfg), steps=60, learn_rate=0.01)
 
 
 @pytest.fixture(params=["default", "published"])

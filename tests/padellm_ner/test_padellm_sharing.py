@@ -1,0 +1,160 @@
+"""Several components on one LLM: held once, and none changes what another sees."""
+
+import pytest
+import spacy
+import torch
+from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd, scores
+from padellm_helpers import DATA, initialized, make_nlp, train
+from transformers import AutoModelForCausalLM
+
+from spacy_llmner.llm import pool
+from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.padellm_ner.find import FindSettings, finder
+from spacy_llmner.padellm_ner.mentions import place
+
+
+@pytest.fixture(scope="module")
+def ember(tiny_llm, tmp_path_factory):
+    """An ember_probe on the same LLM."""
+    nlp = spacy.blank("en")
+    config = {
+        "llm": {"@misc": "spacy_llmner.LLM.v1", "name": tiny_llm, "device": "cpu"},
+        "feature_cache": "off",
+        "spans_key": "ember",
+    }
+    nlp.add_pipe("ember_probe", config=config)
+    examples = make_examples(nlp, DATA)
+    nlp.initialize(lambda: examples)
+    for _ in range(10):
+        nlp.update(examples, sgd=make_sgd())
+    return nlp
+
+
+def ember_scores(doc):
+    group = doc.spans["ember"]
+    return [(s.start, s.end, s.label_, x) for s, x in zip(group, group.attrs["scores"])]
+
+
+@pytest.mark.parametrize("order", [["ember_probe", "padellm_ner"], ["padellm_ner", "ember_probe"]])
+def test_ember_probe_beside_it(ember, trained, order):
+    """Its output is bit for bit the same with padellm_ner before, behind and between."""
+    alone = [ember_scores(ember(text)) for text in TEXTS]
+    sources = {"ember_probe": ember, "padellm_ner": trained}
+    nlp = spacy.blank("en")
+    for name in order:
+        nlp.add_pipe(name, source=sources[name])
+    docs = [nlp(text) for text in TEXTS]
+    assert [ember_scores(doc) for doc in docs] == alone
+    assert [ember_scores(ember(text)) for text in TEXTS] == alone
+    for doc, text in zip(docs, TEXTS):
+        assert scores(doc) == pytest.approx(scores(trained(text)), abs=1e-6)
+    first, second = (nlp.get_pipe(name) for name in order)
+    assert first.shared_llm() is second.shared_llm()
+    assert len(pool.loaded()) == 1
+    # While the other one learns, too.
+    trained_on = nlp.get_pipe("padellm_ner")
+    trained_on.update(make_examples(nlp))
+    assert [ember_scores(ember(text)) for text in TEXTS] == alone
+    trained_on.module.zero_grad(set_to_none=True)
+
+
+def test_two_adapters_on_one_llm(trained, tiny_llm):
+    other_data = [(text, [(s, e, "THING") for s, e, _ in ents]) for text, ents in DATA]
+    other = train(make_nlp(tiny_llm, cfg={"spans_key": "things"}), steps=25, data=other_data)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("padellm_ner", source=trained)
+    nlp.add_pipe("padellm_ner", source=other, name="other")
+    assert nlp.get_pipe("other").shared_llm() is nlp.get_pipe("padellm_ner").shared_llm()
+    doc = nlp(TEXTS[0])
+    assert set(doc.spans) == {"llmner", "things"}
+    assert scores(doc) == scores(trained(TEXTS[0]))
+    assert {s.label_ for s in doc.spans["things"]} == {"THING"}
+
+
+def test_llm_stays_as_it_was(tiny_llm):
+    llm = pool.make_llm(tiny_llm, device="cpu").load()
+    before = {name: p.clone() for name, p in llm.model.named_parameters()}
+    modules = [type(m) for m in llm.model.modules()]
+    nlp = train(make_nlp(tiny_llm), steps=2)
+    nlp(TEXTS[0])
+    pipe = nlp.get_pipe("padellm_ner")
+    with pytest.raises(RuntimeError):  # out of the middle of a text
+        for _ in pipe.stream(TEXTS[0]):
+            raise RuntimeError
+        raise RuntimeError
+    assert pipe.shared_llm() is llm
+    assert not llm.model.training and [type(m) for m in llm.model.modules()] == modules
+    for name, p in llm.model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert not p.requires_grad and p.grad is None
+
+
+def test_unloaded_llm_comes_back(trained):
+    doc = trained(TEXTS[0])
+    pool.clear()
+    assert_same(doc, trained(TEXTS[0]))
+    assert entities(doc) == DATA[0][1]
+
+
+@pytest.mark.parametrize("template", ["compact", "published_en"])
+def test_equal_to_plain_decoding(any_llm, template):
+    """Checklist 5: batch, one by one, and a plain loop over transformers' own model write the same,
+    with the same probabilities."""
+    nlp = initialized(make_nlp(any_llm, template=template))
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, _, wording, _ = pipe._ready()
+    model = AutoModelForCausalLM.from_pretrained(any_llm).eval()
+    settings = FindSettings(raw=True)
+    windows = [pipe._windows(nlp.make_doc(text), wording)[0].words for text in TEXTS[:4]]
+    programs = [
+        finder(wording, words, text, ["LOC", "PER"], settings)
+        for words, text in zip(windows, TEXTS)
+    ]
+    together = Decoder(llm, raw=True).run(programs)
+    for words, text, batched in zip(windows, TEXTS, together):
+        (alone,) = Decoder(llm, raw=True).run(
+            [finder(wording, words, text, ["LOC", "PER"], settings)]
+        )
+        plain = plainly(model, wording, words, text, ["LOC", "PER"])
+        for label in ("LOC", "PER"):
+            assert [w.places for w in batched[label]] == [w.places for w in alone[label]]
+            assert [w.places for w in plain[label]] == [w.places for w in alone[label]]
+            assert place(batched[label]) == place(plain[label])
+            for one, other, third in zip(batched[label], alone[label], plain[label]):
+                for kind in ("log_probs", "raw_log_probs"):
+                    a, b, c = (getattr(w, kind) for w in (one, other, third))
+                    assert a == pytest.approx(b, abs=1e-4) and a == pytest.approx(c, abs=1e-4)
+
+
+def plainly(model, wording, words, text, labels):
+    """RETURNS (Dict[str, List[Written]]): Token by token, each with a pass over all tokens before it."""
+    from spacy_llmner.llm.words import substrings
+    from spacy_llmner.padellm_ner.find import Written
+
+    tokenizer = wording.tokenizer if wording.template.bare else None
+    mentions = substrings(words, wording.end, tokenizer, text)
+    numbers = wording.numbers(len(words))
+
+    def write(prompt, constraint):
+        ids, state, log_probs, raw = list(prompt), constraint.start, [], []
+        while len(allowed := constraint.allowed(state)):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1].double()
+            some = torch.log_softmax(logits[torch.from_numpy(allowed)], dim=0)
+            best = int(some.argmax())
+            log_probs.append(float(some[best]))
+            ids.append(int(allowed[best]))
+            raw.append(float(torch.log_softmax(logits, dim=0)[ids[-1]]))
+            state = constraint.advance(state, ids[-1])
+        return ids[len(prompt) :], state, log_probs[:-1], raw[:-1]
+
+    out = {}
+    for label in labels:
+        prompt = [*wording.before, *words.ids.tolist(), *wording.label(label)]
+        count, *_ = write([*prompt, *wording.count()], numbers)
+        n = numbers.sequences.index(tuple(count))
+        out[label] = []
+        for k in range(1, n + 1):
+            _, state, log_probs, raw = write([*prompt, *wording.mention(n, k)], mentions)
+            out[label].append(Written(label, k, mentions.spans(state), log_probs, raw, 1.0))
+    return out
