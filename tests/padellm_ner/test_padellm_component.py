@@ -166,10 +166,10 @@ def test_sourced_component(trained):
         ("deduplicate", "yes", "must be one of none, string, span"),
         (
             "threshold",
-            1.0,
-            "`threshold` of 'padellm_ner' is 1.0, but must be at least 0 and below 1",
+            1.5,
+            "`threshold` of 'padellm_ner' is 1.5, but must be between 0 and 1",
         ),
-        ("count_threshold", -0.1, "must be at least 0 and below 1"),
+        ("count_threshold", -0.1, "must be between 0 and 1"),
         ("window", 0, "`window` of 'padellm_ner' is 0, but must be positive"),
         ("max_batch_tokens", -3, "must be positive"),
     ],
