@@ -3,7 +3,7 @@
 
 import logging
 import random
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from spacy.language import Language
@@ -15,14 +15,16 @@ from ..errors import Errors, LLMNERError
 from ..llm.adapters import Adapter, new_adapter
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed, TrainingSequence, pack, target_logits
-from ..llm.pool import LLM, LoadedLLM
+from ..llm.pool import LLM
 from ..llm.words import WordTokens
 from ..pipe import Found, FoundSpan, LLMNERPipe
+from .checks import check_settings
 from .find import FindSettings, OnLabel, Written, finder
+from .in_use import InUse
 from .learn import batches_by_tokens, cross_entropy, gold_mentions, known_windows
-from .mentions import CONFIDENCE, DEDUPLICATION, Mention, confidence, deduplicate, flat, place
+from .mentions import Mention, deduplicate, flat, placed
 from .questions import Mentions, training_sequences
-from .settings import PaDeLLMSettings, wrong
+from .settings import PaDeLLMSettings
 from .templates import Wording
 from .windows import Window, most_tokens, read_windows
 
@@ -30,8 +32,6 @@ logger = logging.getLogger("spacy_llmner")
 
 # Tokens of one training pass: more would cost more in attention than they save in calls.
 TRAINED_AT_ONCE = 512
-COUNTS = ("argmax", "calibrated")
-PROBABILITIES = ("allowed", "raw")
 
 default_config = """
 [padellm_ner]
@@ -44,6 +44,7 @@ probability = "allowed"
 deduplicate = "string"
 threshold = 0.0
 window = 256
+max_mention_tokens = 64
 max_batch_tokens = 1024
 train_spans = null
 
@@ -87,6 +88,7 @@ def make_padellm_ner_pipe(
     deduplicate: str,
     threshold: float,
     window: int,
+    max_mention_tokens: int,
     max_batch_tokens: int,
     train_spans: Optional[str],
     scorer: Optional[Callable],
@@ -109,6 +111,7 @@ def make_padellm_ner_pipe(
     threshold (float): Mentions with a lower score are dropped.
     window (int): Tokens of text that are read at once; fewer if the LLM can't read so many. Longer texts
         are cut between sentences.
+    max_mention_tokens (int): What has not ended after so many tokens is no mention, and dropped.
     max_batch_tokens (int): Tokens that are kept in memory at once.
     train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
     scorer (Optional[Callable]): The scoring method.
@@ -127,27 +130,11 @@ def make_padellm_ner_pipe(
         deduplicate=deduplicate,
         threshold=threshold,
         window=window,
+        max_mention_tokens=max_mention_tokens,
         max_batch_tokens=max_batch_tokens,
         train_spans=train_spans,
         scorer=scorer,
     )
-
-
-class InUse(NamedTuple):
-    """What is made at first use. A copy of the component makes its own.
-
-    view (nn.Module): The LLM's decoder with the adapter in it.
-    wording (Wording): In the LLM's tokens.
-    most (int): Tokens of a text that can be read at once.
-    """
-
-    llm: LoadedLLM
-    view: Any
-    wording: Wording
-    most: int
-
-    def __reduce__(self):
-        return type(None), ()
 
 
 class PaDeLLM(LLMNERPipe):
@@ -170,6 +157,7 @@ class PaDeLLM(LLMNERPipe):
         deduplicate: str = "string",
         threshold: float = 0.0,
         window: int = 256,
+        max_mention_tokens: int = 64,
         max_batch_tokens: int = 1024,
         train_spans: Optional[str] = None,
         scorer: Optional[Callable] = None,
@@ -178,20 +166,17 @@ class PaDeLLM(LLMNERPipe):
 
         RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        for setting, value, known in (
-            ("count", count, COUNTS),
-            ("confidence", confidence, CONFIDENCE),
-            ("probability", probability, PROBABILITIES),
-            ("deduplicate", deduplicate, DEDUPLICATION),
-        ):
-            if value not in known:
-                raise wrong(setting, name, value, f"one of {', '.join(known)}")
-        for setting, share in (("count_threshold", count_threshold), ("threshold", threshold)):
-            if not 0.0 <= share <= 1.0:
-                raise wrong(setting, name, share, "between 0 and 1")
-        for setting, size in (("window", window), ("max_batch_tokens", max_batch_tokens)):
-            if size < 1:
-                raise wrong(setting, name, size, "positive")
+        cfg: Dict[str, Any] = {
+            "count": count,
+            "count_threshold": count_threshold,
+            "confidence": confidence,
+            "probability": probability,
+            "deduplicate": deduplicate,
+            "threshold": threshold,
+            "window": window,
+            "max_mention_tokens": max_mention_tokens,
+        }
+        check_settings(name, max_batch_tokens=max_batch_tokens, **cfg)
         super().__init__(
             nlp,
             llm,
@@ -200,15 +185,9 @@ class PaDeLLM(LLMNERPipe):
             scorer=scorer,
             spans_key=spans_key,
             overwrite=overwrite,
-            count=count,
-            count_threshold=count_threshold,
-            confidence=confidence,
-            probability=probability,
-            deduplicate=deduplicate,
-            threshold=threshold,
-            window=window,
             train_spans=train_spans,
             shapes={},
+            **cfg,
         )
         self.make_doc = nlp.make_doc
         self.max_batch_tokens = max_batch_tokens
@@ -262,6 +241,7 @@ class PaDeLLM(LLMNERPipe):
         return FindSettings(
             count_threshold=self.cfg["count_threshold"] if calibrated else None,
             raw=self.cfg["probability"] == "raw",
+            max_tokens=self.cfg["max_mention_tokens"],
         )
 
     def stream(self, text: str) -> Iterator[FoundSpan]:
@@ -290,26 +270,16 @@ class PaDeLLM(LLMNERPipe):
         return Found(_spans(doc, flat(mentions)), _spans(doc, mentions))
 
     def _mentions(self, written: List[Dict[str, List[Written]]]) -> List[Mention]:
-        out: Dict[Tuple[int, int, str], Mention] = {}
-        lost = total = 0
-        for by_label in written:
-            for label, answers in by_label.items():
-                for answer, (start, end) in zip(answers, place(answers)):
-                    total += 1
-                    if start < 0:
-                        lost += 1
-                        continue
-                    score = confidence(
-                        answer,
-                        self.cfg["confidence"],
-                        raw=self.cfg["probability"] == "raw",
-                        counted=self.cfg["count"] == "calibrated",
-                    )
-                    if score >= self.cfg["threshold"]:
-                        out[start, end, label] = Mention(start, end, label, score)
+        mentions, lost = placed(
+            written,
+            self.cfg["confidence"],
+            raw=self.cfg["probability"] == "raw",
+            counted=self.cfg["count"] == "calibrated",
+        )
         if lost:
+            total = lost + len(mentions)
             logger.debug("%s: %d of %d mentions have no place in the text", self.name, lost, total)
-        return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label))
+        return [m for m in mentions if m.score >= self.cfg["threshold"]]
 
     def update(
         self,

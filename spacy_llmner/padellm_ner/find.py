@@ -41,12 +41,14 @@ class FindSettings:
         None takes the likeliest count, as published.
     raw (bool): Ask for log-probabilities over the whole vocabulary.
     draft (int): Tokens that are guessed ahead; 0 writes token by token.
+    max_tokens (int): Tokens of a mention at most.
     look_ahead (bool): Ask for the first mention along with the count, and guess how the others begin.
     """
 
     count_threshold: Optional[float] = None
     raw: bool = False
     draft: int = 4
+    max_tokens: int = 64
     look_ahead: bool = True
 
 
@@ -164,14 +166,23 @@ class _Search:
         self, asked: _Asked, n: int, indices: Sequence[int]
     ) -> Generator[None, None, List[Answer]]:
         guesses = self._guesses(asked, n)
-        draft, raw = self.settings.draft, self.settings.raw
+        settings = self.settings
         branches = []
         for k in indices:
             node, prompt, guess = asked.prompt, self.wording.mention(n, k), guesses[k - 1 : k]
             if k == 1 and asked.first is not None:
                 node, prompt, guess = asked.first, [], []
             branches.append(
-                decode(self.tree, node, prompt, self.mentions, guess=guess, draft=draft, raw=raw)
+                decode(
+                    self.tree,
+                    node,
+                    prompt,
+                    self.mentions,
+                    guess=guess,
+                    draft=settings.draft,
+                    raw=settings.raw,
+                    max_tokens=settings.max_tokens,
+                )
             )
         return (yield from together(branches))
 

@@ -20,6 +20,28 @@ class Mention:
     score: float
 
 
+def placed(
+    written: Iterable[Dict[str, List[Written]]], kind: str, *, raw: bool, counted: bool
+) -> Tuple[List[Mention], int]:
+    """Place everything that was written about a text, and say how sure the LLM was of it.
+
+    written (Iterable[Dict[str, List[Written]]]): By label, for each window of the text.
+    kind, raw, counted: See `confidence`.
+    RETURNS (Tuple[List[Mention], int]): In the order of the text, and how many had no place.
+    """
+    out: Dict[Tuple[int, int, str], Mention] = {}
+    lost = 0
+    for by_label in written:
+        for label, answers in by_label.items():
+            for answer, (start, end) in zip(answers, place(answers)):
+                if start < 0:
+                    lost += 1
+                    continue
+                score = confidence(answer, kind, raw=raw, counted=counted)
+                out[start, end, label] = Mention(start, end, label, score)
+    return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label)), lost
+
+
 def place(written: Sequence[Written]) -> List[Tuple[int, int]]:
     """Find where the mentions of one label stand: each at the first free occurrence of its string that
     begins no earlier than the mention before it.
