@@ -197,7 +197,7 @@ def test_get_loss_is_that_of_torch(nlp):
 def test_batches_by_tokens():
     texts = [Packed(np.zeros(n), *[np.zeros(0)] * 5) for n in (5, 30, 7, 6, 100)]
     batches = batches_by_tokens(texts, 22)
-    assert [[len(p) for p in b] for b in batches] == [[5, 6, 7], [30], [100]]
+    assert [[len(p) for p in b] for b in batches] == [[5], [30], [7, 6], [100]]
     assert batches_by_tokens([], 10) == []
 
 
