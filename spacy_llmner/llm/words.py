@@ -30,9 +30,9 @@ class WordTokens:
         return len(self.first)
 
     def part(self, start: int, end: int) -> "WordTokens":
-        """RETURNS (WordTokens): Words `start` to `end`, without white space around them that has tokens
-        of its own; characters are counted as before."""
-        low, high = int(self.first[start]), int(self.last[end - 1]) + 1
+        """RETURNS (WordTokens): Words `start` to `end`; characters are counted as before."""
+        low = 0 if start == 0 else int(self.last[start - 1]) + 1
+        high = len(self.ids) if end == len(self) else int(self.last[end - 1]) + 1
         return WordTokens(
             self.ids[low:high],
             self.first[start:end] - low,
@@ -40,18 +40,30 @@ class WordTokens:
             self.bounds[start:end],
         )
 
+    def stripped(self) -> "WordTokens":
+        """RETURNS (WordTokens): Without the white space around the words that has tokens of its own."""
+        if not len(self):
+            return self
+        low, high = int(self.first[0]), int(self.last[-1]) + 1
+        return WordTokens(self.ids[low:high], self.first - low, self.last - low, self.bounds)
+
 
 def word_tokens(
-    tokenizer: LLMTokenizer, text: str, bounds: Sequence[Tuple[int, int]]
+    tokenizer: LLMTokenizer,
+    text: str,
+    bounds: Sequence[Tuple[int, int]],
+    *,
+    inside: bool = False,
 ) -> WordTokens:
     """Encode a text so that no token belongs to two words.
 
-    The text, which stands behind a prompt, is encoded as a whole. Where that puts two words into one
-    token, the words that hang together are encoded each for itself, with the space in front.
+    The text is encoded as a whole. Where that puts two words into one token, the words that hang
+    together are encoded each for itself, with the space in front.
 
     bounds (Sequence[Tuple[int, int]]): First character of each word and one past its last, ascending.
+    inside (bool): As it is encoded behind other text. See LLMTokenizer.encode_inside.
     """
-    encoding = tokenizer.encode_inside(text)
+    encoding = tokenizer.encode_inside(text) if inside else tokenizer.encode(text)
     marks = np.array(bounds, dtype=np.int64).reshape(-1, 2)
     from_token = np.searchsorted(encoding.ends, marks[:, 0], side="right")
     to_token = np.searchsorted(encoding.starts, marks[:, 1], side="left")
@@ -67,7 +79,8 @@ def word_tokens(
             ids.extend(encoding.ids[from_token[w] : to_token[w]])
         else:
             before = int(marks[w - 1, 1]) if w else 0
-            piece = tokenizer.encode_inside(text[before:end])
+            encode = tokenizer.encode_inside if before or inside else tokenizer.encode
+            piece = encode(text[before:end])
             space = int(np.searchsorted(piece.ends, start - before, side="right"))
             first[w] = len(ids) + space
             ids.extend(piece.ids)

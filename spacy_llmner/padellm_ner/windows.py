@@ -32,7 +32,7 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
     RETURNS (List[Window]): They cover every word once.
     """
     tokens = [token for token in doc if not token.is_space]
-    words = word_tokens(tokenizer, doc.text, [(t.idx, t.idx + len(t)) for t in tokens])
+    words = word_tokens(tokenizer, doc.text, [(t.idx, t.idx + len(t)) for t in tokens], inside=True)
     known = doc.has_annotation("SENT_START")
     out: List[Window] = []
     start = 0
@@ -44,7 +44,7 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
         if end < len(tokens):
             breaks = (k for k in range(end, start, -1) if _breaks(tokens, k, known))
             end = next(breaks, end)
-        out.append(Window(words.part(start, end), [t.i for t in tokens[start:end]]))
+        out.append(Window(words.part(start, end).stripped(), [t.i for t in tokens[start:end]]))
         start = end
     return out
 

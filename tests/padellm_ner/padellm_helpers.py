@@ -75,7 +75,8 @@ def split(text):
 
 def words_of(wording, text, bounds=None):
     """RETURNS (WordTokens): Of the words between white space, or those given."""
-    return word_tokens(wording.tokenizer, text, split(text) if bounds is None else bounds)
+    bounds = split(text) if bounds is None else bounds
+    return word_tokens(wording.tokenizer, text, bounds, inside=True)
 
 
 def spell(wording, ids):
