@@ -301,7 +301,7 @@ class PaDeLLM(LLMNERPipe):
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
         validate_examples(examples, "PaDeLLM.update")
-        llm, view, *_ = self._ready()
+        llm, view, _ = self._ready()
         texts = [packed for eg in examples for packed in self._packed(eg)]
         weight = sum(float(packed.weights.sum()) for packed in texts)
         for batch in batches_by_tokens(texts, min(self.max_batch_tokens, TRAINED_AT_ONCE)):
@@ -370,14 +370,14 @@ class PaDeLLM(LLMNERPipe):
         ]
 
     def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
-        most = self._ready().most
+        most = most_tokens(wording, self.labels, self.shared_llm().max_length, self.name)
         size = min(self.cfg["window"], most)
         windows = read_windows(doc, wording.tokenizer, size)
         # A single word that the LLM can't read at once is no name.
         return [w for w in windows if 0 < len(w.words.ids) <= most]
 
     def _decoder(self) -> Tuple[Decoder, Wording]:
-        llm, view, wording, _ = self._ready()
+        llm, view, wording = self._ready()
         raw = self.cfg["probability"] == "raw"
         return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording
 
@@ -390,8 +390,7 @@ class PaDeLLM(LLMNERPipe):
         if self._in_use is None or self._in_use.llm is not llm:
             wording = Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
             view = self.module.attach(llm, self.settings.adapter)
-            most = most_tokens(wording, self.labels, llm.max_length, self.name)
-            self._in_use = InUse(llm, view, wording, most)
+            self._in_use = InUse(llm, view, wording)
         return self._in_use
 
 

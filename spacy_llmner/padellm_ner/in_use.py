@@ -11,13 +11,11 @@ class InUse(NamedTuple):
 
     view (nn.Module): The LLM's decoder with the adapter in it.
     wording (Wording): In the LLM's tokens.
-    most (int): Tokens of a text that can be read at once.
     """
 
     llm: LoadedLLM
     view: Any
     wording: Wording
-    most: int
 
     def __reduce__(self):
         return type(None), ()

@@ -258,7 +258,7 @@ def test_stream_may_be_left(trained):
 def test_mentions_without_a_place_are_counted(trained_published, caplog, monkeypatch):
     """The LLM counts two where the text holds one: the second is dropped and logged."""
     monkeypatch.setattr(
-        "spacy_llmner.padellm_ner.component.place", lambda written: [(-1, -1)] * len(written)
+        "spacy_llmner.padellm_ner.mentions.place", lambda written: [(-1, -1)] * len(written)
     )
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         doc = trained_published(TEXTS[0])
