@@ -273,8 +273,13 @@ class Decoder:
 
     def _scores(self, hidden: torch.Tensor, asked: Sequence[np.ndarray]) -> List[Scores]:
         """hidden (Tensor): Shape (rows, width)."""
-        union, where = np.unique(np.concatenate(asked), return_inverse=True)
-        if self.raw:
+        if all(ids is asked[0] for ids in asked):
+            union, where = asked[0], np.tile(np.arange(len(asked[0])), len(asked))
+        else:
+            union, where = np.unique(np.concatenate(asked), return_inverse=True)
+        if not self.raw and len(union) == len(self.llm.model.get_output_embeddings().weight):
+            logits = self.llm.logits(hidden).cpu().numpy()
+        elif self.raw:
             every = self.llm.logits(hidden)
             total = torch.logsumexp(every, dim=-1).cpu().numpy()
             logits = every[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
@@ -284,7 +289,8 @@ class Decoder:
         for row, ids in enumerate(asked):
             mine = logits[row, where[start : start + len(ids)]].astype(np.float64)
             start += len(ids)
-            normal = np.logaddexp.reduce(mine)
+            highest = mine.max()
+            normal = highest + np.log(np.exp(mine - highest).sum())
             beyond = float(normal - total[row]) if self.raw else None
             out.append(Scores(ids, mine - normal, beyond))
         return out
