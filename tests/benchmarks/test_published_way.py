@@ -9,7 +9,7 @@ from spacy.training import Example
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from padellm_speed import Answers, as_strings, run  # noqa: E402
+from padellm_speed import Answers, as_strings, run, tell  # noqa: E402
 from published_way import LeanLoop, PlainGenerate, left_padded, number, published  # noqa: E402
 
 from spacy_llmner.padellm_ner.find import FindSettings  # noqa: E402
@@ -72,6 +72,17 @@ def test_forced_answers_take_the_steps_of_another_wording(nlp):
     written = [a for of_label in answers.values() for a in of_label]
     counts = [wording.number(len(of_label)) for of_label in answers.values()]
     assert loop.work.passes == max(map(len, counts)) + max(map(len, written), default=0)
+
+
+@pytest.mark.parametrize("factory", ["padellm_ner", "autoreg_ner"])
+def test_untrained_components_write_what_they_are_told(factory, tiny_llm):
+    nlp = spacy.blank("en")
+    pipe = nlp.add_pipe(factory, config={"llm": {"name": tiny_llm}})
+    egs = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in TEXTS]
+    nlp.initialize(lambda: egs)
+    tell(pipe, egs)
+    for text, ents in TEXTS:
+        assert [(e.start_char, e.end_char, e.label_) for e in nlp(text).ents] == ents
 
 
 def test_padding_is_on_the_left():
