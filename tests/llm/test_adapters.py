@@ -8,8 +8,8 @@ from spacy_llmner.llm.adapters import Adapter, AdapterSettings, new_adapter
 from spacy_llmner.llm.features import Probed, read_texts
 
 IDS = torch.tensor([[0, *range(20, 34)]])
-LORA = AdapterSettings(rank=3, alpha=6)
-FULL = AdapterSettings(rank=0)
+LORA = AdapterSettings(rank=3, alpha=6, first_layer=0)
+FULL = AdapterSettings(rank=0, first_layer=0)
 
 
 @pytest.fixture
