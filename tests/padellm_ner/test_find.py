@@ -226,16 +226,11 @@ def test_each_label_is_told_when_it_is_done(wording):
     assert told[0] == ("ORG", [])
 
 
-def test_a_mention_that_is_not_ended_has_no_place(compact, monkeypatch):
+def test_a_mention_that_is_not_ended_has_no_place(compact):
     """When the budget of a mention runs out, it is dropped and can be counted."""
-    import spacy_llmner.padellm_ner.find as module
-
-    whole = module.decode
-    monkeypatch.setattr(
-        module, "decode", lambda *args, **kwargs: whole(*args, **{**kwargs, "max_tokens": 3})
-    )
     text = "Ada and " * 20 + "Bo"
-    found, _ = find(compact, text, {"PER": [(0, 41), (40, 41)]}, ["PER"])
+    mode = FindSettings(draft=0, look_ahead=False, max_tokens=5)
+    found, _ = find(compact, text, {"PER": [(0, 41), (40, 41)]}, ["PER"], mode)
     assert [w.index for w in found["PER"]] == [1, 2]
     assert place(found["PER"])[0] == (-1, -1)
 
@@ -260,7 +255,8 @@ def test_any_gold_is_written(wording, words, data):
         st.dictionaries(st.sampled_from(LABELS), st.lists(one, unique=True, max_size=n), max_size=2)
     )
     text = " ".join(words)
-    for mode in (PLAIN, FindSettings()):
+    long = {"max_tokens": 1000}
+    for mode in (FindSettings(draft=0, look_ahead=False, **long), FindSettings(**long)):
         found, _ = find(wording, text, mentions, settings=mode)
         for label, gold in spans(text, mentions).items():
             assert len(found[label]) == len(gold)

@@ -171,6 +171,7 @@ def test_sourced_component(trained):
         ),
         ("count_threshold", -0.1, "must be between 0 and 1"),
         ("window", 0, "`window` of 'padellm_ner' is 0, but must be positive"),
+        ("max_mention_tokens", 0, "`max_mention_tokens` .* must be positive"),
         ("max_batch_tokens", -3, "must be positive"),
     ],
 )

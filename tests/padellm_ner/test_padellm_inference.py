@@ -256,7 +256,7 @@ def test_stream_may_be_left(trained):
 
 
 def test_mentions_without_a_place_are_counted(trained_published, caplog, monkeypatch):
-    """The LLM counts two where the text holds one: the second is dropped and logged."""
+    """They are dropped and logged, never guessed."""
     monkeypatch.setattr(
         "spacy_llmner.padellm_ner.mentions.place", lambda written: [(-1, -1)] * len(written)
     )
@@ -264,6 +264,14 @@ def test_mentions_without_a_place_are_counted(trained_published, caplog, monkeyp
         doc = trained_published(TEXTS[0])
     assert not doc.ents and not doc.spans["llmner"]
     assert "padellm_ner: 3 of 3 mentions have no place in the text" in caplog.text
+
+
+def test_mentions_that_are_too_long_are_counted(trained, caplog, monkeypatch):
+    monkeypatch.setitem(trained.get_pipe("padellm_ner").cfg, "max_mention_tokens", 1)
+    with caplog.at_level(logging.DEBUG, "spacy_llmner"):
+        doc = trained(TEXTS[0])
+    assert not doc.ents and not doc.spans["llmner"]
+    assert "3 of 3 mentions have no place in the text" in caplog.text
 
 
 def test_sentences_of_an_earlier_pipe(trained, monkeypatch):

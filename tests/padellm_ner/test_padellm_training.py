@@ -87,7 +87,7 @@ def test_initialize_again_starts_over(nlp):
 def test_a_new_adapter_changes_nothing(nlp):
     """LoRA begins as the LLM itself."""
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, *_ = pipe._ready()
+    llm, view, _ = pipe._ready()
     ids = torch.tensor([[0, 5, 6, 7]])
     assert torch.equal(
         view(input_ids=ids).last_hidden_state, llm.decoder(input_ids=ids).last_hidden_state
