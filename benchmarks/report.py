@@ -8,6 +8,7 @@ import statistics
 from typing import Any, Callable, Dict, List
 
 from common import RESULTS
+from padellm_tables import quality_section
 
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
@@ -28,6 +29,7 @@ def main() -> None:
         for name, r in results.items():
             if name.startswith(prefix):
                 lines += ["", *table(r), *sources([r])]
+    lines += quality_section(results, QUALITY_SETS)
     lines += other_tables(results)
     (RESULTS.parent / "RESULTS.md").write_text("\n".join(lines) + "\n")
 
@@ -197,7 +199,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
 def other_tables(results: Dict[str, Any]) -> List[str]:
     lines: List[str] = []
     for name, r in results.items():
-        if name.startswith(("ember_quality_", *TABLES)):
+        if name.startswith(("ember_quality_", "padellm_quality_", *TABLES)):
             continue
         lines += ["", f"## {name}", "", "| | |", "|---|---|"]
         for key, value in r.items():
