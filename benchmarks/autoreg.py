@@ -20,8 +20,9 @@ from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple
 import numpy as np
 from spacy.language import Language
 
+from spacy_llmner.llm.branches import Answer, decode
 from spacy_llmner.llm.constraints import NOTHING, Choices, Places, Substrings
-from spacy_llmner.llm.decoding import Answer, Program, Tree, decode
+from spacy_llmner.llm.decoding import Program, Tree
 from spacy_llmner.llm.packing import TrainingSequence
 from spacy_llmner.llm.words import WordTokens, substrings
 from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe

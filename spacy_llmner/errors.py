@@ -114,6 +114,10 @@ class Errors:
         "leave no room for a text, since the LLM reads {max_length}. Give it a shorter name in "
         "[components.{name}.model.label_words], or use a shorter template."
     )
+    E035 = (
+        "The tokenizer of '{name}' names no end token (eos_token), so its answers could not end. "
+        "Set eos_token in the LLM's tokenizer_config.json, or use another LLM."
+    )
 
 
 class Warnings:

@@ -257,7 +257,7 @@ class PaDeLLM(LLMNERPipe):
 
             def tell(label: str, written: List[Written]) -> None:
                 mentions = self._mentions([{label: written}])
-                done.extend(s for s in _spans(doc, mentions))  # noqa: B023
+                done.extend(_spans(doc, mentions))  # noqa: B023
 
             program = self.program(wording, window.words, text, tell)
             for _ in decoder.steps([program]):

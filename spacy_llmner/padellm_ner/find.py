@@ -6,8 +6,9 @@ from typing import Callable, Dict, Generator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..llm.branches import Answer, decode, together
 from ..llm.constraints import Substrings
-from ..llm.decoding import Answer, Node, Program, Scores, Tree, decode, together
+from ..llm.decoding import Node, Program, Scores, Tree
 from ..llm.words import WordTokens, substrings
 from .templates import Numbers, Wording
 

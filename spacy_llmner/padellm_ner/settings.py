@@ -23,6 +23,8 @@ class PaDeLLMSettings:
 
     def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
         """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
+        if not llm.tokenizer.end:
+            raise LLMNERError(Errors.E035.format(name=llm.spec.name))
         first = self.adapter.first(llm)
         asked = [self.label_words.get(label, label) for label in labels]
         if first >= llm.n_layers:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from spacy_llmner.llm.decoding import decode, together
+from spacy_llmner.llm.branches import decode, together
 from spacy_llmner.llm.words import WordTokens, substrings
 
 END = 1

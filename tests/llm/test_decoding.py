@@ -6,8 +6,9 @@ from decoding_helpers import END, TEXTS, Anything, assert_same, plain, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spacy_llmner.llm.branches import decode
 from spacy_llmner.llm.constraints import Choices
-from spacy_llmner.llm.decoding import Decoder, decode
+from spacy_llmner.llm.decoding import Decoder
 from spacy_llmner.llm.pool import make_llm
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from decoding_helpers import TEXTS, Anything, assert_same, plain, writing
 
-from spacy_llmner.llm.decoding import Decoder, decode, together
+from spacy_llmner.llm.branches import decode, together
+from spacy_llmner.llm.decoding import Decoder
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
 from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.llm.tokenization import LLMTokenizer
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 
@@ -255,3 +256,10 @@ def test_passes_of_a_text(trained, monkeypatch):
     batch, one = made
     assert batch.passes == one.passes < 10
     assert batch.tokens == 5 * one.tokens
+
+
+def test_an_llm_without_an_end_token(tiny_llm, monkeypatch):
+    monkeypatch.setattr(LLMTokenizer, "end", [])
+    nlp = make_nlp(tiny_llm)
+    with pytest.raises(LLMNERError, match="no end token.*eos_token"):
+        nlp.initialize(lambda: make_examples(nlp))
