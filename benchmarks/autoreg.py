@@ -20,6 +20,7 @@ from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple
 import numpy as np
 from spacy.language import Language
 
+from spacy_llmner.learn import Mentions
 from spacy_llmner.llm.branches import Answer, decode
 from spacy_llmner.llm.constraints import NOTHING, Choices, Places, Substrings
 from spacy_llmner.llm.decoding import Program, Tree
@@ -27,7 +28,7 @@ from spacy_llmner.llm.packing import TrainingSequence
 from spacy_llmner.llm.words import WordTokens, substrings
 from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe
 from spacy_llmner.padellm_ner.find import OnLabel, Written
-from spacy_llmner.padellm_ner.questions import Mentions, mention_tokens
+from spacy_llmner.padellm_ner.questions import mention_tokens
 from spacy_llmner.padellm_ner.templates import Wording
 
 # No guess is a token.

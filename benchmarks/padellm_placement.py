@@ -14,8 +14,8 @@ import typer
 from common import save
 from spacy.tokens import Doc, DocBin
 
+from spacy_llmner.align import place
 from spacy_llmner.padellm_ner.find import Written
-from spacy_llmner.padellm_ner.mentions import place
 
 
 def main(name: str, path: Path, spans_key: Optional[str] = None, lang: str = "en") -> None:

@@ -29,11 +29,11 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 
+from spacy_llmner.learn import gold_mentions, known_windows
 from spacy_llmner.llm.decoding import Decoder, Scores
 from spacy_llmner.llm.words import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
 from spacy_llmner.padellm_ner.find import FindSettings, Written, finder
-from spacy_llmner.padellm_ner.learn import gold_mentions, known_windows
 from spacy_llmner.padellm_ner.questions import mention_tokens
 from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 
@@ -152,8 +152,8 @@ class Other:
 
 
 def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
-    llm, view, wording = pipe._ready()
-    _, ar_view, ar_wording = ar._ready()
+    llm, view, wording = pipe.ready()
+    _, ar_view, ar_wording = ar.ready()
     words = pipe.settings.label_words
     long = Wording(TEMPLATES["published_en"], llm.tokenizer, words)
     short_answers, answers = Answers(pipe, wording), Answers(pipe, long)
@@ -215,7 +215,7 @@ class Told(Decoder):
 
 def tell(pipe: PaDeLLM, examples: List[Example]) -> None:
     """Let a component write the gold answers of some examples."""
-    llm, view, wording = pipe._ready()
+    llm, view, wording = pipe.ready()
     answers: Dict[Tuple[int, ...], int] = {}
     for eg in examples:
         windows = pipe._windows(eg.predicted, wording)
@@ -244,7 +244,7 @@ class Answers:
 
     def __call__(self, doc: Doc) -> Dict[str, List[List[int]]]:
         if id(doc) not in self.known:
-            (window,) = self.pipe._windows(doc, self.pipe._ready()[2])
+            (window,) = self.pipe._windows(doc, self.pipe.ready()[2])
             written = run(self.pipe, doc, FindSettings())[0]
             self.known[id(doc)] = {
                 label: [self._answer(window.words, doc.text, w) for w in of_label]
@@ -364,7 +364,7 @@ def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str
     free = outcomes(ar, docs[:few], {"constrained": False})
     out["autoregressive, sentences: unconstrained = constrained"] = compare(free, looked_up)[0]
     docs, plain = docs[:few], plain[:few]
-    llm, view, wording = pipe._ready()
+    llm, view, wording = pipe.ready()
     lean, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
     out["sentences, published way"] = len(docs)
     for what, strings in (

@@ -1,5 +1,7 @@
 """Every message a user may meet: what is wrong, with which value, and what mends it."""
 
+from typing import Any
+
 
 class LLMNERError(ValueError):
     """Base class of the errors raised by spacy-llmner."""
@@ -131,3 +133,8 @@ class Warnings:
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+
+
+def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
+    """RETURNS (LLMNERError): About a setting of the component `name`."""
+    return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))

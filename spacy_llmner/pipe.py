@@ -119,7 +119,7 @@ class LLMNERPipe(TrainablePipe):
         self.vocab.strings.add(label)
         return 1
 
-    def set_labels(self, examples: Iterable[Example], labels: Optional[List[str]]) -> None:
+    def adopt_labels(self, examples: Iterable[Example], labels: Optional[List[str]]) -> None:
         """Take the labels of a training run from the config or from the examples.
 
         RAISES (LLMNERError): Without labels, or if the examples have others than those given.

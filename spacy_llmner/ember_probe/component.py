@@ -287,7 +287,7 @@ class EmberProbe(LLMNERPipe):
             return self.fit(examples)
         self.module = None
         self._optimizer = None
-        self.set_labels(examples, labels)
+        self.adopt_labels(examples, labels)
         # New probes are made with draws of their own, so that no global seed is touched.
         llm = self.adopt_llm()
         self.cache = None

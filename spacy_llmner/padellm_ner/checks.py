@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ..errors import wrong
 from .mentions import CONFIDENCE, DEDUPLICATION
-from .settings import wrong
 
 CHOICES = {
     "count": ("argmax", "calibrated"),

@@ -2,36 +2,31 @@
 (PaDeLLM-NER, arXiv 2402.04838)."""
 
 import logging
-import random
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
-import torch
 from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.training import Example, validate_examples, validate_get_examples
-from thinc.api import Config, Model, Optimizer
+from spacy.training import Example, validate_get_examples
+from thinc.api import Config, Model
 
+from ..adapter_pipe import AdapterPipe, InUse
+from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
-from ..llm.adapters import Adapter, new_adapter
+from ..learn import Mentions, gold_mentions, known_windows
 from ..llm.decoding import Decoder, Program
-from ..llm.packing import Packed, TrainingSequence, pack, target_logits
-from ..llm.pool import LLM
+from ..llm.packing import Packed, TrainingSequence, pack
+from ..llm.pool import LLM, LoadedLLM
 from ..llm.words import WordTokens
-from ..pipe import Found, FoundSpan, LLMNERPipe
+from ..pipe import Found, FoundSpan
+from ..windows import Window, read_windows
 from .checks import check_settings
 from .find import FindSettings, OnLabel, Written, finder
-from .in_use import InUse
-from .learn import batches_by_tokens, cross_entropy, gold_mentions, known_windows
-from .mentions import Mention, deduplicate, flat, placed
-from .questions import Mentions, training_sequences
+from .mentions import deduplicate, placed
+from .questions import training_sequences
 from .settings import PaDeLLMSettings
-from .templates import Wording
-from .windows import Window, most_tokens, read_windows
+from .templates import Wording, most_tokens
 
 logger = logging.getLogger("spacy_llmner")
-
-# Tokens of one training pass: more would cost more in attention than they save in calls.
-TRAINED_AT_ONCE = 512
 
 default_config = """
 [padellm_ner]
@@ -137,7 +132,7 @@ def make_padellm_ner_pipe(
     )
 
 
-class PaDeLLM(LLMNERPipe):
+class PaDeLLM(AdapterPipe):
     """The LLM, with an adapter of its own, says how many mentions of each label there are, and writes
     them all at the same time."""
 
@@ -191,15 +186,11 @@ class PaDeLLM(LLMNERPipe):
         )
         self.make_doc = nlp.make_doc
         self.max_batch_tokens = max_batch_tokens
-        self._in_use: Optional[InUse] = None
 
     @property
     def settings(self) -> PaDeLLMSettings:
         """RETURNS (PaDeLLMSettings): Wording and adapter."""
         return self.model.attrs["settings"]
-
-    def build(self) -> Adapter:
-        return Adapter(self.cfg["shapes"])
 
     def predict(self, docs: Iterable[Doc]) -> List[Found]:
         """Find entities, without changing the Docs.
@@ -257,7 +248,7 @@ class PaDeLLM(LLMNERPipe):
 
             def tell(label: str, written: List[Written]) -> None:
                 mentions = self._mentions([{label: written}])
-                done.extend(_spans(doc, mentions))  # noqa: B023
+                done.extend(found_spans(doc, mentions))  # noqa: B023
 
             program = self.program(wording, window.words, text, tell)
             for _ in decoder.steps([program]):
@@ -267,7 +258,7 @@ class PaDeLLM(LLMNERPipe):
 
     def _found(self, doc: Doc, written: List[Dict[str, List[Written]]]) -> Found:
         mentions = deduplicate(doc.text, self._mentions(written), self.cfg["deduplicate"])
-        return Found(_spans(doc, flat(mentions)), _spans(doc, mentions))
+        return Found(found_spans(doc, flat(mentions)), found_spans(doc, mentions))
 
     def _mentions(self, written: List[Dict[str, List[Written]]]) -> List[Mention]:
         mentions, lost = placed(
@@ -280,47 +271,6 @@ class PaDeLLM(LLMNERPipe):
             total = lost + len(mentions)
             logger.debug("%s: %d of %d mentions have no place in the text", self.name, lost, total)
         return [m for m in mentions if m.score >= self.cfg["threshold"]]
-
-    def update(
-        self,
-        examples: Iterable[Example],
-        *,
-        drop: float = 0.0,
-        sgd: Optional[Optimizer] = None,
-        losses: Optional[Dict[str, float]] = None,
-    ) -> Dict[str, float]:
-        """Learn from a batch of Docs and their entities.
-
-        examples (Iterable[Example]): The batch.
-        drop (float): Not used: LoRA on a few texts does without.
-        sgd (Optional[Optimizer]): If given, a step is made at once.
-        losses (Optional[Dict[str, float]]): The loss per token is added under the component's name.
-        RETURNS (Dict[str, float]): The losses.
-        """
-        losses = {} if losses is None else losses
-        losses.setdefault(self.name, 0.0)
-        examples = list(examples)
-        validate_examples(examples, "PaDeLLM.update")
-        llm, view, _ = self._ready()
-        texts = [packed for eg in examples for packed in self._packed(eg)]
-        weight = sum(float(packed.weights.sum()) for packed in texts)
-        for batch in batches_by_tokens(texts, min(self.max_batch_tokens, TRAINED_AT_ONCE)):
-            scores = target_logits(llm, view, batch)
-            loss, d_scores = self.get_loss(batch, scores)
-            scores.backward(d_scores / weight)
-            losses[self.name] += loss / weight
-        if sgd is not None:
-            self.finish_update(sgd)
-        return losses
-
-    def get_loss(self, batch: Iterable[Packed], scores: torch.Tensor) -> Tuple[float, torch.Tensor]:
-        """Find the loss of some packed texts and the gradient of their logits (methods.md 2a.3).
-
-        batch (Iterable[Packed]): The texts; not Examples, since one of those may be several texts.
-        scores (Tensor): Shape (targets, vocabulary).
-        RETURNS (Tuple[float, Tensor]): The summed loss and its gradient.
-        """
-        return cross_entropy(batch, scores)
 
     def initialize(
         self,
@@ -342,23 +292,19 @@ class PaDeLLM(LLMNERPipe):
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
         self.module = self._optimizer = self._in_use = None
-        self.set_labels(examples, labels)
+        self.adopt_labels(examples, labels)
         llm = self.adopt_llm()
         self.settings.check(self.name, self.labels, llm)
-        # Drawn apart, so that no global seed is touched.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random.getrandbits(31))
-            self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
+        self.start_adapter(llm)
 
     def labels_of(self, eg: Example) -> List[str]:
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
 
-    def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
-        super()._restore(cfg, tensors)
-        self._in_use = None
+    def packed(self, examples: List[Example]) -> List[Packed]:
+        return [packed for eg in examples for packed in self._packed(eg)]
 
     def _packed(self, eg: Example) -> List[Packed]:
-        wording = self._ready().wording
+        wording = self.ready().wording
         mentions = gold_mentions(eg, self.cfg["train_spans"])
         strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
         if strange:
@@ -377,24 +323,15 @@ class PaDeLLM(LLMNERPipe):
         return [w for w in windows if 0 < len(w.words.ids) <= most]
 
     def _decoder(self) -> Tuple[Decoder, Wording]:
-        llm, view, wording = self._ready()
+        llm, view, wording = self.ready()
         raw = self.cfg["probability"] == "raw"
         return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording
 
-    def _ready(self) -> InUse:
+    def ready(self) -> InUse:
         """RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
         if self.module is None:
-            message = Errors.E024 if self.labels else Errors.E020
-            raise LLMNERError(message.format(name=self.name))
-        llm = self.shared_llm()
-        if self._in_use is None or self._in_use.llm is not llm:
-            wording = Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
-            view = self.module.attach(llm, self.settings.adapter)
-            self._in_use = InUse(llm, view, wording)
-        return self._in_use
+            raise self.not_trained()
+        return super().ready()
 
-
-def _spans(doc: Doc, mentions: Iterable[Mention]) -> List[FoundSpan]:
-    starts = {token.idx: token.i for token in doc}
-    ends = {token.idx + len(token): token.i + 1 for token in doc}
-    return [FoundSpan(starts[m.start], ends[m.end], m.label, m.score) for m in mentions]
+    def make_wording(self, llm: LoadedLLM) -> Wording:
+        return Wording(self.settings.template, llm.tokenizer, self.settings.label_words)

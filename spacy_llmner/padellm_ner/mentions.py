@@ -1,23 +1,13 @@
 """From what was written to spans: offsets, confidence, and one label for each string."""
 
 import math
-from dataclasses import dataclass
-from typing import Dict, Iterable, List, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Tuple
 
+from ..align import Mention, place
 from .find import Written
 
 DEDUPLICATION = ("none", "string", "span")
 CONFIDENCE = ("product", "mean")
-
-
-@dataclass(frozen=True)
-class Mention:
-    """start (int): First character. end (int): One past the last. score (float): Between 0 and 1."""
-
-    start: int
-    end: int
-    label: str
-    score: float
 
 
 def placed(
@@ -40,25 +30,6 @@ def placed(
                 score = confidence(answer, kind, raw=raw, counted=counted)
                 out[start, end, label] = Mention(start, end, label, score)
     return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label)), lost
-
-
-def place(written: Sequence[Written]) -> List[Tuple[int, int]]:
-    """Find where the mentions of one label stand: each at the first free occurrence of its string that
-    begins no earlier than the mention before it.
-
-    written (Sequence[Written]): By index.
-    RETURNS (List[Tuple[int, int]]): For each, or (-1, -1) where there is no such place.
-    """
-    out: List[Tuple[int, int]] = []
-    used: Set[Tuple[int, int]] = set()
-    reached = 0
-    for mention in written:
-        free = [p for p in sorted(mention.places) if p[0] >= reached and p not in used]
-        if free:
-            used.add(free[0])
-            reached = free[0][0]
-        out.append(free[0] if free else (-1, -1))
-    return out
 
 
 def confidence(mention: Written, kind: str, *, raw: bool, counted: bool) -> float:
@@ -96,13 +67,3 @@ def deduplicate(text: str, mentions: Iterable[Mention], policy: str) -> List[Men
 
 def _key(text: str, mention: Mention, policy: str) -> object:
     return text[mention.start : mention.end] if policy == "string" else (mention.start, mention.end)
-
-
-def flat(mentions: Iterable[Mention]) -> List[Mention]:
-    """RETURNS (List[Mention]): The best that don't overlap, most confident first chosen, of equals the
-    longest; in the order of the text."""
-    out: List[Mention] = []
-    for m in sorted(mentions, key=lambda m: (-m.score, m.start - m.end, m.start, m.label)):
-        if all(m.end <= o.start or o.end <= m.start for o in out):
-            out.append(m)
-    return sorted(out, key=lambda m: m.start)

@@ -1,13 +1,11 @@
 """From a text and its mentions to training sequences: one for each label and mention (methods.md 2a.2)."""
 
-from typing import Dict, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
+from ..learn import Mentions
 from ..llm.packing import TrainingSequence
 from ..llm.words import WordTokens, spelling
 from .templates import Wording
-
-# (first word, one past the last) of each mention, by label.
-Mentions = Dict[str, List[Tuple[int, int]]]
 
 
 def training_sequences(

@@ -1,11 +1,11 @@
 """The architecture of `padellm_ner`: its wording, and what is trained of the LLM."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Dict, Optional, Sequence, Union
 
 from thinc.api import Model
 
-from ..errors import Errors, LLMNERError
+from ..errors import Errors, LLMNERError, wrong
 from ..llm.adapters import AdapterSettings
 from ..llm.pool import LoadedLLM
 from ..pipe import carry
@@ -33,11 +33,6 @@ class PaDeLLMSettings:
         if len(set(asked)) < len(asked):
             must = f"such that each of {', '.join(labels)} goes by another word"
             raise wrong("label_words", name, self.label_words, must)
-
-
-def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
-    """RETURNS (LLMNERError): About a setting of the component `name`."""
-    return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))
 
 
 def make_padellm(

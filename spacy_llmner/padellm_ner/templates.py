@@ -163,3 +163,21 @@ class Wording:
     def count_first(self) -> bool:
         """Whether mentions are written behind the count."""
         return "{count}" in self.template.mention
+
+
+def most_tokens(wording: Wording, labels: Sequence[str], max_length: int, name: str) -> int:
+    """Say how long a text may be, so that any part of it fits behind it as an answer.
+
+    labels (Sequence[str]): What is asked for.
+    max_length (int): Positions of the LLM.
+    name (str): The component.
+    RETURNS (int): In tokens.
+    RAISES (LLMNERError): If a prompt leaves no room for a text.
+    """
+    tokens, longest = max((wording.around(label), label) for label in labels)
+    most = (max_length - tokens) // 2
+    if most < 1:
+        label = longest if len(longest) < 80 else f"{longest[:80]}..."
+        message = Errors.E034.format(name=name, tokens=tokens, label=label, max_length=max_length)
+        raise LLMNERError(message)
+    return most

@@ -87,7 +87,7 @@ def test_look_up_changes_nothing_but_passes(trained):
     try:
         for draft in (0, 4):
             pipe.draft = draft
-            llm, view, wording = pipe._ready()
+            llm, view, wording = pipe.ready()
             decoder = Decoder(llm, view)
             outcomes[draft] = []
             for text in texts:

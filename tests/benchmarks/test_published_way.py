@@ -42,7 +42,7 @@ def docs(nlp):
 
 def test_constrained_is_ours(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, wording = pipe._ready()
+    llm, view, wording = pipe.ready()
     loop = LeanLoop(llm, view)
     ours = run(pipe, docs(nlp), FindSettings())
     assert any(found for written in ours for found in written.values())
@@ -52,7 +52,7 @@ def test_constrained_is_ours(nlp):
 
 def test_generate_is_the_lean_loop(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, wording = pipe._ready()
+    llm, view, wording = pipe.ready()
     loop, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
     for doc in docs(nlp):
         lean = published(pipe, wording, doc, loop)
@@ -62,7 +62,7 @@ def test_generate_is_the_lean_loop(nlp):
 
 def test_forced_answers_take_the_steps_of_another_wording(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, _ = pipe._ready()
+    llm, view, _ = pipe.ready()
     wording = Wording(TEMPLATES["published_en"], llm.tokenizer, {})
     doc = docs(nlp)[0]
     answers = Answers(pipe, wording)(doc)

@@ -1,6 +1,5 @@
 import json
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spacy_llmner.llm.constraints import Choices, JsonList, Substrings
+from spacy_llmner.llm.json_lists import TextLists
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.words import spelling, substrings, word_tokens
 
@@ -229,29 +229,8 @@ def test_a_choice_that_begins_another(sequences):
 
 
 def json_list(tokenizer, text, bounds):
-    """A list of the text's substrings, each word spelt as inside of JSON quotes."""
-    escaped, inside = "", []
-    for k, (start, end) in enumerate(bounds):
-        apart = k and bounds[k - 1][1] < start
-        escaped += " " if apart else ""
-        word = json.dumps(text[start:end], ensure_ascii=False)[1:-1]
-        inside.append((len(escaped), len(escaped) + len(word)))
-        escaped += word
-    words = word_tokens(tokenizer, escaped, inside)
-    rule = substrings(words, END, tokenizer, escaped)
-    # Offsets are wanted in the text itself.
-    starts = {a: start for (a, _), (start, _) in zip(inside, bounds)}
-    ends = {b: end for (_, b), (_, end) in zip(inside, bounds)}
-    rule.start = replace(
-        rule.start, starts=np.array([starts[s] for s in rule.start.starts.tolist()], dtype=int)
-    )
-    rule.ends = np.array([ends.get(e, -1) for e in rule.ends.tolist()], dtype=int)
-
-    def tokens(literal):
-        return spelling(tokenizer, literal)
-
-    empty, closing = [*tokens("[]"), END], [*tokens('"]'), END]
-    return JsonList(rule, empty, tokens('["'), tokens('", "'), closing)
+    """A list of the text's substrings."""
+    return TextLists(tokenizer, text, bounds, END).rule
 
 
 @given(text=TEXTS, split=SPLITS, seed=SEEDS)
@@ -316,3 +295,28 @@ def test_json_that_contradicts_itself(byte_level):
         JsonList(rule, [5, END], [5], [6], [7, END])
     with pytest.raises(ValueError, match="is the beginning of"):
         JsonList(rule, [4, END], [5], [6], [6, END])
+
+
+@given(text=TEXTS, split=SPLITS, seed=SEEDS)
+def test_json_is_written_as_it_is_allowed(tokenizer, text, split, seed):
+    bounds = split(text)
+    lists = TextLists(tokenizer, text, bounds, END)
+    there = [k for k in range(len(bounds)) if lists.words.last[k] >= lists.words.first[k]]
+    generator = random.Random(seed)
+    spans = []
+    for _ in range(generator.randrange(4) if there else 0):
+        start = generator.choice(there)
+        spans.append((start, generator.choice([k for k in there if k >= start]) + 1))
+    state = lists.rule.start
+    ids = lists.spell(spans)
+    for token in ids:
+        assert token in lists.rule.allowed(state)
+        state = lists.rule.advance(state, token)
+    assert not len(lists.rule.allowed(state))
+    for (start, stop), places in zip(spans, lists.rule.spans(state)):
+        assert (bounds[start][0], bounds[stop - 1][1]) in places
+    log_probs = lists.item_log_probs(ids, [-1.0] * len(ids))
+    assert len(log_probs) == len(spans)
+    # All tokens belong to one of the strings, but those that end the list.
+    closing = [*spelling(tokenizer, '"]'), END] if spans else lists.spell([])
+    assert -sum(log_probs) == len(ids) - len(closing)

@@ -8,8 +8,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from padellm_helpers import KnowingDecoder, make_wording, spell, split, words_of
 
+from spacy_llmner.align import place
 from spacy_llmner.padellm_ner.find import FindSettings, finder
-from spacy_llmner.padellm_ner.mentions import confidence, place
+from spacy_llmner.padellm_ner.mentions import confidence
 from spacy_llmner.padellm_ner.questions import mention_tokens, training_sequences
 from spacy_llmner.padellm_ner.templates import Template
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from spacy_llmner.align import Mention, flat, place
 from spacy_llmner.padellm_ner.find import Written
-from spacy_llmner.padellm_ner.mentions import Mention, confidence, deduplicate, flat, place
+from spacy_llmner.padellm_ner.mentions import confidence, deduplicate
 
 
 def written(*places, log_probs=(-0.1,), raw=(-0.5,), p_there=1.0):

@@ -130,7 +130,7 @@ def test_windows_have_the_entities_of_their_text(trained, monkeypatch):
 
 def windows_of(nlp, doc):
     pipe = nlp.get_pipe("padellm_ner")
-    return pipe._windows(doc, pipe._ready().wording)
+    return pipe._windows(doc, pipe.ready().wording)
 
 
 def test_texts_longer_than_the_positions(any_llm):

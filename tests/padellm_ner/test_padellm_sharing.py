@@ -7,10 +7,10 @@ from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd, s
 from padellm_helpers import DATA, initialized, make_nlp, train
 from transformers import AutoModelForCausalLM
 
+from spacy_llmner.align import place
 from spacy_llmner.llm import pool
 from spacy_llmner.llm.decoding import Decoder
 from spacy_llmner.padellm_ner.find import FindSettings, finder
-from spacy_llmner.padellm_ner.mentions import place
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_equal_to_plain_decoding(any_llm, template):
     with the same probabilities."""
     nlp = initialized(make_nlp(any_llm, template=template))
     pipe = nlp.get_pipe("padellm_ner")
-    llm, _, wording = pipe._ready()
+    llm, _, wording = pipe.ready()
     model = AutoModelForCausalLM.from_pretrained(any_llm).eval()
     settings = FindSettings(raw=True)
     windows = [pipe._windows(nlp.make_doc(text), wording)[0].words for text in TEXTS[:4]]

@@ -12,8 +12,8 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMNERError
+from spacy_llmner.learn import batches_by_tokens, cross_entropy, gold_mentions
 from spacy_llmner.llm.packing import Packed
-from spacy_llmner.padellm_ner.learn import batches_by_tokens, cross_entropy, gold_mentions
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def gradients_of(nlp, examples):
     losses = pipe.update(examples, sgd=None)
     out = {name: p.grad for name, p in pipe.module.named_parameters()}
     pipe.module.zero_grad(set_to_none=True)
-    weight = sum(p.weights.sum() for eg in examples for p in pipe._packed(eg))
+    weight = sum(p.weights.sum() for eg in examples for p in pipe.packed([eg]))
     out = {k: torch.zeros(1) if g is None else g.clone() for k, g in out.items()}
     return losses["padellm_ner"], out, float(weight)
 
@@ -87,7 +87,7 @@ def test_initialize_again_starts_over(nlp):
 def test_a_new_adapter_changes_nothing(nlp):
     """LoRA begins as the LLM itself."""
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, _ = pipe._ready()
+    llm, view, _ = pipe.ready()
     ids = torch.tensor([[0, 5, 6, 7]])
     assert torch.equal(
         view(input_ids=ids).last_hidden_state, llm.decoder(input_ids=ids).last_hidden_state
@@ -178,7 +178,7 @@ def test_loss_by_hand():
 
 def test_get_loss_is_that_of_torch(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    packed = [p for eg in make_examples(nlp) for p in pipe._packed(eg)]
+    packed = [p for eg in make_examples(nlp) for p in pipe.packed([eg])]
     n = sum(len(p.targets) for p in packed)
     scores = torch.randn(n, 50, generator=torch.Generator().manual_seed(0), requires_grad=True)
     targets = torch.cat([torch.from_numpy(p.targets) for p in packed]) % 50
@@ -278,9 +278,9 @@ def test_entity_cut_by_a_token_leaves_its_window_out(nlp):
     reference.set_ents([Span(reference, 0, 2, label="PER"), Span(reference, 3, 4, label="PER")])
     eg = Example(predicted, reference)
     pipe = nlp.get_pipe("padellm_ner")
-    assert pipe._packed(eg) == []
+    assert pipe.packed([eg]) == []
     pipe.cfg["window"] = 1
-    assert len(pipe._packed(eg)) == 1  # the last word, about which all is known
+    assert len(pipe.packed([eg])) == 1  # the last word, about which all is known
 
 
 def test_docs_marked_without_entities_are_learnt(trained, tmp_path):

@@ -6,7 +6,8 @@ from ner_helpers import NASTY
 from padellm_helpers import make_wording
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.padellm_ner.windows import most_tokens, read_windows
+from spacy_llmner.padellm_ner.templates import most_tokens
+from spacy_llmner.windows import read_windows
 
 NLP = spacy.blank("en")
 TEXT = "Ada met Bo. They left Bonn! Nobody came? Rain fell on Rome. Bo and Ada spoke."

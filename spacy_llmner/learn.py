@@ -1,20 +1,21 @@
 """What is learnt from a batch: gold mentions, batches of packed texts, the loss."""
 
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from ..llm.packing import Packed
-from ..llm.words import WordTokens
-from ..pipe import aligned_entities, check_texts, touched
-from .questions import Mentions
+from .llm.packing import Packed
+from .llm.words import WordTokens
+from .pipe import aligned_entities, check_texts, touched
 from .windows import Window
 
 # (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
 Gold = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
+# (first word, one past the last) of each mention, by label.
+Mentions = Dict[str, List[Tuple[int, int]]]
 
 
 def known_windows(

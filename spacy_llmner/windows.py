@@ -1,14 +1,12 @@
 """Long texts are read in windows: words of a Doc that go into one prompt."""
 
 from dataclasses import dataclass
-from typing import List, Sequence
+from typing import List
 
 from spacy.tokens import Doc
 
-from ..errors import Errors, LLMNERError
-from ..llm.tokenization import LLMTokenizer
-from ..llm.words import WordTokens, word_tokens
-from .templates import Wording
+from .llm.tokenization import LLMTokenizer
+from .llm.words import WordTokens, word_tokens
 
 SENTENCE_ENDS = frozenset(".!?。！？…")
 
@@ -47,24 +45,6 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
         out.append(Window(words.part(start, end).stripped(), [t.i for t in tokens[start:end]]))
         start = end
     return out
-
-
-def most_tokens(wording: Wording, labels: Sequence[str], max_length: int, name: str) -> int:
-    """Say how long a text may be, so that any part of it fits behind it as an answer.
-
-    labels (Sequence[str]): What is asked for.
-    max_length (int): Positions of the LLM.
-    name (str): The component.
-    RETURNS (int): In tokens.
-    RAISES (LLMNERError): If a prompt leaves no room for a text.
-    """
-    tokens, longest = max((wording.around(label), label) for label in labels)
-    most = (max_length - tokens) // 2
-    if most < 1:
-        label = longest if len(longest) < 80 else f"{longest[:80]}..."
-        message = Errors.E034.format(name=name, tokens=tokens, label=label, max_length=max_length)
-        raise LLMNERError(message)
-    return most
 
 
 def _breaks(tokens: list, k: int, known: bool) -> bool:

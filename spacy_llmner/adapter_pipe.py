@@ -1,0 +1,130 @@
+"""AdapterPipe: what the components share that tune the LLM with an adapter and prompt it."""
+
+import random
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import torch
+from spacy.training import Example, validate_examples
+from thinc.api import Optimizer
+
+from .errors import Errors, LLMNERError
+from .learn import batches_by_tokens, cross_entropy
+from .llm.adapters import Adapter, new_adapter
+from .llm.packing import Packed, target_logits
+from .llm.pool import LoadedLLM
+from .pipe import LLMNERPipe
+
+# Tokens of one training pass: more would cost more in attention than they save in calls.
+TRAINED_AT_ONCE = 512
+
+
+class InUse(NamedTuple):
+    """What is made of the shared LLM at first use. A copy of the component makes its own.
+
+    view (nn.Module): The LLM's decoder with the adapter in it.
+    wording (Any): The component's prompts in the LLM's tokens.
+    """
+
+    llm: LoadedLLM
+    view: Any
+    wording: Any
+
+    def __reduce__(self):
+        return type(None), ()
+
+
+class AdapterPipe(LLMNERPipe):
+    """Base class: learns packed texts with an adapter of its own on the shared LLM.
+
+    A component says what is learnt with `packed`, and how it speaks with `make_wording`. Its settings
+    (`model.attrs["settings"]`) hold AdapterSettings as `adapter`, and its `cfg` has "shapes".
+    """
+
+    max_batch_tokens: int
+    _in_use: Optional[InUse] = None
+
+    @property
+    def settings(self) -> Any:
+        """RETURNS (Any): Wording and adapter."""
+        return self.model.attrs["settings"]
+
+    def packed(self, examples: List[Example]) -> List[Packed]:
+        """RETURNS (List[Packed]): What is learnt from some examples, text by text."""
+        raise NotImplementedError
+
+    def make_wording(self, llm: LoadedLLM) -> Any:
+        """RETURNS (Any): The component's prompts in the tokens of an LLM."""
+        raise NotImplementedError
+
+    def build(self) -> Adapter:
+        return Adapter(self.cfg["shapes"])
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optional[Optimizer] = None,
+        losses: Optional[Dict[str, float]] = None,
+    ) -> Dict[str, float]:
+        """Learn from a batch of Docs and their entities.
+
+        examples (Iterable[Example]): The batch.
+        drop (float): Not used: LoRA on a few texts does without.
+        sgd (Optional[Optimizer]): If given, a step is made at once.
+        losses (Optional[Dict[str, float]]): The loss per token is added under the component's name.
+        RETURNS (Dict[str, float]): The losses.
+        """
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, f"{type(self).__name__}.update")
+        if self.module is None:
+            raise self.not_trained()
+        llm, view, _ = self.ready()
+        texts = self.packed(examples)
+        weight = sum(float(packed.weights.sum()) for packed in texts)
+        for batch in batches_by_tokens(texts, min(self.max_batch_tokens, TRAINED_AT_ONCE)):
+            if not any(len(packed.rows) for packed in batch):
+                continue
+            scores = target_logits(llm, view, batch)
+            loss, d_scores = self.get_loss(batch, scores)
+            scores.backward(d_scores / weight)
+            losses[self.name] += loss / weight
+        if sgd is not None:
+            self.finish_update(sgd)
+        return losses
+
+    def get_loss(self, batch: Iterable[Packed], scores: torch.Tensor) -> Tuple[float, torch.Tensor]:
+        """Find the loss of some packed texts and the gradient of their logits.
+
+        batch (Iterable[Packed]): The texts; not Examples, since one of those may be several texts.
+        scores (Tensor): Shape (targets, vocabulary).
+        RETURNS (Tuple[float, Tensor]): The summed loss and its gradient.
+        """
+        return cross_entropy(batch, scores)
+
+    def start_adapter(self, llm: LoadedLLM) -> None:
+        """Make a new adapter, which changes nothing yet."""
+        # Drawn apart, so that no global seed is touched.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random.getrandbits(31))
+            self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
+
+    def ready(self) -> InUse:
+        """RETURNS (InUse): The LLM with the adapter; without one, as it is.
+        RAISES (LLMNERError): If the LLM is another one than the component was trained on."""
+        llm = self.shared_llm()
+        if self._in_use is None or self._in_use.llm is not llm:
+            adapter = self.module
+            view = llm.decoder if adapter is None else adapter.attach(llm, self.settings.adapter)
+            self._in_use = InUse(llm, view, self.make_wording(llm))
+        return self._in_use
+
+    def not_trained(self) -> LLMNERError:
+        """RETURNS (LLMNERError): About a component that was never initialized."""
+        return LLMNERError((Errors.E024 if self.labels else Errors.E020).format(name=self.name))
+
+    def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
+        super()._restore(cfg, tensors)
+        self._in_use = None
