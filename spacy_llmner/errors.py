@@ -129,6 +129,36 @@ class Errors:
         "[components.{name}], nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or "
         "doc._.llmner_labels for one document."
     )
+    E050 = (
+        "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
+        "Get it with: {command}"
+    )
+    E051 = (
+        "Can't load the sentence encoder '{name}' ({reason}). It must be a name of the catalogue, a local "
+        "folder with config.json, weights and a fast tokenizer, or a hub id. Correct the name, or "
+        "get a small encoder with: {command}"
+    )
+    E052 = (
+        "The example index was made by the encoder '{trained}' (fingerprint {trained_print}), but is "
+        "searched with '{given}' (fingerprint {given_print}): their vectors can't be compared. Give "
+        "it the encoder it was made by, or build it again: python -m spacy llmner index CORPUS "
+        "OUT --encoder {given}"
+    )
+    E053 = (
+        "{path} holds no complete example index ({reason}). Build it again with: "
+        "python -m spacy llmner index CORPUS OUT"
+    )
+    E054 = (
+        "The setting `{setting}` of the retrieval strategy is {value!r}, but must be {must}. "
+        'Correct it in the config\'s block with @misc = "spacy_llmner.Retrieval.v1".'
+    )
+    E055 = "Can't find the corpus '{path}'. It may be a .spacy file, a folder of them, or a .jsonl file."
+    E056 = (
+        "Can't read the corpus '{path}': {reason}. It may be a .spacy file, a folder of them (make "
+        "them with: python scripts/convert.py CORPUS DATA.spacy --lang LANG), or a .jsonl file of "
+        'lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": "LOC"}}]}}.'
+    )
+    E057 = "The corpus '{path}' is empty: it holds no document with text."
 
 
 class Warnings:

@@ -2,12 +2,11 @@
 arXiv 2406.17305)."""
 
 import logging
-import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
 
 import srsly
 from spacy.language import Language
@@ -16,7 +15,7 @@ from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
 from ..adapter_pipe import AdapterPipe
-from ..align import Mention, flat, found_spans, place
+from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..learn import Mentions, gold_mentions, known_windows
 from ..llm.decoding import Decoder, Program
@@ -28,7 +27,7 @@ from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText, labelled_text
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
-from .answers import Listed
+from .answers import mentions_of
 from .calibration import best_threshold
 from .checks import check_labels, check_settings
 from .context import Chooser, Context
@@ -125,29 +124,31 @@ def make_ra_it_ner_pipe(
     model (Model): Conversation and adapter (`spacy_llmner.RAIT.v1`).
     encoder (Encoder): Encodes texts for retrieval (`spacy_llmner.SentenceEncoder.v1`, or
         `spacy_llmner.LLMEncoder.v1`).
-    retrieval (Strategy): How examples are retrieved (`spacy_llmner.Retrieval.v1`). With k = 0 there are none,
-        and training is plain instruction tuning.
-    labels (List[str]): What is asked for; `set_labels` changes it at any time, `doc._.llmner_labels` for one
-        Doc. Training sets it, if it is empty.
+    retrieval (Strategy): How examples are retrieved (`spacy_llmner.Retrieval.v1`). With k = 0 there
+        are none, and training is plain instruction tuning.
+    labels (List[str]): What is asked for; `set_labels` changes it at any time, and
+        `doc._.llmner_labels` for one Doc. Training sets it, if it is empty.
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
     examples (str): When examples are put in front of a text: "always", "never", or "auto". See
         `context.Chooser`.
-    example_threshold (Optional[float]): With "auto", the cosine that an example has to reach; `calibrate` sets
-        it. None goes by the published rule.
-    list_threshold (float): Entities of a type are listed if it is more likely than this that there are any.
-        Lower finds more.
-    constrained (bool): Answers can only be JSON lists of runs of words of the text. False lets the LLM write
-        freely, and takes what can be read of it.
+    example_threshold (Optional[float]): With "auto", the cosine that an example has to reach;
+        `calibrate` sets it. None goes by the published rule.
+    list_threshold (float): Entities of a type are listed if it is more likely than this that there
+        are any. Lower finds more.
+    constrained (bool): Answers can only be JSON lists of runs of words of the text. False lets the
+        LLM write freely, and takes what can be read of it.
     threshold (float): Entities with a lower score are dropped.
-    context (int): Tokens of a conversation at most (fewer if the LLM can't read so many). For lack of room
-        examples are left out first, then the text is cut.
-    window (int): Tokens of text that are asked about at once. Longer texts are cut between sentences.
+    context (int): Tokens of a conversation at most (fewer if the LLM can't read so many). For lack
+        of room examples are left out first, then the text is cut.
+    window (int): Tokens of text that are asked about at once. Longer texts are cut between
+        sentences.
     max_answer_tokens (int): Tokens of an answer at most.
     max_batch_tokens (int): Tokens that are kept in memory at once.
-    random_k (bool): While training, take 0 to k examples in any order; else k, the most similar first, as
-        published.
-    negative_rate (float): For each type a text has, how likely one that it has not is asked for in training.
+    random_k (bool): While training, take 0 to k examples in any order; else k, the most similar
+        first, as published.
+    negative_rate (float): For each type a text has, how likely one that it has not is asked for in
+        training.
     least_negatives (int): At least so many of those are asked for in training.
     train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
     scorer (Optional[Callable]): The scoring method.
@@ -213,9 +214,7 @@ class RAIT(AdapterPipe):
         for apart in ("labels", "max_batch_tokens"):
             cfg.pop(apart, None)
         check_settings(name, max_batch_tokens=max_batch_tokens, **cfg)
-        super().__init__(
-            nlp, llm, model, name, scorer=scorer, shapes={}, frequencies={}, **cfg
-        )
+        super().__init__(nlp, llm, model, name, scorer=scorer, shapes={}, frequencies={}, **cfg)
         self.encoder = encoder
         self.retrieval = retrieval
         self.max_batch_tokens = max_batch_tokens
@@ -267,6 +266,7 @@ class RAIT(AdapterPipe):
         """
         docs = list(docs)
         llm, view, wording = self.ready()
+        settings = self.find_settings
         passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
         programs = [self._program(wording, p, docs[p.doc].text) for p in passages]
         decoder = Decoder(llm, view, max_slots=self.max_batch_tokens)
@@ -276,7 +276,8 @@ class RAIT(AdapterPipe):
             start = int(passage.words.bounds[0][0])
             contexts[passage.doc].append((start, passage.context))
             for label, listed in answers.items():
-                mentions[passage.doc].extend(self._mentions(label, listed))
+                found = mentions_of(label, listed, ordered=settings.ordered)
+                mentions[passage.doc] += [m for m in found if m.score >= self.cfg["threshold"]]
         out = []
         for doc, found, around in zip(docs, mentions, contexts):
             found.sort(key=lambda m: (m.start, -m.end, m.label))
@@ -353,8 +354,8 @@ class RAIT(AdapterPipe):
 
         get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): What is asked for after training; None takes the labels of the component,
-            or else those of the examples.
+        labels (Optional[List[str]]): What is asked for after training; None takes the labels of the
+            component, or else those of the examples.
         pool (Optional[str]): Folder of `spacy llmner index` with further examples.
         RAISES (LLMNERError): Without examples or entities, or if a setting does not fit the LLM.
         """
@@ -421,7 +422,7 @@ class RAIT(AdapterPipe):
         """RETURNS (List[TrainingSequence]): What is learnt from some words of a text."""
         ordered = self.settings.ordered
         lists = TextLists(
-            wording.chat.tokenizer, text, passage.words.bounds, wording.end, ordered=ordered
+            wording.chat.tokenizer, text, passage.bounds, wording.end, ordered=ordered
         )
         return training_sequences(
             wording,
@@ -465,22 +466,7 @@ class RAIT(AdapterPipe):
     def _program(self, wording: Wording, passage: Passage, text: str) -> Program:
         shown = passage.context.examples
         prompts = {label: wording.encode(passage.text, shown, label) for label in passage.labels}
-        return asker(wording, prompts, text, passage.words.bounds, self.find_settings)
-
-    def _mentions(self, label: str, listed: List[Listed]) -> List[Mention]:
-        if self.settings.ordered:
-            placed = [([span], answer) for span, answer in zip(place(listed), listed)]
-        else:
-            placed = [(answer.places, answer) for answer in listed]
-        best: Dict[Tuple[int, int], float] = {}
-        for spans, answer in placed:
-            score = math.exp(min(answer.log_prob, 0.0))
-            for span in spans:
-                if span[0] < 0:
-                    logger.debug("%s: an answer for '%s' has no place in the text", self.name, label)
-                elif score >= self.cfg["threshold"]:
-                    best[span] = max(score, best.get(span, 0.0))
-        return [Mention(start, end, label, score) for (start, end), score in best.items()]
+        return asker(wording, prompts, text, passage.bounds, self.find_settings)
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""

@@ -1,7 +1,7 @@
 """What is asked about at once: a stretch of a Doc, with examples in front as far as there is room."""
 
 from dataclasses import dataclass
-from typing import Any, List, Sequence
+from typing import Any, List, Sequence, Tuple
 
 from spacy.tokens import Doc
 
@@ -26,6 +26,11 @@ class Passage:
     text: str
     labels: List[str]
     context: Context = Context()
+
+    @property
+    def bounds(self) -> List[Tuple[int, int]]:
+        """First character of each word, and one past the last."""
+        return [(int(start), int(end)) for start, end in self.words.bounds]
 
 
 @dataclass(frozen=True)
