@@ -139,7 +139,7 @@ class Errors:
     )
     E054 = (
         "The setting `{setting}` of the retrieval strategy is {value!r}, but must be {must}. "
-        "Correct it in the config's block with @misc = \"spacy_llmner.Retrieval.v1\"."
+        'Correct it in the config\'s block with @misc = "spacy_llmner.Retrieval.v1".'
     )
     E055 = "Can't find the corpus '{path}'. It may be a .spacy file, a folder of them, or a .jsonl file."
     E056 = (
@@ -161,3 +161,7 @@ class Warnings:
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+    W050 = (
+        "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
+        "teach nothing. Entities in span groups are read with --spans-key KEY."
+    )
