@@ -172,6 +172,10 @@ class Warnings:
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+    W050 = (
+        "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
+        "teach nothing. Entities in span groups are read with --spans-key KEY."
+    )
 
 
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
