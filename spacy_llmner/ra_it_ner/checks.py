@@ -11,8 +11,8 @@ SIZES = ("context", "window", "max_answer_tokens", "max_batch_tokens")
 
 def check_settings(name: str, **settings: Any) -> None:
     """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
-    if settings["examples"] not in POLICIES:
-        raise wrong("examples", name, settings["examples"], f"one of {', '.join(POLICIES)}")
+    if settings["use_examples"] not in POLICIES:
+        raise wrong("use_examples", name, settings["use_examples"], f"one of {', '.join(POLICIES)}")
     for setting in SHARES:
         if not 0.0 <= settings[setting] <= 1.0:
             raise wrong(setting, name, settings[setting], "between 0 and 1")

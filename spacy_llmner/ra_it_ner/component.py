@@ -4,7 +4,6 @@ arXiv 2406.17305)."""
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
 
@@ -17,10 +16,9 @@ from thinc.api import Config, Model
 from ..adapter_pipe import AdapterPipe
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
-from ..learn import Mentions, gold_mentions, known_windows
+from ..learn import gold_mentions
 from ..llm.decoding import Decoder, Program
-from ..llm.json_lists import TextLists
-from ..llm.packing import Packed, TrainingSequence, pack
+from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
 from ..pipe import Found
 from ..retrieval.encoder import Encoder
@@ -30,12 +28,11 @@ from ..retrieval.strategies import Strategy
 from .answers import mentions_of
 from .calibration import best_threshold
 from .checks import check_labels, check_settings
-from .context import Chooser, Context
+from .context import Chooser, Context, FoundInContext
 from .conversation import Wording
 from .find import FindSettings, asker
-from .learn import training_sequences
+from .lessons import lessons
 from .passages import Passage, Room, passage_text
-from .sampling import sample_labels
 from .settings import RAITSettings
 
 logger = logging.getLogger("spacy_llmner")
@@ -47,7 +44,7 @@ default_config = """
 labels = []
 spans_key = "llmner"
 overwrite = true
-examples = "auto"
+use_examples = "auto"
 example_threshold = null
 list_threshold = 0.5
 constrained = true
@@ -103,7 +100,7 @@ def make_ra_it_ner_pipe(
     labels: List[str],
     spans_key: str,
     overwrite: bool,
-    examples: str,
+    use_examples: str,
     example_threshold: Optional[float],
     list_threshold: float,
     constrained: bool,
@@ -130,7 +127,7 @@ def make_ra_it_ner_pipe(
         `doc._.llmner_labels` for one Doc. Training sets it, if it is empty.
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
-    examples (str): When examples are put in front of a text: "always", "never", or "auto". See
+    use_examples (str): When examples are put in front of a text: "always", "never", or "auto". See
         `context.Chooser`.
     example_threshold (Optional[float]): With "auto", the cosine that an example has to reach;
         `calibrate` sets it. None goes by the published rule.
@@ -163,7 +160,7 @@ def make_ra_it_ner_pipe(
         labels=labels,
         spans_key=spans_key,
         overwrite=overwrite,
-        examples=examples,
+        use_examples=use_examples,
         example_threshold=example_threshold,
         list_threshold=list_threshold,
         constrained=constrained,
@@ -178,13 +175,6 @@ def make_ra_it_ner_pipe(
         train_spans=train_spans,
         scorer=scorer,
     )
-
-
-@dataclass
-class FoundInContext(Found):
-    """contexts (List[Context]): What stood in front of each window of the text."""
-
-    contexts: List[Context] = field(default_factory=list)
 
 
 class RAIT(AdapterPipe):
@@ -295,16 +285,7 @@ class RAIT(AdapterPipe):
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
             contexts = getattr(found, "contexts", [])
-            doc._.llmner_examples = [
-                {
-                    "reason": c.reason,
-                    "examples": [
-                        {"doc_id": e.doc_id, "hash": e.hash, "similarity": s}
-                        for e, s in zip(c.examples, c.similarities)
-                    ],
-                }
-                for c in contexts
-            ]
+            doc._.llmner_examples = [c.summary() for c in contexts]
             for c in contexts:
                 logger.debug(
                     "%s: %d examples for '%s' (%s)", self.name, len(c.examples), doc[:5], c.reason
@@ -329,15 +310,15 @@ class RAIT(AdapterPipe):
             if examples never help.
         """
         examples = list(examples)
-        before = self.cfg["examples"]
+        before = self.cfg["use_examples"]
         docs = [eg.predicted for eg in examples]
         try:
-            self.cfg["examples"] = "never"
+            self.cfg["use_examples"] = "never"
             without = self.predict(docs)
-            self.cfg["examples"] = "always"
+            self.cfg["use_examples"] = "always"
             behind = self.predict(docs)
         finally:
-            self.cfg["examples"] = before
+            self.cfg["use_examples"] = before
         threshold = best_threshold(examples, without, behind, self.cfg["train_spans"])
         self.cfg["example_threshold"] = threshold
         return threshold
@@ -388,52 +369,8 @@ class RAIT(AdapterPipe):
         llm, _, wording = self.ready()
         if self._rng is None:
             self._rng = random.Random(random.getrandbits(31))
-        rng, room = self._rng, self._room(llm)
-        asked: List[Tuple[Passage, Mentions]] = []
-        for number, eg in enumerate(examples):
-            gold = gold_mentions(eg, self.cfg["train_spans"])
-            windows = room.windows(eg.predicted, wording, list(self.cfg["frequencies"]))
-            for words, mentions in known_windows(eg.predicted, windows, gold):
-                labels = sample_labels(
-                    list(mentions),
-                    self.cfg["frequencies"],
-                    rng,
-                    rate=self.cfg["negative_rate"],
-                    least=self.cfg["least_negatives"],
-                    known=eg.reference._.llmner_labels,
-                )
-                if labels:
-                    text = passage_text(eg.predicted, words)
-                    asked.append((Passage(number, words, text, labels), mentions))
-        queries = [LabelledText(passage.text) for passage, _ in asked]
-        for (passage, _), retrieved in zip(asked, self.chooser.find(queries)):
-            shown = [r.example for r in retrieved]
-            if self.cfg["random_k"]:
-                shown = rng.sample(shown, rng.randint(0, len(shown)))
-            passage.context = room.fit(Context(tuple(shown)), passage, wording)
-        return [
-            pack(self.sequences(wording, passage, examples[passage.doc].predicted.text, mentions))
-            for passage, mentions in asked
-        ]
-
-    def sequences(
-        self, wording: Wording, passage: Passage, text: str, mentions: Mentions
-    ) -> List[TrainingSequence]:
-        """RETURNS (List[TrainingSequence]): What is learnt from some words of a text."""
-        ordered = self.settings.ordered
-        lists = TextLists(
-            wording.chat.tokenizer, text, passage.bounds, wording.end, ordered=ordered
-        )
-        return training_sequences(
-            wording,
-            lists,
-            passage.text,
-            passage.context.examples,
-            passage.labels,
-            mentions,
-            ordered=ordered,
-            learn_acknowledgements=self.settings.learn_acknowledgements,
-        )
+        room = self._room(llm)
+        return lessons(examples, wording, room, self.chooser, self.settings, self.cfg, self._rng)
 
     def _passages(self, docs: Sequence[Doc], llm: LoadedLLM, wording: Wording) -> List[Passage]:
         """RETURNS (List[Passage]): All that is asked about, with examples in front."""
@@ -450,7 +387,7 @@ class RAIT(AdapterPipe):
                 text = passage_text(doc, window.words)
                 out.append(Passage(number, window.words, text, labels))
         contexts = self.chooser.choose(
-            self.cfg["examples"],
+            self.cfg["use_examples"],
             self.cfg["example_threshold"],
             [LabelledText(passage.text) for passage in out],
             [passage.labels for passage in out],

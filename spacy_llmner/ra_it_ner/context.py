@@ -1,8 +1,9 @@
 """Which examples stand in front of a text: always, never, or when they help (methods.md 3a.3)."""
 
-from dataclasses import dataclass, replace
-from typing import Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from ..pipe import Found
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Retrieved, Retriever, Strategy
@@ -30,6 +31,19 @@ class Context:
     def without_last(self) -> "Context":
         reason = self.reason if self.reason.endswith(", cut") else f"{self.reason}, cut"
         return Context(self.examples[:-1], self.similarities[:-1], reason)
+
+    def summary(self) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What is noted on a Doc: no texts, but which they are."""
+        found = zip(self.examples, self.similarities)
+        shown = [{"doc_id": e.doc_id, "hash": e.hash, "similarity": s} for e, s in found]
+        return {"reason": self.reason, "examples": shown}
+
+
+@dataclass
+class FoundInContext(Found):
+    """contexts (List[Context]): What stood in front of each window of the text."""
+
+    contexts: List[Context] = field(default_factory=list)
 
 
 class Chooser:
