@@ -6,6 +6,9 @@ from spacy.training import Example
 
 from ..learn import gold_mentions
 
+# No example is that similar: those above 0.98 are duplicates, and never shown.
+NEVER = 1.0
+
 # (right, found, there) entities of one text
 Counts = Tuple[int, int, int]
 
@@ -22,15 +25,15 @@ def best_threshold(
 
     without, behind (Sequence[FoundInContext]): What was found in each text without and with examples.
     spans_key (Optional[str]): Where the references hold their entities, None for doc.ents.
-    RETURNS (float): With the best F1 over all texts; of equals the highest. 1.01 if it is best never to
-        use examples, for a cosine is never more than 1.
+    RETURNS (float): With the best F1 over all texts; of equals the highest. NEVER if
+        it is best not to use examples at all.
     """
     gold = [set(gold_mentions(eg, spans_key)[0]) for eg in examples]
     plain = [_count(found, there) for found, there in zip(without, gold)]
     helped = [_count(found, there) for found, there in zip(behind, gold)]
     nearest = [max((s for c in f.contexts for s in c.similarities), default=-1.0) for f in behind]
-    candidates = sorted({round(s, 3) for s in nearest if s > -1.0} | {1.01}, reverse=True)
-    best, best_f = 1.01, -1.0
+    candidates = sorted({round(s, 3) for s in nearest if s > -1.0} | {NEVER}, reverse=True)
+    best, best_f = NEVER, -1.0
     for threshold in candidates:
         chosen = [h if s >= threshold else p for p, h, s in zip(plain, helped, nearest)]
         f = _f1(chosen)

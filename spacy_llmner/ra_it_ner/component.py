@@ -306,7 +306,7 @@ class RAIT(AdapterPipe):
         `example_threshold` to it.
 
         examples (Iterable[Example]): Held out from training.
-        RETURNS (float): The cosine from which on texts are read better with examples than without; above 1
+        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
             if examples never help.
         """
         examples = list(examples)

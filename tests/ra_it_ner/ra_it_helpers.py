@@ -48,7 +48,7 @@ def scrambled(nlp, seed=0):
     return nlp
 
 
-def train(nlp, steps=60, data=TRAIN, learn_rate=0.02):
+def train(nlp, steps=70, data=TRAIN, learn_rate=0.01):
     """Overfit. RETURNS (Language): The same pipeline."""
     initialized(nlp, data)
     examples = make_examples(nlp, data)

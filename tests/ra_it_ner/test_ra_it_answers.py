@@ -33,7 +33,7 @@ def test_parse_list(answer, strings):
     assert parse_list(answer) == strings
 
 
-@given(st.text(alphabet='[]{}",:\\\'ab \n', max_size=40))
+@given(st.text(alphabet="[]{}\",:\\'ab \n", max_size=40))
 def test_parse_list_never_raises(answer):
     assert all(isinstance(s, str) and s.strip() for s in parse_list(answer))
 

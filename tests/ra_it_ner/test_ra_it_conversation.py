@@ -85,9 +85,7 @@ def test_system(hf, system):
 
 
 def test_label_words_and_descriptions(hf):
-    wording = make_wording(
-        hf, label_words={"PER": "person"}, label_descriptions={"PER": "by name"}
-    )
+    wording = make_wording(hf, label_words={"PER": "person"}, label_descriptions={"PER": "by name"})
     assert wording.question("PER") == "What describes person (by name) in the text?"
     assert wording.question("research field") == "What describes research field in the text?"
     assert '[{"Bo": "person"}, {"Bonn": "LOC"}]' in wording.example(BO)
