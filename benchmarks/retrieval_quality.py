@@ -88,7 +88,12 @@ def main(data: Path, pool: int = 500, queries: int = 150) -> None:
     print(means, approximate)
     save(
         "retrieval_quality",
-        {"encoder": encoder.name, "mean": means, "recall_real_vectors": approximate, "sets": results},
+        {
+            "encoder": encoder.name,
+            "mean": means,
+            "recall_real_vectors": approximate,
+            "sets": results,
+        },
     )
 
 
@@ -142,7 +147,9 @@ def approximate_recall(index: ExampleIndex) -> Dict[str, Any]:
         store = VectorStore(kind, vectors.shape[1])
         store.add(held)
         found = store.search(asked, 10)[1]
-        out[kind] = round(float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth, found)])), 4)
+        out[kind] = round(
+            float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth, found)])), 4
+        )
     settings.IVF_SMALLEST = smallest
     return out
 
