@@ -29,9 +29,9 @@ def quality_table(r: Dict[str, Any]) -> List[str]:
     lines = [
         "## Retrieval: what is found",
         "",
-        "Share of the two examples found that have a label of the query, in percent. Behind a gate: share of the",
-        "two nearest that pass, and of these the share with a label of the query. Leaks: how often a query found",
-        "itself, a copy or a near-duplicate.",
+        "Share of the two examples found that have a label of the query, in percent. Behind a gate:",
+        "share of the two nearest that pass, and of these the share with a label of the query. Leaks:",
+        "how often a query found itself, a copy or a near-duplicate.",
         "",
         "| set | pool | " + " | ".join([*strategies, *GATES]) + " | leaks |",
         "|" + "---|" * (3 + len(strategies) + len(GATES)),
