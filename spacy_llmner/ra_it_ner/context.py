@@ -19,7 +19,7 @@ class Context:
 
     examples (Tuple[LabelledText, ...]): The most similar first; none for a conversation without.
     similarities (Tuple[float, ...]): Their cosine to the text.
-    reason (str): Why these: "never", "always", "no examples", "in-domain" (all labels asked for occur among
+    reason (str): Why these: "never", "always", "no examples", "in-domain" (half of the labels asked for or more occur
         the examples), "out-of-domain" (they don't, so examples had to pass the published gate),
         "threshold"; with ", cut" if there was no room for all of them.
     """
@@ -69,7 +69,7 @@ class Chooser:
 
         policy (str): "always", "never", or "auto": only if they are similar enough.
         threshold (Optional[float]): With "auto": cosine that an example has to reach. None goes by the
-            published rule: examples that have all labels asked for are in-domain and are taken; others
+            published rule: examples that have half of the labels asked for are in-domain and taken; others
             have to reach a BM25 score of 20.
         queries (Sequence[LabelledText]): The texts.
         labels (Sequence[Sequence[str]]): What each of them is asked for.
@@ -80,7 +80,8 @@ class Chooser:
             return [Context(reason=reason) for _ in queries]
         known = set(self.index.labels())
         rules = [
-            _rule(self.strategy, policy, threshold, known.issuperset(asked)) for asked in labels
+            _rule(self.strategy, policy, threshold, 2 * len(known & set(asked)) >= len(asked))
+            for asked in labels
         ]
         out = [Context()] * len(queries)
         for reason, strategy in dict.fromkeys(rules):
