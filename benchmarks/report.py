@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List
 
 from common import RESULTS
 from padellm_tables import quality_section
+from ra_it_tables import shared_context_table, transfer_table
 from retrieval_tables import index_table
 from retrieval_tables import quality_table as retrieval_table
 
@@ -195,6 +196,8 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_layers_": layers_table,
     "ember_generated": generated_table,
     "padellm_speed": speed_table,
+    "ra_it_speed": shared_context_table,
+    "ra_it_transfer": transfer_table,
     "retrieval_index": index_table,
     "retrieval_quality": retrieval_table,
 }

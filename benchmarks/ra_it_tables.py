@@ -1,0 +1,62 @@
+"""Tables of `ra_it_ner` for RESULTS.md."""
+
+from statistics import mean
+from typing import Any, Dict, List
+
+
+def shared_context_table(r: Dict[str, Any]) -> List[str]:
+    """What sharing the context is worth."""
+    out = [
+        "## ra_it_ner: examples and passage once for all types",
+        "",
+        f"{r['texts']} texts of this project's test part, {r['types']} types, {r['examples_mean']:.0f} examples",
+        f"({r['tokens_of_examples_mean']:.0f} tokens) in front, {r['llm']}, one text at a time; the ways took turns.",
+        f"Texts with other answers: {r['texts_with_other_answers']}.",
+        "",
+        "| way | s a text (median) | tokens | passes | of ours (median of ratios) |",
+        "|" + "---|" * 5,
+    ]
+    names = {
+        "shared": "ours",
+        "again": "encoded again for every type, one after the other",
+        "again, batched": "encoded again for every type, in one batch",
+    }
+    for way, x in r["ways"].items():
+        out.append(
+            f"| {names[way]} | {x['seconds_median']:.2f} | {x['tokens_per_text']:.0f} | "
+            f"{x['passes_per_text']:.1f} | {x['times_ours_median']:.2f} |"
+        )
+    return out
+
+
+def transfer_table(r: Dict[str, Any]) -> List[str]:
+    """RA-IT against plain tuning on types that neither was tuned on."""
+    s = r["settings"]
+    runs = r["runs"]
+    out = [
+        "## ra_it_ner against plain instruction tuning: CrossNER, zero-shot",
+        "",
+        f"Tuned on {', '.join(s['tuned_on'])} ({s['texts_to_tune_on']} texts in all,",
+        f"{s['processor_minutes_of_tuning']:g} minutes of processor time each), {s['seeds']} seed(s);",
+        f"{s['test_texts_per_domain']} test texts of each domain, `misc` left out. Strict F1 of spans in percent, in brackets",
+        "F1 of strings as UniversalNER counts. The samples are small: a few points of one domain mean nothing.",
+        "",
+        "| tuned | read | " + " | ".join(domains(runs)) + " | mean |",
+        "|" + "---|" * (len(domains(runs)) + 3),
+    ]
+    for way in dict.fromkeys(run["way"] for run in runs):
+        for mode in dict.fromkeys(run["mode"] for run in runs):
+            mine = [x for x in runs if x["way"] == way and x["mode"] == mode]
+            cells = [cell([x for x in mine if x["domain"] == d]) for d in domains(runs)]
+            out.append(f"| {way} | {mode} | " + " | ".join(cells) + f" | **{cell(mine)}** |")
+    return out
+
+
+def domains(runs: List[Dict[str, Any]]) -> List[str]:
+    return list(dict.fromkeys(run["domain"] for run in runs))
+
+
+def cell(runs: List[Dict[str, Any]]) -> str:
+    if not runs:
+        return ""
+    return f"{mean(x['f_strict'] for x in runs):.1f} ({mean(x['f_strings'] for x in runs):.1f})"
