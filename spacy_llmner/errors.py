@@ -120,6 +120,10 @@ class Errors:
         "The tokenizer of '{name}' names no end token (eos_token), so its answers could not end. "
         "Set eos_token in the LLM's tokenizer_config.json, or use another LLM."
     )
+    E036 = (
+        "The chat template of '{name}' can't write a conversation with the turns {roles} ({reason}). "
+        "Use an LLM whose template can, or leave out the system turn."
+    )
 
 
 class Warnings:

@@ -147,3 +147,12 @@ def together(branches: Sequence[Generator[None, None, Any]]) -> Generator[None, 
         if running:
             yield
     return results
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """RETURNS (int): Tokens that all begin with, leaving each at least one of its own."""
+    n = 0
+    shortest = min(len(s) for s in sequences) - 1
+    while n < shortest and len({s[n] for s in sequences}) == 1:
+        n += 1
+    return n

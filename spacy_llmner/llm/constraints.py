@@ -10,6 +10,8 @@ from typing import Any, Dict, List, Optional, Protocol, Sequence, Tuple
 import numpy as np
 
 NOTHING = np.zeros(0, dtype=np.int64)
+# What a constraint says that has no idea what may come next.
+NO_GUESS = -1
 
 
 class Constraint(Protocol):
@@ -28,7 +30,8 @@ class Constraint(Protocol):
         """RETURNS (Any): The state behind one of the allowed tokens."""
 
     def guess(self, state: Any) -> int:
-        """RETURNS (int): The allowed token that is likely to come next; no more than a hint."""
+        """RETURNS (int): The allowed token that is likely to come next; no more than a hint. NO_GUESS
+        for none."""
 
 
 class Choices:
@@ -162,6 +165,30 @@ class ListState:
     ended: bool = False
 
 
+class Anything:
+    """Any tokens, up to the end.
+
+    vocab (int): Number of tokens of the LLM.
+    end (int): The token that ends the answer.
+    The state is whether it was read.
+    """
+
+    start = False
+
+    def __init__(self, vocab: int, end: int) -> None:
+        self.end = end
+        self._all = np.arange(vocab, dtype=np.int64)
+
+    def allowed(self, state: bool) -> np.ndarray:
+        return NOTHING if state else self._all
+
+    def advance(self, state: bool, token: int) -> bool:
+        return token == self.end
+
+    def guess(self, state: bool) -> int:
+        return NO_GUESS
+
+
 class JsonList:
     """A JSON list of substrings.
 
@@ -170,6 +197,8 @@ class JsonList:
     opening (Sequence[int]): Tokens of `["`.
     comma (Sequence[int]): Tokens of `", "`.
     closing (Sequence[int]): Tokens of `"]` and of the answer's end.
+    ordered (bool): Items stand in the order of the text: each at its first place that begins behind the
+        beginning of the one before. So no list is endless.
     """
 
     def __init__(
@@ -179,31 +208,37 @@ class JsonList:
         opening: Sequence[int],
         comma: Sequence[int],
         closing: Sequence[int],
+        ordered: bool = False,
     ) -> None:
         self.items = items
-        begin = [tuple(empty)] + ([tuple(opening)] if len(items.first) else [])
-        self.opening, self.comma = tuple(opening), tuple(comma)
+        self.ordered = ordered
+        # Whether there is anything to list.
+        self.can_list = len(items.first) > 0
+        begin = [tuple(empty)] + ([tuple(opening)] if self.can_list else [])
+        self.empty, self.opening, self.comma = tuple(empty), tuple(opening), tuple(comma)
         self._begin = Choices(begin)
         self._between = Choices([self.comma, tuple(closing)])
+        self._closing = Choices([tuple(closing)])
         self.start = ListState(())
 
     def allowed(self, state: ListState) -> np.ndarray:
         if state.ended:
             return NOTHING
         if state.item is None:
-            return self._literals(state).allowed(state.literal)
+            return self._literals(state.done).allowed(state.literal)
         inside = self.items.allowed(state.item)
         if self.items.end in inside:
             inside = inside[inside != self.items.end]
-            return np.unique(np.append(inside, self._between.allowed(())))
+            done = (*state.done, self.items.advance(state.item, self.items.end))
+            return np.unique(np.append(inside, self._literals(done).allowed(())))
         return inside
 
     def advance(self, state: ListState, token: int) -> ListState:
         if state.item is None:
             literal = (*state.literal, token)
             if literal == (self.comma if state.done else self.opening):
-                return ListState((), self.items.start, state.done)
-            ended = not len(self._literals(state).allowed(literal))
+                return ListState((), self._rest(state.done), state.done)
+            ended = not len(self._literals(state.done).allowed(literal))
             return ListState(literal, None, state.done, ended)
         if token in self.items.allowed(state.item) and token != self.items.end:
             return ListState((), self.items.advance(state.item, token), state.done)
@@ -212,6 +247,8 @@ class JsonList:
 
     def guess(self, state: ListState) -> int:
         if state.item is not None:
+            if state.item.last[0] < 0:
+                return NO_GUESS  # any place in the text is as good as another
             token = self.items.guess(state.item)
             if token != self.items.end:
                 return token
@@ -221,5 +258,15 @@ class JsonList:
         """RETURNS (List[List[Tuple[int, int]]]): All places of each finished item."""
         return [self.items.spans(item) for item in state.done]
 
-    def _literals(self, state: ListState) -> Choices:
-        return self._between if state.done else self._begin
+    def _literals(self, done: Sequence[Places]) -> Choices:
+        if not done:
+            return self._begin
+        return self._between if len(self._rest(done).starts) else self._closing
+
+    def _rest(self, done: Sequence[Places]) -> Places:
+        """RETURNS (Places): Where the next item may stand."""
+        start: Places = self.items.start
+        if not (self.ordered and done):
+            return start
+        keep = start.starts > done[-1].starts.min()
+        return Places(start.starts[keep], start.last[keep])

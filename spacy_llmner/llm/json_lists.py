@@ -19,10 +19,17 @@ class TextLists:
     bounds (Sequence[Tuple[int, int]]): First character of each of its words, and one past the last:
         no string begins or ends elsewhere.
     end (int): The token that ends an answer.
+    ordered (bool): See JsonList.
     """
 
     def __init__(
-        self, tokenizer: LLMTokenizer, text: str, bounds: Sequence[Tuple[int, int]], end: int
+        self,
+        tokenizer: LLMTokenizer,
+        text: str,
+        bounds: Sequence[Tuple[int, int]],
+        end: int,
+        *,
+        ordered: bool = False,
     ) -> None:
         escaped, inside = escape_words(text, bounds)
         self.bounds = list(bounds)
@@ -37,7 +44,7 @@ class TextLists:
         empty, opening, comma, closing = (
             spelling(tokenizer, literal) for literal in ("[]", '["', '", "', '"]')
         )
-        self.rule = JsonList(items, [*empty, end], opening, comma, [*closing, end])
+        self.rule = JsonList(items, [*empty, end], opening, comma, [*closing, end], ordered)
         self._empty, self._closing = [*empty, end], [*closing, end]
         self._bare = [spelling(tokenizer, escaped[a:b]) for a, b in inside]
 

@@ -115,6 +115,11 @@ class LLMTokenizer:
         whole = self.encode("\n" + text)
         return Encoding(whole.ids[n:], whole.starts[n:] - 1, whole.ends[n:] - 1)
 
+    def encode_control(self, text: str) -> List[int]:
+        """RETURNS (List[int]): Tokens of a text of our own, in which names of special tokens are these."""
+        with self._lock:
+            return list(self.hf(text, add_special_tokens=False)["input_ids"]) if text else []
+
     @cached_property
     def _adds_space(self) -> bool:
         token = self.hf.convert_ids_to_tokens(self.encode("a").ids[:1])

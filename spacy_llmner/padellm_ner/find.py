@@ -6,7 +6,7 @@ from typing import Callable, Dict, Generator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..llm.branches import Answer, decode, together
+from ..llm.branches import Answer, common_prefix, decode, together
 from ..llm.constraints import Substrings
 from ..llm.decoding import Node, Program, Scores, Tree
 from ..llm.words import WordTokens, substrings
@@ -106,7 +106,7 @@ class _Search:
         self, labels: Sequence[str], on_label: Optional[OnLabel]
     ) -> Generator[None, None, Dict[str, List[Written]]]:
         prompts = [self.wording.label(label) for label in labels]
-        shared = _common_prefix(prompts)
+        shared = common_prefix(prompts)
         text = self.tree.add(
             None, [*self.wording.before, *self.words.ids.tolist(), *prompts[0][:shared]]
         )
@@ -226,12 +226,3 @@ def _settle(counts: Dict[int, float], answer: Answer, numbers: Numbers) -> int:
 def _at_least(counts: Dict[int, float], k: int) -> float:
     """RETURNS (float): How likely there are at least k mentions."""
     return min(sum(p for n, p in counts.items() if n >= k), 1.0)
-
-
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """RETURNS (int): Tokens that all begin with, leaving each at least one of its own."""
-    n = 0
-    shortest = min(len(s) for s in sequences) - 1
-    while n < shortest and len({s[n] for s in sequences}) == 1:
-        n += 1
-    return n

@@ -1,0 +1,84 @@
+"""Which examples stand in front of a text: always, never, or when they help (methods.md 3a.3)."""
+
+from dataclasses import dataclass, replace
+from typing import List, Optional, Sequence, Tuple
+
+from ..retrieval.examples import LabelledText
+from ..retrieval.index import ExampleIndex
+from ..retrieval.strategies import Retrieved, Retriever, Strategy
+
+POLICIES = ("auto", "always", "never")
+# Published: an example of another domain has to reach this BM25 score.
+PUBLISHED_GATE = 20.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stands in front of one text.
+
+    examples (Tuple[LabelledText, ...]): The most similar first; none for a conversation without.
+    similarities (Tuple[float, ...]): Their cosine to the text.
+    reason (str): Why these: "never", "always", "no examples", "in-domain" (all labels asked for occur among
+        the examples), "out-of-domain" (they don't, so examples had to pass the published gate),
+        "threshold"; with ", cut" if there was no room for all of them.
+    """
+
+    examples: Tuple[LabelledText, ...] = ()
+    similarities: Tuple[float, ...] = ()
+    reason: str = "no examples"
+
+    def without_last(self) -> "Context":
+        reason = self.reason if self.reason.endswith(", cut") else f"{self.reason}, cut"
+        return Context(self.examples[:-1], self.similarities[:-1], reason)
+
+
+def choose_examples(
+    index: Optional[ExampleIndex],
+    strategy: Strategy,
+    policy: str,
+    threshold: Optional[float],
+    queries: Sequence[LabelledText],
+    labels: Sequence[Sequence[str]],
+) -> List[Context]:
+    """Choose the examples of some texts.
+
+    index (Optional[ExampleIndex]): What there is.
+    strategy (Strategy): How they are retrieved.
+    policy (str): "always", "never", or "auto": only if they are similar enough.
+    threshold (Optional[float]): With "auto": cosine that an example has to reach. None goes by the published
+        rule: examples that have all labels asked for are in-domain and are taken; others have to reach a
+        BM25 score of 20.
+    queries (Sequence[LabelledText]): The texts.
+    labels (Sequence[Sequence[str]]): What each of them is asked for.
+    RETURNS (List[Context]): For each text. It does not depend on the others.
+    """
+    if policy == "never" or not strategy.k or index is None or not len(index):
+        reason = "never" if policy == "never" else "no examples"
+        return [Context(reason=reason) for _ in queries]
+    known = set(index.labels())
+    rules = [_rule(strategy, policy, threshold, known.issuperset(asked)) for asked in labels]
+    out = [Context()] * len(queries)
+    for rule in dict.fromkeys(rules):
+        rows = [i for i, other in enumerate(rules) if other == rule]
+        found = Retriever(index, rule[1]).find([queries[i] for i in rows])
+        for i, retrieved in zip(rows, found):
+            out[i] = _context(retrieved, rule[0])
+    return out
+
+
+def _rule(
+    strategy: Strategy, policy: str, threshold: Optional[float], in_domain: bool
+) -> Tuple[str, Strategy]:
+    if policy == "always":
+        return "always", strategy
+    if threshold is not None:
+        return "threshold", replace(strategy, gate="cosine", threshold=threshold)
+    if in_domain:
+        return "in-domain", strategy
+    return "out-of-domain", replace(strategy, gate="bm25", threshold=PUBLISHED_GATE)
+
+
+def _context(retrieved: Sequence[Retrieved], reason: str) -> Context:
+    return Context(
+        tuple(r.example for r in retrieved), tuple(r.similarity for r in retrieved), reason
+    )
