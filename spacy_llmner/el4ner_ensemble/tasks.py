@@ -79,8 +79,13 @@ class Session(Protocol):
         """Stage 3. RETURNS (Sequence[Sequence[Mapping[str, float]]]): For each span, how likely it is of
         each type; NONE stands for no entity."""
 
-    def verify(self, claims: Sequence[Sequence[Claim]]) -> Sequence[Sequence[float]]:
-        """Stage 4. RETURNS (Sequence[Sequence[float]]): How likely each claim is true."""
+    def verify(
+        self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
+    ) -> Sequence[Sequence[float]]:
+        """Stage 4.
+
+        spans (Sequence[Sequence[Chars]]): Those that were classified.
+        RETURNS (Sequence[Sequence[float]]): How likely each claim about some of them is true."""
 
     def close(self) -> None:
         """Give back what the session holds in memory."""
@@ -91,20 +96,29 @@ class Voter(Protocol):
 
     name (str): How the config calls it.
     weight (float): What its vote counts.
-    memory (Any): Voters of equal value share an LLM.
     """
 
     name: str
     weight: float
 
     @property
-    def memory(self) -> Any: ...
+    def memory(self) -> Any:
+        """RETURNS (Any): Voters of equal value share an LLM. None for one that takes no memory."""
 
-    def describe(self) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): What is saved about the voter: plain values."""
+    @property
+    def manner(self) -> Any:
+        """RETURNS (Any): Voters of equal memory and manner always say the same."""
 
-    def check(self, saved: Mapping[str, Any]) -> None:
-        """RAISES (LLMNERError): If the voter is not the one that `describe` told of."""
+    def join(self, name: str, max_batch_tokens: int) -> None:
+        """Become a member of an ensemble.
+
+        max_batch_tokens (int): Tokens to keep in memory at once."""
+
+    def describe(self, asked: Asked) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What is saved of the voter: plain values."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take what `describe` gave; from now on, use raises LLMMismatchError if it doesn't fit."""
 
     def lengths(self, text: str, words: Sequence[Chars]) -> Sequence[int]:
         """RETURNS (Sequence[int]): How much room each word of a text takes."""
@@ -114,15 +128,12 @@ class Voter(Protocol):
         RAISES (LLMNERError): If the prompt leaves none."""
 
     def size(self, task: Task, asked: Asked) -> int:
-        """RETURNS (int): Tokens that a session keeps in memory for a task."""
-
-    def pre_extract(self, tasks: Sequence[Task], asked: Asked) -> Tuple[Sequence, int, int]:
-        """Stage 1: as `Session.extract`, without demonstrations.
-
-        RETURNS (Tuple[Sequence[Sequence[Chars]], int, int]): The spans, passes and tokens."""
+        """RETURNS (int): About how many tokens a session keeps in memory for a task."""
 
     def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> Session:
-        """keep (bool): Keep demonstrations and texts in memory from one stage to the next."""
+        """Read some tasks. Stage 1 is a session without demonstrations.
+
+        keep (bool): Keep demonstrations and texts in memory from one stage to the next."""
 
     def unload(self) -> None:
         """Free the weights; they are loaded again at the next use."""
