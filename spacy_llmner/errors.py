@@ -193,7 +193,7 @@ class Errors:
         "The voter '{name}' has chat = true, but its LLM '{llm}' has no chat template. Set it to null or "
         "false, or use an instruction-tuned LLM."
     )
-    E069 = "All voters of '{name}' failed on a document: {failed}."
+    E069 = "All voters failed on a document ({failed})."
     E070 = (
         "The voter '{name}' gave {given} answers to {asked} questions. Its `session` must answer "
         "every task and every span."

@@ -40,8 +40,11 @@ def count_votes(
     of weighted probabilities decides at once. If that is a tie too, the type that stands first in `labels`
     wins, and no entity comes last; the same holds for a voter that finds two types equally likely.
 
-    answers (Mapping[str, Mapping[str, float]]): Per voter, how likely each type is. NONE is one.
+    answers (Mapping[str, Mapping[str, float]]): Per voter, how likely each type is. NONE is one. Without
+        any, the span is no entity.
     """
+    if not answers:
+        return Ballot(NONE, 0.0, {})
     order = [*labels, NONE]
     total = sum(weights[name] for name in answers)
     sums = {
@@ -60,4 +63,4 @@ def count_votes(
         order = [label for label in order if counts[label] >= most - 1e-9]
     # Rounding must not decide between equals.
     winner = max(order, key=lambda label: round(sums[label], 9))
-    return Ballot(winner, min(sums[winner] / total, 1.0) if total else 0.0, votes)
+    return Ballot(winner, min(sums[winner] / total, 1.0), votes)
