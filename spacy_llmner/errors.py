@@ -145,7 +145,7 @@ class Errors:
     )
     E054 = (
         "The setting `{setting}` of the retrieval strategy is {value!r}, but must be {must}. "
-        "Correct it in the config's block with @misc = \"spacy_llmner.Retrieval.v1\"."
+        'Correct it in the config\'s block with @misc = "spacy_llmner.Retrieval.v1".'
     )
     E055 = "Can't find the corpus '{path}'. It may be a .spacy file, a folder of them, or a .jsonl file."
     E056 = (
@@ -228,3 +228,7 @@ class Warnings:
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
     """RETURNS (LLMNERError): About a setting of the component `name`."""
     return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))
+    W050 = (
+        "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
+        "teach nothing. Entities in span groups are read with --spans-key KEY."
+    )

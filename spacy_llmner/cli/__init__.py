@@ -7,6 +7,7 @@ from .chat import chat_cli
 from .download import download_cli
 from .evaluate import evaluate_cli
 from .generate import generate_cli
+from .index import index_cli
 from .info import info_cli
 from .layers import layers_cli
 
@@ -21,6 +22,7 @@ app.command("info")(info_cli)
 app.command("evaluate")(evaluate_cli)
 app.command("layers")(layers_cli)
 app.command("generate")(generate_cli)
+app.command("index")(index_cli)
 app.command("chat")(chat_cli)
 
 # spaCy imports this module for its entry point; hanging the group in is left to us.

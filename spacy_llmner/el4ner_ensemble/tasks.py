@@ -107,7 +107,7 @@ class Voter(Protocol):
 
     @property
     def manner(self) -> Any:
-        """RETURNS (Any): Voters of equal memory and manner always say the same."""
+        """RETURNS (Any): Voters of equal manner always say the same."""
 
     def join(self, name: str, max_batch_tokens: int) -> None:
         """Become a member of an ensemble.

@@ -52,7 +52,7 @@ class LLMVoter:
 
     @property
     def manner(self) -> Any:
-        return self.prompts, self.chat
+        return self.llm.spec, self.prompts, self.chat
 
     def join(self, name: str, max_batch_tokens: int) -> None:
         self.name = name

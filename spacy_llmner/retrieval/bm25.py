@@ -31,6 +31,7 @@ class BM25:
         self._words: List[np.ndarray] = []
         self._counts: List[np.ndarray] = []
         self._lengths: List[int] = []
+        self._n_words = 0
         # Per word: how many texts have it.
         self._n_texts: List[int] = []
         self._idf: Optional[np.ndarray] = None
@@ -50,6 +51,7 @@ class BM25:
             self._words.append(np.array(order, dtype=np.int32))
             self._counts.append(np.array([counts[w] for w in order], dtype=np.int32))
             self._lengths.append(sum(counts.values()))
+            self._n_words += self._lengths[-1]
             self._idf = None
 
     def score(self, query: str, numbers: Sequence[int]) -> np.ndarray:
@@ -98,7 +100,7 @@ class BM25:
         return words, times, [n for w, n in counts.items() if w not in self._ids]
 
     def _saturated(self, counts: np.ndarray, lengths: "np.ndarray | int") -> np.ndarray:
-        mean = max(sum(self._lengths) / max(len(self), 1), 1e-9)
+        mean = max(self._n_words / max(len(self), 1), 1e-9)
         return counts * (K1 + 1) / (counts + K1 * (1 - B + B * lengths / mean))
 
     def _idfs(self) -> np.ndarray:

@@ -266,9 +266,8 @@ def _from_pretrained(path: str) -> Tuple[Any, Any]:
     import transformers
     from transformers import tokenization_utils
 
-    if not hasattr(tokenization_utils, "BatchEncoding"):
-        # spacy-transformers 1.4 looks for it where transformers 5 no longer has it.
-        tokenization_utils.BatchEncoding = transformers.BatchEncoding
+    # spacy-transformers 1.4 looks for it where transformers 5 no longer has it.
+    vars(tokenization_utils).setdefault("BatchEncoding", transformers.BatchEncoding)
     from spacy_transformers.layers.transformer_model import huggingface_from_pretrained
 
     loaded = huggingface_from_pretrained(path, {"use_fast": True}, {}, model_cls=_Complete)

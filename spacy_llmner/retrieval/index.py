@@ -8,8 +8,8 @@ from typing import Any, Dict, Iterable, List, Sequence, Set, Tuple, Union
 
 import numpy as np
 import srsly
-from safetensors.numpy import load_file, save_file
 from safetensors.numpy import load as load_arrays
+from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_arrays
 from tqdm import tqdm
 

@@ -46,7 +46,9 @@ def fill_spans(
         for column, vector in enumerate(vectors):
             if vector is None:
                 start, end = spans[row][column]
-                missing.setdefault(texts[row][max(start, 0) : max(end, 0)], []).append((row, column))
+                missing.setdefault(texts[row][max(start, 0) : max(end, 0)], []).append(
+                    (row, column)
+                )
     for alone, vector in zip(missing.values(), encoder.encode(list(missing)) if missing else ()):
         for row, column in alone:
             found[row][column] = vector

@@ -92,14 +92,15 @@ class Retriever:
     def __init__(self, index: ExampleIndex, strategy: Strategy) -> None:
         self.index = index
         self.strategy = strategy
-        self._bm25: Optional[BM25] = None
+        self._bm25 = BM25()
+        self._bm25_of = index.examples
 
     def find(self, queries: Sequence[LabelledText], *, seed: int = 0) -> List[List[Retrieved]]:
         """Choose examples. What is drawn at random depends on the seed and the query's text only, not
         on other queries.
 
-        RETURNS (List[List[Retrieved]]): Per query up to k, the most similar first (by BM25 for "bm25_rank").
-            Never the query itself, see ExampleIndex.search.
+        RETURNS (List[List[Retrieved]]): Per query up to k, the most similar first (for
+            "bm25_rank", by BM25). Never the query itself, see ExampleIndex.search.
         """
         strategy = self.strategy
         n = strategy.candidates if strategy.kind in ("diverse", "bm25_rank") else strategy.k
@@ -143,7 +144,7 @@ class Retriever:
         taken = {hit.number for hit in but}
         # Nearly always the first few will do.
         for size in (min(n, 4 * k + 16), n):
-            drawn = rng.choice(n, size, replace=False) if k else []
+            drawn = rng.choice(n, size, replace=False).tolist() if k else []
             allowed = {hit.number: hit for hit in self.index.compare(query, vector, drawn)}
             hits = [allowed[i] for i in drawn if i in allowed and i not in taken][:k]
             if len(hits) == k:
@@ -171,10 +172,11 @@ class Retriever:
         return self._corpus().score(query.text, [hit.number for hit in hits])
 
     def _corpus(self) -> BM25:
-        if self._bm25 is None or len(self._bm25) > len(self.index):
-            self._bm25 = BM25()
-        if len(self._bm25) < len(self.index):
-            self._bm25.add(e.text for e in self.index.examples[len(self._bm25) :])
+        examples = self.index.examples
+        if self._bm25_of is not examples:  # the index was loaded from elsewhere
+            self._bm25, self._bm25_of = BM25(), examples
+        if len(self._bm25) < len(examples):
+            self._bm25.add(example.text for example in examples[len(self._bm25) :])
         return self._bm25
 
 

@@ -2,8 +2,10 @@
 
 from typing import Any, Dict, Tuple
 
-import faiss
+import faiss as _faiss
 import numpy as np
+
+faiss: Any = _faiss  # whose type stubs lack half of it
 
 KINDS = ("exact", "hnsw", "ivf")
 # Chosen by measurement (docs/decisions.md, benchmarks/results/retrieval_index.json).
@@ -142,5 +144,3 @@ class VectorStore:
         )
         self.lists.is_trained = True
         self._n_listed_for = n_listed_for
-
-

@@ -1,0 +1,167 @@
+"""`spacy llmner index`: make the index that ra_it_ner and el4ner_ensemble take examples from."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Iterator, Optional, Tuple
+
+import spacy
+import typer
+from spacy.tokens import DocBin
+from spacy.training.corpus import FILE_TYPE, walk_corpus
+from tqdm import tqdm
+from wasabi import Printer
+
+from ..errors import Errors, LLMNERError, Warnings
+from ..retrieval.examples import LabelledText, labelled_text
+
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+
+
+def index_cli(
+    corpus: Path = typer.Argument(..., help="Examples: a .spacy file, a folder of them, or .jsonl"),
+    output: Path = typer.Argument(..., metavar="OUT", help="Folder for the index"),
+    encoder: str = typer.Option(
+        DEFAULT_ENCODER, "--encoder", "-e", help="Sentence encoder: a name, a folder or a hub id"
+    ),
+    spans_key: Optional[str] = typer.Option(
+        None, "--spans-key", "-sk", help="Take entities from doc.spans[KEY], not from doc.ents"
+    ),
+    kind: str = typer.Option(
+        "exact", "--kind", "-k", help="exact; or hnsw or ivf, for more than 100,000 examples"
+    ),
+    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N"),
+) -> None:
+    """
+    Encode the texts of an annotated corpus and save them as an index of examples. Each Doc, or
+    each line of a .jsonl file, is an example. Duplicates are left out.
+    """
+    msg = Printer()
+    start = perf_counter()
+    try:
+        index, n_read = build_index(
+            corpus, output, encoder, spans_key=spans_key, kind=kind, device=device, progress=True
+        )
+    except (LLMNERError, OSError) as e:
+        typer.echo(f"✘ {e}", err=True)
+        raise typer.Exit(1) from None
+    left_out = n_read - len(index)
+    more = f", {left_out} duplicates or blank texts left out" if left_out else ""
+    seconds = perf_counter() - start
+    msg.good(f"{len(index)} examples in {seconds:.0f} s{more}", str(output))
+    labels = index.labels()
+    if labels:
+        msg.table([(label, n) for label, n in labels.most_common()], header=("Label", "Entities"))
+    else:
+        msg.warn(Warnings.W050.format(path=corpus, where=_where(spans_key)))
+
+
+def build_index(
+    corpus: Path,
+    output: Path,
+    encoder: str = DEFAULT_ENCODER,
+    *,
+    spans_key: Optional[str] = None,
+    kind: str = "exact",
+    device: str = "auto",
+    progress: bool = False,
+) -> Tuple[Any, int]:
+    """Make an index of a corpus and save it.
+
+    corpus (Path): A .spacy file, a folder of them, or a .jsonl file.
+    output (Path): Folder for the index.
+    RETURNS (Tuple[ExampleIndex, int]): The index, and how many examples were read.
+    RAISES (LLMNERError): If the corpus can't be read or is empty, or the encoder is not there.
+    """
+    # Imported here, since FAISS is needed by no other command.
+    from ..retrieval.encoder import make_sentence_encoder
+    from ..retrieval.index import ExampleIndex
+
+    total = count_examples(corpus)
+    sentence_encoder = make_sentence_encoder(encoder, device)
+    index = ExampleIndex(sentence_encoder, kind)
+    sentence_encoder.load()  # so that an error comes before the bar
+    with tqdm(total=total, unit="example", disable=not progress) as bar:
+
+        def counted() -> Iterator[LabelledText]:
+            for example in read_examples(corpus, spans_key):
+                yield example
+                bar.update()
+
+        index.add(counted())
+        n_read = bar.n if progress else total
+    if not len(index):
+        raise LLMNERError(Errors.E057.format(path=corpus))
+    index.to_disk(output)
+    return index, n_read
+
+
+def count_examples(corpus: Path) -> int:
+    """RETURNS (int): How many examples a corpus has, blank ones among them."""
+    if _is_jsonl(corpus):
+        with corpus.open("rb") as file_:
+            return sum(1 for line in file_ if line.strip())
+    return sum(len(_open_docs(path)) for path in _doc_files(corpus))
+
+
+def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[LabelledText]:
+    """Read a corpus, a .jsonl file line by line, a folder file by file.
+
+    YIELDS (LabelledText): Its doc_id is the file's name and the number of the example, from 1.
+    RAISES (LLMNERError): If there is nothing to read, or it can't be read.
+    """
+    if _is_jsonl(corpus):
+        yield from _read_jsonl(corpus)
+        return
+    vocab = spacy.blank("xx").vocab
+    for path in _doc_files(corpus):
+        for number, doc in enumerate(_open_docs(path).get_docs(vocab), 1):
+            yield labelled_text(doc, spans_key, f"{path.name}:{number}")
+
+
+def _is_jsonl(corpus: Path) -> bool:
+    if not corpus.exists():
+        raise LLMNERError(Errors.E055.format(path=corpus))
+    return corpus.is_file() and corpus.suffix == ".jsonl"
+
+
+def _doc_files(corpus: Path) -> Any:
+    if corpus.is_file() and corpus.suffix != FILE_TYPE:
+        raise LLMNERError(Errors.E056.format(path=corpus, reason=f"it is no {FILE_TYPE} file"))
+    files = sorted(walk_corpus(corpus, FILE_TYPE))
+    if not files:
+        raise LLMNERError(Errors.E056.format(path=corpus, reason=f"no {FILE_TYPE} file is in it"))
+    return files
+
+
+def _open_docs(path: Path) -> DocBin:
+    try:
+        return DocBin().from_disk(path)
+    except Exception as e:
+        raise LLMNERError(Errors.E056.format(path=path, reason=f"{type(e).__name__}: {e}")) from e
+
+
+def _read_jsonl(path: Path) -> Iterator[LabelledText]:
+    with path.open("rb") as file_:
+        for number, line in enumerate(file_, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line.decode("utf-8-sig"))
+                text = entry["text"]
+                if not isinstance(text, str):
+                    raise ValueError("the text is no string")
+                spans = {(s["start"], s["end"], s["label"]) for s in entry.get("spans", ())}
+                for start, end, label in spans:
+                    if not 0 <= start < end <= len(text) or not isinstance(label, str):
+                        raise ValueError(
+                            f"the span {start} to {end}, '{label}', is not in the text"
+                        )
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                reason = f"line {number}: {type(e).__name__}: {e}"
+                raise LLMNERError(Errors.E056.format(path=path, reason=reason)) from None
+            yield LabelledText(text, tuple(sorted(spans)), f"{path.name}:{number}")
+
+
+def _where(spans_key: Optional[str]) -> str:
+    return "doc.ents" if spans_key is None else f"doc.spans['{spans_key}']"
