@@ -200,19 +200,11 @@ class Errors:
     )
     E071 = (
         "The voter '{voter}' of '{name}' is a {given}, not a block with "
-        "@misc = \"spacy_llmner.Voter.v1\" or an object with the methods of a Voter."
+        '@misc = "spacy_llmner.Voter.v1" or an object with the methods of a Voter.'
     )
 
 
 class Warnings:
-    W010 = (
-        "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Give it "
-        "some with nlp.initialize(get_examples), or `paths.train` of its config."
-    )
-    W011 = (
-        "{n} of {total} labelled texts given to '{name}' hold only labels that it is not asked for "
-        "({labels}), and are not shown to its LLMs. Add these labels to it, if they are wanted."
-    )
     W001 = (
         "The feature cache in {path} can't be written ({reason}). Training goes on without it, "
         "but the LLM reads the corpus again in every epoch. Set `feature_cache` to a writable "
@@ -223,12 +215,20 @@ class Warnings:
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+    W010 = (
+        "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Give it "
+        "some with nlp.initialize(get_examples), or `paths.train` of its config."
+    )
+    W011 = (
+        "{n} of {total} labelled texts given to '{name}' hold only labels that it is not asked for "
+        "({labels}), and are not shown to its LLMs. Add these labels to it, if they are wanted."
+    )
+    W050 = (
+        "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
+        "teach nothing. Entities in span groups are read with --spans-key KEY."
+    )
 
 
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
     """RETURNS (LLMNERError): About a setting of the component `name`."""
     return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))
-    W050 = (
-        "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
-        "teach nothing. Entities in span groups are read with --spans-key KEY."
-    )

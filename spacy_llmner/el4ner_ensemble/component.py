@@ -106,17 +106,17 @@ def make_el4ner_ensemble_pipe(
 ) -> "EL4NER":
     """Build an `el4ner_ensemble`; nothing is loaded.
 
-    llms (Dict[str, Voter]): The voters by name (`@misc = "spacy_llmner.Voter.v1"`). Without any, Gemma 3 270M
-        and SmolLM2-135M-Instruct vote.
+    llms (Dict[str, Voter]): The voters by name (`@misc = "spacy_llmner.Voter.v1"`). Without any, Gemma 3
+        270M and SmolLM2-135M-Instruct vote.
     encoder (SentenceEncoder): Compares spans and texts (`@misc = "spacy_llmner.SentenceEncoder.v1"`).
     labels (Optional[List[str]]): What to find; None takes the labels of the examples at initialization.
     label_words (Dict[str, str]): What a label is called in the prompts; others go by their own name.
     k (int): Demonstrations in front of a text.
     pool_size (int): Labelled texts that are kept to choose them from.
-    retrieval (str): How they are chosen: "span" by the similarity of spans, as published, "sentence" by that of
-        the texts, "random", or "none".
-    pre_extract (str): The spans of the labelled texts are what the LLMs find in them without demonstrations, as
-        published ("llm"), or their entities ("gold"), which takes no LLM.
+    retrieval (str): How they are chosen: "span" by the similarity of spans, as published, "sentence" by that
+        of the texts, "random", or "none".
+    pre_extract (str): The spans of the labelled texts are what the LLMs find in them without demonstrations,
+        as published ("llm"), or their entities ("gold"), which takes no LLM.
     pos_weights (Dict[str, float]): What a span weighs whose head is a "propn", "noun", "pron", or "other":
         as published 4, 2, 1, 0.
     vote (str): "majority" or "probability", see votes.count_votes.
@@ -124,13 +124,14 @@ def make_el4ner_ensemble_pipe(
     verifier (Optional[str]): Its name; None takes the first by name.
     verify_threshold (float): Entities that it takes for less likely are dropped.
     skip_unanimous (bool): It need not check what all voters agree about.
-    resident (Optional[int]): LLMs that are in memory at once: with fewer than there are, they take turns stage
-        by stage. None keeps all.
+    resident (Optional[int]): LLMs that are in memory at once: with fewer than there are, they take turns
+        stage by stage. None keeps all.
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
-    provenance (bool): Say in `span._.el4ner` who proposed a span, how each voted, and what the verifier said.
-    window (int): Tokens of text that are read at once; fewer if an LLM can't read so many. Longer texts are cut
-        between sentences.
+    provenance (bool): Say in `span._.el4ner` who proposed a span, how each voted, and what the verifier
+        said.
+    window (int): Tokens of text that are read at once; fewer if an LLM can't read so many. Longer texts are
+        cut between sentences.
     max_batch_tokens (int): Tokens that are kept in memory at once, for each LLM.
     scorer (Optional[Callable]): The scoring method.
     """
@@ -226,7 +227,7 @@ class EL4NER(LLMNERPipe):
         self.voters = check_voters(name, llms or default_voters(), verifier)
         for key, voter in self.voters.items():
             voter.join(key, max_batch_tokens)
-        self.lang = nlp.lang
+        self.lang = nlp.lang or "en"
         self.resident = resident
         self.max_batch_tokens = max_batch_tokens
         self.pool = DemonstrationPool(encoder)
@@ -263,7 +264,8 @@ class EL4NER(LLMNERPipe):
 
         docs (Iterable[Doc]): The Docs.
         RETURNS (List[Found]): For each Doc.
-        RAISES (LLMNERError): Without labels, if a voter's LLM is not the one it had, or if all voters failed.
+        RAISES (LLMNERError): Without labels, if a voter's LLM is not the one it had, or if all
+            voters failed.
         """
         if not self.labels:
             raise LLMNERError(Errors.E020.format(name=self.name))
@@ -274,7 +276,9 @@ class EL4NER(LLMNERPipe):
         spans = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
         self._demonstrate(demonstrator, readings, [_union(by_voter) for by_voter in spans])
         decisions = iter(ensemble.decide(tasks))
-        found = [self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
+        found = [
+            self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings
+        ]
         self.work.add(ensemble.work)
         _log(self.name, ensemble.work, len(readings))
         return found
@@ -284,8 +288,9 @@ class EL4NER(LLMNERPipe):
         docs = list(docs)
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
-            for span in doc.spans[self.cfg["spans_key"]] if isinstance(found, Traced) else ():
-                span._.el4ner = found.traces[span.start_char, span.end_char]
+            if isinstance(found, Traced):
+                for span in doc.spans[self.cfg["spans_key"]]:
+                    span._.el4ner = found.traces[span.start_char, span.end_char]
 
     def _found(self, doc: Doc, decisions: Sequence[Decision]) -> Found:
         mentions = [Mention(d.start, d.end, d.label, d.score) for d in decisions]

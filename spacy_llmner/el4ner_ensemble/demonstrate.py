@@ -4,6 +4,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import List, Sequence
 
+import numpy as np
+
 from ..retrieval.examples import LabelledText
 from .pool import DemonstrationPool
 from .similarity import span_similarity
@@ -65,7 +67,7 @@ class Demonstrator:
             for row, numbers in enumerate(ranked):
                 if len(spans[row]):
                     similar = span_similarity(
-                        vectors[row], weights[row], self.pool.vectors, self.pool.sizes
+                        vectors[row], np.array(weights[row]), self.pool.vectors, self.pool.sizes
                     ).round(DECIMALS)
                     numbers.sort(key=lambda n: -similar[n])  # noqa: B023
         return [[self._show(n) for n in reversed(numbers[: self.k])] for numbers in ranked]

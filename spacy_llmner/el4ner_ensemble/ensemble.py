@@ -152,8 +152,7 @@ class Ensemble:
             [
                 (*span, ballot.label)
                 for span, ballot in zip(union, of_task)
-                if ballot.label != NONE
-                and not (self.settings.skip_unanimous and ballot.unanimous)
+                if ballot.label != NONE and not (self.settings.skip_unanimous and ballot.unanimous)
             ]
             for union, of_task in zip(unions, ballots)
         ]
@@ -206,9 +205,7 @@ class Ensemble:
                 self.work.dropped += 1
         return sorted(out)
 
-    def _classify(
-        self, panel: "_Panel", unions: Sequence[Sequence[Chars]]
-    ) -> List[List[Ballot]]:
+    def _classify(self, panel: "_Panel", unions: Sequence[Sequence[Chars]]) -> List[List[Ballot]]:
         said: List[List[Dict[str, Mapping[str, float]]]] = [[{} for _ in u] for u in unions]
         for voter in self.voters:
             answers = panel.ask(

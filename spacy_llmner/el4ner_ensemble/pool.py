@@ -169,8 +169,8 @@ def choose_texts(texts: Sequence[PoolText], size: int) -> List[PoolText]:
     chosen: Set[int] = set()
     while queues and len(chosen) < size:
         label = min(queues, key=lambda label: counts[label])
-        number = next((n for n in queues[label] if n not in chosen), None)
-        if number is None:
+        number = next((n for n in queues[label] if n not in chosen), -1)
+        if number < 0:
             del queues[label]
             continue
         chosen.add(number)

@@ -24,8 +24,24 @@ KINDS = {
     "PN": "pron",
 }
 PRONOUNS = frozenset(
-    "i me my mine you your yours he him his she her hers it its we us our ours they them their theirs "
-    "我 你 您 他 她 它 我们 你们 他们 她们 它们".split()
+    (
+        "i",
+        "me",
+        "my",
+        "mine",
+        "you",
+        "your",
+        "yours",
+        "he",
+        "him",
+        "his",
+        "she",
+        "her",
+        "hers",
+        "it",
+    )
+    + ("its", "we", "us", "our", "ours", "they", "them", "their", "theirs")
+    + ("我", "你", "您", "他", "她", "它", "我们", "你们", "他们", "她们", "它们")
 )
 
 
@@ -67,8 +83,8 @@ def shape_kind(token: Token, n_words: int) -> str:
     """Guess the kind of a word that has no tag.
 
     Pronouns are known by a list. A word with a capital letter that is no stop word is a proper noun, any
-    other word with a letter that is no stop word a noun. Where letters have no case, as in Chinese, a word of
-    two or more characters, or one in a span of several words (spaCy cuts Chinese into characters by
+    other word with a letter that is no stop word a noun. Where letters have no case, as in Chinese, a word
+    of two or more characters, or one in a span of several words (spaCy cuts Chinese into characters by
     default), is a proper noun.
 
     n_words (int): Words of the span.

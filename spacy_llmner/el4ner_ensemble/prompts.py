@@ -64,15 +64,17 @@ def parse_prompts(source: str, content: str) -> Prompts:
         for slot in slots:
             n = sections[heading].count(slot)
             if n != 1:
-                raise _broken(source, f"'# {heading}' has the slot {slot} {n} times instead of once")
+                raise _broken(
+                    source, f"'# {heading}' has the slot {slot} {n} times instead of once"
+                )
     return Prompts(**sections)
 
 
 def read_prompts(name: str, lang: str, chat: bool) -> str:
     """Get the text of a prompt file.
 
-    name (str): "auto", which goes by the language and by whether the LLM is asked as in a chat; the name of a
-        file of the package ("en_chat"); or the path of a file.
+    name (str): "auto", which goes by the language and by whether the LLM is asked as in a chat; the name of
+        a file of the package ("en_chat"); or the path of a file.
     RAISES (LLMNERError): If it is not there.
     """
     if name == AUTO:

@@ -16,8 +16,8 @@ def read_tasks(
 ) -> List[Task]:
     """Cut a Doc into windows, as windows.read_windows does, but so that they fit into each LLM.
 
-    size (int): Tokens of a window at most, in the tokens of the voter that needs most for it; fewer if an LLM
-        has no room for so many.
+    size (int): Tokens of a window at most, in the tokens of the voter that needs most for it; fewer if an
+        LLM has no room for so many.
     RETURNS (List[Task]): They cover every word once, but for those that are too long by themselves.
     """
     tokens = [token for token in doc if not token.is_space]
@@ -35,7 +35,7 @@ def read_tasks(
     return [Task(doc.text, words[start:end]) for start, end in _cut(tokens, shares, known)]
 
 
-def _cut(tokens: Sequence[Token], shares: Sequence[float], known: bool) -> List[Chars]:
+def _cut(tokens: List[Token], shares: Sequence[float], known: bool) -> List[Chars]:
     """RETURNS (List[Tuple[int, int]]): First word of each window, and one past its last."""
     out = []
     start = 0

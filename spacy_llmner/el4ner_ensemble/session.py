@@ -1,8 +1,20 @@
-"""A voter's LLM at work: demonstrations and text are read once, and every question is a branch behind them."""
+"""A voter's LLM at work: demonstrations and text are read once, every question is a branch behind them."""
 
 import math
 import sys
-from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple
+from functools import partial
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generator,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 
@@ -51,22 +63,14 @@ class LLMSession:
         return self._each([desk.extract for desk in self.desks])
 
     def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
-        return self._each(
-            [
-                lambda tree, desk=desk, asked=asked: desk.classify(tree, asked)
-                for desk, asked in zip(self.desks, spans)
-            ]
-        )
+        jobs = [partial(desk.classify, spans=asked) for desk, asked in zip(self.desks, spans)]
+        return self._each(jobs)
 
     def verify(
         self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
-        return self._each(
-            [
-                lambda tree, desk=desk, asked=asked, said=said: desk.verify(tree, asked, said)
-                for desk, asked, said in zip(self.desks, spans, claims)
-            ]
-        )
+        said = zip(self.desks, spans, claims)
+        return self._each([partial(d.verify, spans=asked, claims=c) for d, asked, c in said])
 
     def close(self) -> None:
         if self._steps is not None:
@@ -95,9 +99,7 @@ class Desk:
     def __init__(self, wording: Wording, task: Task, max_length: int) -> None:
         self.wording = wording
         self.task = task
-        self.lists = TextLists(
-            wording.tokenizer, task.text, task.words, wording.end, ordered=True
-        )
+        self.lists = TextLists(wording.tokenizer, task.text, task.words, wording.end, ordered=True)
         shown = list(task.demonstrations)
         self.ids = wording.stem(task.shown, shown)
         while shown and len(self.ids) > self._most(max_length):
@@ -215,7 +217,8 @@ def _ask(
 
     RETURNS (Dict[Tuple[int, ...], Node]): By what was written of the answer.
     """
-    asked = {(): tree.add(parent, question, {-1: choices.allowed(())})}
+    asked: Dict[Tuple[int, ...], Node] = {}
+    asked[()] = tree.add(parent, question, {-1: choices.allowed(())})
     for begin in sorted(_forks(choices)):
         asked[begin] = tree.add(asked[()], begin, {-1: choices.allowed(begin)})
     return asked
@@ -227,9 +230,7 @@ def _forks(choices: Choices) -> List[Tuple[int, ...]]:
     return [begin for begin in begins if len(choices.allowed(begin)) > 1]
 
 
-def _probabilities(
-    asked: Mapping[Tuple[int, ...], Node], choices: Choices
-) -> Iterator[float]:
+def _probabilities(asked: Mapping[Tuple[int, ...], Node], choices: Choices) -> Iterator[float]:
     """YIELDS (float): The probability of each choice; they add up to 1."""
     for sequence in choices.sequences:
         total = 0.0

@@ -22,8 +22,8 @@ class Wording:
         instruction, demonstrations, text | list? [...] | type of a span? ...
                                                         | is it so? ...
 
-    Texts, spans and types are encoded as plain characters, each for itself: what looks like a control token in
-    them is none, and what stands in front never changes their tokens.
+    Texts, spans and types are encoded as plain characters, each for itself: what looks like a control token
+    in them is none, and what stands in front never changes their tokens.
 
     prompts (Prompts): What is said.
     tokenizer (LLMTokenizer): The LLM's tokenizer.
@@ -43,7 +43,9 @@ class Wording:
         self.end: int = tokenizer.end[0]
         self._encode = lru_cache(maxsize=4096)(self._plain)
         if chat:
-            pieces = Chat(tokenizer, name).pieces([("user", "a"), ("assistant", "b"), ("user", "c")])
+            pieces = Chat(tokenizer, name).pieces(
+                [("user", "a"), ("assistant", "b"), ("user", "c")]
+            )
             self._begin, _, to_answer, _, to_question, _, _ = pieces
             self._to_list = self._to_word = to_answer
             self._to_question = self._to_text = to_question
@@ -114,7 +116,7 @@ class Wording:
         return [*self._plain(fill(self.prompts.check, values)), *self._to_word]
 
     def longest(self) -> int:
-        """RETURNS (int): Tokens around a text, without demonstrations and without what is said of the text."""
+        """RETURNS (int): Tokens around a text, without demonstrations and what is said of the text."""
         prompt = len(self.stem("", [])) + len(self.list_question) + len(self.behind_list([0]))
         questions = [self.type_question("")] + [self.check_question("", x) for x in self.types]
         most = max(len(sequence) for sequence in self.choices.sequences)
