@@ -113,10 +113,10 @@ def make_el4ner_ensemble_pipe(
     label_words (Dict[str, str]): What a label is called in the prompts; others go by their own name.
     k (int): Demonstrations in front of a text.
     pool_size (int): Labelled texts that are kept to choose them from.
-    retrieval (str): How they are chosen: "span" by the similarity of spans, as published, "sentence" by that
-        of the texts, "random", or "none".
-    pre_extract (str): The spans of the labelled texts are what the LLMs find in them without demonstrations,
-        as published ("llm"), or their entities ("gold"), which takes no LLM.
+    retrieval (str): How they are chosen: "span" by the similarity of spans, as published, "sentence" by
+        that of the texts, "random", or "none".
+    pre_extract (str): The spans of the labelled texts are what the LLMs find in them without
+        demonstrations, as published ("llm"), or their entities ("gold"), which takes no LLM.
     pos_weights (Dict[str, float]): What a span weighs whose head is a "propn", "noun", "pron", or "other":
         as published 4, 2, 1, 0.
     vote (str): "majority" or "probability", see votes.count_votes.
