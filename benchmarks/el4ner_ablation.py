@@ -54,7 +54,6 @@ def main(
         "no retrieval": {"retrieval": "none"},
         "random retrieval": {"retrieval": "random"},
         "sentence retrieval": {"retrieval": "sentence"},
-        "probability vote": {"vote": "probability"},
     }
     rows: Dict[str, Any] = {}
     for variant, change in variants.items():
