@@ -13,7 +13,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
 
 import spacy
 import srsly
@@ -321,6 +333,7 @@ def convert(
     nested: bool = False,
     spans_key: str = "sc",
     labels: Optional[Set[str]] = None,
+    leave_out: FrozenSet[str] = frozenset(),
 ) -> Counts:
     """Convert a corpus into a .spacy file. The settings are those of the command line.
 
@@ -341,8 +354,9 @@ def convert(
         sentences = jsonl_sentences(input_path, nlp, labels, nested, counts)
     else:
         sentences = conll_sentences(input_path, nlp, labels)
+    kept = (s._replace(spans=[x for x in s.spans if x[2] not in leave_out]) for s in sentences)
     doc_bin = DocBin()
-    for _, group in groupby(sentences, key=lambda sentence: sentence.group):
+    for _, group in groupby(kept, key=lambda sentence: sentence.group):
         members = list(group)
         for i in range(0, len(members), docs_of):
             part = members[i : i + docs_of]
@@ -375,10 +389,12 @@ def main(
     nested: bool = typer.Option(False, "--nested", help="Spans may overlap; see --spans-key"),
     spans_key: str = typer.Option("sc", "--spans-key", help="Where all spans go, with --nested"),
     labels: Optional[str] = typer.Option(None, "--labels", help="Labels that may occur: A,B,C"),
+    leave_out: str = typer.Option("", "--leave-out", help="Labels whose spans are dropped: A,B"),
     project: Optional[Path] = typer.Option(None, "--project", help="project.yml with checksums"),
 ) -> None:
     """Convert an annotated corpus into spaCy's binary format for training and evaluation."""
     known = {label.strip() for label in labels.split(",")} if labels else None
+    dropped = frozenset(label.strip() for label in leave_out.split(",") if label.strip())
     try:
         if project is None and Path("project.yml").exists():
             project = Path("project.yml")
@@ -387,6 +403,7 @@ def main(
         counts = convert(
             input_path, output_path, lang,
             format=format, docs_of=docs_of, nested=nested, spans_key=spans_key, labels=known,
+            leave_out=dropped,
         )  # fmt: skip
     except (ConvertError, OSError) as e:
         typer.echo(str(e), err=True)

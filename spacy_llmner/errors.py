@@ -124,6 +124,11 @@ class Errors:
         "The chat template of '{name}' can't write a conversation with the turns {roles} ({reason}). "
         "Use an LLM whose template can, or leave out the system turn."
     )
+    E037 = (
+        "'{name}' has nothing to ask for. Say which entities it shall find: labels = [...] in "
+        "[components.{name}], nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or "
+        "doc._.llmner_labels for one document."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

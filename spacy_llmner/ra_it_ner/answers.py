@@ -1,9 +1,15 @@
 """What an answer says: places in the text of each string that it lists."""
 
 import json
+import logging
+import math
 import re
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
+
+from ..align import Mention, place
+
+logger = logging.getLogger("spacy_llmner")
 
 Place = Tuple[int, int]
 
@@ -18,6 +24,25 @@ class Listed:
 
     places: List[Place]
     log_prob: float
+
+
+def mentions_of(label: str, listed: List[Listed], *, ordered: bool) -> List[Mention]:
+    """Place the strings that were listed for a label.
+
+    ordered (bool): Each stands for one mention: the first that begins behind the one before. Else for all
+        its occurrences.
+    RETURNS (List[Mention]): What has no place in the text is dropped.
+    """
+    best: Dict[Place, float] = {}
+    first = place(listed) if ordered else []
+    for k, answer in enumerate(listed):
+        score = math.exp(min(answer.log_prob, 0.0))
+        spans = [span for span in first[k : k + 1] if span[0] >= 0] if ordered else answer.places
+        if not spans:
+            logger.debug("an answer for '%s' has no place in the text", label)
+        for span in spans:
+            best[span] = max(score, best.get(span, 0.0))
+    return [Mention(start, end, label, score) for (start, end), score in best.items()]
 
 
 def parse_list(answer: str) -> List[str]:
@@ -40,9 +65,7 @@ def parse_list(answer: str) -> List[str]:
     return [s for s in (_unescape(double or single) for double, single in found) if s.strip()]
 
 
-def find_strings(
-    text: str, strings: Sequence[str], bounds: Sequence[Place]
-) -> List[List[Place]]:
+def find_strings(text: str, strings: Sequence[str], bounds: Sequence[Place]) -> List[List[Place]]:
     """Find where strings stand in a text, from word to word.
 
     bounds (Sequence[Tuple[int, int]]): First character of each word and one past its last.

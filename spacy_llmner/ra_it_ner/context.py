@@ -1,8 +1,9 @@
 """Which examples stand in front of a text: always, never, or when they help (methods.md 3a.3)."""
 
-from dataclasses import dataclass, replace
-from typing import List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from ..pipe import Found
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Retrieved, Retriever, Strategy
@@ -31,39 +32,72 @@ class Context:
         reason = self.reason if self.reason.endswith(", cut") else f"{self.reason}, cut"
         return Context(self.examples[:-1], self.similarities[:-1], reason)
 
+    def summary(self) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What is noted on a Doc: no texts, but which they are."""
+        found = zip(self.examples, self.similarities)
+        shown = [{"doc_id": e.doc_id, "hash": e.hash, "similarity": s} for e, s in found]
+        return {"reason": self.reason, "examples": shown}
 
-def choose_examples(
-    index: Optional[ExampleIndex],
-    strategy: Strategy,
-    policy: str,
-    threshold: Optional[float],
-    queries: Sequence[LabelledText],
-    labels: Sequence[Sequence[str]],
-) -> List[Context]:
-    """Choose the examples of some texts.
 
-    index (Optional[ExampleIndex]): What there is.
+@dataclass
+class FoundInContext(Found):
+    """contexts (List[Context]): What stood in front of each window of the text."""
+
+    contexts: List[Context] = field(default_factory=list)
+
+
+class Chooser:
+    """Chooses the examples of texts.
+
+    index (ExampleIndex): What there is.
     strategy (Strategy): How they are retrieved.
-    policy (str): "always", "never", or "auto": only if they are similar enough.
-    threshold (Optional[float]): With "auto": cosine that an example has to reach. None goes by the published
-        rule: examples that have all labels asked for are in-domain and are taken; others have to reach a
-        BM25 score of 20.
-    queries (Sequence[LabelledText]): The texts.
-    labels (Sequence[Sequence[str]]): What each of them is asked for.
-    RETURNS (List[Context]): For each text. It does not depend on the others.
     """
-    if policy == "never" or not strategy.k or index is None or not len(index):
-        reason = "never" if policy == "never" else "no examples"
-        return [Context(reason=reason) for _ in queries]
-    known = set(index.labels())
-    rules = [_rule(strategy, policy, threshold, known.issuperset(asked)) for asked in labels]
-    out = [Context()] * len(queries)
-    for rule in dict.fromkeys(rules):
-        rows = [i for i, other in enumerate(rules) if other == rule]
-        found = Retriever(index, rule[1]).find([queries[i] for i in rows])
-        for i, retrieved in zip(rows, found):
-            out[i] = _context(retrieved, rule[0])
-    return out
+
+    def __init__(self, index: ExampleIndex, strategy: Strategy) -> None:
+        self.index = index
+        self.strategy = strategy
+        self._retrievers: Dict[Strategy, Retriever] = {}
+
+    def choose(
+        self,
+        policy: str,
+        threshold: Optional[float],
+        queries: Sequence[LabelledText],
+        labels: Sequence[Sequence[str]],
+    ) -> List[Context]:
+        """Choose the examples of some texts.
+
+        policy (str): "always", "never", or "auto": only if they are similar enough.
+        threshold (Optional[float]): With "auto": cosine that an example has to reach. None goes by the
+            published rule: examples that have all labels asked for are in-domain and are taken; others
+            have to reach a BM25 score of 20.
+        queries (Sequence[LabelledText]): The texts.
+        labels (Sequence[Sequence[str]]): What each of them is asked for.
+        RETURNS (List[Context]): For each text. It does not depend on the others.
+        """
+        if policy == "never" or not self.strategy.k or not len(self.index):
+            reason = "never" if policy == "never" else "no examples"
+            return [Context(reason=reason) for _ in queries]
+        known = set(self.index.labels())
+        rules = [
+            _rule(self.strategy, policy, threshold, known.issuperset(asked)) for asked in labels
+        ]
+        out = [Context()] * len(queries)
+        for reason, strategy in dict.fromkeys(rules):
+            rows = [i for i, rule in enumerate(rules) if rule == (reason, strategy)]
+            found = self.find([queries[i] for i in rows], strategy)
+            for i, retrieved in zip(rows, found):
+                out[i] = _context(retrieved, reason)
+        return out
+
+    def find(
+        self, queries: Sequence[LabelledText], strategy: Optional[Strategy] = None
+    ) -> List[List[Retrieved]]:
+        """RETURNS (List[List[Retrieved]]): Examples by a strategy, None for its own."""
+        strategy = strategy or self.strategy
+        if strategy not in self._retrievers:
+            self._retrievers[strategy] = Retriever(self.index, strategy)
+        return self._retrievers[strategy].find(queries)
 
 
 def _rule(

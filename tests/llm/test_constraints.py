@@ -7,7 +7,7 @@ import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_llmner.llm.constraints import Choices, JsonList, Substrings
+from spacy_llmner.llm.constraints import NO_GUESS, Anything, Choices, JsonList, Substrings
 from spacy_llmner.llm.json_lists import TextLists
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.words import spelling, substrings, word_tokens
@@ -91,7 +91,7 @@ def wander(rule, seed, patience=30):
     while len(allowed := rule.allowed(state)):
         assert allowed.dtype == np.int64
         assert (np.diff(allowed) > 0).all()
-        assert rule.guess(state) in allowed
+        assert rule.guess(state) in (*allowed, NO_GUESS)
         ends = END in allowed and (chance.random() < stop or len(ids) > patience)
         token = END if ends else int(chance.choice(allowed.tolist()))
         before = state
@@ -320,3 +320,22 @@ def test_json_is_written_as_it_is_allowed(tokenizer, text, split, seed):
     # All tokens belong to one of the strings, but those that end the list.
     closing = [*spelling(tokenizer, '"]'), END] if spans else lists.spell([])
     assert -sum(log_probs) == len(ids) - len(closing)
+
+
+@given(text=TEXTS, split=SPLITS, seed=SEEDS)
+def test_an_ordered_list_goes_on_in_the_text(tokenizer, text, split, seed):
+    """Each item begins behind the beginning of the one before, so that no list is endless."""
+    bounds = split(text)
+    rule = TextLists(tokenizer, text, bounds, END, ordered=True).rule
+    _, state = wander(rule, seed, patience=10_000)
+    firsts = [min(places)[0] for places in rule.spans(state)]
+    assert firsts == sorted(set(firsts))
+    assert len(firsts) <= len(bounds)
+
+
+def test_anything():
+    rule = Anything(9, end=4)
+    assert rule.allowed(rule.start).tolist() == list(range(9))
+    assert rule.guess(rule.start) == NO_GUESS
+    assert not rule.advance(rule.start, 3)
+    assert not len(rule.allowed(rule.advance(rule.start, 4)))

@@ -1,0 +1,52 @@
+"""When do examples help? As similar as they are, by what they did on held-out texts (methods.md 3c)."""
+
+from typing import Any, List, Optional, Sequence, Tuple
+
+from spacy.training import Example
+
+from ..learn import gold_mentions
+
+# No example is that similar: those above 0.98 are duplicates, and never shown.
+NEVER = 1.0
+
+# (right, found, there) entities of one text
+Counts = Tuple[int, int, int]
+
+
+def best_threshold(
+    examples: Sequence[Example],
+    without: Sequence[Any],
+    behind: Sequence[Any],
+    spans_key: Optional[str],
+) -> float:
+    """Find the similarity from which on texts are read better behind examples.
+
+    A text counts as read behind examples if the most similar one reaches the threshold.
+
+    without, behind (Sequence[FoundInContext]): What was found in each text without and with examples.
+    spans_key (Optional[str]): Where the references hold their entities, None for doc.ents.
+    RETURNS (float): With the best F1 over all texts; of equals the highest. NEVER if
+        it is best not to use examples at all.
+    """
+    gold = [set(gold_mentions(eg, spans_key)[0]) for eg in examples]
+    plain = [_count(found, there) for found, there in zip(without, gold)]
+    helped = [_count(found, there) for found, there in zip(behind, gold)]
+    nearest = [max((s for c in f.contexts for s in c.similarities), default=-1.0) for f in behind]
+    candidates = sorted({round(s, 3) for s in nearest if s > -1.0} | {NEVER}, reverse=True)
+    best, best_f = NEVER, -1.0
+    for threshold in candidates:
+        chosen = [h if s >= threshold else p for p, h, s in zip(plain, helped, nearest)]
+        f = _f1(chosen)
+        if f > best_f + 1e-9:
+            best, best_f = threshold, f
+    return best
+
+
+def _count(found: Any, gold: set) -> Counts:
+    spans = {(s.start, s.end, s.label) for s in found.ents}
+    return len(spans & gold), len(spans), len(gold)
+
+
+def _f1(counts: List[Counts]) -> float:
+    right, found, there = (sum(column) for column in zip(*counts)) if counts else (0, 0, 0)
+    return 2 * right / (found + there) if found + there else 0.0

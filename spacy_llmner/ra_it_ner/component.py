@@ -1,0 +1,437 @@
+"""`ra_it_ner`: open entity recognition by retrieval-augmented instruction tuning (RA-IT,
+arXiv 2406.17305)."""
+
+import logging
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
+
+import srsly
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example, validate_get_examples
+from thinc.api import Config, Model
+
+from ..adapter_pipe import AdapterPipe
+from ..align import Mention, flat, found_spans
+from ..errors import Errors, LLMNERError
+from ..learn import gold_mentions
+from ..llm.decoding import Decoder, Program
+from ..llm.packing import Packed
+from ..llm.pool import LLM, LoadedLLM
+from ..pipe import Found
+from ..retrieval.encoder import Encoder
+from ..retrieval.examples import LabelledText, labelled_text
+from ..retrieval.index import ExampleIndex
+from ..retrieval.strategies import Strategy
+from .answers import mentions_of
+from .calibration import best_threshold
+from .checks import check_labels, check_settings
+from .context import Chooser, Context, FoundInContext
+from .conversation import Wording
+from .find import FindSettings, asker
+from .lessons import lessons
+from .passages import Passage, Room, passage_text
+from .settings import RAITSettings
+
+logger = logging.getLogger("spacy_llmner")
+
+POOL = "pool"
+
+default_config = """
+[ra_it_ner]
+labels = []
+spans_key = "llmner"
+overwrite = true
+use_examples = "auto"
+example_threshold = null
+list_threshold = 0.5
+constrained = true
+threshold = 0.0
+context = 2048
+window = 256
+max_answer_tokens = 256
+max_batch_tokens = 2048
+random_k = true
+negative_rate = 0.5
+least_negatives = 1
+train_spans = null
+
+[ra_it_ner.llm]
+@misc = "spacy_llmner.LLM.v1"
+name = null
+
+[ra_it_ner.encoder]
+@misc = "spacy_llmner.SentenceEncoder.v1"
+
+[ra_it_ner.retrieval]
+@misc = "spacy_llmner.Retrieval.v1"
+
+[ra_it_ner.model]
+@architectures = "spacy_llmner.RAIT.v1"
+
+[ra_it_ner.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["ra_it_ner"]
+
+
+@Language.factory(
+    "ra_it_ner",
+    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
+    default_config=DEFAULT_CONFIG,
+    default_score_weights={
+        "ents_f": 1.0,
+        "ents_p": 0.0,
+        "ents_r": 0.0,
+        "ents_per_type": None,
+        "ents_ece": None,
+    },
+)
+def make_ra_it_ner_pipe(
+    nlp: Language,
+    name: str,
+    llm: LLM,
+    model: Model,
+    encoder: Encoder,
+    retrieval: Strategy,
+    labels: List[str],
+    spans_key: str,
+    overwrite: bool,
+    use_examples: str,
+    example_threshold: Optional[float],
+    list_threshold: float,
+    constrained: bool,
+    threshold: float,
+    context: int,
+    window: int,
+    max_answer_tokens: int,
+    max_batch_tokens: int,
+    random_k: bool,
+    negative_rate: float,
+    least_negatives: int,
+    train_spans: Optional[str],
+    scorer: Optional[Callable],
+) -> "RAIT":
+    """Build a `ra_it_ner`; nothing is loaded.
+
+    llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    model (Model): Conversation and adapter (`spacy_llmner.RAIT.v1`).
+    encoder (Encoder): Encodes texts for retrieval (`spacy_llmner.SentenceEncoder.v1`, or
+        `spacy_llmner.LLMEncoder.v1`).
+    retrieval (Strategy): How examples are retrieved (`spacy_llmner.Retrieval.v1`). With k = 0 there
+        are none, and training is plain instruction tuning.
+    labels (List[str]): What is asked for; `set_labels` changes it at any time, and
+        `doc._.llmner_labels` for one Doc. Training sets it, if it is empty.
+    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
+    overwrite (bool): Replace entities that are already on the Doc.
+    use_examples (str): When examples are put in front of a text: "always", "never", or "auto". See
+        `context.Chooser`.
+    example_threshold (Optional[float]): With "auto", the cosine that an example has to reach;
+        `calibrate` sets it. None goes by the published rule.
+    list_threshold (float): Entities of a type are listed if it is more likely than this that there
+        are any. Lower finds more.
+    constrained (bool): Answers can only be JSON lists of runs of words of the text. False lets the
+        LLM write freely, and takes what can be read of it.
+    threshold (float): Entities with a lower score are dropped.
+    context (int): Tokens of a conversation at most (fewer if the LLM can't read so many). For lack
+        of room examples are left out first, then the text is cut.
+    window (int): Tokens of text that are asked about at once. Longer texts are cut between
+        sentences.
+    max_answer_tokens (int): Tokens of an answer at most.
+    max_batch_tokens (int): Tokens that are kept in memory at once.
+    random_k (bool): While training, take 0 to k examples in any order; else k, the most similar
+        first, as published.
+    negative_rate (float): For each type a text has, how likely one that it has not is asked for in
+        training.
+    least_negatives (int): At least so many of those are asked for in training.
+    train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return RAIT(
+        nlp,
+        llm,
+        model,
+        encoder,
+        retrieval,
+        name,
+        labels=labels,
+        spans_key=spans_key,
+        overwrite=overwrite,
+        use_examples=use_examples,
+        example_threshold=example_threshold,
+        list_threshold=list_threshold,
+        constrained=constrained,
+        threshold=threshold,
+        context=context,
+        window=window,
+        max_answer_tokens=max_answer_tokens,
+        max_batch_tokens=max_batch_tokens,
+        random_k=random_k,
+        negative_rate=negative_rate,
+        least_negatives=least_negatives,
+        train_spans=train_spans,
+        scorer=scorer,
+    )
+
+
+class RAIT(AdapterPipe):
+    """The LLM, with an adapter of its own, is asked for each type in turn, behind similar texts whose
+    entities are known. Types are words: others can be asked for at any time."""
+
+    def __init__(
+        self,
+        nlp: Language,
+        llm: LLM,
+        model: Model,
+        encoder: Encoder,
+        retrieval: Strategy,
+        name: str = "ra_it_ner",
+        *,
+        labels: Sequence[str] = (),
+        scorer: Optional[Callable] = None,
+        max_batch_tokens: int = 2048,
+        **cfg: Any,
+    ) -> None:
+        """See make_ra_it_ner_pipe.
+
+        RAISES (LLMNERError): If a setting has a value that makes no sense.
+        """
+        defaults = {k: v for k, v in DEFAULT_CONFIG.items() if not isinstance(v, dict)}
+        cfg = {**defaults, **cfg}
+        for apart in ("labels", "max_batch_tokens"):
+            cfg.pop(apart, None)
+        check_settings(name, max_batch_tokens=max_batch_tokens, **cfg)
+        super().__init__(nlp, llm, model, name, scorer=scorer, shapes={}, frequencies={}, **cfg)
+        self.encoder = encoder
+        self.retrieval = retrieval
+        self.max_batch_tokens = max_batch_tokens
+        self._take(ExampleIndex(encoder))
+        self._rng: Optional[random.Random] = None
+        for extension in ("llmner_labels", "llmner_examples"):
+            if not Doc.has_extension(extension):
+                Doc.set_extension(extension, default=None)
+        self.set_labels(labels)
+
+    @property
+    def settings(self) -> RAITSettings:
+        """RETURNS (RAITSettings): Conversation and adapter."""
+        return self.model.attrs["settings"]
+
+    def set_labels(self, labels: Sequence[str]) -> None:
+        """Say what to ask for from now on. Any words do, also such that were never trained on.
+
+        labels (Sequence[str]): The labels; each counts once.
+        RAISES (LLMNERError): If they are no words, or two of them go by the same word.
+        """
+        kept = check_labels(self.name, labels)
+        self.settings.check_labels(self.name, kept)
+        self.cfg["labels"] = kept
+        for label in kept:
+            self.vocab.strings.add(label)
+
+    def add_label(self, label: str) -> int:
+        """Ask for one more label. RETURNS (int): 1 if it is new, else 0."""
+        before = len(self.labels)
+        self.set_labels([*self.labels, label])
+        return len(self.labels) - before
+
+    def add_examples(self, docs: Iterable[Doc], *, progress: bool = False) -> int:
+        """Add annotated Docs to the examples that can be put in front of a text.
+
+        progress (bool): Show a progress bar.
+        RETURNS (int): How many were new.
+        """
+        key = self.cfg["train_spans"]
+        return self.index.add((labelled_text(doc, key) for doc in docs), progress=progress)
+
+    def predict(self, docs: Iterable[Doc]) -> List[FoundInContext]:
+        """Find entities, without changing the Docs.
+
+        docs (Iterable[Doc]): The Docs.
+        RETURNS (List[FoundInContext]): For each Doc.
+        RAISES (LLMNERError): If there is nothing to ask for, or the LLM is not the one trained on.
+        """
+        docs = list(docs)
+        llm, view, wording = self.ready()
+        settings = self.find_settings
+        passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
+        programs = [self._program(wording, p, docs[p.doc].text) for p in passages]
+        decoder = Decoder(llm, view, max_slots=self.max_batch_tokens)
+        mentions: List[List[Mention]] = [[] for _ in docs]
+        contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
+        for passage, answers in zip(passages, decoder.run(programs)):
+            start = int(passage.words.bounds[0][0])
+            contexts[passage.doc].append((start, passage.context))
+            for label, listed in answers.items():
+                found = mentions_of(label, listed, ordered=settings.ordered)
+                mentions[passage.doc] += [m for m in found if m.score >= self.cfg["threshold"]]
+        out = []
+        for doc, found, around in zip(docs, mentions, contexts):
+            found.sort(key=lambda m: (m.start, -m.end, m.label))
+            spans, ents = found_spans(doc, found), found_spans(doc, flat(found))
+            out.append(FoundInContext(ents, spans, [c for _, c in sorted(around, key=_start)]))
+        return out
+
+    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
+        """Write what was found, and to `doc._.llmner_examples` why which examples were used.
+
+        docs (Iterable[Doc]): The Docs, modified in place.
+        scores (Sequence[FoundInContext]): From `predict`.
+        """
+        docs = list(docs)
+        super().set_annotations(docs, scores)
+        for doc, found in zip(docs, scores):
+            contexts = getattr(found, "contexts", [])
+            doc._.llmner_examples = [c.summary() for c in contexts]
+            for c in contexts:
+                logger.debug(
+                    "%s: %d examples for '%s' (%s)", self.name, len(c.examples), doc[:5], c.reason
+                )
+
+    @property
+    def find_settings(self) -> FindSettings:
+        """RETURNS (FindSettings): How answers are decoded."""
+        return FindSettings(
+            list_threshold=self.cfg["list_threshold"],
+            constrained=self.cfg["constrained"],
+            ordered=self.settings.ordered,
+            max_tokens=self.cfg["max_answer_tokens"],
+        )
+
+    def calibrate(self, examples: Iterable[Example]) -> float:
+        """Find out from annotated Docs how similar examples must be to help, and set
+        `example_threshold` to it.
+
+        examples (Iterable[Example]): Held out from training.
+        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
+            if examples never help.
+        """
+        examples = list(examples)
+        before = self.cfg["use_examples"]
+        docs = [eg.predicted for eg in examples]
+        try:
+            self.cfg["use_examples"] = "never"
+            without = self.predict(docs)
+            self.cfg["use_examples"] = "always"
+            behind = self.predict(docs)
+        finally:
+            self.cfg["use_examples"] = before
+        threshold = best_threshold(examples, without, behind, self.cfg["train_spans"])
+        self.cfg["example_threshold"] = threshold
+        return threshold
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Optional[Language] = None,
+        labels: Optional[List[str]] = None,
+        pool: Optional[str] = None,
+    ) -> None:
+        """Make a new adapter, and index the training examples.
+
+        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[List[str]]): What is asked for after training; None takes the labels of the
+            component, or else those of the examples.
+        pool (Optional[str]): Folder of `spacy llmner index` with further examples.
+        RAISES (LLMNERError): Without examples or entities, or if a setting does not fit the LLM.
+        """
+        validate_get_examples(get_examples, "RAIT.initialize")
+        examples = [eg for eg in get_examples() if len(eg.predicted)]
+        if not examples:
+            raise LLMNERError(Errors.E022.format(name=self.name))
+        seen = Counter(label for eg in examples for label in self.labels_of(eg))
+        if not seen:
+            raise LLMNERError(Errors.E023.format(name=self.name))
+        self.module = self._optimizer = self._in_use = self._rng = None
+        self.cfg["frequencies"] = dict(sorted(seen.items()))
+        self.set_labels(labels or self.labels or sorted(seen))
+        llm = self.adopt_llm()
+        self.settings.check_llm(self.name, llm)
+        if self.retrieval.k:
+            index = ExampleIndex(self.encoder)
+            self._take(index if pool is None else index.from_disk(pool))
+            self.add_examples((eg.reference for eg in examples), progress=len(examples) > 1000)
+        self.start_adapter(llm)
+
+    def labels_of(self, eg: Example) -> List[str]:
+        return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
+
+    def make_wording(self, llm: LoadedLLM) -> Wording:
+        self.settings.check_llm(self.name, llm)
+        return self.settings.wording(llm)
+
+    def packed(self, examples: List[Example]) -> List[Packed]:
+        llm, _, wording = self.ready()
+        if self._rng is None:
+            self._rng = random.Random(random.getrandbits(31))
+        room = self._room(llm)
+        return lessons(examples, wording, room, self.chooser, self.settings, self.cfg, self._rng)
+
+    def _passages(self, docs: Sequence[Doc], llm: LoadedLLM, wording: Wording) -> List[Passage]:
+        """RETURNS (List[Passage]): All that is asked about, with examples in front."""
+        out: List[Passage] = []
+        room = self._room(llm)
+        for number, doc in enumerate(docs):
+            own = doc._.llmner_labels
+            labels = list(self.labels) if own is None else check_labels(self.name, own)
+            if own is not None:
+                self.settings.check_labels(self.name, labels)
+            if not labels and own is None:
+                raise LLMNERError(Errors.E037.format(name=self.name))
+            for window in room.windows(doc, wording, labels) if labels else []:
+                text = passage_text(doc, window.words)
+                out.append(Passage(number, window.words, text, labels))
+        contexts = self.chooser.choose(
+            self.cfg["use_examples"],
+            self.cfg["example_threshold"],
+            [LabelledText(passage.text) for passage in out],
+            [passage.labels for passage in out],
+        )
+        for passage, context in zip(out, contexts):
+            passage.context = room.fit(context, passage, wording)
+        return out
+
+    def _room(self, llm: LoadedLLM) -> Room:
+        context = min(self.cfg["context"], llm.max_length)
+        return Room(self.name, context, self.cfg["window"], self.cfg["max_answer_tokens"])
+
+    def _program(self, wording: Wording, passage: Passage, text: str) -> Program:
+        shown = passage.context.examples
+        prompts = {label: wording.encode(passage.text, shown, label) for label in passage.labels}
+        return asker(wording, prompts, text, passage.bounds, self.find_settings)
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""
+        pipe = super().to_bytes(exclude=exclude)
+        return srsly.msgpack_dumps({"pipe": pipe, POOL: self.index.to_bytes()})
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "RAIT":
+        """Load what `to_bytes` gave. RETURNS (RAIT): The component itself."""
+        state = srsly.msgpack_loads(bytes_data)
+        super().from_bytes(state["pipe"], exclude=exclude)
+        self._take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+        return self
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
+        """Write settings, adapter and examples to a folder."""
+        super().to_disk(path, exclude=exclude)
+        self.index.to_disk(Path(path) / POOL)
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "RAIT":
+        """Load a folder. RETURNS (RAIT): The component itself."""
+        super().from_disk(path, exclude=exclude)
+        self._take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+        return self
+
+    def _take(self, index: ExampleIndex) -> None:
+        self.index = index
+        self.chooser = Chooser(index, self.retrieval)
+
+
+def _start(item: Tuple[int, Context]) -> int:
+    return item[0]

@@ -1,0 +1,96 @@
+"""From annotated texts to what is learnt: similar examples, the types that are asked for, answers."""
+
+import random
+from typing import Any, Dict, List, Sequence, Tuple
+
+from spacy.training import Example
+
+from ..learn import Mentions, gold_mentions, known_windows
+from ..llm.json_lists import TextLists
+from ..llm.packing import Packed, TrainingSequence, pack
+from ..retrieval.examples import LabelledText
+from .context import Chooser, Context
+from .conversation import Wording
+from .passages import Passage, Room, passage_text
+from .sampling import sample_labels
+from .settings import RAITSettings
+
+
+def lessons(
+    examples: Sequence[Example],
+    wording: Wording,
+    room: Room,
+    chooser: Chooser,
+    settings: RAITSettings,
+    cfg: Dict[str, Any],
+    rng: random.Random,
+) -> List[Packed]:
+    """Build what is learnt from a batch: for each passage one packed conversation.
+
+    cfg (Dict[str, Any]): Of the component: how types are sampled and examples shown.
+    RETURNS (List[Packed]): Texts about which something is unknown are left out.
+    """
+    asked: List[Tuple[Passage, Mentions]] = []
+    for number, eg in enumerate(examples):
+        gold = gold_mentions(eg, cfg["train_spans"])
+        windows = room.windows(eg.predicted, wording, list(cfg["frequencies"]))
+        for words, mentions in known_windows(eg.predicted, windows, gold):
+            labels = sample_labels(
+                list(mentions),
+                cfg["frequencies"],
+                rng,
+                rate=cfg["negative_rate"],
+                least=cfg["least_negatives"],
+                known=eg.reference._.llmner_labels,
+            )
+            if labels:
+                text = passage_text(eg.predicted, words)
+                asked.append((Passage(number, words, text, labels), mentions))
+    out = []
+    queries = [LabelledText(passage.text) for passage, _ in asked]
+    for (passage, mentions), retrieved in zip(asked, chooser.find(queries)):
+        shown = [r.example for r in retrieved]
+        if cfg["random_k"]:
+            shown = rng.sample(shown, rng.randint(0, len(shown)))
+        passage.context = room.fit(Context(tuple(shown)), passage, wording)
+        text = examples[passage.doc].predicted.text
+        out.append(pack(training_sequences(wording, passage, text, mentions, settings)))
+    return out
+
+
+def training_sequences(
+    wording: Wording, passage: Passage, text: str, mentions: Mentions, settings: RAITSettings
+) -> List[TrainingSequence]:
+    """Build what is learnt from one passage: a sequence for each type asked for. They share all but
+    question and answer, so packed they are the published conversation with every type as a branch of its
+    own, as it is asked later.
+
+    text (str): The Doc's text, in whose characters the passage's words are.
+    mentions (Mentions): First word and one past the last of the mentions, by label.
+    """
+    lists = TextLists(wording.chat.tokenizer, text, passage.bounds, wording.end)
+    out = []
+    for label in passage.labels:
+        prompt = wording.encode(passage.text, passage.context.examples, label)
+        answer = lists.spell(listed(lists, mentions.get(label, []), settings.ordered))
+        learnt = [False] * len(prompt)
+        if settings.learn_acknowledgements:
+            learnt = wording.acknowledgements(passage.text, passage.context.examples, label)
+        out.append(TrainingSequence([*prompt, *answer], learnt + [True] * len(answer)))
+    return out
+
+
+def listed(
+    lists: TextLists, mentions: Sequence[Tuple[int, int]], ordered: bool
+) -> List[Tuple[int, int]]:
+    """RETURNS (List[Tuple[int, int]]): The mentions that an answer names. Ordered, of those that begin
+    with the same word the longest; else the first of each string."""
+    seen, out = set(), []
+    for start, end in sorted(set(mentions), key=lambda m: (m[0], -m[1])):
+        spelt: object = start
+        if not ordered:
+            spelt = tuple(lists.spell([(start, end)]))
+        if spelt not in seen:
+            seen.add(spelt)
+            out.append((start, end))
+    return out

@@ -1,0 +1,86 @@
+"""What is asked about at once: a stretch of a Doc, with examples in front as far as there is room."""
+
+from dataclasses import dataclass
+from typing import Any, List, Sequence, Tuple
+
+from spacy.tokens import Doc
+
+from ..errors import Errors, LLMNERError
+from ..llm.words import WordTokens
+from ..windows import Window, read_windows
+from .context import Context
+from .conversation import Wording
+
+
+@dataclass
+class Passage:
+    """doc (int): Number of the Doc.
+    words (WordTokens): Its words; characters counted in the Doc's text.
+    text (str): Its text.
+    labels (List[str]): What is asked for.
+    context (Context): What stands in front.
+    """
+
+    doc: int
+    words: WordTokens
+    text: str
+    labels: List[str]
+    context: Context = Context()
+
+    @property
+    def bounds(self) -> List[Tuple[int, int]]:
+        """First character of each word, and one past the last."""
+        return [(int(start), int(end)) for start, end in self.words.bounds]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How long things may be.
+
+    name (str): The component.
+    context (int): Tokens of a conversation, its answer included.
+    window (int): Tokens of a passage.
+    answer (int): Tokens of an answer.
+    """
+
+    name: str
+    context: int
+    window: int
+    answer: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a conversation up to the answer."""
+        return self.context - min(self.answer, self.context // 4)
+
+    def windows(self, doc: Doc, wording: Wording, labels: Sequence[str]) -> List[Window]:
+        """Cut a Doc into windows that fit behind every question for a label.
+
+        RAISES (LLMNERError): If a question leaves no room for a text.
+        """
+        tokens, longest = wording.longest(labels)
+        most = self.prompt - tokens
+        if most < 1:
+            label = longest if len(longest) < 80 else f"{longest[:80]}..."
+            raise LLMNERError(
+                Errors.E034.format(
+                    name=self.name, tokens=tokens, label=label, max_length=self.context
+                )
+            )
+        windows = read_windows(doc, wording.chat.tokenizer, min(self.window, most))
+        # A single word that the LLM can't read at once is no name.
+        return [w for w in windows if 0 < len(w.words.ids) <= most]
+
+    def fit(self, context: Context, passage: Passage, wording: Wording) -> Context:
+        """Leave out examples, the least similar first, until there is room for the question."""
+        label = wording.longest(passage.labels)[1]
+        while context.examples:
+            if len(wording.encode(passage.text, context.examples, label)) <= self.prompt:
+                break
+            context = context.without_last()
+        return context
+
+
+def passage_text(doc: Any, words: WordTokens) -> str:
+    """RETURNS (str): The text from the first to the last word."""
+    return doc.text[int(words.bounds[0, 0]) : int(words.bounds[-1, 1])]

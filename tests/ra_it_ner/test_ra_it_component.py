@@ -1,0 +1,241 @@
+"""Train, save, load, and settings that make no sense."""
+
+import copy
+import pickle
+import random
+
+import pytest
+import spacy
+import torch
+from ner_helpers import TEXTS, TRAIN, assert_same, make_examples, make_sgd, same_state, state_of
+from ra_it_helpers import ADA, BO, initialized, make_nlp, scrambled, train
+
+from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
+from spacy_llmner.llm import pool
+from spacy_llmner.retrieval.index import ExampleIndex
+
+UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
+
+
+def assert_same_answers(one, other, tolerance=1e-5):
+    for a, b in zip(one.pipe([*TEXTS, UNSEEN]), other.pipe([*TEXTS, UNSEEN])):
+        assert_same(a, b, tolerance)
+        assert a._.llmner_examples == b._.llmner_examples
+
+
+def test_IO(trained, tmp_path):
+    """Checklist 15 too: a saved index finds the same examples."""
+    trained.to_disk(tmp_path)
+    loaded = spacy.load(tmp_path)
+    assert_same_answers(trained, loaded)
+    assert loaded.get_pipe("ra_it_ner").labels == ("LOC", "PER")
+    fresh = spacy.util.load_model_from_config(trained.config)
+    fresh.from_bytes(trained.to_bytes())
+    assert_same_answers(trained, fresh)
+    assert same_state(state_of(fresh), state_of(loaded))
+    assert_same_answers(trained, pickle.loads(pickle.dumps(trained)))
+    copied = copy.deepcopy(trained.get_pipe("ra_it_ner"))
+    assert copied.labels == ("LOC", "PER") and len(copied.index) == len(TRAIN)
+
+
+def test_loading_reads_no_llm(trained, tmp_path):
+    trained.to_disk(tmp_path)
+    pool.clear()
+    nlp = spacy.load(tmp_path)
+    nlp.to_bytes()
+    assert pool.loaded() == []
+    nlp(TEXTS[0])
+    assert len(pool.loaded()) == 1  # the encoder shares it
+
+
+def test_other_llm_is_refused(trained, other_llm, tmp_path):
+    trained.to_disk(tmp_path)
+    nlp = spacy.load(tmp_path, config={"components.ra_it_ner.llm.name": other_llm})
+    with pytest.raises(LLMMismatchError, match="'ra_it_ner' was trained on the LLM.*paths.llm"):
+        nlp(TEXTS[0])
+
+
+def test_index_of_another_encoder_is_refused(trained, other_llm, tmp_path):
+    trained.to_disk(tmp_path)
+    moved = {"components.ra_it_ner.encoder.llm.name": other_llm}
+    nlp = spacy.load(tmp_path, config=moved)
+    with pytest.raises(LLMMismatchError, match="encode"):
+        nlp(TEXTS[0])
+
+
+def test_source(trained):
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ra_it_ner", source=trained)
+    assert_same_answers(trained, nlp)
+
+
+def test_pool_from_a_folder(tiny_llm, trained, tmp_path):
+    index = ExampleIndex(trained.get_pipe("ra_it_ner").encoder)
+    index.add([BO, ADA])
+    index.to_disk(tmp_path)
+    nlp = make_nlp(tiny_llm)
+    nlp.config["initialize"]["components"]["ra_it_ner"] = {"pool": str(tmp_path)}
+    initialized(nlp)
+    examples = nlp.get_pipe("ra_it_ner").index.examples
+    assert len(examples) == 2 + len(TRAIN) and BO in examples
+
+
+def test_without_examples_nothing_is_indexed(vanilla):
+    pipe = vanilla.get_pipe("ra_it_ner")
+    assert len(pipe.index) == 0
+    assert vanilla(TEXTS[0])._.llmner_examples == [{"reason": "no examples", "examples": []}]
+
+
+def test_update_moves_the_adapter_only(tiny_llm):
+    nlp = initialized(make_nlp(tiny_llm))
+    pipe = nlp.get_pipe("ra_it_ner")
+    base = {k: v.clone() for k, v in pipe.shared_llm().model.state_dict().items()}
+    before, first = state_of(nlp), {}
+    random.seed(0)
+    sgd = make_sgd(0.01, grad_clip=1.0)
+    nlp.update(make_examples(nlp), sgd=sgd, losses=first)
+    for _ in range(15):
+        last = nlp.update(make_examples(nlp), sgd=sgd, losses={})
+    assert last["ra_it_ner"] < 0.7 * first["ra_it_ner"]
+    assert not same_state(before, state_of(nlp))
+    assert all(torch.equal(v, base[k]) for k, v in pipe.shared_llm().model.state_dict().items())
+
+
+def test_a_seed_repeats_training(tiny_llm):
+    one, other = (train(make_nlp(tiny_llm), steps=3) for _ in range(2))
+    assert same_state(state_of(one), state_of(other))
+
+
+def test_merged_weights_say_the_same(tiny_llm, load):
+    """Checklist 9: LoRA merged into the weights gives the same states."""
+    nlp = scrambled(initialized(make_nlp(tiny_llm)))
+    pipe = nlp.get_pipe("ra_it_ner")
+    llm, view, _ = pipe.ready()
+    merged = copy.deepcopy(llm.decoder)
+    scale = pipe.settings.adapter.alpha / pipe.settings.adapter.rank
+    tensors = {k.replace("/", "."): v for k, v in pipe.module.state_dict().items()}
+    for name, a in tensors.items():
+        if ".lora_A." in name:
+            b = tensors[name.replace(".lora_A.", ".lora_B.")]
+            merged.get_submodule(name.split(".lora_A.")[0]).weight.data += scale * b @ a
+    ids = torch.tensor([[5, 9, 30, 41, 7]])
+    with torch.no_grad():
+        one, other = (model(input_ids=ids).last_hidden_state for model in (view, merged))
+    assert torch.allclose(one, other, atol=1e-4)
+    assert not torch.allclose(one, llm.decoder(input_ids=ids).last_hidden_state, atol=1e-2)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_loss_mask(tiny_llm, learn):
+    """Checklist 8: what the user says is not learnt, what the LLM has read only if asked for."""
+    nlp = initialized(make_nlp(tiny_llm, learn_acknowledgements=learn, notation="json"))
+    pipe = nlp.get_pipe("ra_it_ner")
+    hf = pipe.shared_llm().tokenizer.hf
+    learnt = "".join(
+        hf.decode(packed.targets.tolist(), skip_special_tokens=False)
+        for packed in pipe.packed(make_examples(nlp))
+    )
+    assert "Stone" in learnt and '["' in learnt and "[]" in learnt and "<|im_end|>" in learnt
+    assert "What describes" not in learnt and "river near" not in learnt
+    assert ("read this text" in learnt) is learn
+
+
+def test_random_k(tiny_llm):
+    nlp = initialized(make_nlp(tiny_llm, k=2))
+    pipe = nlp.get_pipe("ra_it_ner")
+    sizes = {len(p) for _ in range(8) for p in pipe.packed(make_examples(nlp)[:1])}
+    pipe.cfg["random_k"] = False
+    pipe.cfg["negative_rate"] = 0.0
+    fixed = {len(p) for _ in range(4) for p in pipe.packed(make_examples(nlp)[:1])}
+    assert len(sizes) > 2 and len(fixed) == 1
+
+
+def test_many_label_sets(tiny_llm):
+    """A Doc may say which labels its annotators knew; others are never taken for absent."""
+    nlp = make_nlp(tiny_llm)
+    examples = make_examples(nlp)
+    for eg in examples[:3]:
+        eg.reference._.llmner_labels = ["PER"]
+    random.seed(0)
+    nlp.initialize(lambda: examples)
+    pipe = nlp.get_pipe("ra_it_ner")
+    pipe.cfg["negative_rate"] = 1.0
+    hf = pipe.shared_llm().tokenizer.hf
+    for _ in range(10):
+        for packed in pipe.packed([examples[1]]):  # has a PER only
+            assert "LOC" not in hf.decode(packed.ids[-12:])
+
+
+def test_labels_in_training(tiny_llm):
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["PER", "ship"]})
+    initialized(nlp)
+    pipe = nlp.get_pipe("ra_it_ner")
+    assert pipe.labels == ("PER", "ship")
+    assert pipe.cfg["frequencies"] == {"LOC": 4, "PER": 4}
+
+
+def test_calibrate(wild, monkeypatch):
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "example_threshold", None)
+    threshold = pipe.calibrate(make_examples(wild))
+    assert threshold == pipe.cfg["example_threshold"] and pipe.cfg["use_examples"] == "auto"
+    (context,) = wild(TEXTS[0])._.llmner_examples
+    assert context["reason"] == "threshold"
+    assert all(e["similarity"] >= threshold for e in context["examples"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "must"),
+    [
+        ("use_examples", "sometimes", "one of auto, always, never"),
+        ("list_threshold", 1.5, "between 0 and 1"),
+        ("negative_rate", -0.1, "between 0 and 1"),
+        ("window", 0, "positive"),
+        ("context", 0, "positive"),
+        ("max_batch_tokens", 0, "positive"),
+        ("least_negatives", -1, "0 or more"),
+    ],
+)
+def test_settings_without_sense(tiny_llm, setting, value, must):
+    with pytest.raises(LLMNERError, match=f"`{setting}` of 'ra_it_ner' is .*{must}"):
+        make_nlp(tiny_llm, cfg={setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("conversation", "mine", "'mine' is no conversation. Possible: published_en"),
+        ("notation", "xml", "`notation`.*one of json, python"),
+        ("occurrences", "some", "`occurrences`.*one of ordered, all"),
+        ("rank", -1, "`rank`.*at least 0"),
+    ],
+)
+def test_model_without_sense(tiny_llm, setting, value, message):
+    with pytest.raises(LLMNERError, match=message):
+        make_nlp(tiny_llm, **{setting: value})
+
+
+def test_first_layer_beyond_the_llm(tiny_llm):
+    with pytest.raises(LLMNERError, match="`first_layer`.*below 4, the number of layers"):
+        initialized(make_nlp(tiny_llm, first_layer=4))
+
+
+def test_no_llm_set():
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ra_it_ner", config={"labels": ["PER"]})
+    with pytest.raises(LLMNotFoundError, match="ra_it_ner.llm.name"):
+        nlp("Some text")
+
+
+def test_a_corpus_without_entities(tiny_llm):
+    nlp = make_nlp(tiny_llm)
+    with pytest.raises(LLMNERError, match="None of the training examples for 'ra_it_ner' has an"):
+        initialized(nlp, [("Nobody came.", [])])
+    with pytest.raises(LLMNERError, match="There are no training examples for 'ra_it_ner'"):
+        nlp.initialize(lambda: make_examples(nlp, [("", [])]))
+
+
+def test_update_before_initialize(tiny_llm):
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"]})
+    with pytest.raises(LLMNERError, match="'ra_it_ner' is not trained yet"):
+        nlp.get_pipe("ra_it_ner").update(make_examples(nlp))
