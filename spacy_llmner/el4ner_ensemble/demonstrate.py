@@ -1,8 +1,7 @@
 """Stage 1: which labelled texts are shown in front of a text (methods.md 4a)."""
 
-from functools import lru_cache
 from hashlib import blake2b
-from typing import List, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 
@@ -31,7 +30,8 @@ class Demonstrator:
         self.how = how
         self.k = k
         self.usable = pool.usable(labels)
-        self._show = lru_cache(maxsize=4096)(lambda number: pool.demonstration(number, labels))
+        self.labels = list(labels)
+        self._shown: Dict[int, Demonstration] = {}
 
     @property
     def by_spans(self) -> bool:
@@ -71,6 +71,11 @@ class Demonstrator:
                     ).round(DECIMALS)
                     numbers.sort(key=lambda n: -similar[n])  # noqa: B023
         return [[self._show(n) for n in reversed(numbers[: self.k])] for numbers in ranked]
+
+    def _show(self, number: int) -> Demonstration:
+        if number not in self._shown:
+            self._shown[number] = self.pool.demonstration(number, self.labels)
+        return self._shown[number]
 
 
 def _shuffled(seed: str, numbers: Sequence[int]) -> List[int]:

@@ -6,10 +6,20 @@ from pathlib import Path
 import pytest
 from el4ner_helpers import initialized, make_nlp
 
+from spacy_llmner.el4ner_ensemble import session
+
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_lists():
+    """Random LLMs list all that they may."""
+    usual, session.MAX_LIST_TOKENS = session.MAX_LIST_TOKENS, 16
+    yield
+    session.MAX_LIST_TOKENS = usual
 
 
 @pytest.fixture(scope="session")

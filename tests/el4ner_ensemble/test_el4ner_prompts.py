@@ -110,7 +110,9 @@ def test_missing_sections(section):
     before, behind = GOOD.split(f"# {section}\n")
     rest = behind.split("\n# ", 1)
     broken = before + ("# " + rest[1] if len(rest) > 1 else "")
-    with pytest.raises(LLMNERError, match=f"my prompts can't be used: the section '# {section}' is"):
+    with pytest.raises(
+        LLMNERError, match=f"my prompts can't be used: the section '# {section}' is"
+    ):
         parse_prompts("my prompts", broken)
 
 

@@ -164,9 +164,7 @@ def test_a_voter_that_fails_is_left_out_for_that_text(stage, resident, caplog):
     good = decide(make_ensemble(three(), verifier="b"), *texts)
     found = decide(make_ensemble(voters, resident=resident, verifier="b"), *texts)
     for k in (0, 2, 3):  # other texts have all three votes
-        assert {s: d.votes for s, d in found[k].items()} == {
-            s: d.votes for s, d in good[k].items()
-        }
+        assert {s: d.votes for s, d in found[k].items()} == {s: d.votes for s, d in good[k].items()}
         assert not any(d.failed for d in found[k].values())
     assert "voter 'b' is left out for the text 'Oskar sings loudly.'" in caplog.text
     if stage == "verification":
