@@ -127,7 +127,7 @@ def run(pipe: EL4NER, examples: List[Example]) -> List[Found]:
 def score(
     examples: List[Example], found: List[Found], threshold: Optional[float]
 ) -> Dict[str, float]:
-    """RETURNS (Dict[str, float]): Strict micro scores in percent. Without a threshold nothing is verified."""
+    """RETURNS (Dict[str, float]): Strict micro scores in percent. Without a threshold, unverified."""
     right = n_found = n_gold = 0
     for eg, of_text in zip(examples, found):
         if threshold is None:
