@@ -148,19 +148,22 @@ class Desk:
     ) -> Generator[None, None, List[Dict[str, float]]]:
         if not spans:
             return []
-        behind = self._behind_list(tree, spans)
         # What is asked about a span is its string: once for all places of it.
-        strings = {span: self.task.text[slice(*span)] for span in spans}
-        asked = {
-            string: _ask(tree, behind, self.wording.type_question(string), self.wording.choices)
-            for string in dict.fromkeys(strings.values())
-        }
+        strings = [self.task.text[slice(*span)] for span in spans]
+        different = list(dict.fromkeys(strings))
+        found = yield from self.types(tree, spans, different)
+        types = dict(zip(different, found))
+        return [types[string] for string in strings]
+
+    def types(
+        self, tree: Tree, spans: Sequence[Chars], strings: Sequence[str]
+    ) -> Generator[None, None, List[Dict[str, float]]]:
+        """Ask for the types of strings, behind the list of all spans."""
+        behind = self._behind_list(tree, spans)
+        choices = self.wording.choices
+        asked = [_ask(tree, behind, self.wording.type_question(s), choices) for s in strings]
         yield
-        found = {
-            string: dict(zip(self.wording.labels, _probabilities(nodes, self.wording.choices)))
-            for string, nodes in asked.items()
-        }
-        return [found[strings[span]] for span in spans]
+        return [dict(zip(self.wording.labels, _probabilities(nodes, choices))) for nodes in asked]
 
     def verify(
         self, tree: Tree, spans: Sequence[Chars], claims: Sequence[Claim]
