@@ -29,8 +29,8 @@ def roomy(make_tiny, tmp_path_factory):
     return [
         _save(make_tiny, root / name, shape, seed, chat)
         for name, shape, seed, chat in (
-            ("one", "llama", 1, False),
-            ("two", "qwen2", 2, True),
+            ("one", "llama", 7, False),
+            ("two", "qwen2", 8, True),
             ("three", "llama", 3, False),
         )
     ]

@@ -201,7 +201,7 @@ def config_of(llms, **cfg):
         block = {"@misc": "spacy_llmner.LLM.v1", "name": str(folder), "device": "cpu"}
         voters[key] = {"@misc": "spacy_llmner.Voter.v1", "llm": block, **rest}
     encoder = {"@misc": "el4ner_tests.Encoder.v1"}
-    return {"llms": voters, "encoder": encoder, "k": 2, "verify_threshold": 0.3, **cfg}
+    return {"llms": voters, "encoder": encoder, "k": 2, "verify_threshold": 0.0, **cfg}
 
 
 def make_mock_nlp(voters, lang="en", initialize=True, **cfg):
