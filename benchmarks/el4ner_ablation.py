@@ -32,7 +32,7 @@ def main(
     docs: int = typer.Option(30, help="How many texts are read"),
     pool: int = typer.Option(60, help="Labelled texts to choose demonstrations from"),
     k: int = 3,
-    verifier: str = "gemma",
+    verifier: str = "smollm2",
     threshold: float = 0.5,
     seed: int = 0,
     only: str = typer.Option("", help="Variants to run, with commas; all if empty"),
@@ -55,6 +55,18 @@ def main(
         "random retrieval": {"retrieval": "random"},
         "sentence retrieval": {"retrieval": "sentence"},
     }
+    facts = {
+        "set": name,
+        "texts": len(examples),
+        "entities": sum(len(eg.reference.ents) for eg in examples),
+        "labels": list(full.labels),
+        "pool": len(full.pool),
+        "seconds_pool": seconds_pool,
+        "k": k,
+        "verifier": verifier,
+        "threshold": threshold,
+        "seed": seed,
+    }
     rows: Dict[str, Any] = {}
     for variant, change in variants.items():
         if only and variant not in only.split(","):
@@ -69,20 +81,8 @@ def main(
         rows[f"{variant}, not verified"] = score(examples, found, None)
         for shown in (variant, f"{variant}, not verified"):
             print(f"{shown:32}", {x: round(y, 1) for x, y in rows[shown].items()}, flush=True)
-    result = {
-        "set": name,
-        "texts": len(examples),
-        "entities": sum(len(eg.reference.ents) for eg in examples),
-        "labels": list(full.labels),
-        "pool": len(full.pool),
-        "seconds_pool": seconds_pool,
-        "k": k,
-        "verifier": verifier,
-        "threshold": threshold,
-        "seed": seed,
-        "variants": rows,
-    }
-    save(f"el4ner_ablation_{name}", result)
+        # After each variant, since they take long.
+        save(f"el4ner_ablation_{name}", {**facts, "variants": rows})
 
 
 def make(llms: Dict[str, str], **settings: Any) -> EL4NER:

@@ -28,7 +28,7 @@ def test_config_is_complete():
     default = nlp.get_pipe_config("el4ner_ensemble")
     assert config.keys() == default.keys()
     for setting, value in default.items():
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) and setting != "verifier":
             assert config[setting] == value, setting
     assert set(config["llms"]) == {"gemma", "smollm2"}
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities
 from spacy.tokens import Span
+from spacy.util import raise_error
 
 from spacy_llmner.llm import pool
 
@@ -118,6 +119,7 @@ def test_one_bad_document(failing, caplog):
     assert {text for text, _ in errors} == bad
     assert all("All voters failed on a document" in e for _, e in errors)
     assert any(doc.ents for doc in docs)
+    pipe.set_error_handler(raise_error)
     with pytest.raises(ValueError, match="All voters failed"):
         pipe(nlp.make_doc("Oskar Blum likes tea."))
 
