@@ -7,9 +7,9 @@ import torch
 from spacy.training import Example, validate_examples
 from thinc.api import Optimizer
 
-from .errors import Errors, LLMNERError
+from .errors import Errors, LLMNERError, wrong
 from .learn import batches_by_tokens, cross_entropy
-from .llm.adapters import Adapter, new_adapter
+from .llm.adapters import Adapter, AdapterSettings, new_adapter
 from .llm.packing import Packed, target_logits
 from .llm.pool import LoadedLLM
 from .pipe import LLMNERPipe
@@ -128,3 +128,28 @@ class AdapterPipe(LLMNERPipe):
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
         self._in_use = None
+
+
+def make_adapter_settings(
+    name: str, rank: int, alpha: int, first_layer: Optional[int]
+) -> AdapterSettings:
+    """RETURNS (AdapterSettings): Of a component's architecture.
+    RAISES (LLMNERError): If one of them makes no sense."""
+    for setting, value, least in (
+        ("rank", rank, 0),
+        ("alpha", alpha, 1),
+        ("first_layer", first_layer, 0),
+    ):
+        if value is not None and value < least:
+            raise wrong(setting, name, value, f"at least {least}")
+    return AdapterSettings(rank, alpha, first_layer)
+
+
+def check_llm(name: str, adapter: AdapterSettings, llm: LoadedLLM) -> None:
+    """RAISES (LLMNERError): If an LLM can't end an answer, or has fewer layers than the adapter wants."""
+    if not llm.tokenizer.end:
+        raise LLMNERError(Errors.E035.format(name=llm.spec.name))
+    first = adapter.first(llm)
+    if first >= llm.n_layers:
+        must = f"below {llm.n_layers}, the number of layers of '{llm.spec.name}'"
+        raise wrong("first_layer", name, first, must)

@@ -1,6 +1,6 @@
 """Every message a user may meet: what is wrong, with which value, and what mends it."""
 
-from typing import Any
+from typing import Any, Mapping, Sequence
 
 
 class LLMNERError(ValueError):
@@ -237,3 +237,29 @@ class Warnings:
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
     """RETURNS (LLMNERError): About a setting of the component `name`."""
     return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))
+
+
+def check_values(
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    choices: Mapping[str, Sequence[str]],
+    shares: Sequence[str],
+    sizes: Sequence[str],
+) -> None:
+    """Check the settings of the component `name`.
+
+    choices (Mapping[str, Sequence[str]]): The values that some settings may have.
+    shares (Sequence[str]): Settings that are between 0 and 1.
+    sizes (Sequence[str]): Settings that are positive.
+    RAISES (LLMNERError): About the first setting with a value that makes no sense.
+    """
+    for setting, known in choices.items():
+        if settings[setting] not in known:
+            raise wrong(setting, name, settings[setting], f"one of {', '.join(known)}")
+    for setting in shares:
+        if not 0.0 <= settings[setting] <= 1.0:
+            raise wrong(setting, name, settings[setting], "between 0 and 1")
+    for setting in sizes:
+        if settings[setting] < 1:
+            raise wrong(setting, name, settings[setting], "positive")

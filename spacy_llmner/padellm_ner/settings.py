@@ -5,6 +5,7 @@ from typing import Dict, Optional, Sequence, Union
 
 from thinc.api import Model
 
+from ..adapter_pipe import check_llm, make_adapter_settings
 from ..errors import Errors, LLMNERError, wrong
 from ..llm.adapters import AdapterSettings
 from ..llm.pool import LoadedLLM
@@ -23,13 +24,8 @@ class PaDeLLMSettings:
 
     def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
         """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
-        if not llm.tokenizer.end:
-            raise LLMNERError(Errors.E035.format(name=llm.spec.name))
-        first = self.adapter.first(llm)
+        check_llm(name, self.adapter, llm)
         asked = [self.label_words.get(label, label) for label in labels]
-        if first >= llm.n_layers:
-            must = f"below {llm.n_layers}, the number of layers of '{llm.spec.name}'"
-            raise wrong("first_layer", name, first, must)
         if len(set(asked)) < len(asked):
             must = f"such that each of {', '.join(labels)} goes by another word"
             raise wrong("label_words", name, self.label_words, must)
@@ -59,19 +55,12 @@ def make_padellm(
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If a setting has a value that makes no sense.
     """
-    for setting, value, least in (
-        ("rank", rank, 0),
-        ("alpha", alpha, 1),
-        ("first_layer", first_layer, 0),
-    ):
-        if value is not None and value < least:
-            raise wrong(setting, "padellm_ner", value, f"at least {least}")
+    adapter = make_adapter_settings("padellm_ner", rank, alpha, first_layer)
     if isinstance(template, str):
         if template not in TEMPLATES:
             known = ", ".join(TEMPLATES)
             raise LLMNERError(Errors.E006.format(value=template, what="template", known=known))
         template = TEMPLATES[template]
-    adapter = AdapterSettings(rank, alpha, first_layer)
     return carry(
         "padellm", PaDeLLMSettings(template, dict(label_words or {}), adapter, learn_index)
     )

@@ -2,23 +2,19 @@
 
 from typing import Any, List, Sequence
 
-from ..errors import wrong
+from ..errors import check_values, wrong
 from .context import POLICIES
-
-SHARES = ("list_threshold", "threshold", "negative_rate")
-SIZES = ("context", "window", "max_answer_tokens", "max_batch_tokens")
 
 
 def check_settings(name: str, **settings: Any) -> None:
     """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
-    if settings["use_examples"] not in POLICIES:
-        raise wrong("use_examples", name, settings["use_examples"], f"one of {', '.join(POLICIES)}")
-    for setting in SHARES:
-        if not 0.0 <= settings[setting] <= 1.0:
-            raise wrong(setting, name, settings[setting], "between 0 and 1")
-    for setting in SIZES:
-        if settings[setting] < 1:
-            raise wrong(setting, name, settings[setting], "positive")
+    check_values(
+        name,
+        settings,
+        choices={"use_examples": POLICIES},
+        shares=("list_threshold", "threshold", "negative_rate"),
+        sizes=("context", "window", "max_answer_tokens", "max_batch_tokens"),
+    )
     if settings["least_negatives"] < 0:
         raise wrong("least_negatives", name, settings["least_negatives"], "0 or more")
 

@@ -13,7 +13,7 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..adapter_pipe import AdapterPipe
+from ..adapter_pipe import AdapterPipe, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..learn import gold_mentions
@@ -351,7 +351,7 @@ class RAIT(AdapterPipe):
         self.cfg["frequencies"] = dict(sorted(seen.items()))
         self.set_labels(labels or self.labels or sorted(seen))
         llm = self.adopt_llm()
-        self.settings.check_llm(self.name, llm)
+        check_llm(self.name, self.settings.adapter, llm)
         if self.retrieval.k:
             index = ExampleIndex(self.encoder)
             self._take(index if pool is None else index.from_disk(pool))
@@ -362,7 +362,7 @@ class RAIT(AdapterPipe):
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
 
     def make_wording(self, llm: LoadedLLM) -> Wording:
-        self.settings.check_llm(self.name, llm)
+        check_llm(self.name, self.settings.adapter, llm)
         return self.settings.wording(llm)
 
     def packed(self, examples: List[Example]) -> List[Packed]:

@@ -5,6 +5,7 @@ from typing import Dict, Optional, Sequence, Union
 
 from thinc.api import Model
 
+from ..adapter_pipe import make_adapter_settings
 from ..errors import Errors, LLMNERError, wrong
 from ..llm.adapters import AdapterSettings
 from ..llm.chat import Chat
@@ -44,15 +45,6 @@ class RAITSettings:
             self.label_words,
             self.label_descriptions,
         )
-
-    def check_llm(self, name: str, llm: LoadedLLM) -> None:
-        """RAISES (LLMNERError): If the LLM can't be used or a setting does not fit it."""
-        if not llm.tokenizer.end:
-            raise LLMNERError(Errors.E035.format(name=llm.spec.name))
-        first = self.adapter.first(llm)
-        if first >= llm.n_layers:
-            must = f"below {llm.n_layers}, the number of layers of '{llm.spec.name}'"
-            raise wrong("first_layer", name, first, must)
 
     def check_labels(self, name: str, labels: Sequence[str]) -> None:
         """RAISES (LLMNERError): If two labels are asked for with the same question."""
@@ -96,13 +88,7 @@ def make_ra_it(
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If a setting has a value that makes no sense.
     """
-    for setting, value, least in (
-        ("rank", rank, 0),
-        ("alpha", alpha, 1),
-        ("first_layer", first_layer, 0),
-    ):
-        if value is not None and value < least:
-            raise wrong(setting, "ra_it_ner", value, f"at least {least}")
+    adapter = make_adapter_settings("ra_it_ner", rank, alpha, first_layer)
     if isinstance(conversation, str):
         if conversation not in CONVERSATIONS:
             known = ", ".join(CONVERSATIONS)
@@ -124,7 +110,7 @@ def make_ra_it(
             occurrences,
             dict(label_words or {}),
             dict(label_descriptions or {}),
-            AdapterSettings(rank, alpha, first_layer),
+            adapter,
             learn_acknowledgements,
         ),
     )

@@ -77,3 +77,13 @@ def test_broken_project_file(tmp_path):
         assert result.stderr.startswith(f"{project}: can't read the assets of the project")
     result, _ = run(path, "--project", str(tmp_path / "none.yml"))
     assert result.exit_code == 1 and "none.yml: can't read the assets" in result.stderr
+
+
+def test_labels_left_out(tmp_path):
+    """For a model that is to be asked for labels it never saw."""
+    spans = [{"start": 0, "end": 3, "label": "PER"}, {"start": 9, "end": 13, "label": "LOC"}]
+    path = write(tmp_path / "a.jsonl", {"text": "Ada left Bonn", "spans": spans})
+    result, (doc,) = run(path, "--leave-out", "LOC,ORG")
+    assert [(ent.text, ent.label_) for ent in doc.ents] == [("Ada", "PER")]
+    assert doc.has_annotation("ENT_IOB")
+    assert "PER: 1" in result.stdout and "LOC" not in result.stdout

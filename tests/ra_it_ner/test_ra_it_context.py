@@ -1,0 +1,124 @@
+"""When examples are shown, and how much similarity is enough."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import spacy
+from ner_helpers import make_examples
+
+from spacy_llmner.pipe import FoundSpan
+from spacy_llmner.ra_it_ner.calibration import NEVER, best_threshold
+from spacy_llmner.ra_it_ner.context import Chooser, Context, FoundInContext
+from spacy_llmner.retrieval.examples import LabelledText
+from spacy_llmner.retrieval.index import ExampleIndex
+from spacy_llmner.retrieval.strategies import Strategy
+
+NEAR = LabelledText("Bo saw a comet over Bonn", ((20, 24, "place"),))
+FAR = LabelledText("Rain fell", ())
+QUERY = LabelledText("Bo saw a comet over Bern")
+# Cosines to the query: 0.8 and 0.3.
+VECTORS = {QUERY.text: (1.0, 0.0), NEAR.text: (0.8, 0.6), FAR.text: (0.3, 0.954)}
+
+
+class ToyEncoder:
+    name, fingerprint, width = "toy", "toy", 2
+
+    def encode(self, texts, *, progress=False):
+        rows = np.array([VECTORS[text] for text in texts], dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def index():
+    index = ExampleIndex(ToyEncoder())
+    index.add([NEAR, FAR])
+    return index
+
+
+def choose(index, policy="auto", threshold=None, labels=("place",), **strategy):
+    (context,) = Chooser(index, Strategy(k=2, **strategy)).choose(
+        policy, threshold, [QUERY], [list(labels)]
+    )
+    return context
+
+
+def test_published_rule(index):
+    """In-domain: all labels asked for occur among the examples. Others must pass the gate."""
+    context = choose(index)
+    assert context.reason == "in-domain" and context.examples == (NEAR, FAR)
+    assert context.similarities == pytest.approx((0.8, 0.3), abs=0.01)
+    context = choose(index, labels=["place", "comet"])
+    assert context.reason == "out-of-domain" and context.examples == ()  # BM25 of few texts is low
+
+
+def test_threshold(index):
+    assert choose(index, threshold=0.5).examples == (NEAR,)
+    assert choose(index, threshold=0.5).reason == "threshold"
+    assert choose(index, threshold=NEVER).examples == ()
+    assert choose(index, threshold=0.0, labels=["comet"]).examples == (NEAR, FAR)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_always_and_never(index, threshold):
+    assert choose(index, "always", threshold).examples == (NEAR, FAR)
+    assert choose(index, "never", threshold) == Context(reason="never")
+
+
+def test_nothing_to_show(index):
+    assert choose(ExampleIndex(ToyEncoder())).reason == "no examples"
+    chooser = Chooser(index, Strategy(k=0))
+    assert chooser.choose("always", None, [QUERY], [["place"]]) == [Context(reason="no examples")]
+
+
+def test_each_text_by_its_own_labels(index):
+    chooser = Chooser(index, Strategy(k=1))
+    contexts = chooser.choose("auto", None, [QUERY, QUERY], [["comet"], ["place"]])
+    assert [c.reason for c in contexts] == ["out-of-domain", "in-domain"]
+    assert [len(c.examples) for c in contexts] == [0, 1]
+
+
+def test_cut():
+    context = Context((NEAR, FAR), (0.8, 0.3), "always").without_last()
+    assert context == Context((NEAR,), (0.8,), "always, cut")
+    assert context.without_last() == Context((), (), "always, cut")
+    assert context.summary() == {
+        "reason": "always, cut",
+        "examples": [{"doc_id": "", "hash": NEAR.hash, "similarity": 0.8}],
+    }
+
+
+def found(right, similarity):
+    ents = [FoundSpan(0, 1, "PER", 0.9)] if right else [FoundSpan(1, 2, "PER", 0.9)]
+    contexts = [Context((NEAR,), (similarity,), "always")]
+    return FoundInContext(ents, ents, contexts)
+
+
+@pytest.mark.parametrize(
+    ("helped", "threshold"),
+    [
+        ([True, True, False, False], 0.7),  # the near ones help
+        ([True, True, True, True], 0.2),
+        ([False, False, False, False], NEVER),
+    ],
+)
+def test_best_threshold(helped, threshold):
+    nlp = spacy.blank("en")
+    examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])] * 4)
+    similarities = [0.9, 0.7, 0.4, 0.2]
+    # Read without examples, the last two are right.
+    plain = [False, False, True, True]
+    if helped == [True] * 4:
+        plain = [False] * 4
+    if helped == [False] * 4:
+        plain = [True] * 4
+    without = [found(right, 0.0) for right in plain]
+    behind = [found(right, s) for right, s in zip(helped, similarities)]
+    assert best_threshold(examples, without, behind, None) == threshold
+
+
+def test_texts_without_an_example_stay_as_they_are():
+    nlp = spacy.blank("en")
+    examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])])
+    nothing = SimpleNamespace(ents=[], contexts=[Context()])
+    assert best_threshold(examples, [nothing], [nothing], None) == NEVER
