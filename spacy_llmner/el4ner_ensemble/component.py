@@ -23,7 +23,8 @@ from .demonstrate import Demonstrator
 from .ensemble import Decision, Ensemble, EnsembleSettings, Work
 from .pool import DemonstrationPool, PoolText, choose_texts, pool_texts
 from .pos import check_weights
-from .reading import Reading, read_tasks
+from .provenance import Traced, trace
+from .reading import Reading, read_tasks, short_texts, texts_about
 from .settings import check_settings, check_voters
 from .tasks import Asked, Chars, Task
 from .voters import Turns, default_voters
@@ -297,7 +298,7 @@ class EL4NER(LLMNERPipe):
         ents, spans = found_spans(doc, flat(mentions)), found_spans(doc, mentions)
         if not self.cfg["provenance"]:
             return Found(ents, spans)
-        return Traced(ents, spans, {(d.start, d.end): _trace(d) for d in decisions})
+        return Traced(ents, spans, {(d.start, d.end): trace(d) for d in decisions})
 
     def _read(self, doc: Doc) -> Reading:
         voters = list(self.voters.values())
@@ -373,20 +374,12 @@ class EL4NER(LLMNERPipe):
 
     def take_pool(self, texts: Sequence[PoolText]) -> None:
         """Choose from labelled texts, and compute what is needed of the chosen ones."""
-        self._new_pool(keep_voters=True)
-        known = set(self.labels)
-        fitting = [t for t in texts if _about(t, known)]
-        if len(fitting) < len(texts):
-            counts = {"n": len(texts) - len(fitting), "total": len(texts)}
-            warnings.warn(
-                Warnings.W011.format(name=self.name, labels=", ".join(self.labels), **counts),
-                stacklevel=2,
-            )
+        fitting = texts_about(texts, self.labels, self.name)
         if self.cfg["retrieval"] == "none" or not self.cfg["k"]:
             return
-        tasks = [Task(text.example.text, text.words) for text in fitting]
-        fits = self._short(tasks)
-        chosen = choose_texts([t for t, fit in zip(fitting, fits) if fit], self.cfg["pool_size"])
+        voters = list(self.voters.values())
+        short = short_texts(fitting, voters, self.turns, self.asked, self.cfg["window"])
+        chosen = choose_texts(short, self.cfg["pool_size"])
         if self.cfg["pre_extract"] == "gold":
             spans = [{"": [(a, b) for a, b, _ in t.example.entities]} for t in chosen]
         else:
@@ -395,22 +388,11 @@ class EL4NER(LLMNERPipe):
             _log(f"{self.name}, labelled texts", ensemble.work, len(chosen))
         self.pool.fill(chosen, spans)
 
-    def _short(self, tasks: Sequence[Task]) -> List[bool]:
-        """RETURNS (List[bool]): Which texts are short enough to be read at once by all."""
-        out = [True] * len(tasks)
-        for voter in self.voters.values():
-            self.turns.meet(voter)
-            most = min(self.cfg["window"], voter.room(self.asked))
-            for row, task in enumerate(tasks):
-                out[row] = out[row] and sum(voter.lengths(task.text, task.words)) <= most
-        return out
-
-    def _new_pool(self, keep_voters: bool = False) -> None:
+    def _new_pool(self) -> None:
         self.pool.clear()
         self._demonstrator = None
         self._warned = False
-        if not keep_voters:
-            self.cfg["voters"] = {}
+        self.cfg["voters"] = {}
 
     def update(
         self,
@@ -478,35 +460,8 @@ class EL4NER(LLMNERPipe):
                 self.voters[key].restore(saved)
 
 
-class Traced(Found):
-    """With where each span came from.
-
-    traces (Dict[Chars, Dict[str, Any]]): By characters.
-    """
-
-    def __init__(self, ents: List, spans: List, traces: Dict[Chars, Dict[str, Any]]) -> None:
-        super().__init__(ents, spans)
-        self.traces = traces
-
-
-def _trace(decision: Decision) -> Dict[str, Any]:
-    """RETURNS (Dict[str, Any]): Plain values, for `span._.el4ner`."""
-    return {
-        "proposed": list(decision.proposed),
-        "votes": {name: list(vote) for name, vote in decision.votes.items()},
-        "verified": decision.verified,
-        "failed": dict(decision.failed),
-    }
-
-
 def _union(by_voter: Mapping[str, Sequence[Chars]]) -> List[Chars]:
     return sorted({span for spans in by_voter.values() for span in spans})
-
-
-def _about(text: PoolText, labels: set) -> bool:
-    """RETURNS (bool): Whether a text has an entity that is asked for, or none at all."""
-    entities = text.example.entities
-    return not entities or any(label in labels for _, _, label in entities)
 
 
 def _log(name: str, work: Work, n_texts: int) -> None:

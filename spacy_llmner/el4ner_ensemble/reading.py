@@ -1,11 +1,14 @@
-"""From Docs to tasks: windows that every voter can read."""
+"""What is read: windows of Docs that every voter can read, and labelled texts that can be shown."""
 
+import warnings
 from typing import Any, Dict, List, Sequence
 
 from spacy.tokens import Doc, Token
 
+from ..errors import Warnings
 from ..retrieval.examples import LabelledText
 from ..windows import may_begin
+from .pool import PoolText
 from .pos import span_weight
 from .tasks import Asked, Chars, Task, Voter
 from .voters import Turns
@@ -78,3 +81,31 @@ class Reading:
             span_weight(self.doc, self.starts[start], self.ends[end], weights)
             for start, end in spans
         ]
+
+
+def texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) -> List[PoolText]:
+    """RETURNS (List[PoolText]): Those with an entity of these labels, or with none at all. It warns if
+    others are left out."""
+    known = set(labels)
+    out = []
+    for text in texts:
+        entities = text.example.entities
+        if not entities or any(label in known for _, _, label in entities):
+            out.append(text)
+    if len(out) < len(texts):
+        counts = {"n": len(texts) - len(out), "total": len(texts)}
+        message = Warnings.W011.format(name=name, labels=", ".join(labels), **counts)
+        warnings.warn(message, stacklevel=3)
+    return out
+
+
+def short_texts(
+    texts: Sequence[PoolText], voters: Sequence[Voter], turns: Turns, asked: Asked, size: int
+) -> List[PoolText]:
+    """RETURNS (List[PoolText]): Those that every voter can read at once. See read_tasks."""
+    out = list(texts)
+    for voter in voters:
+        turns.meet(voter)
+        most = min(size, voter.room(asked))
+        out = [t for t in out if sum(voter.lengths(t.example.text, t.words)) <= most]
+    return out
