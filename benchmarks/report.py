@@ -9,6 +9,8 @@ from typing import Any, Callable, Dict, List
 
 from common import RESULTS
 from padellm_tables import quality_section
+from retrieval_tables import index_table
+from retrieval_tables import quality_table as retrieval_table
 
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
@@ -214,6 +216,8 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_generated": generated_table,
     "padellm_speed": speed_table,
     "el4ner_ablation": ablation_table,
+    "retrieval_index": index_table,
+    "retrieval_quality": retrieval_table,
 }
 
 

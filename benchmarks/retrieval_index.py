@@ -62,9 +62,7 @@ def main(
             settings.IVF_PROBES = default
             print(runs[-1], flush=True)
         del store
-    chosen = {
-        name: getattr(settings, name) for name in ("HNSW_LINKS", "HNSW_BUILD", "HNSW_SEARCH")
-    }
+    chosen = {name: getattr(settings, name) for name in ("HNSW_LINKS", "HNSW_BUILD", "HNSW_SEARCH")}
     chosen["IVF_PROBES"] = settings.IVF_PROBES
     save("retrieval_index", {"width": WIDTH, "k": K, "default": chosen, "runs": runs})
 

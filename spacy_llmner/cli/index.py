@@ -1,6 +1,7 @@
 """`spacy llmner index`: make the index that ra_it_ner and el4ner_ensemble take examples from."""
 
 import json
+import warnings
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Iterator, Optional, Tuple
@@ -128,7 +129,10 @@ def _is_jsonl(corpus: Path) -> bool:
 def _doc_files(corpus: Path) -> Any:
     if corpus.is_file() and corpus.suffix != FILE_TYPE:
         raise LLMNERError(Errors.E056.format(path=corpus, reason=f"it is no {FILE_TYPE} file"))
-    files = sorted(walk_corpus(corpus, FILE_TYPE))
+    # spaCy's own warning of an empty folder says less than ours.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = sorted(walk_corpus(corpus, FILE_TYPE))
     if not files:
         raise LLMNERError(Errors.E056.format(path=corpus, reason=f"no {FILE_TYPE} file is in it"))
     return files

@@ -1,7 +1,7 @@
 """Which examples stand in front of a text: always, never, or when they help (methods.md 3a.3)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from ..pipe import Found
 from ..retrieval.examples import LabelledText
@@ -19,9 +19,9 @@ class Context:
 
     examples (Tuple[LabelledText, ...]): The most similar first; none for a conversation without.
     similarities (Tuple[float, ...]): Their cosine to the text.
-    reason (str): Why these: "never", "always", "no examples", "in-domain" (all labels asked for occur among
-        the examples), "out-of-domain" (they don't, so examples had to pass the published gate),
-        "threshold"; with ", cut" if there was no room for all of them.
+    reason (str): Why these: "never", "always", "no examples", "in-domain" (half of the labels asked for
+        or more occur among the examples), "out-of-domain" (they don't, so examples had to pass the
+        published gate), "threshold"; with ", cut" if there was no room for all of them.
     """
 
     examples: Tuple[LabelledText, ...] = ()
@@ -57,6 +57,8 @@ class Chooser:
         self.index = index
         self.strategy = strategy
         self._retrievers: Dict[Strategy, Retriever] = {}
+        self._labels: Set[str] = set()
+        self._counted = -1
 
     def choose(
         self,
@@ -69,7 +71,7 @@ class Chooser:
 
         policy (str): "always", "never", or "auto": only if they are similar enough.
         threshold (Optional[float]): With "auto": cosine that an example has to reach. None goes by the
-            published rule: examples that have all labels asked for are in-domain and are taken; others
+            published rule: examples that have half of the labels asked for are in-domain and taken; others
             have to reach a BM25 score of 20.
         queries (Sequence[LabelledText]): The texts.
         labels (Sequence[Sequence[str]]): What each of them is asked for.
@@ -80,7 +82,8 @@ class Chooser:
             return [Context(reason=reason) for _ in queries]
         known = set(self.index.labels())
         rules = [
-            _rule(self.strategy, policy, threshold, known.issuperset(asked)) for asked in labels
+            _rule(self.strategy, policy, threshold, 2 * len(known & set(asked)) >= len(asked))
+            for asked in labels
         ]
         out = [Context()] * len(queries)
         for reason, strategy in dict.fromkeys(rules):
@@ -89,6 +92,12 @@ class Chooser:
             for i, retrieved in zip(rows, found):
                 out[i] = _context(retrieved, reason)
         return out
+
+    def _knows(self, asked: Sequence[str]) -> bool:
+        """RETURNS (bool): Whether half of the labels or more occur among the examples."""
+        if self._counted != len(self.index):
+            self._labels, self._counted = set(self.index.labels()), len(self.index)
+        return 2 * len(self._labels.intersection(asked)) >= len(asked)
 
     def find(
         self, queries: Sequence[LabelledText], strategy: Optional[Strategy] = None

@@ -1,6 +1,6 @@
 """Token vectors to the vectors of texts and spans."""
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def span_mean(
     tokens: torch.Tensor, starts: np.ndarray, ends: np.ndarray, span: Chars
-) -> "np.ndarray | None":
+) -> Optional[np.ndarray]:
     """Average the vectors of the tokens that the characters of a span touch.
 
     tokens (Tensor): Shape (tokens, width).

@@ -27,7 +27,7 @@ from .index import ExampleIndex, Hit
 KINDS = ("nearest", "random", "mixed", "diverse", "bm25_rank")
 # What each gate lets pass by default. The first two have no use for one and are as published; the
 # others let about as many of the two nearest pass (docs/decisions.md).
-THRESHOLDS: Dict[str, float] = {"none": 20.0, "bm25": 20.0, "bm25_relative": 0.2, "cosine": 0.5}
+THRESHOLDS: Dict[str, float] = {"none": 20.0, "bm25": 20.0, "bm25_relative": 0.2, "cosine": 0.55}
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def make_strategy(
     """Registered as `spacy_llmner.Retrieval.v1` in `@misc`. The settings are those of Strategy.
 
     threshold (Optional[float]): None for the gate's default: 20 for "bm25", as published, 0.2 for
-        "bm25_relative", 0.5 for "cosine".
+        "bm25_relative", 0.55 for "cosine".
     RAISES (LLMNERError): If a setting makes no sense.
     """
     _check_known("gate", gate, tuple(THRESHOLDS))

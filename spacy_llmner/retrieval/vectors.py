@@ -22,10 +22,10 @@ SEED = 0
 
 
 class VectorStore:
-    """Vectors, numbered from 0 as they come, in memory once.
+    """Vectors, numbered from 0 as they come.
 
-    kind (str): "exact"; "hnsw", a graph, the fastest to search; or "ivf", lists around centres,
-        quicker to build and smaller on disk.
+    kind (str): "exact"; "hnsw", a graph; or "ivf", lists around centres, which is quicker to build and
+        misses less, but has the vectors in memory twice.
     width (int): Of a vector.
     """
 

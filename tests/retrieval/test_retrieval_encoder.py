@@ -95,9 +95,7 @@ def test_span_vectors(encoder):
         hidden = model.model(input_ids=ids).last_hidden_state[0].numpy()
     for (start, end), vector in zip(spans[:3], out):
         touched = [
-            i
-            for i, s, e in zip(tokens.inside, tokens.starts, tokens.ends)
-            if s < end and start < e
+            i for i, s, e in zip(tokens.inside, tokens.starts, tokens.ends) if s < end and start < e
         ]
         mean = hidden[touched].mean(0)
         close(vector, mean / np.linalg.norm(mean))
@@ -141,7 +139,9 @@ def test_without_pooler(tiny_bert, tmp_path):
 
 
 def test_messages(tiny_bert, tmp_path, monkeypatch):
-    with pytest.raises(LLMNotFoundError, match="sentence encoder '/no/such'.*llmner download all-mini"):
+    with pytest.raises(
+        LLMNotFoundError, match="sentence encoder '/no/such'.*llmner download all-mini"
+    ):
         make_sentence_encoder("/no/such").encode(["Bonn"])
     shutil.copytree(tiny_bert, tmp_path / "broken")
     file = tmp_path / "broken" / "model.safetensors"
@@ -161,7 +161,9 @@ def test_messages(tiny_bert, tmp_path, monkeypatch):
             make_sentence_encoder(tiny_bert, device="cuda").load()
     monkeypatch.setenv(catalogue.HOME_VARIABLE, str(tmp_path / "home"))
     monkeypatch.setattr(encoders, "_LOADED", {})
-    with pytest.raises(LLMNotFoundError, match="Get it with: python -m spacy llmner download all-mini"):
+    with pytest.raises(
+        LLMNotFoundError, match="Get it with: python -m spacy llmner download all-mini"
+    ):
         make_sentence_encoder().load()
 
 

@@ -1,0 +1,152 @@
+import json
+
+import pytest
+import spacy
+import torch
+import typer
+from spacy.tokens import DocBin, Span
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertModel, BertTokenizerFast
+from typer.testing import CliRunner
+
+from spacy_llmner.cli.index import build_index, index_cli
+from spacy_llmner.retrieval.encoder import make_sentence_encoder
+from spacy_llmner.retrieval.examples import LabelledText
+from spacy_llmner.retrieval.index import ExampleIndex
+
+TEXTS = ["Ada met Bo", "Bo in Bonn", "nobody came"]
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """Folder of a tiny random sentence encoder."""
+    path = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *" ".join(TEXTS).lower().split()]
+    model = models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=16).save_pretrained(path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    BertModel(config).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(encoder, tmp_path):
+    app = typer.Typer()
+    app.command()(index_cli)
+
+    def run(corpus, *args, encoder=encoder):
+        args = [str(corpus), str(tmp_path / "out"), "--encoder", encoder, *args]
+        return CliRunner().invoke(app, args)
+
+    return run
+
+
+def write(path, texts=TEXTS, key=None):
+    nlp = spacy.blank("en")
+    docs = [nlp(text) for text in texts]
+    for doc in docs:
+        spans = [Span(doc, t.i, t.i + 1, "NAME") for t in doc if t.text in ("Ada", "Bo", "Bonn")]
+        if key:
+            doc.spans[key] = spans
+        else:
+            doc.ents = spans
+    path.parent.mkdir(exist_ok=True)
+    DocBin(docs=docs, store_user_data=True).to_disk(path)
+    return path
+
+
+def jsonl(path, *lines):
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines) + "\n")
+    return path
+
+
+def saved(path, encoder):
+    return ExampleIndex(make_sentence_encoder(encoder)).from_disk(path / "out")
+
+
+def test_docs(run, encoder, tmp_path):
+    result = run(write(tmp_path / "train.spacy"))
+    assert result.exit_code == 0, result.output
+    assert "3 examples" in result.output and "NAME" in result.output and "4" in result.output
+    index = saved(tmp_path, encoder)
+    first = LabelledText("Ada met Bo", ((0, 3, "NAME"), (8, 10, "NAME")), "train.spacy:1")
+    assert index.examples[0] == first and len(index) == 3
+    (hits,) = index.search([LabelledText("Ada in Bonn")], 2)
+    assert len(hits) == 2
+
+
+def test_folder_and_kind(run, encoder, tmp_path):
+    write(tmp_path / "corpus" / "a.spacy", TEXTS[:2])
+    write(tmp_path / "corpus" / "b.spacy", [*TEXTS[1:], " "])
+    result = run(tmp_path / "corpus", "--kind", "hnsw", "--device", "cpu")
+    assert "2 duplicates or blank texts left out" in result.output
+    index = saved(tmp_path, encoder)
+    assert index.kind == "hnsw"
+    assert [e.doc_id for e in index.examples] == ["a.spacy:1", "a.spacy:2", "b.spacy:2"]
+
+
+def test_spans_key(run, encoder, tmp_path):
+    path = write(tmp_path / "nested.spacy", key="sc")
+    assert "has an entity (doc.ents is empty" in " ".join(run(path).output.split())
+    assert "NAME" in run(path, "--spans-key", "sc").output
+    assert saved(tmp_path, encoder).labels() == {"NAME": 4}
+    assert "doc.spans['x'] is empty" in " ".join(run(path, "--spans-key", "x").output.split())
+
+
+def test_jsonl(run, encoder, tmp_path):
+    spans = [{"start": 6, "end": 10, "label": "LOC"}, {"start": 0, "end": 2, "label": "PER"}]
+    path = jsonl(tmp_path / "c.jsonl", {"text": TEXTS[1], "spans": spans}, "", {"text": TEXTS[2]})
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    assert saved(tmp_path, encoder).examples == [
+        LabelledText(TEXTS[1], ((0, 2, "PER"), (6, 10, "LOC")), "c.jsonl:1"),
+        LabelledText(TEXTS[2], (), "c.jsonl:3"),
+    ]
+
+
+def test_in_python(encoder, tmp_path):
+    index, n_read = build_index(write(tmp_path / "a.spacy"), tmp_path / "out", encoder)
+    assert len(index) == n_read == 3 and saved(tmp_path, encoder).examples == index.examples
+
+
+def test_messages(run, tmp_path):
+    def fails(message, corpus, *args, **kwargs):
+        result = run(corpus, *args, **kwargs)
+        assert result.exit_code == 1
+        assert message in result.output
+        assert not (tmp_path / "out").exists()
+
+    good = write(tmp_path / "good.spacy")
+    fails("Can't find the corpus", tmp_path / "none.spacy")
+    (tmp_path / "empty").mkdir()
+    fails("no .spacy file is in it", tmp_path / "empty")
+    fails("is empty: it holds no document with text", write(tmp_path / "no.spacy", []))
+    fails("is empty: it holds no document with text", write(tmp_path / "blank.spacy", [" ", ""]))
+    fails("is empty", jsonl(tmp_path / "no.jsonl"))
+    (tmp_path / "text.txt").write_text("Ada")
+    fails("it is no .spacy file", tmp_path / "text.txt")
+    (tmp_path / "bad.spacy").write_bytes(b"nonsense")
+    fails("Can't read the corpus", tmp_path / "bad.spacy")
+    for line in (
+        "{nonsense",
+        "[1]",
+        {"spans": []},
+        {"text": 5},
+        {"text": "Bo", "spans": [{"start": 0, "end": 9, "label": "PER"}]},
+        {"text": "Bo", "spans": [{"start": 0, "label": "PER"}]},
+        {"text": "Bo", "spans": [[0, 2, "PER"]]},
+    ):
+        fails("line 2: ", jsonl(tmp_path / "bad.jsonl", {"text": "Ada"}, line))
+    fails("Can't load the sentence encoder", good, encoder="/no/such/encoder")
+    fails("'tree' is no kind of index", good, "--kind", "tree")
+    fails("'gpu' is no device", good, "--device", "gpu")
