@@ -191,6 +191,26 @@ def speed_table(r: Dict[str, Any]) -> List[str]:
     return out
 
 
+def ablation_table(r: Dict[str, Any]) -> List[str]:
+    """A row for each variant of el4ner_ensemble."""
+    out = [
+        f"## Stages of el4ner_ensemble: {r['set']}",
+        "",
+        f"Strict scores in percent on {r['texts']} texts with {r['entities']} entities,",
+        f"{r['k']} demonstrations out of {r['pool']} labelled texts, verifier {r['verifier']} (an LLM",
+        f"alone verifies itself), seed {r['seed']}. Seconds, calls and tokens are those of a text.",
+        "So few texts show which stage works, not how well.",
+        "",
+        "| variant | P | R | F | s | calls | tokens |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in r["variants"].items():
+        cells = [f"{row[x]:.1f}" if x in row else "" for x in ("p", "r", "f", "seconds", "calls")]
+        tokens = f"{row['tokens']:.0f}" if "tokens" in row else ""
+        out.append("| " + " | ".join([name, *cells, tokens]) + " |")
+    return out
+
+
 TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_fewshot": fewshot_table,
     "ember_layers_": layers_table,
@@ -198,6 +218,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "padellm_speed": speed_table,
     "ra_it_speed": shared_context_table,
     "ra_it_transfer": transfer_table,
+    "el4ner_ablation": ablation_table,
     "retrieval_index": index_table,
     "retrieval_quality": retrieval_table,
 }

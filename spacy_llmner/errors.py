@@ -159,6 +159,54 @@ class Errors:
         'lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": "LOC"}}]}}.'
     )
     E057 = "The corpus '{path}' is empty: it holds no document with text."
+    E060 = (
+        "The voter '{voter}' of '{name}' and the voter '{other}' are the same: the same LLM with the same "
+        "prompts would only vote twice. Give one of them other `prompts`, or leave it out "
+        "(a higher `weight` does the same)."
+    )
+    E061 = (
+        "The verifier '{verifier}' of '{name}' is not among its LLMs ({known}). Set `verifier` to one "
+        "of them, or to null for the first."
+    )
+    E062 = (
+        "Can't read the prompts '{path}' ({reason}). `prompts` must be one of {known}, or the path "
+        "of a text file."
+    )
+    E063 = (
+        "The {source} can't be used: {fault}. A prompt file has the sections {sections}, each headed by "
+        "'# ' and its name; spacy_llmner/el4ner_ensemble/prompts has examples."
+    )
+    E064 = (
+        "Types of the voter '{name}' can't be told apart: two of {words} are the same word. Change "
+        "`label_words`, or the section '# none' of its prompts."
+    )
+    E065 = (
+        "The answers to a check begin with the same token for the voter '{name}': {words}. Change the "
+        "sections '# true' and '# false' of its prompts."
+    )
+    E066 = (
+        "The prompts of the voter '{name}' take {tokens} tokens and leave no room for a text, since its "
+        "LLM reads {max_length}. Ask for fewer or shorter types (`label_words`), or use shorter `prompts`."
+    )
+    E067 = (
+        "The voter '{name}' had the LLM '{known}' (fingerprint {known_print}) when its ensemble was "
+        "initialized, but is given '{given}' (fingerprint {given_print}). The demonstrations were chosen "
+        "with that one: point the pipeline to it with spacy.load(dir, config={{'paths.llm': PATH}}), or "
+        "initialize it again."
+    )
+    E068 = (
+        "The voter '{name}' has chat = true, but its LLM '{llm}' has no chat template. Set it to null or "
+        "false, or use an instruction-tuned LLM."
+    )
+    E069 = "All voters failed on a document ({failed})."
+    E070 = (
+        "The voter '{name}' gave {given} answers to {asked} questions. Its `session` must answer "
+        "every task and every span."
+    )
+    E071 = (
+        "The voter '{voter}' of '{name}' is a {given}, not a block with "
+        '@misc = "spacy_llmner.Voter.v1" or an object with the methods of a Voter.'
+    )
 
 
 class Warnings:
@@ -172,6 +220,14 @@ class Warnings:
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+    W010 = (
+        "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Give it "
+        "some with nlp.initialize(get_examples), or `paths.train` of its config."
+    )
+    W011 = (
+        "{n} of {total} labelled texts given to '{name}' hold only labels that it is not asked for "
+        "({labels}), and are not shown to its LLMs. Add these labels to it, if they are wanted."
+    )
     W050 = (
         "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
         "teach nothing. Entities in span groups are read with --spans-key KEY."

@@ -40,14 +40,14 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
         while end < len(tokens) and int(words.last[end]) - low < size:
             end += 1
         if end < len(tokens):
-            breaks = (k for k in range(end, start, -1) if _breaks(tokens, k, known))
+            breaks = (k for k in range(end, start, -1) if may_begin(tokens, k, known))
             end = next(breaks, end)
         out.append(Window(words.part(start, end).stripped(), [t.i for t in tokens[start:end]]))
         start = end
     return out
 
 
-def _breaks(tokens: list, k: int, known: bool) -> bool:
+def may_begin(tokens: list, k: int, known: bool) -> bool:
     """RETURNS (bool): Whether a sentence may begin with token k."""
     if known:
         return bool(tokens[k].is_sent_start)

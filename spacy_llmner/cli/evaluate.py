@@ -61,6 +61,7 @@ def evaluate_cli(
     output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
     html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
     gpu_id: int = typer.Option(-1, "--gpu-id", "-g", help="GPU ID or -1 for CPU"),
+    limit: int = typer.Option(0, "--limit", min=0, help="Only so many docs, the first ones"),
     limit_html: int = typer.Option(40, "--limit-html", min=0, help="Docs in the web page"),
     show: int = typer.Option(5, "--show", min=0, help="Docs shown in the terminal"),
     spans_key: Optional[str] = typer.Option(
@@ -72,7 +73,9 @@ def evaluate_cli(
     import_code(code_path)
     console = Console(highlight=False)
     try:
-        result = evaluate(model, data_path, gpu_id=gpu_id, spans_key=spans_key, progress=True)
+        result = evaluate(
+            model, data_path, gpu_id=gpu_id, spans_key=spans_key, limit=limit, progress=True
+        )
         for path, text in (
             (output, lambda: json.dumps(result.scores, indent=2, default=_plain)),
             (html, lambda: to_html(result, limit_html)),
@@ -95,6 +98,7 @@ def evaluate(
     *,
     gpu_id: int = -1,
     spans_key: Optional[str] = None,
+    limit: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Run a pipeline on annotated Docs and score it.
@@ -103,6 +107,7 @@ def evaluate(
     data_path (Path): A .spacy file, or a folder of them.
     gpu_id (int): Which GPU spaCy uses, or -1. Where the LLM runs is the `device` of its own block.
     spans_key (Optional[str]): Key in doc.spans to score besides doc.ents.
+    limit (int): Only so many Docs, the first ones; 0 for all.
     progress (bool): Show a progress bar, if standard error is a terminal.
     RETURNS (Evaluation): Docs and scores.
     RAISES (LLMNERError): If the pipeline or the data are not there or can't be used.
@@ -113,6 +118,7 @@ def evaluate(
     nlp = load_pipeline(model, gpu_id)
     seconds_load = perf_counter() - start
     examples = read_examples(nlp, data_path, spans_key)
+    examples = examples[:limit] if limit else examples
     # The LLM's weights are loaded at first use: that is no part of the speed.
     start = perf_counter()
     list(nlp.pipe([examples[0].reference.text]))

@@ -164,6 +164,11 @@ def test_html_limit(model, data):
     assert page.count("<figure") == 1 and "1 of 3 documents" in page
 
 
+def test_limit(model, data):
+    assert evaluate(model, data, limit=1).scores["n_docs"] == 1
+    assert evaluate(model, data).scores["n_docs"] == 3
+
+
 def test_same_label_same_colour(model, data):
     colors = module.label_colors(evaluate(model, data))
     assert set(colors) == {"PERSON", "LOC", "WORK"}

@@ -1,0 +1,148 @@
+"""`el4ner_ensemble` against each of its LLMs alone, and against itself with a stage left out or replaced.
+
+    python benchmarks/el4ner_ablation.py wnut17 train.spacy test.spacy --docs 30
+
+All variants see the same texts with the same labelled texts to choose from; what the LLMs find in these
+without demonstrations is found once. Verification is left out by leaving its answers out, which is the
+same. F1 is strict. LLMs this small find little: what counts is which stage earns its place.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import spacy
+import typer
+from common import read_examples, save
+from spacy.training import Example
+
+from spacy_llmner.align import Mention, flat
+from spacy_llmner.el4ner_ensemble.component import EL4NER
+
+LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
+# A mention without what the verifier said, and that.
+Found = List[Tuple[Mention, Optional[float]]]
+
+
+def main(
+    name: str,
+    train: Path,
+    test: Path,
+    docs: int = typer.Option(30, help="How many texts are read"),
+    pool: int = typer.Option(60, help="Labelled texts to choose demonstrations from"),
+    k: int = 3,
+    verifier: str = "smollm2",
+    threshold: float = 0.5,
+    seed: int = 0,
+    only: str = typer.Option("", help="Variants to run, with commas; all if empty"),
+) -> None:
+    blank = spacy.blank("en")
+    examples = [eg for eg in read_examples(blank, test) if 4 < len(eg.predicted) < 60]
+    order = np.random.default_rng(seed).permutation(len(examples))
+    examples = [examples[i] for i in sorted(order[:docs])]
+    labelled = read_examples(blank, train)
+    settings = {"k": k, "pool_size": pool, "verifier": verifier, "verify_threshold": 0.0}
+    full = make(LLMS, **settings)
+    start = time.perf_counter()
+    full.initialize(lambda: labelled)
+    seconds_pool = time.perf_counter() - start
+    variants: Dict[str, Dict[str, Any]] = {
+        "ensemble": {},
+        "gemma": {"llms": ["gemma"]},
+        "smollm2": {"llms": ["smollm2"]},
+        "no retrieval": {"retrieval": "none"},
+        "random retrieval": {"retrieval": "random"},
+        "sentence retrieval": {"retrieval": "sentence"},
+    }
+    facts = {
+        "set": name,
+        "texts": len(examples),
+        "entities": sum(len(eg.reference.ents) for eg in examples),
+        "labels": list(full.labels),
+        "pool": len(full.pool),
+        "seconds_pool": seconds_pool,
+        "k": k,
+        "verifier": verifier,
+        "threshold": threshold,
+        "seed": seed,
+    }
+    rows: Dict[str, Any] = {}
+    for variant, change in variants.items():
+        if only and variant not in only.split(","):
+            continue
+        pipe = changed(full, settings, **change)
+        start = time.perf_counter()
+        found = run(pipe, examples)
+        seconds = (time.perf_counter() - start) / len(examples)
+        counts = {"seconds": seconds, "calls": pipe.work.calls / len(examples)}
+        counts["tokens"] = pipe.work.tokens / len(examples)
+        rows[variant] = {**score(examples, found, threshold), **counts}
+        rows[f"{variant}, not verified"] = score(examples, found, None)
+        for shown in (variant, f"{variant}, not verified"):
+            print(f"{shown:32}", {x: round(y, 1) for x, y in rows[shown].items()}, flush=True)
+        # After each variant, since they take long.
+        save(f"el4ner_ablation_{name}", {**facts, "variants": rows})
+
+
+def make(llms: Dict[str, str], **settings: Any) -> EL4NER:
+    config = {
+        key: {
+            "@misc": "spacy_llmner.Voter.v1",
+            "llm": {"@misc": "spacy_llmner.LLM.v1", "name": name},
+        }
+        for key, name in llms.items()
+    }
+    nlp = spacy.blank("en")
+    return nlp.add_pipe("el4ner_ensemble", config={"llms": config, **settings})  # type: ignore
+
+
+def changed(full: EL4NER, settings: Dict[str, Any], **change: Any) -> EL4NER:
+    """RETURNS (EL4NER): Another ensemble with the same pool: of its spans those its own voters found."""
+    names = change.pop("llms", list(LLMS))
+    if len(names) == 1:
+        settings = {**settings, "verifier": names[0]}
+    pipe = make({name: LLMS[name] for name in names}, **{**settings, **change})
+    pipe.set_labels(full.labels)
+    pipe.pool.from_bytes(full.pool.to_bytes())
+    pipe.pool.keep(names)
+    return pipe
+
+
+def run(pipe: EL4NER, examples: List[Example]) -> List[Found]:
+    out: List[Found] = []
+    pipe.cfg["provenance"] = True
+    for found in pipe.predict([eg.predicted for eg in examples]):
+        doc = examples[len(out)].predicted
+        mentions: Found = []
+        for span in found.spans:
+            start, end = doc[span.start].idx, doc[span.end - 1].idx + len(doc[span.end - 1])
+            verified = found.traces[start, end]["verified"]  # type: ignore[attr-defined]
+            mention = Mention(start, end, span.label, span.score / max(verified or 1.0, 1e-9))
+            mentions.append((mention, verified))
+        out.append(mentions)
+    return out
+
+
+def score(
+    examples: List[Example], found: List[Found], threshold: Optional[float]
+) -> Dict[str, float]:
+    """RETURNS (Dict[str, float]): Strict micro scores in percent. Without a threshold, unverified."""
+    right = n_found = n_gold = 0
+    for eg, of_text in zip(examples, found):
+        if threshold is None:
+            mentions = [m for m, _ in of_text]
+        else:
+            kept = [(m, v or 0.0) for m, v in of_text if (v or 0.0) >= threshold]
+            mentions = [Mention(m.start, m.end, m.label, m.score * v) for m, v in kept]
+        gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
+        mine = {(m.start, m.end, m.label) for m in flat(mentions)}
+        right += len(gold & mine)
+        n_found += len(mine)
+        n_gold += len(gold)
+    p, r = right / max(n_found, 1), right / max(n_gold, 1)
+    return {"p": 100 * p, "r": 100 * r, "f": 100 * 2 * p * r / max(p + r, 1e-9)}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,469 @@
+"""`el4ner_ensemble`: several small LLMs find demonstrations, extract, vote and verify
+(EL4NER, arXiv 2505.23038)."""
+
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+import srsly
+from spacy.language import Language
+from spacy.tokens import Doc, Span
+from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import ensure_path
+from thinc.api import Config, Optimizer
+
+from ..align import Mention, flat, found_spans
+from ..errors import Errors, LLMNERError, Warnings
+from ..llm.pool import make_llm
+from ..pipe import Found, LLMNERPipe, carry
+from ..retrieval.encoder import SentenceEncoder
+from .demonstrate import Demonstrator
+from .ensemble import Decision, Ensemble, EnsembleSettings, Work
+from .pool import DemonstrationPool, PoolText, choose_texts, pool_texts
+from .pos import check_weights
+from .provenance import Traced, trace
+from .reading import Reading, read_tasks, short_texts, texts_about
+from .settings import check_settings, check_voters
+from .tasks import Asked, Chars, Task
+from .voters import Turns, default_voters
+
+logger = logging.getLogger("spacy_llmner")
+
+POOL = "pool"
+
+default_config = """
+[el4ner_ensemble]
+labels = null
+k = 5
+pool_size = 200
+retrieval = "span"
+pre_extract = "llm"
+vote = "majority"
+verify = true
+verifier = null
+verify_threshold = 0.5
+skip_unanimous = false
+resident = null
+spans_key = "llmner"
+overwrite = true
+provenance = false
+window = 256
+max_batch_tokens = 2048
+
+[el4ner_ensemble.llms]
+
+[el4ner_ensemble.label_words]
+
+[el4ner_ensemble.pos_weights]
+
+[el4ner_ensemble.encoder]
+@misc = "spacy_llmner.SentenceEncoder.v1"
+
+[el4ner_ensemble.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
+
+
+@Language.factory(
+    "el4ner_ensemble",
+    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
+    default_config=DEFAULT_CONFIG,
+    default_score_weights={
+        "ents_f": 1.0,
+        "ents_p": 0.0,
+        "ents_r": 0.0,
+        "ents_per_type": None,
+        "ents_ece": None,
+    },
+)
+def make_el4ner_ensemble_pipe(
+    nlp: Language,
+    name: str,
+    llms: Dict[str, Any],
+    encoder: SentenceEncoder,
+    labels: Optional[List[str]],
+    label_words: Dict[str, str],
+    k: int,
+    pool_size: int,
+    retrieval: str,
+    pre_extract: str,
+    pos_weights: Dict[str, float],
+    vote: str,
+    verify: bool,
+    verifier: Optional[str],
+    verify_threshold: float,
+    skip_unanimous: bool,
+    resident: Optional[int],
+    spans_key: str,
+    overwrite: bool,
+    provenance: bool,
+    window: int,
+    max_batch_tokens: int,
+    scorer: Optional[Callable],
+) -> "EL4NER":
+    """Build an `el4ner_ensemble`; nothing is loaded.
+
+    llms (Dict[str, Voter]): The voters by name (`@misc = "spacy_llmner.Voter.v1"`). Without any, Gemma 3
+        270M and SmolLM2-135M-Instruct vote.
+    encoder (SentenceEncoder): Compares spans and texts (`@misc = "spacy_llmner.SentenceEncoder.v1"`).
+    labels (Optional[List[str]]): What to find; None takes the labels of the examples at initialization.
+    label_words (Dict[str, str]): What a label is called in the prompts; others go by their own name.
+    k (int): Demonstrations in front of a text.
+    pool_size (int): Labelled texts that are kept to choose them from.
+    retrieval (str): How they are chosen: "span" by the similarity of spans, as published, "sentence" by
+        that of the texts, "random", or "none".
+    pre_extract (str): The spans of the labelled texts are what the LLMs find in them without
+        demonstrations, as published ("llm"), or their entities ("gold"), which takes no LLM.
+    pos_weights (Dict[str, float]): What a span weighs whose head is a "propn", "noun", "pron", or "other":
+        as published 4, 2, 1, 0.
+    vote (str): "majority" or "probability", see votes.count_votes.
+    verify (bool): Let one voter check every entity.
+    verifier (Optional[str]): Its name; None takes the first by name.
+    verify_threshold (float): Entities that it takes for less likely are dropped.
+    skip_unanimous (bool): It need not check what all voters agree about.
+    resident (Optional[int]): LLMs that are in memory at once: with fewer than there are, they take turns
+        stage by stage. None keeps all.
+    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
+    overwrite (bool): Replace entities that are already on the Doc.
+    provenance (bool): Say in `span._.el4ner` who proposed a span, how each voted, and what the verifier
+        said.
+    window (int): Tokens of text that are read at once; fewer if an LLM can't read so many. Longer texts are
+        cut between sentences.
+    max_batch_tokens (int): Tokens that are kept in memory at once, for each LLM.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return EL4NER(
+        nlp,
+        llms,
+        encoder,
+        name,
+        labels=labels,
+        label_words=label_words,
+        k=k,
+        pool_size=pool_size,
+        retrieval=retrieval,
+        pre_extract=pre_extract,
+        pos_weights=pos_weights,
+        vote=vote,
+        verify=verify,
+        verifier=verifier,
+        verify_threshold=verify_threshold,
+        skip_unanimous=skip_unanimous,
+        resident=resident,
+        spans_key=spans_key,
+        overwrite=overwrite,
+        provenance=provenance,
+        window=window,
+        max_batch_tokens=max_batch_tokens,
+        scorer=scorer,
+    )
+
+
+class EL4NER(LLMNERPipe):
+    """Several LLMs vote. Nothing is trained: `initialize` takes labelled texts to show to them."""
+
+    def __init__(
+        self,
+        nlp: Language,
+        llms: Mapping[str, Any],
+        encoder: SentenceEncoder,
+        name: str = "el4ner_ensemble",
+        *,
+        labels: Optional[List[str]] = None,
+        label_words: Optional[Mapping[str, str]] = None,
+        k: int = 5,
+        pool_size: int = 200,
+        retrieval: str = "span",
+        pre_extract: str = "llm",
+        pos_weights: Optional[Mapping[str, float]] = None,
+        vote: str = "majority",
+        verify: bool = True,
+        verifier: Optional[str] = None,
+        verify_threshold: float = 0.5,
+        skip_unanimous: bool = False,
+        resident: Optional[int] = None,
+        spans_key: str = "llmner",
+        overwrite: bool = True,
+        provenance: bool = False,
+        window: int = 256,
+        max_batch_tokens: int = 2048,
+        scorer: Optional[Callable] = None,
+    ) -> None:
+        """See make_el4ner_ensemble_pipe.
+
+        RAISES (LLMNERError): If a setting has a value that makes no sense.
+        """
+        cfg: Dict[str, Any] = {
+            "k": k,
+            "pool_size": pool_size,
+            "retrieval": retrieval,
+            "pre_extract": pre_extract,
+            "vote": vote,
+            "verify_threshold": verify_threshold,
+            "window": window,
+        }
+        check_settings(name, resident, max_batch_tokens=max_batch_tokens, **cfg)
+        # Every voter has an LLM of its own; there is none of the component's.
+        super().__init__(
+            nlp,
+            make_llm(),
+            carry("el4ner", None),
+            name,
+            scorer=scorer,
+            spans_key=spans_key,
+            overwrite=overwrite,
+            label_words=dict(label_words or {}),
+            pos_weights=check_weights(name, pos_weights or {}),
+            verify=verify,
+            verifier=verifier,
+            skip_unanimous=skip_unanimous,
+            provenance=provenance,
+            voters={},
+            **cfg,
+        )
+        self.voters = check_voters(name, llms or default_voters(), verifier)
+        for key, voter in self.voters.items():
+            voter.join(key, max_batch_tokens)
+        self.lang = nlp.lang or "en"
+        self.resident = resident
+        self.max_batch_tokens = max_batch_tokens
+        self.pool = DemonstrationPool(encoder)
+        self.work = Work()
+        self._turns: Optional[Turns] = None
+        self._demonstrator: Optional[Tuple[Any, Demonstrator]] = None
+        self._warned = False
+        for label in labels or []:
+            self.add_label(label)
+        if provenance and not Span.has_extension("el4ner"):
+            Span.set_extension("el4ner", default=None)
+
+    def set_labels(self, labels: Iterable[str]) -> None:
+        """Find other entities from now on: any words will do."""
+        self.cfg["labels"] = []
+        for label in labels:
+            self.add_label(label)
+
+    @property
+    def asked(self) -> Asked:
+        """RETURNS (Asked): What the voters are asked for."""
+        words = self.cfg["label_words"]
+        return Asked({label: words.get(label, label) for label in self.labels}, self.lang)
+
+    @property
+    def turns(self) -> Turns:
+        """RETURNS (Turns): Which LLMs are in memory."""
+        if self._turns is None:
+            self._turns = Turns(list(self.voters.values()), self.resident)
+        return self._turns
+
+    def predict(self, docs: Iterable[Doc]) -> List[Found]:
+        """Find entities, without changing the Docs.
+
+        docs (Iterable[Doc]): The Docs.
+        RETURNS (List[Found]): For each Doc.
+        RAISES (LLMNERError): Without labels, if a voter's LLM is not the one it had, or if all
+            voters failed.
+        """
+        if not self.labels:
+            raise LLMNERError(Errors.E020.format(name=self.name))
+        readings = [self._read(doc) for doc in docs]
+        tasks = [task for reading in readings for task in reading.tasks]
+        ensemble = self._ensemble()
+        demonstrator = self._demonstrations()
+        spans = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
+        self._demonstrate(demonstrator, readings, [_union(by_voter) for by_voter in spans])
+        decisions = iter(ensemble.decide(tasks))
+        found = [
+            self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings
+        ]
+        self.work.add(ensemble.work)
+        _log(self.name, ensemble.work, len(readings))
+        return found
+
+    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
+        """Write what was found, and where it came from if that is asked for."""
+        docs = list(docs)
+        super().set_annotations(docs, scores)
+        for doc, found in zip(docs, scores):
+            if isinstance(found, Traced):
+                for span in doc.spans[self.cfg["spans_key"]]:
+                    span._.el4ner = found.traces[span.start_char, span.end_char]
+
+    def _found(self, doc: Doc, decisions: Sequence[Decision]) -> Found:
+        mentions = [Mention(d.start, d.end, d.label, d.score) for d in decisions]
+        ents, spans = found_spans(doc, flat(mentions)), found_spans(doc, mentions)
+        if not self.cfg["provenance"]:
+            return Found(ents, spans)
+        return Traced(ents, spans, {(d.start, d.end): trace(d) for d in decisions})
+
+    def _read(self, doc: Doc) -> Reading:
+        voters = list(self.voters.values())
+        return Reading(doc, read_tasks(doc, voters, self.turns, self.asked, self.cfg["window"]))
+
+    def _ensemble(self) -> Ensemble:
+        verifier = self.cfg["verifier"] or next(iter(self.voters))
+        settings = EnsembleSettings(
+            self.cfg["vote"],
+            verifier if self.cfg["verify"] else None,
+            self.cfg["verify_threshold"],
+            self.cfg["skip_unanimous"],
+        )
+        voters = list(self.voters.values())
+        return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens)
+
+    def _demonstrations(self) -> Demonstrator:
+        key = (self.labels, self.cfg["retrieval"], self.cfg["k"])
+        if self._demonstrator is None or self._demonstrator[0] != key:
+            made = Demonstrator(self.pool, self.cfg["retrieval"], self.cfg["k"], self.labels)
+            self._demonstrator = key, made
+        demonstrator = self._demonstrator[1]
+        wanted = self.cfg["retrieval"] != "none" and self.cfg["k"] > 0
+        if wanted and not demonstrator.shows and not self._warned:
+            warnings.warn(Warnings.W010.format(name=self.name), stacklevel=2)
+            self._warned = True
+        return demonstrator
+
+    def _demonstrate(
+        self,
+        demonstrator: Demonstrator,
+        readings: Sequence[Reading],
+        spans: Sequence[List[Chars]],
+    ) -> None:
+        """Put demonstrations into tasks."""
+        tasks = [(reading, task) for reading in readings for task in reading.tasks]
+        queries = [reading.query(task) for reading, task in tasks]
+        inside = [
+            [(start - task.start, end - task.start) for start, end in of_task]
+            for (_, task), of_task in zip(tasks, spans)
+        ]
+        weights = [r.weights(s, self.cfg["pos_weights"]) for (r, _), s in zip(tasks, spans)]
+        for (_, task), shown in zip(tasks, demonstrator.choose(queries, inside, weights)):
+            task.demonstrations = shown
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Optional[Language] = None,
+        labels: Optional[List[str]] = None,
+    ) -> None:
+        """Take labelled texts to show to the LLMs, and let these find the spans in them.
+
+        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[List[str]]): The labels; None takes those of the config, or of the examples.
+        RAISES (LLMNERError): Without labels.
+        """
+        validate_get_examples(get_examples, "EL4NER.initialize")
+        texts = list(pool_texts(eg.reference for eg in get_examples()))
+        if labels is not None:
+            self.set_labels(labels)
+        elif not self.labels:
+            self.set_labels(sorted({x for t in texts for _, _, x in t.example.entities}))
+        if not self.labels:
+            raise LLMNERError(Errors.E023.format(name=self.name))
+        self._new_pool()
+        for key, voter in self.voters.items():
+            self.turns.take(voter)
+            self.cfg["voters"][key] = voter.describe(self.asked)
+        self.take_pool(texts)
+
+    def take_pool(self, texts: Sequence[PoolText]) -> None:
+        """Choose from labelled texts, and compute what is needed of the chosen ones."""
+        fitting = texts_about(texts, self.labels, self.name)
+        if self.cfg["retrieval"] == "none" or not self.cfg["k"]:
+            return
+        voters = list(self.voters.values())
+        short = short_texts(fitting, voters, self.turns, self.asked, self.cfg["window"])
+        chosen = choose_texts(short, self.cfg["pool_size"])
+        if self.cfg["pre_extract"] == "gold":
+            spans = [{"": [(a, b) for a, b, _ in t.example.entities]} for t in chosen]
+        else:
+            ensemble = self._ensemble()
+            spans = ensemble.pre_extract([Task(t.example.text, t.words) for t in chosen])
+            _log(f"{self.name}, labelled texts", ensemble.work, len(chosen))
+        self.pool.fill(chosen, spans)
+
+    def _new_pool(self) -> None:
+        self.pool.clear()
+        self._demonstrator = None
+        self._warned = False
+        self.cfg["voters"] = {}
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optional[Optimizer] = None,
+        losses: Optional[Dict[str, float]] = None,
+    ) -> Dict[str, float]:
+        """Do nothing: all that is learnt is the pool of labelled texts, which `initialize` took.
+
+        RETURNS (Dict[str, float]): The losses, with 0.0 for this component.
+        """
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        validate_examples(examples, "EL4NER.update")
+        logger.debug("'%s' is not trained: its LLMs learn from what initialize took", self.name)
+        return losses
+
+    def get_loss(self, examples: Iterable[Example], scores: Any) -> Tuple[float, None]:
+        """RETURNS (Tuple[float, None]): 0: nothing is trained."""
+        return 0.0, None
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """RETURNS (bytes): Settings and the pool; never an LLM's weights."""
+        state: Dict[str, Any] = {"cfg": srsly.json_dumps(self.cfg), POOL: self.pool.to_bytes()}
+        if "vocab" not in exclude:
+            state["vocab"] = self.vocab.to_bytes(exclude=exclude)
+        return srsly.msgpack_dumps(state)
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "EL4NER":
+        """Load what `to_bytes` gave. RETURNS (EL4NER): The component itself."""
+        state = srsly.msgpack_loads(bytes_data)
+        if "vocab" not in exclude and "vocab" in state:
+            self.vocab.from_bytes(state["vocab"], exclude=exclude)
+        self._new_pool()
+        self.pool.from_bytes(state[POOL])
+        self._take_cfg(srsly.json_loads(state["cfg"]))
+        return self
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
+        """Write `cfg` and the folder `pool`; never an LLM's weights."""
+        folder = ensure_path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        srsly.write_json(folder / "cfg", self.cfg)
+        self.pool.to_disk(folder / POOL)
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "EL4NER":
+        """Load a folder. RETURNS (EL4NER): The component itself."""
+        folder = Path(path)
+        for file in ("cfg", POOL):
+            if not (folder / file).exists():
+                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
+        self._new_pool()
+        self.pool.from_disk(folder / POOL)
+        self._take_cfg(srsly.read_json(folder / "cfg"))
+        return self
+
+    def _take_cfg(self, cfg: Dict[str, Any]) -> None:
+        self.cfg.update(cfg)
+        for label in self.labels:
+            self.vocab.strings.add(label)
+        for key, saved in self.cfg["voters"].items():
+            if key in self.voters:
+                self.voters[key].restore(saved)
+
+
+def _union(by_voter: Mapping[str, Sequence[Chars]]) -> List[Chars]:
+    return sorted({span for spans in by_voter.values() for span in spans})
+
+
+def _log(name: str, work: Work, n_texts: int) -> None:
+    counted = ", ".join(f"{what} {n}" for what, n in asdict(work).items())
+    logger.debug("%s: %d LLM calls for %d texts (%s)", name, work.calls, n_texts, counted)

@@ -1,0 +1,83 @@
+"""Stage 1: which labelled texts are shown in front of a text (methods.md 4a)."""
+
+from hashlib import blake2b
+from typing import Dict, List, Sequence
+
+import numpy as np
+
+from ..retrieval.examples import LabelledText
+from .pool import DemonstrationPool
+from .similarity import span_similarity
+from .tasks import Chars, Demonstration
+
+RETRIEVAL = ("span", "sentence", "random", "none")
+# Similarities that differ by less are equal: a vector's last bits depend on the batch it was in.
+DECIMALS = 5
+
+
+class Demonstrator:
+    """Chooses demonstrations.
+
+    pool (DemonstrationPool): What there is.
+    how (str): "span": by SpanSim, equals by the similarity of the whole texts; "sentence": by that alone;
+        "random": by a draw that depends on the text only; "none".
+    k (int): How many at most.
+    labels (Sequence[str]): What is asked for.
+    """
+
+    def __init__(self, pool: DemonstrationPool, how: str, k: int, labels: Sequence[str]) -> None:
+        self.pool = pool
+        self.how = how
+        self.k = k
+        self.usable = pool.usable(labels)
+        self.labels = list(labels)
+        self._shown: Dict[int, Demonstration] = {}
+
+    @property
+    def by_spans(self) -> bool:
+        """Whether spans of the texts are needed."""
+        return self.how == "span" and self.shows
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is anything to show."""
+        return self.how != "none" and self.k > 0 and bool(self.usable.any())
+
+    def choose(
+        self,
+        queries: Sequence[LabelledText],
+        spans: Sequence[Sequence[Chars]] = (),
+        weights: Sequence[Sequence[float]] = (),
+    ) -> List[List[Demonstration]]:
+        """Choose for some texts. A text is never shown to itself, nor to a text nearly like it.
+
+        queries (Sequence[LabelledText]): The texts.
+        spans (Sequence[Sequence[Chars]]): The spans of each, if they are needed.
+        weights (Sequence[Sequence[float]]): Their weights.
+        RETURNS (List[List[Demonstration]]): For each text, the most similar one last.
+        """
+        if not self.shows or not queries:
+            return [[] for _ in queries]
+        found = self.pool.index.search(queries, len(self.pool))
+        ranked = [[hit.number for hit in hits if self.usable[hit.number]] for hits in found]
+        if self.how == "random":
+            ranked = [_shuffled(query.hash, numbers) for query, numbers in zip(queries, ranked)]
+        if self.by_spans:
+            vectors = self.pool.encoder.encode_spans([q.text for q in queries], spans)
+            for row, numbers in enumerate(ranked):
+                if len(spans[row]):
+                    similar = span_similarity(
+                        vectors[row], np.array(weights[row]), self.pool.vectors, self.pool.sizes
+                    ).round(DECIMALS)
+                    numbers.sort(key=lambda n: -similar[n])  # noqa: B023
+        return [[self._show(n) for n in reversed(numbers[: self.k])] for numbers in ranked]
+
+    def _show(self, number: int) -> Demonstration:
+        if number not in self._shown:
+            self._shown[number] = self.pool.demonstration(number, self.labels)
+        return self._shown[number]
+
+
+def _shuffled(seed: str, numbers: Sequence[int]) -> List[int]:
+    """RETURNS (List[int]): In an order that depends on nothing but the text."""
+    return sorted(numbers, key=lambda n: blake2b(f"{seed} {n}".encode(), digest_size=8).digest())

@@ -1,0 +1,214 @@
+"""The members of the ensemble: an LLM of the shared pool with prompts of its own."""
+
+import multiprocessing
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+from ..errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
+from ..llm.decoding import Decoder
+from ..llm.pool import LLM, LoadedLLM, make_llm
+from ..llm.tokenization import LLMTokenizer
+from ..llm.words import word_tokens
+from .prompts import AUTO, parse_prompts, read_prompts
+from .session import LLMSession
+from .tasks import Asked, Chars, Task
+from .wording import Wording
+
+# Those of an ensemble whose config names none: what `spacy llmner download` has.
+DEFAULT_LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
+
+
+class Facts(NamedTuple):
+    """What stays known of an LLM while another one takes its place in memory."""
+
+    tokenizer: LLMTokenizer
+    max_length: int
+
+
+class LLMVoter:
+    """See Voter. Nothing is loaded before first use.
+
+    llm (LLM): Handle on the shared LLM.
+    prompts (str): "auto", a name of the package's prompts, or a file.
+    chat (Optional[bool]): Ask by the LLM's chat template; None if it has one.
+    weight (float): What its vote counts.
+    """
+
+    def __init__(
+        self, llm: LLM, prompts: str = AUTO, chat: Optional[bool] = None, weight: float = 1.0
+    ) -> None:
+        self.llm = llm
+        self.prompts = prompts
+        self.chat = chat
+        self.weight = weight
+        self.name = "voter"
+        self.max_batch_tokens = 1024
+        self._saved: Dict[str, Any] = {}
+        self._facts: Optional[Facts] = None
+        self._wordings: Dict[Any, Wording] = {}
+
+    @property
+    def memory(self) -> Any:
+        return self.llm.spec.resolve()
+
+    @property
+    def manner(self) -> Any:
+        return self.llm.spec, self.prompts, self.chat
+
+    def join(self, name: str, max_batch_tokens: int) -> None:
+        self.name = name
+        self.max_batch_tokens = max_batch_tokens
+
+    def describe(self, asked: Asked) -> Dict[str, Any]:
+        self._saved = {}
+        llm = self._load()
+        self._wordings = {}
+        return {
+            "llm": llm.spec.name,
+            "fingerprint": llm.fingerprint,
+            "prompts": self._prompt_text(asked),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self._saved = dict(saved)
+        self._wordings = {}
+
+    def lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
+        encoded = word_tokens(self.facts.tokenizer, text, words, inside=True)
+        ends = [-1, *encoded.last.tolist()]
+        return [end - before for before, end in zip(ends, ends[1:])]
+
+    def room(self, asked: Asked) -> int:
+        # The text stands there once, then the list of its spans and a question about one of them.
+        around, max_length = self._wording(asked).longest(), self.facts.max_length
+        room = (max_length - around) // 3
+        if room < 1:
+            raise LLMNERError(
+                Errors.E066.format(name=self.name, tokens=around, max_length=max_length)
+            )
+        return room
+
+    def size(self, task: Task, asked: Asked) -> int:
+        return len(self._wording(asked).stem(task.shown, task.demonstrations))
+
+    def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> LLMSession:
+        decoder = Decoder(self._load(), max_slots=self.max_batch_tokens)
+        return LLMSession(decoder, self._wording(asked), tasks, keep=keep)
+
+    def unload(self) -> None:
+        self.llm.unload()
+
+    @property
+    def facts(self) -> Facts:
+        if self._facts is None:
+            self._load()
+        assert self._facts is not None
+        return self._facts
+
+    def _load(self) -> LoadedLLM:
+        """RAISES (LLMNERError): If the LLM isn't there, or is another one than at initialization."""
+        if not self.llm.spec.name:
+            raise LLMNotFoundError(Errors.E001.format(component=f"llms.{self.name}"))
+        device = self.memory.device
+        if device.startswith("cuda") and multiprocessing.parent_process() is not None:
+            raise LLMNERError(Errors.E010.format(device=device))
+        llm = self.llm.load()
+        known = self._saved.get("fingerprint", llm.fingerprint)
+        if known != llm.fingerprint:
+            raise LLMMismatchError(
+                Errors.E067.format(
+                    name=self.name,
+                    known=self._saved["llm"],
+                    known_print=known,
+                    given=llm.spec.name,
+                    given_print=llm.fingerprint,
+                )
+            )
+        self._facts = Facts(llm.tokenizer, llm.max_length)
+        return llm
+
+    def _wording(self, asked: Asked) -> Wording:
+        key = (tuple(asked.types.items()), asked.lang)
+        if key not in self._wordings:
+            source = f"prompts of '{self.name}' ({self.prompts})"
+            prompts = parse_prompts(source, self._prompt_text(asked))
+            made = Wording(prompts, self.facts.tokenizer, asked, self._chats, self.name)
+            self._wordings = {key: made}
+        return self._wordings[key]
+
+    @property
+    def _chats(self) -> bool:
+        has_template = bool(self.facts.tokenizer.hf.chat_template)
+        if self.chat and not has_template:
+            raise LLMNERError(Errors.E068.format(name=self.name, llm=self.llm.spec.name))
+        return has_template if self.chat is None else self.chat
+
+    def _prompt_text(self, asked: Asked) -> str:
+        """The file may be gone where the pipeline is used: what was read is saved."""
+        if "prompts" in self._saved:
+            return self._saved["prompts"]
+        return read_prompts(self.prompts, asked.lang, self._chats)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "_facts": None, "_wordings": {}}
+
+
+def make_voter(
+    llm: Optional[LLM] = None,
+    prompts: str = AUTO,
+    chat: Optional[bool] = None,
+    weight: float = 1.0,
+) -> LLMVoter:
+    """Registered as `spacy_llmner.Voter.v1` in `@misc`: one member of `el4ner_ensemble`.
+
+    llm (Optional[LLM]): Its LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    prompts (str): "auto" goes by the pipeline's language and by whether the LLM is asked as in a chat;
+        "en_chat", "en_base", "zh_chat" or "zh_base"; or the path of a file like these.
+    chat (Optional[bool]): Ask by the LLM's chat template (true), or line by line as a base model (false);
+        null by the chat template if it has one.
+    weight (float): What its vote counts.
+    RETURNS (LLMVoter): Nothing is loaded.
+    RAISES (LLMNERError): If the weight is not above 0.
+    """
+    if not weight > 0.0:
+        raise wrong("llms.weight", "el4ner_ensemble", weight, "above 0")
+    return LLMVoter(llm or make_llm(), prompts, chat, weight)
+
+
+def default_voters() -> Dict[str, LLMVoter]:
+    """RETURNS (Dict[str, LLMVoter]): The voters of an ensemble whose config names none."""
+    return {key: make_voter(make_llm(name)) for key, name in DEFAULT_LLMS.items()}
+
+
+class Turns:
+    """Which LLMs are in memory.
+
+    voters (Sequence[Any]): All of them.
+    resident (Optional[int]): So many LLMs may be there at once; None for all.
+    """
+
+    def __init__(self, voters: Sequence[Any], resident: Optional[int]) -> None:
+        self.voters = list(voters)
+        n_llms = len({voter.memory for voter in voters if voter.memory is not None})
+        self.resident = n_llms if resident is None else min(resident, n_llms)
+        self.all_fit = self.resident >= n_llms
+        self._present: List[Any] = []
+        self._met: set = set()
+
+    def take(self, voter: Any) -> None:
+        """Make room for the LLM of a voter: the one that waited longest goes."""
+        key = voter.memory
+        if self.all_fit or key is None:
+            return
+        if key in self._present:
+            self._present.remove(key)
+        elif len(self._present) >= self.resident:
+            oldest = self._present.pop(0)
+            next(other for other in self.voters if other.memory == oldest).unload()
+        self._present.append(key)
+
+    def meet(self, voter: Any) -> None:
+        """Make room if the voter was never asked anything: it has to load its LLM once to know its
+        tokenizer."""
+        if voter.name not in self._met:
+            self.take(voter)
+            self._met.add(voter.name)
