@@ -129,6 +129,10 @@ class Errors:
         "[components.{name}], nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or "
         "doc._.llmner_labels for one document."
     )
+    E038 = (
+        "'{name}' finds no spans under {missing} (there are: {there}). Put it behind the components that "
+        "write them, and name their `spans_key` in its `keys`."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

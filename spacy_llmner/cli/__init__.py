@@ -4,6 +4,7 @@ import typer
 from spacy.cli._util import app as spacy_app
 
 from .chat import chat_cli
+from .compare import compare_cli
 from .download import download_cli
 from .evaluate import evaluate_cli
 from .generate import generate_cli
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("download")(download_cli)
 app.command("info")(info_cli)
 app.command("evaluate")(evaluate_cli)
+app.command("compare")(compare_cli)
 app.command("layers")(layers_cli)
 app.command("generate")(generate_cli)
 app.command("index")(index_cli)

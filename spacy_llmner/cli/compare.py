@@ -1,0 +1,169 @@
+"""`spacy llmner compare`: several components on the same texts, in one process with one LLM."""
+
+import json
+from html import escape
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Dict, List, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from spacy import blank, displacy
+from spacy.displacy.templates import TPL_PAGE
+from spacy.language import Language
+from spacy.scorer import get_ner_prf
+from spacy.training import Example
+from tqdm import tqdm
+
+from ..errors import LLMNERError
+from ..pipe import LLMNERPipe
+from .evaluate import check_data_path, colors_of, load_pipeline, read_examples
+
+COMBINED = "combined"
+
+
+def compare_cli(
+    data_path: Path = typer.Argument(..., metavar="DATA", help="Test data, in .spacy format"),
+    models: List[str] = typer.Argument(..., help="Pipelines: folders or names of packages"),
+    output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
+    html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
+    limit: int = typer.Option(0, "--limit", min=0, help="Docs to compare; 0 for all"),
+    min_votes: int = typer.Option(2, "--min-votes", help="See llmner_combine"),
+    gpu_id: int = typer.Option(-1, "--gpu-id", "-g", help="GPU ID or -1 for CPU"),
+) -> None:
+    """Compare the entities, speed and memory of several pipelines, alone and combined."""
+    console = Console(highlight=False)
+    try:
+        check_data_path(data_path)
+        nlp = assemble(models, min_votes, gpu_id)
+        references = read_examples(nlp, data_path)
+        references = references[:limit] if limit else references
+        results = compare(nlp, references)
+        for path, text in (
+            (output, lambda: json.dumps(summary(results), indent=2)),
+            (html, lambda: to_html(nlp, references, results)),
+        ):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text() + "\n", encoding="utf8")
+    except (LLMNERError, OSError) as e:
+        typer.echo(f"✘ {e}", err=True)
+        raise typer.Exit(1) from None
+    console.print(_table(results))
+    for path in (output, html):
+        if path is not None:
+            console.print(f"Saved {path}", markup=False, soft_wrap=True)
+
+
+def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Language:
+    """Put the entity components of several pipelines into one, each with a span group of its own, and
+    `llmner_combine` behind them.
+
+    RETURNS (Language): Components that name the same LLM share it.
+    RAISES (LLMNERError): If a pipeline can't be loaded or has no such component.
+    """
+    nlp: Optional[Language] = None
+    keys: List[str] = []
+    for model in models:
+        other = load_pipeline(model, gpu_id)
+        mine = [name for name, pipe in other.pipeline if isinstance(pipe, LLMNERPipe)]
+        if not mine:
+            known = ", ".join(other.pipe_names) or "no component"
+            raise LLMNERError(f"The pipeline '{model}' has no component of spacy-llmner ({known}).")
+        tokenizer = {"nlp": {"tokenizer": other.config["nlp"]["tokenizer"]}}
+        nlp = nlp or blank(other.lang, config=tokenizer)
+        for name, _ in other.pipeline:
+            if name in mine:
+                key = name if name not in keys else f"{name}_{len(keys)}"
+                pipe: Any = nlp.add_pipe(name, name=key, source=other)
+                pipe.cfg.update(spans_key=key, overwrite=True)
+                keys.append(key)
+            elif name not in nlp.pipe_names:  # a tagger, for example
+                nlp.add_pipe(name, source=other)
+    assert nlp is not None
+    votes = {"keys": keys, "min_votes": min(min_votes, len(keys)), "spans_key": COMBINED}
+    nlp.add_pipe("llmner_combine", name=COMBINED, config=votes)
+    return nlp
+
+
+def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any]]:
+    """Run each component alone, then all of them combined.
+
+    RETURNS (Dict[str, Dict[str, Any]]): By component: "docs", the Docs; scores; "docs_per_second";
+        "memory_mb", the resident memory of the process behind it, None where it can't be told.
+    """
+    components = [name for name, pipe in nlp.pipeline if isinstance(pipe, LLMNERPipe)]
+    others = [name for name in nlp.pipe_names if name not in (*components, COMBINED)]
+    results: Dict[str, Dict[str, Any]] = {}
+    texts = [eg.reference.text for eg in references]
+    for name in [*components, COMBINED]:
+        used = [*others, name] if name != COMBINED else nlp.pipe_names
+        with nlp.select_pipes(enable=used):
+            list(nlp.pipe(texts[:1]))  # the LLM is loaded at first use: no part of the speed
+            start = perf_counter()
+            stream = tqdm(nlp.pipe(texts), total=len(texts), desc=name, leave=False, disable=None)
+            docs = list(stream)
+            seconds = perf_counter() - start
+        examples = [Example(doc, eg.reference) for doc, eg in zip(docs, references)]
+        results[name] = {
+            "docs": docs,
+            **get_ner_prf(examples),
+            "docs_per_second": len(docs) / max(seconds, 1e-9),
+            "memory_mb": _resident_mb(),
+        }
+    return results
+
+
+def summary(results: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): The results without the Docs."""
+    return {name: {k: v for k, v in r.items() if k != "docs"} for name, r in results.items()}
+
+
+def to_html(nlp: Language, references: List[Example], results: Dict[str, Dict[str, Any]]) -> str:
+    """RETURNS (str): A web page with every text as each component marked it, and as it should be."""
+    marked = {"reference": [eg.reference for eg in references]}
+    marked.update({name: r["docs"] for name, r in results.items()})
+    labels = {ent.label_ for docs in marked.values() for doc in docs for ent in doc.ents}
+    options = {"colors": colors_of(labels)}
+    parts = []
+    for k in range(len(references)):
+        rows = []
+        for name, docs in marked.items():
+            ents = [
+                {"start": e.start_char, "end": e.end_char, "label": e.label_} for e in docs[k].ents
+            ]
+            manual = {"text": docs[k].text, "ents": ents, "title": None}
+            figure = displacy.render(
+                manual, style="ent", manual=True, jupyter=False, options=options
+            )
+            rows.append(f"<tr><th>{escape(name)}</th><td>{figure}</td></tr>")
+        parts.append(f'<table style="margin: 0 0 3rem">{"".join(rows)}</table>')
+    writing = nlp.vocab.writing_system.get("direction", "ltr")
+    page = TPL_PAGE.format(content="\n".join(parts), lang=nlp.lang, dir=writing)
+    # displaCy's page template names no encoding.
+    return page.strip().replace("<head>", '<head>\n        <meta charset="utf-8">', 1)
+
+
+def _table(results: Dict[str, Dict[str, Any]]) -> Table:
+    labels = sorted({x for r in results.values() for x in r["ents_per_type"] or {}})
+    table = Table(title="F1")
+    table.add_column("component")
+    for column in ["all", *labels, "docs/s", "MB"]:
+        table.add_column(column, justify="right")
+    for name, r in results.items():
+        by_label = [(r["ents_per_type"] or {}).get(label, {}).get("f") for label in labels]
+        scores = ["-" if f is None else f"{100 * f:.1f}" for f in (r["ents_f"], *by_label)]
+        memory = "-" if r["memory_mb"] is None else f"{r['memory_mb']:.0f}"
+        table.add_row(name, *scores, f"{r['docs_per_second']:.2f}", memory)
+    return table
+
+
+def _resident_mb() -> Optional[float]:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+    except OSError:  # not on Linux
+        pass
+    return None

@@ -1,0 +1,67 @@
+"""Several span groups, one doc.ents."""
+
+import pytest
+import spacy
+from spacy.tokens import Span, SpanGroup
+
+from spacy_llmner.errors import LLMNERError
+
+TEXT = "Ada Hale met Bo in Bonn"
+
+
+@pytest.fixture
+def doc():
+    doc = spacy.blank("en")(TEXT)
+    groups = {
+        "a": [(0, 2, "PER", 0.9), (3, 4, "PER", 0.8), (5, 6, "LOC", 0.5)],
+        "b": [(0, 1, "PER", 0.7), (3, 4, "PER", 0.2), (5, 6, "PER", 0.9)],
+        "c": [(0, 2, "PER", 0.6), (5, 6, "LOC", 0.4), (0, 1, "PER", 0.6)],
+    }
+    for key, found in groups.items():
+        spans = [Span(doc, start, end, label=label) for start, end, label, _ in found]
+        attrs = {"scores": [score for *_, score in found]}
+        doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
+    return doc
+
+
+def combine(doc, **config):
+    nlp = spacy.blank("en")
+    return nlp.add_pipe("llmner_combine", config={"keys": ["a", "b", "c"], **config})(doc)
+
+
+def test_what_most_agree_about(doc):
+    combine(doc)
+    group = doc.spans["combined"]
+    found = {(s.text, s.label_): score for s, score in zip(group, group.attrs["scores"])}
+    assert found == pytest.approx(
+        {
+            ("Ada Hale", "PER"): 0.5,
+            ("Ada", "PER"): 1.3 / 3,
+            ("Bo", "PER"): 1.0 / 3,
+            ("Bonn", "LOC"): 0.3,
+        }
+    )
+    assert [(e.text, e.label_) for e in doc.ents] == [
+        ("Ada Hale", "PER"),
+        ("Bo", "PER"),
+        ("Bonn", "LOC"),
+    ]
+    assert all(token.ent_iob for token in doc)
+
+
+@pytest.mark.parametrize(
+    ("min_votes", "ents"),
+    [(1, [("Ada Hale", "PER"), ("Bo", "PER"), ("Bonn", "LOC")]), (3, [])],
+)
+def test_votes(doc, min_votes, ents):
+    combine(doc, min_votes=min_votes)
+    assert [(e.text, e.label_) for e in doc.ents] == ents
+
+
+def test_what_makes_no_sense(doc):
+    with pytest.raises(LLMNERError, match="finds no spans under d .there are: a, b, c"):
+        combine(doc, keys=["a", "d"])
+    with pytest.raises(LLMNERError, match="`keys` of 'llmner_combine'"):
+        combine(doc, keys=[])
+    with pytest.raises(LLMNERError, match="`min_votes`.*from 1 to 2"):
+        combine(doc, keys=["a", "b"], min_votes=3)
