@@ -72,7 +72,7 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
             known = ", ".join(other.pipe_names) or "no component"
             raise LLMNERError(f"The pipeline '{model}' has no component of spacy-llmner ({known}).")
         tokenizer = {"nlp": {"tokenizer": other.config["nlp"]["tokenizer"]}}
-        nlp = nlp or blank(other.lang, config=tokenizer)
+        nlp = nlp or blank(other.lang or "en", config=tokenizer)
         for name, _ in other.pipeline:
             if name in mine:
                 key = name if name not in keys else f"{name}_{len(keys)}"
