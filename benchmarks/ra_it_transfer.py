@@ -66,9 +66,8 @@ def main(
                     runs.append(
                         {"seed": seed, "way": way, "domain": domain, "mode": mode, **scores}
                     )
-                    print(runs[-1])
-            runs[-1].update({"steps": steps, "texts_tuned_on": texts})
-            save(name, {"settings": settings(minutes, docs, seeds, pool), "runs": runs})
+                    runs[-1].update({"steps": steps, "texts_tuned_on": texts})
+                    save(name, {"settings": settings(minutes, docs, seeds, pool), "runs": runs})
     summary = {
         way: {mode: averages(runs, way, mode) for mode in MODES} for way in ("vanilla", "RA-IT")
     }
