@@ -142,15 +142,16 @@ def read(nlp: Language, data: Path, domain: str, mode: str, n: int) -> Dict[str,
     pipe.set_labels(labels)
     index, strategy = pipe.index, pipe.retrieval
     try:
-        cfg = {"without examples": "never", "gated": "auto"}
-        pipe.cfg["use_examples"] = cfg.get(mode, "always")
+        pipe.cfg["use_examples"] = "never" if mode == "without examples" else "always"
+        gate = {"gate": "bm25", "threshold": 20.0} if mode == "gated" else {}
         if mode == "in-domain":
             own = type(index)(pipe.encoder)
             pipe._take(own)
             pipe.add_examples(train)
-        if not strategy.k:  # plain tuning may be read behind examples too
-            pipe.retrieval = type(strategy)(k=2)
-            pipe._take(pipe.index if mode == "in-domain" else tuning_pool(pipe, nlp, data))
+        # Plain tuning may be read behind examples too.
+        pipe.retrieval = type(strategy)(k=2, **gate)
+        own_pool = strategy.k or mode == "in-domain"
+        pipe._take(pipe.index if own_pool else tuning_pool(pipe, nlp, data))
         found = list(nlp.pipe(bare(nlp, doc) for doc in gold))
     finally:
         pipe.retrieval = strategy

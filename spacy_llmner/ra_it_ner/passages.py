@@ -1,7 +1,7 @@
 """What is asked about at once: a stretch of a Doc, with examples in front as far as there is room."""
 
-from dataclasses import dataclass
-from typing import Any, List, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Sequence, Tuple
 
 from spacy.tokens import Doc
 
@@ -47,6 +47,7 @@ class Room:
     context: int
     window: int
     answer: int
+    _longest: Dict[Tuple[str, ...], Tuple[int, str]] = field(default_factory=dict, repr=False)
 
     @property
     def prompt(self) -> int:
@@ -58,7 +59,7 @@ class Room:
 
         RAISES (LLMNERError): If a question leaves no room for a text.
         """
-        tokens, longest = wording.longest(labels)
+        tokens, longest = self._longest_question(wording, labels)
         most = self.prompt - tokens
         if most < 1:
             label = longest if len(longest) < 80 else f"{longest[:80]}..."
@@ -73,12 +74,19 @@ class Room:
 
     def fit(self, context: Context, passage: Passage, wording: Wording) -> Context:
         """Leave out examples, the least similar first, until there is room for the question."""
-        label = wording.longest(passage.labels)[1]
+        label = self._longest_question(wording, passage.labels)[1]
         while context.examples:
             if len(wording.encode(passage.text, context.examples, label)) <= self.prompt:
                 break
             context = context.without_last()
         return context
+
+    def _longest_question(self, wording: Wording, labels: Sequence[str]) -> Tuple[int, str]:
+        # Once for all Docs of a batch: there may be hundreds of labels.
+        key = tuple(labels)
+        if key not in self._longest:
+            self._longest[key] = wording.longest(labels)
+        return self._longest[key]
 
 
 def passage_text(doc: Any, words: WordTokens) -> str:
