@@ -23,6 +23,18 @@ from .scorers import span_scores
 
 TENSORS = "model.safetensors"
 
+# What every component tells spaCy about itself.
+FACTORY: Dict[str, Any] = {
+    "assigns": ["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
+    "default_score_weights": {
+        "ents_f": 1.0,
+        "ents_p": 0.0,
+        "ents_r": 0.0,
+        "ents_per_type": None,
+        "ents_ece": None,
+    },
+}
+
 
 @dataclass(frozen=True)
 class FoundSpan:

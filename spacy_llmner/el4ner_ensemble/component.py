@@ -17,7 +17,7 @@ from thinc.api import Config, Optimizer
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.pool import make_llm
-from ..pipe import Found, LLMNERPipe, carry
+from ..pipe import FACTORY, Found, LLMNERPipe, carry
 from ..retrieval.encoder import SentenceEncoder
 from .demonstrate import Demonstrator
 from .ensemble import Decision, Ensemble, EnsembleSettings, Work
@@ -68,18 +68,7 @@ max_batch_tokens = 2048
 DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
 
 
-@Language.factory(
-    "el4ner_ensemble",
-    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
-    default_config=DEFAULT_CONFIG,
-    default_score_weights={
-        "ents_f": 1.0,
-        "ents_p": 0.0,
-        "ents_r": 0.0,
-        "ents_per_type": None,
-        "ents_ece": None,
-    },
-)
+@Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY)
 def make_el4ner_ensemble_pipe(
     nlp: Language,
     name: str,

@@ -12,7 +12,7 @@ from thinc.api import Config, Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.pool import LLM
-from ..pipe import Found, FoundSpan, LLMNERPipe, aligned_entities
+from ..pipe import FACTORY, Found, FoundSpan, LLMNERPipe, aligned_entities
 from ..scorers import scored_entities
 from . import calibration
 from .batch import Gold, WordBatch, batches_by_words, collate, surface
@@ -47,18 +47,7 @@ name = null
 DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
 
 
-@Language.factory(
-    "ember_probe",
-    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
-    default_config=DEFAULT_CONFIG,
-    default_score_weights={
-        "ents_f": 1.0,
-        "ents_p": 0.0,
-        "ents_r": 0.0,
-        "ents_per_type": None,
-        "ents_ece": None,
-    },
-)
+@Language.factory("ember_probe", default_config=DEFAULT_CONFIG, **FACTORY)
 def make_ember_probe_pipe(
     nlp: Language,
     name: str,

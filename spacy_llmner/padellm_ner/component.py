@@ -5,7 +5,7 @@ import logging
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from spacy.language import Language
-from spacy.tokens import Doc
+from spacy.tokens import Doc, Span
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
@@ -17,7 +17,7 @@ from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..llm.pool import LLM, LoadedLLM
 from ..llm.words import WordTokens
-from ..pipe import Found, FoundSpan
+from ..pipe import FACTORY, Found, FoundSpan
 from ..windows import Window, read_windows
 from .checks import check_settings
 from .find import FindSettings, OnLabel, Written, finder
@@ -57,18 +57,7 @@ name = null
 DEFAULT_CONFIG = Config().from_str(default_config)["padellm_ner"]
 
 
-@Language.factory(
-    "padellm_ner",
-    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
-    default_config=DEFAULT_CONFIG,
-    default_score_weights={
-        "ents_f": 1.0,
-        "ents_p": 0.0,
-        "ents_r": 0.0,
-        "ents_per_type": None,
-        "ents_ece": None,
-    },
-)
+@Language.factory("padellm_ner", default_config=DEFAULT_CONFIG, **FACTORY)
 def make_padellm_ner_pipe(
     nlp: Language,
     name: str,
@@ -235,13 +224,15 @@ class PaDeLLM(AdapterPipe):
             max_tokens=self.cfg["max_mention_tokens"],
         )
 
-    def stream(self, text: str) -> Iterator[FoundSpan]:
+    def stream(self, text: str) -> Iterator[Span]:
         """Find the entities of a text, label by label as soon as they are written.
 
         Nothing is held back: strings that two labels claim are yielded for both.
-        YIELDS (FoundSpan): With token offsets of `nlp.make_doc(text)`.
+        YIELDS (Span): Of `nlp.make_doc(text)`, with `span._.score`; those so far are in its doc.spans.
         """
         doc = self.make_doc(text)
+        group = doc.spans.setdefault(self.cfg["spans_key"], [])
+        group.attrs["scores"] = []
         decoder, wording = self._decoder()
         for window in self._windows(doc, wording):
             done: List[FoundSpan] = []
@@ -250,11 +241,12 @@ class PaDeLLM(AdapterPipe):
                 mentions = self._mentions([{label: written}])
                 done.extend(found_spans(doc, mentions))  # noqa: B023
 
-            program = self.program(wording, window.words, text, tell)
-            for _ in decoder.steps([program]):
-                yield from done
-                done.clear()
-            yield from done
+            for _ in decoder.steps([self.program(wording, window.words, text, tell)]):
+                while done:
+                    found = done.pop(0)
+                    group.append(Span(doc, found.start, found.end, label=found.label))
+                    group.attrs["scores"].append(found.score)
+                    yield group[-1]
 
     def _found(self, doc: Doc, written: List[Dict[str, List[Written]]]) -> Found:
         mentions = deduplicate(doc.text, self._mentions(written), self.cfg["deduplicate"])

@@ -20,7 +20,7 @@ from ..learn import gold_mentions
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
-from ..pipe import Found
+from ..pipe import FACTORY, Found
 from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText, labelled_text
 from ..retrieval.index import ExampleIndex
@@ -78,18 +78,7 @@ name = null
 DEFAULT_CONFIG = Config().from_str(default_config)["ra_it_ner"]
 
 
-@Language.factory(
-    "ra_it_ner",
-    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
-    default_config=DEFAULT_CONFIG,
-    default_score_weights={
-        "ents_f": 1.0,
-        "ents_p": 0.0,
-        "ents_r": 0.0,
-        "ents_per_type": None,
-        "ents_ece": None,
-    },
-)
+@Language.factory("ra_it_ner", default_config=DEFAULT_CONFIG, **FACTORY)
 def make_ra_it_ner_pipe(
     nlp: Language,
     name: str,
