@@ -2,15 +2,16 @@
 
     python benchmarks/ember_streaming.py training/ember_probe/model-best
 
-Times are CPU times of one thread (on a GPU: wall times), so other work on the machine does not
-count. The separate tagger is spaCy's `ner` of the efficiency config, run over each sentence when it is
+Both loops write at the same time, token by token in turns, so that what else goes on in the machine
+slows both; who is first changes from pair to pair. Times are CPU times of one thread (on a GPU: wall
+times). The separate tagger is spaCy's `ner` of the efficiency config, run over each sentence when it is
 complete, and over the text so far after each token; its weights don't matter for its cost.
 """
 
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 import spacy
 import torch
@@ -19,6 +20,7 @@ from common import save, spacy_ner
 
 from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
 
+END = object()
 PROMPT = (
     "In the spring of 1889, the engineer Amara Lindqvist left Trondheim for Valparaíso to build the "
     "observatory of the Southern Star Company. Her diary tells the story of the journey:"
@@ -30,23 +32,23 @@ def main(pipeline: Path, pairs: int = 10, tokens: int = 256, name: str = "ember_
     ember: Any = nlp.get_pipe("ember_probe")
     llm = ember.shared_llm()
     clock = time.process_time if llm.device.type == "cpu" else time.perf_counter
-    plain_ids, _ = plain(llm, 8, clock)
+    for _ in plain(llm, 8, []):
+        pass
     times: Dict[str, List[float]] = {"plain": [], "ember": []}
     ratios = []
     n_entities = 0
     for k in range(pairs):
-        pair = {}
-        for mode in ("plain", "ember") if k % 2 else ("ember", "plain"):
-            if mode == "plain":
-                plain_ids, pair[mode] = plain(llm, tokens, clock)
-            else:
-                stream = ember.stream(PROMPT, max_new_tokens=tokens)
-                start = clock()
-                events = list(stream)
-                pair[mode] = clock() - start
-                n_entities = sum(1 for e in events if isinstance(e, EntityEvent))
-                text = "".join(e.text for e in events if isinstance(e, TextPiece))
-            times[mode] += [pair[mode]]
+        plain_ids: List[int] = []
+        events: List[Any] = []
+        loops = {
+            "plain": plain(llm, tokens, plain_ids),
+            "ember": written(ember.stream(PROMPT, max_new_tokens=tokens), events),
+        }
+        pair = in_turns(loops if k % 2 else dict(reversed(loops.items())), clock)
+        n_entities = sum(1 for e in events if isinstance(e, EntityEvent))
+        text = "".join(e.text for e in events if isinstance(e, TextPiece))
+        for mode, seconds in pair.items():
+            times[mode].append(seconds)
         ratios.append(pair["ember"] / pair["plain"])
         print(k, pair, round(ratios[-1], 4), flush=True)
     same = llm.tokenizer.hf.decode(plain_ids) == text[len(PROMPT) :]
@@ -76,17 +78,37 @@ def main(pipeline: Path, pairs: int = 10, tokens: int = 256, name: str = "ember_
     )
 
 
+def in_turns(loops: Dict[str, Iterator[None]], clock: Callable[[], float]) -> Dict[str, float]:
+    """Run loops step by step in turns. RETURNS (Dict[str, float]): Seconds that each of them took."""
+    seconds = dict.fromkeys(loops, 0.0)
+    running = dict(loops)
+    while running:
+        for mode, loop in list(running.items()):
+            start = clock()
+            if next(loop, END) is END:
+                del running[mode]
+            seconds[mode] += clock() - start
+    return seconds
+
+
+def written(stream: Iterable[Any], events: List[Any]) -> Iterator[None]:
+    """One step for each piece of text."""
+    for event in stream:
+        events.append(event)
+        if isinstance(event, TextPiece):
+            yield
+
+
 @torch.no_grad()
-def plain(llm: Any, tokens: int, clock: Callable[[], float]) -> Tuple[List[int], float]:
-    """Greedy decoding with a KV cache and nothing else."""
+def plain(llm: Any, tokens: int, ids: List[int]) -> Iterator[None]:
+    """Greedy decoding with a KV cache and nothing else, one step for each token."""
     inputs = llm.tokenizer.sink + llm.tokenizer.encode(PROMPT).ids
-    ids: List[int] = []
-    start = clock()
     out = llm.model(
         input_ids=torch.tensor([inputs], device=llm.device), use_cache=True, logits_to_keep=1
     )
     for k in range(tokens):
         ids.append(int(out.logits[0, -1].argmax()))
+        yield
         if k + 1 < tokens:
             out = llm.model(
                 input_ids=torch.tensor([ids[-1:]], device=llm.device),
@@ -94,7 +116,6 @@ def plain(llm: Any, tokens: int, clock: Callable[[], float]) -> Tuple[List[int],
                 use_cache=True,
                 logits_to_keep=1,
             )
-    return ids, clock() - start
 
 
 def separate_ner(text: str, start: int, llm: Any, ids: List[int]) -> Dict[str, List[float]]:

@@ -1,7 +1,7 @@
 """AdapterPipe: what the components share that tune the LLM with an adapter and prompt it."""
 
-import random
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from weakref import WeakKeyDictionary
 
 import torch
 from spacy.training import Example, validate_examples
@@ -12,14 +12,14 @@ from .learn import batches_by_tokens, cross_entropy
 from .llm.adapters import Adapter, AdapterSettings, new_adapter
 from .llm.packing import Packed, target_logits
 from .llm.pool import LoadedLLM
-from .pipe import LLMNERPipe
+from .pipe import LLMNERPipe, drawn_apart
 
 # Tokens of one training pass: more would cost more in attention than they save in calls.
 TRAINED_AT_ONCE = 512
 
 
 class InUse(NamedTuple):
-    """What is made of the shared LLM at first use. A copy of the component makes its own.
+    """What is made of the shared LLM at first use.
 
     view (nn.Module): The LLM's decoder with the adapter in it.
     wording (Any): The component's prompts in the LLM's tokens.
@@ -29,8 +29,16 @@ class InUse(NamedTuple):
     view: Any
     wording: Any
 
+
+class Made:
+    """View and wording, as long as the pool holds the LLM: `unload` frees its weights. A copy of the
+    component makes its own."""
+
+    def __init__(self) -> None:
+        self.by_llm: WeakKeyDictionary[LoadedLLM, Tuple[Any, Any]] = WeakKeyDictionary()
+
     def __reduce__(self):
-        return type(None), ()
+        return Made, ()
 
 
 class AdapterPipe(LLMNERPipe):
@@ -41,7 +49,11 @@ class AdapterPipe(LLMNERPipe):
     """
 
     max_batch_tokens: int
-    _in_use: Optional[InUse] = None
+
+    def __init__(self, *args: Any, **cfg: Any) -> None:
+        """See LLMNERPipe."""
+        super().__init__(*args, **cfg)
+        self._made = Made()
 
     @property
     def settings(self) -> Any:
@@ -106,20 +118,19 @@ class AdapterPipe(LLMNERPipe):
 
     def start_adapter(self, llm: LoadedLLM) -> None:
         """Make a new adapter, which changes nothing yet."""
-        # Drawn apart, so that no global seed is touched.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random.getrandbits(31))
+        with drawn_apart(llm.device):
             self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
 
     def ready(self) -> InUse:
         """RETURNS (InUse): The LLM with the adapter; without one, as it is.
         RAISES (LLMNERError): If the LLM is another one than the component was trained on."""
         llm = self.shared_llm()
-        if self._in_use is None or self._in_use.llm is not llm:
+        made = self._made.by_llm
+        if llm not in made:
             adapter = self.module
             view = llm.decoder if adapter is None else adapter.attach(llm, self.settings.adapter)
-            self._in_use = InUse(llm, view, self.make_wording(llm))
-        return self._in_use
+            made[llm] = view, self.make_wording(llm)
+        return InUse(llm, *made[llm])
 
     def not_trained(self) -> LLMNERError:
         """RETURNS (LLMNERError): About a component that was never initialized."""
@@ -127,7 +138,7 @@ class AdapterPipe(LLMNERPipe):
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
-        self._in_use = None
+        self._made = Made()
 
 
 def make_adapter_settings(
@@ -146,9 +157,13 @@ def make_adapter_settings(
 
 
 def check_llm(name: str, adapter: AdapterSettings, llm: LoadedLLM) -> None:
-    """RAISES (LLMNERError): If an LLM can't end an answer, or has fewer layers than the adapter wants."""
+    """RAISES (LLMNERError): If an LLM can't end an answer, has fewer layers than the adapter wants, or has
+    not the precision to train copies of its weights."""
     if not llm.tokenizer.end:
         raise LLMNERError(Errors.E035.format(name=llm.spec.name))
+    if not adapter.rank and llm.model.dtype != torch.float32:
+        must = 'above 0, or the LLM\'s `dtype` "float32": copies are trained in full precision'
+        raise wrong("rank", name, adapter.rank, must)
     first = adapter.first(llm)
     if first >= llm.n_layers:
         must = f"below {llm.n_layers}, the number of layers of '{llm.spec.name}'"

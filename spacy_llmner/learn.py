@@ -1,5 +1,6 @@
 """What is learnt from a batch: gold mentions, batches of packed texts, the loss."""
 
+import logging
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from .llm.words import WordTokens
 from .pipe import aligned_entities, check_texts, touched
 from .windows import Window
 
+logger = logging.getLogger("spacy_llmner")
+
 # (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
 Gold = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
 # (first word, one past the last) of each mention, by label.
@@ -23,21 +26,25 @@ def known_windows(
 ) -> Iterator[Tuple[WordTokens, Mentions]]:
     """Hand the mentions of a Doc out to its windows.
 
-    Windows in which something is unknown are left out, since nothing can be counted there. So are
-    mentions that don't lie within one window.
+    Windows in which something is unknown, or a mention is cut by their end, are left out, since nothing
+    can be counted there.
     YIELDS (Tuple[WordTokens, Mentions]): The words of a window, and the mentions in them.
     """
     mentions, unknown = gold
     for window in windows:
         word = {i: k for k, i in enumerate(window.tokens)}
-        if any(i in word for start, end in unknown for i in range(start, end)):
-            continue
+        known = not any(i in word for start, end in unknown for i in range(start, end))
         inside: Mentions = {}
         for start, end, label in mentions:
             there = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
-            if there and -1 not in there:
-                inside.setdefault(label, []).append((there[0], there[-1] + 1))
-        yield window.words, inside
+            if max(there, default=-1) < 0:
+                continue
+            if -1 in there:
+                logger.debug("'%s' is cut by the end of a window", doc[start:end])
+                known = False
+            inside.setdefault(label, []).append((there[0], there[-1] + 1))
+        if known:
+            yield window.words, inside
 
 
 def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Packed]]:

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import random
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -102,8 +104,6 @@ class LLMNERPipe(TrainablePipe):
         self.module = None
         self._optimizer: Optional[torch.optim.Optimizer] = None
         self._averages: Dict[Tuple[str, str], torch.Tensor] = {}
-        if not Span.has_extension("score"):
-            Span.set_extension("score", getter=_score_of)
 
     @property
     def labels(self) -> Tuple[str, ...]:
@@ -132,16 +132,15 @@ class LLMNERPipe(TrainablePipe):
         return 1
 
     def adopt_labels(self, examples: Iterable[Example], labels: Optional[List[str]]) -> None:
-        """Take the labels of a training run from the config or from the examples.
+        """Take the labels of a training run: those that are given, else those of the examples besides
+        those that were added before, as spaCy's own components do.
 
         RAISES (LLMNERError): Without labels, or if the examples have others than those given.
         """
         seen = sorted({label for eg in examples for label in self.labels_of(eg)})
-        if labels is None and not self.labels:
-            if not seen:
-                raise LLMNERError(Errors.E023.format(name=self.name))
-            labels = seen
-        for label in labels or []:
+        if labels is None and not self.labels and not seen:
+            raise LLMNERError(Errors.E023.format(name=self.name))
+        for label in seen if labels is None else labels:
             self.add_label(label)
         if not self.labels:
             raise LLMNERError(Errors.E020.format(name=self.name))
@@ -360,6 +359,14 @@ class LLMNERPipe(TrainablePipe):
             self.vocab.strings.add(label)
 
 
+@contextmanager
+def drawn_apart(device: torch.device) -> Iterator[None]:
+    """Draw new weights by a seed from `random`, which spaCy seeds, and leave torch's generators alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(random.getrandbits(31))
+        yield
+
+
 def carry(name: str, settings: Any) -> Model:
     """Put settings into a thinc Model that does nothing.
 
@@ -418,3 +425,8 @@ def _score_of(span: Span) -> Optional[float]:
             if score is not None:
                 return score
     return None
+
+
+# Not by a component: one that is unpickled in another process needs it too.
+if not Span.has_extension("score"):
+    Span.set_extension("score", getter=_score_of)

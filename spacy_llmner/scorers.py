@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
-from spacy.scorer import get_ner_prf
+from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc
 from spacy.training import Example
 
@@ -11,12 +11,24 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
     """Precision, recall and F of doc.ents as spaCy counts them, and how honest the scores are.
 
     spans_key (str): Where the predicted docs hold their scores.
+    train_spans (Optional[str]): Which doc.spans of the references were learnt from.
     RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type` and `ents_ece`, the expected
-        calibration error of the entities' scores (None if there are no scores).
+        calibration error of the entities' scores (None if there are no scores). With `train_spans` also
+        `spans_p`, `spans_r`, `spans_f` and `spans_per_type`, of all that was found.
     """
     examples = list(examples)
+    key, gold_key = kwargs["spans_key"], kwargs.get("train_spans")
     scores = get_ner_prf(examples)
-    scores["ents_ece"] = calibration_error(scored_entities(examples, kwargs["spans_key"]))
+    scores["ents_ece"] = calibration_error(scored_entities(examples, key))
+    if gold_key:
+        # Predicted docs have the key of what was found only.
+        scores |= Scorer.score_spans(
+            examples,
+            "spans",
+            getter=lambda doc, _: doc.spans.get(gold_key, doc.spans.get(key, ())),
+            has_annotation=lambda doc: gold_key in doc.spans or key in doc.spans,
+            allow_overlap=True,
+        )
     return scores
 
 

@@ -1,9 +1,9 @@
 """Long texts are read in windows: words of a Doc that go into one prompt."""
 
 from dataclasses import dataclass
-from typing import List
+from typing import List, Sequence
 
-from spacy.tokens import Doc
+from spacy.tokens import Doc, Token
 
 from .llm.tokenization import LLMTokenizer
 from .llm.words import WordTokens, word_tokens
@@ -47,9 +47,11 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
     return out
 
 
-def may_begin(tokens: list, k: int, known: bool) -> bool:
-    """RETURNS (bool): Whether a sentence may begin with token k."""
+def may_begin(tokens: Sequence[Token], k: int, known: bool) -> bool:
+    """Whether a sentence may begin with token k: as the Doc's boundaries say, if they are known; else
+    behind a full stop, but not that of an abbreviation such as "U.S.", or with a line."""
     if known:
         return bool(tokens[k].is_sent_start)
-    before = tokens[k - 1]
-    return before.text[-1] in SENTENCE_ENDS or tokens[k].i > before.i + 1
+    before, gap = tokens[k - 1], tokens[k].nbor(-1)
+    stops = before.is_punct and before.text[-1] in SENTENCE_ENDS
+    return stops or (gap.is_space and "\n" in gap.text)

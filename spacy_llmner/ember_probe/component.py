@@ -1,6 +1,5 @@
 """`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
 
-import random
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from thinc.api import Config, Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.pool import LLM
-from ..pipe import FACTORY, Found, FoundSpan, LLMNERPipe, aligned_entities
+from ..pipe import FACTORY, Found, FoundSpan, LLMNERPipe, aligned_entities, drawn_apart
 from ..scorers import scored_entities
 from . import calibration
 from .batch import Gold, WordBatch, batches_by_words, collate, surface
@@ -277,13 +276,11 @@ class EmberProbe(LLMNERPipe):
         self.module = None
         self._optimizer = None
         self.adopt_labels(examples, labels)
-        # New probes are made with draws of their own, so that no global seed is touched.
         llm = self.adopt_llm()
         self.cache = None
         self._start_training()
         self.cfg["calibration"] = list(calibration.IDENTITY)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random.getrandbits(31))
+        with drawn_apart(llm.device):
             self.module = self.build().to(llm.device)
         warn_about_lost(self.name, examples, getattr(settings, "max_words", None))
         sample = read_corpus(self, [eg.predicted for eg in examples])

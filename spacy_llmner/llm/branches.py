@@ -80,6 +80,8 @@ def decode(
             continue
         if unread:
             asks, guessed = _look_ahead(constraint, answer.state, guess, draft, raw)
+            left = max_tokens - len(answer.ids)  # there may be no positions behind
+            asks, guessed = asks[:left], guessed[: left - 1]
             last = len(unread) - 1
             ask = {last + k: tokens for k, tokens in enumerate(asks)}
             node, read = tree.add(node.upto(read), [*unread, *guessed], ask), len(unread)

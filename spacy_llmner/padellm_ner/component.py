@@ -9,7 +9,7 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..adapter_pipe import AdapterPipe, InUse
+from ..adapter_pipe import AdapterPipe, InUse, Made
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..learn import Mentions, gold_mentions, known_windows
@@ -189,13 +189,14 @@ class PaDeLLM(AdapterPipe):
         RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
         """
         docs = list(docs)
+        texts = [doc.text for doc in docs]
         decoder, wording = self._decoder()
         windows = [self._windows(doc, wording) for doc in docs]
         order = sorted(
             ((i, w) for i, parts in enumerate(windows) for w in parts),
             key=lambda item: len(item[1].words.ids),
         )
-        programs = [self.program(wording, w.words, docs[i].text) for i, w in order]
+        programs = [self.program(wording, w.words, texts[i]) for i, w in order]
         written: Dict[int, List[Dict[str, List[Written]]]] = {i: [] for i in range(len(docs))}
         for (i, _), found in zip(order, decoder.run(programs)):
             written[i].append(found)
@@ -283,7 +284,8 @@ class PaDeLLM(AdapterPipe):
         examples = [eg for eg in get_examples() if len(eg.predicted)]
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
-        self.module = self._optimizer = self._in_use = None
+        self.module = self._optimizer = None
+        self._made = Made()
         self.adopt_labels(examples, labels)
         llm = self.adopt_llm()
         self.settings.check(self.name, self.labels, llm)

@@ -45,8 +45,9 @@ def make_padellm(
         (`@misc = "spacy_llmner.Template.v1"`).
     label_words (Optional[Dict[str, str]]): What labels are called in the prompt, such as
         {"PER": "person"}; others go by their own name.
-    rank (int): Rank of the LoRA adapter. 0 trains a full copy of the LLM's weights instead: as published,
-        but it takes the LLM's memory and disk space once more for this component.
+    rank (int): Rank of the LoRA adapter. 0 trains copies of the LLM's weights instead, but for the
+        embeddings: with `first_layer` 0 as published, but that takes the LLM's memory and disk space once
+        more for this component.
     alpha (int): LoRA's scale is alpha / rank.
     first_layer (Optional[int]): Layers of the LLM below it are left as they are, which trains faster;
         None trains the upper half, 0 all of it.

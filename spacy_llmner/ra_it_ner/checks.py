@@ -15,6 +15,9 @@ def check_settings(name: str, **settings: Any) -> None:
         shares=("list_threshold", "threshold", "negative_rate"),
         sizes=("context", "window", "max_answer_tokens", "max_batch_tokens"),
     )
+    similar = settings["example_threshold"]
+    if similar is not None and not -1.0 <= similar <= 1.0:
+        raise wrong("example_threshold", name, similar, "a cosine, from -1 to 1")
     if settings["least_negatives"] < 0:
         raise wrong("least_negatives", name, settings["least_negatives"], "0 or more")
 

@@ -4,6 +4,7 @@ arXiv 2406.17305)."""
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
 
@@ -13,7 +14,7 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..adapter_pipe import AdapterPipe, check_llm
+from ..adapter_pipe import AdapterPipe, Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..learn import gold_mentions
@@ -22,7 +23,7 @@ from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
 from ..pipe import FACTORY, Found
 from ..retrieval.encoder import Encoder
-from ..retrieval.examples import LabelledText, labelled_text
+from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
 from .answers import mentions_of
@@ -32,7 +33,7 @@ from .context import Chooser, Context, FoundInContext
 from .conversation import Wording
 from .find import FindSettings, asker
 from .lessons import lessons
-from .passages import Passage, Room, passage_text
+from .passages import Passage, Room, labelled_passages, passage_text
 from .settings import RAITSettings
 
 logger = logging.getLogger("spacy_llmner")
@@ -199,9 +200,6 @@ class RAIT(AdapterPipe):
         self.max_batch_tokens = max_batch_tokens
         self._take(ExampleIndex(encoder))
         self._rng: Optional[random.Random] = None
-        for extension in ("llmner_labels", "llmner_examples"):
-            if not Doc.has_extension(extension):
-                Doc.set_extension(extension, default=None)
         self.set_labels(labels)
 
     @property
@@ -228,13 +226,16 @@ class RAIT(AdapterPipe):
         return len(self.labels) - before
 
     def add_examples(self, docs: Iterable[Doc], *, progress: bool = False) -> int:
-        """Add annotated Docs to the examples that can be put in front of a text.
+        """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
+        what is not annotated, or in part only, makes none.
 
         progress (bool): Show a progress bar.
-        RETURNS (int): How many were new.
+        RETURNS (int): How many examples were new.
         """
-        key = self.cfg["train_spans"]
-        return self.index.add((labelled_text(doc, key) for doc in docs), progress=progress)
+        tokenizer = self.shared_llm().tokenizer
+        window, key = self.cfg["window"], self.cfg["train_spans"]
+        examples = (x for doc in docs for x in labelled_passages(doc, tokenizer, window, key))
+        return self.index.add(examples, progress=progress)
 
     def predict(self, docs: Iterable[Doc]) -> List[FoundInContext]:
         """Find entities, without changing the Docs.
@@ -244,10 +245,11 @@ class RAIT(AdapterPipe):
         RAISES (LLMNERError): If there is nothing to ask for, or the LLM is not the one trained on.
         """
         docs = list(docs)
+        texts = [doc.text for doc in docs]
         llm, view, wording = self.ready()
         settings = self.find_settings
         passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
-        programs = [self._program(wording, p, docs[p.doc].text) for p in passages]
+        programs = [self._program(wording, p, texts[p.doc]) for p in passages]
         decoder = Decoder(llm, view, max_slots=self.max_batch_tokens)
         mentions: List[List[Mention]] = [[] for _ in docs]
         contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
@@ -336,7 +338,8 @@ class RAIT(AdapterPipe):
         seen = Counter(label for eg in examples for label in self.labels_of(eg))
         if not seen:
             raise LLMNERError(Errors.E023.format(name=self.name))
-        self.module = self._optimizer = self._in_use = self._rng = None
+        self.module = self._optimizer = self._rng = None
+        self._made = Made()
         self.cfg["frequencies"] = dict(sorted(seen.items()))
         self.set_labels(labels or self.labels or sorted(seen))
         llm = self.adopt_llm()
@@ -365,6 +368,7 @@ class RAIT(AdapterPipe):
         """RETURNS (List[Passage]): All that is asked about, with examples in front."""
         out: List[Passage] = []
         room = self._room(llm)
+        doc_ids = [LabelledText(doc.text).hash for doc in docs]
         for number, doc in enumerate(docs):
             own = doc._.llmner_labels
             labels = list(self.labels) if own is None else check_labels(self.name, own)
@@ -378,7 +382,7 @@ class RAIT(AdapterPipe):
         contexts = self.chooser.choose(
             self.cfg["use_examples"],
             self.cfg["example_threshold"],
-            [LabelledText(passage.text) for passage in out],
+            [LabelledText(p.text, doc_id=doc_ids[p.doc]) for p in out],
             [passage.labels for passage in out],
         )
         for passage, context in zip(out, contexts):
@@ -392,7 +396,10 @@ class RAIT(AdapterPipe):
     def _program(self, wording: Wording, passage: Passage, text: str) -> Program:
         shown = passage.context.examples
         prompts = {label: wording.encode(passage.text, shown, label) for label in passage.labels}
-        return asker(wording, prompts, text, passage.bounds, self.find_settings)
+        left = self._room(self.shared_llm()).context - max(map(len, prompts.values()))
+        settings = self.find_settings
+        settings = replace(settings, max_tokens=min(settings.max_tokens, left))
+        return asker(wording, prompts, text, passage.bounds, settings)
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""
@@ -419,7 +426,13 @@ class RAIT(AdapterPipe):
 
     def _take(self, index: ExampleIndex) -> None:
         self.index = index
-        self.chooser = Chooser(index, self.retrieval)
+        self.chooser = Chooser(index, self.retrieval, self.settings.label_words)
+
+
+# Not by the component: one that is unpickled in another process needs them too.
+for extension in ("llmner_labels", "llmner_examples"):
+    if not Doc.has_extension(extension):
+        Doc.set_extension(extension, default=None)
 
 
 def _start(item: Tuple[int, Context]) -> int:

@@ -1,7 +1,7 @@
 """Which examples stand in front of a text: always, never, or when they help (methods.md 3a.3)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ..pipe import Found
 from ..retrieval.examples import LabelledText
@@ -51,13 +51,17 @@ class Chooser:
 
     index (ExampleIndex): What there is.
     strategy (Strategy): How they are retrieved.
+    label_words (Mapping[str, str]): What labels are called, as far as not by their own name.
     """
 
-    def __init__(self, index: ExampleIndex, strategy: Strategy) -> None:
+    def __init__(
+        self, index: ExampleIndex, strategy: Strategy, label_words: Mapping[str, str]
+    ) -> None:
         self.index = index
         self.strategy = strategy
+        self.label_words = label_words
         self._retrievers: Dict[Strategy, Retriever] = {}
-        self._labels: Set[str] = set()
+        self._words: Set[str] = set()
         self._counted = -1
 
     def choose(
@@ -70,9 +74,9 @@ class Chooser:
         """Choose the examples of some texts.
 
         policy (str): "always", "never", or "auto": only if they are similar enough.
-        threshold (Optional[float]): With "auto": cosine that an example has to reach. None goes by the
-            published rule: examples that have half of the labels asked for are in-domain and taken; others
-            have to reach a BM25 score of 20.
+        threshold (Optional[float]): With "auto": cosine that the most similar example has to reach, else
+            none is shown. None goes by the published rule: examples that have half of the labels asked for
+            are in-domain and taken; others have to reach a BM25 score of 20.
         queries (Sequence[LabelledText]): The texts.
         labels (Sequence[Sequence[str]]): What each of them is asked for.
         RETURNS (List[Context]): For each text. It does not depend on the others.
@@ -80,24 +84,38 @@ class Chooser:
         if policy == "never" or not self.strategy.k or not len(self.index):
             reason = "never" if policy == "never" else "no examples"
             return [Context(reason=reason) for _ in queries]
-        known = set(self.index.labels())
-        rules = [
-            _rule(self.strategy, policy, threshold, 2 * len(known & set(asked)) >= len(asked))
-            for asked in labels
-        ]
+        rules = [self._rule(policy, threshold, asked) for asked in labels]
         out = [Context()] * len(queries)
         for reason, strategy in dict.fromkeys(rules):
             rows = [i for i, rule in enumerate(rules) if rule == (reason, strategy)]
             found = self.find([queries[i] for i in rows], strategy)
             for i, retrieved in zip(rows, found):
-                out[i] = _context(retrieved, reason)
+                out[i] = _context(retrieved, reason, threshold)
         return out
+
+    def _rule(
+        self, policy: str, threshold: Optional[float], asked: Sequence[str]
+    ) -> Tuple[str, Strategy]:
+        """RETURNS (Tuple[str, Strategy]): Which rule holds, and how examples are retrieved by it."""
+        strategy = self.strategy
+        if policy == "always":
+            return "always", strategy
+        if threshold is not None:
+            return "threshold", strategy
+        if self._knows(asked):
+            return "in-domain", strategy
+        if strategy.gate != "none":  # one that was chosen
+            return "out-of-domain", strategy
+        return "out-of-domain", replace(strategy, gate="bm25", threshold=PUBLISHED_GATE)
 
     def _knows(self, asked: Sequence[str]) -> bool:
         """RETURNS (bool): Whether half of the labels or more occur among the examples."""
+        words = self.label_words
         if self._counted != len(self.index):
-            self._labels, self._counted = set(self.index.labels()), len(self.index)
-        return 2 * len(self._labels.intersection(asked)) >= len(asked)
+            self._words = {words.get(label, label) for label in self.index.labels()}
+            self._counted = len(self.index)
+        known = [label for label in asked if words.get(label, label) in self._words]
+        return 2 * len(known) >= len(asked)
 
     def find(
         self, queries: Sequence[LabelledText], strategy: Optional[Strategy] = None
@@ -109,19 +127,8 @@ class Chooser:
         return self._retrievers[strategy].find(queries)
 
 
-def _rule(
-    strategy: Strategy, policy: str, threshold: Optional[float], in_domain: bool
-) -> Tuple[str, Strategy]:
-    if policy == "always":
-        return "always", strategy
-    if threshold is not None:
-        return "threshold", replace(strategy, gate="cosine", threshold=threshold)
-    if in_domain:
-        return "in-domain", strategy
-    return "out-of-domain", replace(strategy, gate="bm25", threshold=PUBLISHED_GATE)
-
-
-def _context(retrieved: Sequence[Retrieved], reason: str) -> Context:
-    return Context(
-        tuple(r.example for r in retrieved), tuple(r.similarity for r in retrieved), reason
-    )
+def _context(retrieved: Sequence[Retrieved], reason: str, threshold: Optional[float]) -> Context:
+    similarities = tuple(r.similarity for r in retrieved)
+    if reason == "threshold" and max(similarities, default=-1.0) < (threshold or 0.0):
+        return Context(reason=reason)
+    return Context(tuple(r.example for r in retrieved), similarities, reason)

@@ -3,10 +3,12 @@
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from ..errors import Errors, LLMNERError
 from ..llm.chat import Chat, Turn
+from ..llm.constraints import Anything
 from ..retrieval.examples import LabelledText
 
 
@@ -86,6 +88,11 @@ class Wording:
     notation: str
     label_words: Dict[str, str]
     label_descriptions: Dict[str, str]
+
+    @cached_property
+    def anything(self) -> Anything:
+        """Answers without constraint. One for all texts: the decoder sees that the tokens are the same."""
+        return Anything(self.vocab, self.end)
 
     @property
     def end(self) -> int:

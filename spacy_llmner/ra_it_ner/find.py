@@ -61,7 +61,7 @@ def asker(
             )
             branches = [_ask(tree, stem, prompts[x][shared:], lists, settings) for x in labels]
         else:
-            rule = Anything(wording.vocab, wording.end)
+            rule = wording.anything
             branches = [
                 _ask_freely(tree, stem, prompts[x][shared:], rule, wording, text, bounds, settings)
                 for x in labels
@@ -96,7 +96,7 @@ def _ask(
         opening[same:],
         rule,
         draft=settings.draft,
-        max_tokens=settings.max_tokens,
+        max_tokens=max(settings.max_tokens - len(opening), 0),
     )
     ids = [*opening, *answer.ids]
     log_probs = [opened, *[0.0] * (len(opening) - 1), *answer.log_probs]

@@ -9,6 +9,7 @@ from ..learn import Mentions, gold_mentions, known_windows
 from ..llm.json_lists import TextLists
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..retrieval.examples import LabelledText
+from .checks import check_labels
 from .context import Chooser, Context
 from .conversation import Wording
 from .passages import Passage, Room, passage_text
@@ -33,6 +34,9 @@ def lessons(
     asked: List[Tuple[Passage, Mentions]] = []
     for number, eg in enumerate(examples):
         gold = gold_mentions(eg, cfg["train_spans"])
+        known = eg.reference._.llmner_labels
+        if known is not None:
+            known = check_labels(room.name, known)
         windows = room.windows(eg.predicted, wording, list(cfg["frequencies"]))
         for words, mentions in known_windows(eg.predicted, windows, gold):
             labels = sample_labels(
@@ -41,13 +45,14 @@ def lessons(
                 rng,
                 rate=cfg["negative_rate"],
                 least=cfg["least_negatives"],
-                known=eg.reference._.llmner_labels,
+                known=known,
             )
             if labels:
                 text = passage_text(eg.predicted, words)
                 asked.append((Passage(number, words, text, labels), mentions))
     out = []
-    queries = [LabelledText(passage.text) for passage, _ in asked]
+    doc_ids = [LabelledText(eg.predicted.text).hash for eg in examples]
+    queries = [LabelledText(passage.text, doc_id=doc_ids[passage.doc]) for passage, _ in asked]
     for (passage, mentions), retrieved in zip(asked, chooser.find(queries)):
         shown = [r.example for r in retrieved]
         if cfg["random_k"]:
@@ -69,12 +74,12 @@ def training_sequences(
     mentions (Mentions): First word and one past the last of the mentions, by label.
     """
     lists = TextLists(wording.chat.tokenizer, text, passage.bounds, wording.end)
-    out = []
+    out: List[TrainingSequence] = []
     for label in passage.labels:
         prompt = wording.encode(passage.text, passage.context.examples, label)
         answer = lists.spell(listed(lists, mentions.get(label, []), settings.ordered))
         learnt = [False] * len(prompt)
-        if settings.learn_acknowledgements:
+        if settings.learn_acknowledgements and not out:  # once, not for every type
             learnt = wording.acknowledgements(passage.text, passage.context.examples, label)
         out.append(TrainingSequence([*prompt, *answer], learnt + [True] * len(answer)))
     return out

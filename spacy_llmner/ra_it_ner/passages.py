@@ -1,12 +1,16 @@
 """What is asked about at once: a stretch of a Doc, with examples in front as far as there is room."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from spacy.tokens import Doc
+from spacy.training import Example
 
 from ..errors import Errors, LLMNERError
+from ..learn import gold_mentions, known_windows
+from ..llm.tokenization import LLMTokenizer
 from ..llm.words import WordTokens
+from ..retrieval.examples import LabelledText
 from ..windows import Window, read_windows
 from .context import Context
 from .conversation import Wording
@@ -87,6 +91,25 @@ class Room:
         if key not in self._longest:
             self._longest[key] = wording.longest(labels)
         return self._longest[key]
+
+
+def labelled_passages(
+    doc: Doc, tokenizer: LLMTokenizer, window: int, spans_key: Optional[str]
+) -> Iterator[LabelledText]:
+    """Cut an annotated Doc into examples, windows like those that are asked about.
+
+    YIELDS (LabelledText): Those of which all is known. They name their Doc by its text.
+    """
+    gold = gold_mentions(Example(doc, doc), spans_key)
+    doc_id = LabelledText(doc.text).hash
+    for words, mentions in known_windows(doc, read_windows(doc, tokenizer, window), gold):
+        bounds = words.bounds - words.bounds[0, 0]
+        entities = {
+            (int(bounds[first, 0]), int(bounds[last - 1, 1]), label)
+            for label, places in mentions.items()
+            for first, last in places
+        }
+        yield LabelledText(passage_text(doc, words), tuple(sorted(entities)), doc_id)
 
 
 def passage_text(doc: Any, words: WordTokens) -> str:

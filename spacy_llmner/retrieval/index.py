@@ -199,7 +199,10 @@ class ExampleIndex:
             if number < 0 or similarity > max_similarity:
                 continue
             example = self.examples[number]
-            same_document = query.doc_id != "" and query.doc_id == example.doc_id
+            # Examples of `spacy llmner index` name their file instead, but may be that whole document.
+            same_document = (
+                query.doc_id in (example.doc_id, example.hash) if query.doc_id else False
+            )
             if not same_document and example.hash != query.hash:
                 hits.append(Hit(number, round(similarity, DECIMALS)))
         return sorted(hits, key=lambda hit: (-hit.similarity, hit.number))

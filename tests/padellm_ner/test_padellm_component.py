@@ -1,8 +1,10 @@
 """Overfit, save, load, and settings that make no sense."""
 
 import copy
+import gc
 import json
 import pickle
+import weakref
 
 import pytest
 import spacy
@@ -10,6 +12,7 @@ import torch
 from ner_helpers import (
     TEXTS,
     assert_same,
+    entities,
     make_examples,
     make_sgd,
     same_state,
@@ -62,7 +65,7 @@ def test_pickle_while_in_use(trained):
     pool.clear()
     assert abs(len(pickle.dumps(trained)) - len(data)) < 1000
     copied = copy.deepcopy(trained.get_pipe("padellm_ner"))
-    assert copied.labels == ("LOC", "PER") and copied._in_use is None
+    assert copied.labels == ("LOC", "PER") and not copied._made.by_llm
 
 
 def test_only_the_adapter_is_saved(any_trained, tmp_path):
@@ -263,3 +266,30 @@ def test_an_llm_without_an_end_token(tiny_llm, monkeypatch):
     nlp = make_nlp(tiny_llm)
     with pytest.raises(LLMNERError, match="no end token.*eos_token"):
         nlp.initialize(lambda: make_examples(nlp))
+
+
+def test_copies_of_weights_need_full_precision(tiny_llm):
+    llm = {"@misc": "spacy_llmner.LLM.v1", "name": tiny_llm, "device": "cpu", "dtype": "bfloat16"}
+    nlp = make_nlp(tiny_llm, cfg={"llm": llm}, rank=0)
+    with pytest.raises(LLMNERError, match='`rank` of .padellm_ner. is 0.*`dtype` "float32"'):
+        nlp.initialize(lambda: make_examples(nlp, DATA))
+
+
+def test_unload_frees_the_weights(trained):
+    """Though a component has used them."""
+    trained(TEXTS[0])
+    pipe = trained.get_pipe("padellm_ner")
+    held = weakref.ref(next(pipe.shared_llm().model.parameters()))
+    pipe.llm.unload()
+    gc.collect()
+    assert held() is None
+    assert entities(trained(TEXTS[0])) == DATA[0][1]
+
+
+def test_labels_of_another_corpus_are_added(tiny_llm):
+    """As spaCy's own components do when they are initialized again."""
+    nlp = make_nlp(tiny_llm)
+    nlp.initialize(lambda: make_examples(nlp, DATA))
+    other = [("Oskar Blum sang.", [(0, 10, "SINGER")])]
+    nlp.initialize(lambda: make_examples(nlp, other))
+    assert nlp.get_pipe("padellm_ner").labels == ("LOC", "PER", "SINGER")

@@ -12,7 +12,6 @@ from spacy.language import Language
 from spacy.tokens import Span
 
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.pipe import FoundSpan
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", TWICE[0]]

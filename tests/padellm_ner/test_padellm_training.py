@@ -1,5 +1,6 @@
 """spaCy's training contract: initialize, update, get_loss, finish_update."""
 
+import logging
 import random
 
 import numpy as np
@@ -283,6 +284,20 @@ def test_entity_cut_by_a_token_leaves_its_window_out(nlp):
     assert len(pipe.packed([eg])) == 1  # the last word, about which all is known
 
 
+def test_windows_that_cut_a_mention_teach_nothing(tiny_llm, caplog):
+    """To count would be to guess there."""
+    nlp = make_nlp(tiny_llm, cfg={"window": 14})
+    data = [("Rain fell. Mira Stone and the cold and deep river sang", [(11, 43, "PER")])]
+    examples = make_examples(nlp, data)
+    nlp.initialize(lambda: examples)
+    pipe = nlp.get_pipe("padellm_ner")
+    with caplog.at_level(logging.DEBUG, "spacy_llmner"):
+        packed = pipe.packed(examples)
+    n_windows = len(pipe._windows(examples[0].predicted, pipe.ready().wording))
+    assert 0 < len(packed) < n_windows - 1
+    assert "is cut by the end of a window" in caplog.text
+
+
 def test_docs_marked_without_entities_are_learnt(trained, tmp_path):
     trained.to_disk(tmp_path)
     nlp = spacy.load(tmp_path)
@@ -323,6 +338,19 @@ def test_nested_spans(tiny_llm):
         assert {(s.start, s.end, s.label_) for s in doc.spans["llmner"]} == set(spans)
         assert all(a.end <= b.start for a, b in zip(doc.ents, doc.ents[1:]))
         assert {(e.start, e.end, e.label_) for e in doc.ents} < set(spans)
+
+
+def test_nested_spans_are_scored(tiny_llm):
+    """So that `spans_f` can choose the best model: doc.ents has one of two that overlap."""
+    nlp = make_nlp(tiny_llm, cfg={"train_spans": "sc"})
+    examples = nested_examples(nlp)
+    nlp.initialize(lambda: examples)
+    doc = examples[0].predicted
+    doc.spans["llmner"] = [Span(doc, 0, 3, "ORG"), Span(doc, 0, 2, "LOC")]
+    doc.set_ents([Span(doc, 0, 3, "ORG")])
+    scores = nlp.get_pipe("padellm_ner").score(examples)
+    assert (scores["spans_p"], scores["spans_r"]) == (1.0, 0.4)
+    assert scores["spans_per_type"]["LOC"]["r"] == pytest.approx(1 / 3)
 
 
 def test_docs_without_the_spans_teach_nothing(tiny_llm):

@@ -132,3 +132,13 @@ def test_no_room_for_a_text(tiny_tokenizers):
         most_tokens(wording, ["X", "Y"], 64, "ner")
     with pytest.raises(LLMNERError, match="the label 'a long label a long .*\\.\\.\\.'"):
         most_tokens(wording, ["Y", "a long label " * 40], 64, "ner")
+
+
+@pytest.mark.parametrize("gap", [" ", "  "])
+def test_abbreviations_end_no_window(tokenizer, gap):
+    """Nor does a double space, so that no name is cut there; a full stop further in front does."""
+    doc = NLP(f"Rain fell on Bern. The{gap}U.S.{gap}Army and J.{gap}K.{gap}Lund came")
+    longest = n_tokens(tokenizer, NLP(doc.text[doc.text.index("The") :])) + 1
+    for size in range(longest, n_tokens(tokenizer, doc)):
+        _, second = read_windows(doc, tokenizer, size)
+        assert doc[second.tokens[0]].text == "The"

@@ -3,15 +3,20 @@
 import copy
 import pickle
 import random
+import subprocess
+import sys
 
 import pytest
 import spacy
 import torch
 from ner_helpers import TEXTS, TRAIN, assert_same, make_examples, make_sgd, same_state, state_of
 from ra_it_helpers import ADA, BO, initialized, make_nlp, scrambled, train
+from spacy.tokens import Span
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
+from spacy_llmner.ra_it_ner.find import asker
+from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
@@ -181,7 +186,7 @@ def test_calibrate(wild, monkeypatch):
     assert threshold == pipe.cfg["example_threshold"] and pipe.cfg["use_examples"] == "auto"
     (context,) = wild(TEXTS[0])._.llmner_examples
     assert context["reason"] == "threshold"
-    assert all(e["similarity"] >= threshold for e in context["examples"])
+    assert max([e["similarity"] for e in context["examples"]], default=1.0) >= threshold
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,7 @@ def test_calibrate(wild, monkeypatch):
         ("context", 0, "positive"),
         ("max_batch_tokens", 0, "positive"),
         ("least_negatives", -1, "0 or more"),
+        ("example_threshold", 1.5, "a cosine, from -1 to 1"),
     ],
 )
 def test_settings_without_sense(tiny_llm, setting, value, must):
@@ -239,3 +245,125 @@ def test_update_before_initialize(tiny_llm):
     nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"]})
     with pytest.raises(LLMNERError, match="'ra_it_ner' is not trained yet"):
         nlp.get_pipe("ra_it_ner").update(make_examples(nlp))
+
+
+SENTENCES = [
+    "Mira Stone met Oskar Blum in Varnholm.",
+    "They sang on the bridge near Port Ellam.",
+    "Then Oskar Blum went home to Varnholm.",
+]
+
+
+def long_doc(nlp):
+    """A Doc of three windows of one sentence each."""
+    doc = nlp.make_doc(" ".join(SENTENCES))
+    names = [("Mira Stone", "PER"), ("Oskar Blum", "PER"), ("Port Ellam", "LOC")]
+    found = [(doc.text.index(name), name, label) for name, label in names]
+    found.append((doc.text.rindex("Varnholm"), "Varnholm", "LOC"))
+    doc.set_ents([doc.char_span(at, at + len(name), label=label) for at, name, label in found])
+    return doc
+
+
+def test_long_docs_are_examples_window_by_window(tiny_llm):
+    """And none is behind another part of the same Doc, neither in training nor later."""
+    nlp = make_nlp(tiny_llm, k=3, cfg={"window": 44, "random_k": False, "use_examples": "always"})
+    doc = long_doc(nlp)
+    data = [
+        *TRAIN,
+        (doc.text, [(e.start_char, e.end_char, e.label_) for e in doc.ents]),
+    ]
+    initialized(nlp, data)
+    pipe = nlp.get_pipe("ra_it_ner")
+    parts = [e for e in pipe.index.examples if e.doc_id == LabelledText(data[-1][0]).hash]
+    assert [p.text for p in parts] == SENTENCES
+    assert [[p.text[a:b] for a, b, _ in p.entities] for p in parts] == [
+        ["Mira Stone", "Oskar Blum"],
+        ["Port Ellam"],
+        ["Varnholm"],
+    ]
+    hf = pipe.shared_llm().tokenizer.hf
+    for packed in pipe.packed([make_examples(nlp, data)[-1]]):
+        read = hf.decode(packed.ids)
+        assert sum(read.count(sentence) for sentence in SENTENCES) == 1
+    for context in nlp(data[-1][0])._.llmner_examples:
+        assert len(context["examples"]) == 3
+        assert all(e["doc_id"] != parts[0].doc_id for e in context["examples"])
+
+
+def test_a_training_text_in_the_pool_is_not_its_own_example(tiny_llm, tmp_path):
+    """Though `spacy llmner index` names files, not Docs."""
+    nlp = make_nlp(tiny_llm, k=3, cfg={"window": 44, "random_k": False})
+    doc = long_doc(nlp)
+    index = ExampleIndex(nlp.get_pipe("ra_it_ner").encoder)
+    index.add([LabelledText(doc.text, (), "corpus.spacy:7")])
+    index.to_disk(tmp_path)
+    nlp.config["initialize"]["components"]["ra_it_ner"] = {"pool": str(tmp_path)}
+    data = [(doc.text, [(e.start_char, e.end_char, e.label_) for e in doc.ents])]
+    initialized(nlp, data)
+    pipe = nlp.get_pipe("ra_it_ner")
+    hf = pipe.shared_llm().tokenizer.hf
+    for packed in pipe.packed(make_examples(nlp, data)):
+        assert sum(hf.decode(packed.ids).count(sentence) for sentence in SENTENCES) == 1
+
+
+def test_unannotated_docs_are_no_examples(trained):
+    """They would be shown as texts without entities."""
+    pipe = copy.deepcopy(trained.get_pipe("ra_it_ner"))
+    assert pipe.add_examples([trained.make_doc("Bo sang in Bern.")]) == 0
+    part = trained.make_doc("Bo sang in Bern.")
+    part.set_ents([Span(part, 0, 1, label="PER")], default="missing")
+    assert pipe.add_examples([part]) == 0
+    part.set_ents([Span(part, 0, 1, label="PER")])
+    assert pipe.add_examples([part, part]) == 1
+    assert pipe.index.examples[-1].entities == ((0, 2, "PER"),)
+
+
+def test_unpickled_in_another_process(trained, tmp_path):
+    """The extensions are there too."""
+    path = tmp_path / "nlp.pickle"
+    path.write_bytes(pickle.dumps(trained))
+    read = (
+        "import pickle, sys; nlp = pickle.load(open(sys.argv[1], 'rb'));"
+        "doc = nlp(sys.argv[2]); print([(e.text, e._.score > 0) for e in doc.ents],"
+        "len(doc._.llmner_examples))"
+    )
+    run = [sys.executable, "-c", read, str(path), TEXTS[0]]
+    out = subprocess.run(run, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.strip() == str([(e.text, True) for e in trained(TEXTS[0]).ents]) + " 1"
+
+
+def test_answers_stay_within_the_context(wild, monkeypatch):
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "context", 500)
+    monkeypatch.setitem(pipe.cfg, "max_answer_tokens", 4000)
+    longest = []
+
+    def watched(wording, prompts, text, bounds, settings):
+        longest.append(max(map(len, prompts.values())) + settings.max_tokens)
+        return asker(wording, prompts, text, bounds, settings)
+
+    monkeypatch.setattr("spacy_llmner.ra_it_ner.component.asker", watched)
+    list(wild.pipe([*TEXTS, UNSEEN * 8]))
+    assert set(longest) == {500}
+
+
+def test_what_the_llm_has_read_is_learnt_once(tiny_llm):
+    """Not as often as there are types."""
+    weights = {}
+    for learn in (False, True):
+        nlp = make_nlp(tiny_llm, k=0, cfg={"negative_rate": 1.0}, learn_acknowledgements=learn)
+        pipe = initialized(nlp).get_pipe("ra_it_ner")
+        (packed,) = pipe.packed([make_examples(nlp)[1]])
+        weights[learn] = float(packed.weights.sum())
+    read = "I've read this text."
+    tokens = len(pipe.shared_llm().tokenizer.encode(read))
+    assert tokens <= weights[True] - weights[False] <= tokens + 3  # the turn's end
+
+
+def test_labels_of_a_training_doc_are_checked(tiny_llm):
+    nlp = initialized(make_nlp(tiny_llm))
+    examples = make_examples(nlp)
+    examples[0].reference._.llmner_labels = "PER"
+    with pytest.raises(LLMNERError, match="`labels` of 'ra_it_ner' is .*a list of words"):
+        nlp.update(examples)

@@ -36,8 +36,8 @@ def index():
     return index
 
 
-def choose(index, policy="auto", threshold=None, labels=("place",), **strategy):
-    (context,) = Chooser(index, Strategy(k=2, **strategy)).choose(
+def choose(index, policy="auto", threshold=None, labels=("place",), words=None, **strategy):
+    (context,) = Chooser(index, Strategy(k=2, **strategy), words or {}).choose(
         policy, threshold, [QUERY], [list(labels)]
     )
     return context
@@ -53,9 +53,31 @@ def test_published_rule(index):
     assert context.reason == "out-of-domain" and context.examples == ()  # BM25 of few texts is low
 
 
+def test_labels_count_by_what_they_are_called(index):
+    words = {"place": "town", "LOC": "town"}
+    assert choose(index, labels=["LOC"], words=words).reason == "in-domain"
+    assert choose(index, labels=["town"], words=words).reason == "in-domain"
+    assert choose(index, labels=["LOC"]).reason == "out-of-domain"
+
+
+def test_labels_of_added_examples_count(index):
+    chooser = Chooser(index, Strategy(k=1), {})
+    assert chooser.choose("auto", None, [QUERY], [["comet"]])[0].reason == "out-of-domain"
+    index.add([LabelledText(FAR.text, ((0, 4, "comet"),))])
+    assert chooser.choose("auto", None, [QUERY], [["comet"]])[0].reason == "in-domain"
+
+
+def test_a_gate_that_was_chosen_stays(index):
+    chooser = Chooser(index, Strategy(k=2, gate="cosine", threshold=0.5), {})
+    (context,) = chooser.choose("auto", None, [QUERY], [["comet"]])
+    assert context.reason == "out-of-domain" and context.examples == (NEAR,)
+
+
 def test_threshold(index):
-    assert choose(index, threshold=0.5).examples == (NEAR,)
+    """What the most similar example reaches counts for all: so it was calibrated."""
+    assert choose(index, threshold=0.5).examples == (NEAR, FAR)
     assert choose(index, threshold=0.5).reason == "threshold"
+    assert choose(index, threshold=0.81).examples == ()
     assert choose(index, threshold=NEVER).examples == ()
     assert choose(index, threshold=0.0, labels=["comet"]).examples == (NEAR, FAR)
 
@@ -68,12 +90,12 @@ def test_always_and_never(index, threshold):
 
 def test_nothing_to_show(index):
     assert choose(ExampleIndex(ToyEncoder())).reason == "no examples"
-    chooser = Chooser(index, Strategy(k=0))
+    chooser = Chooser(index, Strategy(k=0), {})
     assert chooser.choose("always", None, [QUERY], [["place"]]) == [Context(reason="no examples")]
 
 
 def test_each_text_by_its_own_labels(index):
-    chooser = Chooser(index, Strategy(k=1))
+    chooser = Chooser(index, Strategy(k=1), {})
     contexts = chooser.choose("auto", None, [QUERY, QUERY], [["comet"], ["place"]])
     assert [c.reason for c in contexts] == ["out-of-domain", "in-domain"]
     assert [len(c.examples) for c in contexts] == [0, 1]
