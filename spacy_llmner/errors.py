@@ -162,7 +162,10 @@ class Errors:
         "them with: python scripts/convert.py CORPUS DATA.spacy --lang LANG), or a .jsonl file of "
         'lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": "LOC"}}]}}.'
     )
-    E057 = "The corpus '{path}' is empty: it holds no document with text."
+    E057 = (
+        "The corpus '{path}' has no example: no document with text is annotated ({where}). One without "
+        "entities counts if they were set, to none. Span groups are read with --spans-key KEY."
+    )
     E060 = (
         "The voter '{voter}' of '{name}' and the voter '{other}' are the same: the same LLM with the same "
         "prompts would only vote twice. Give one of them other `prompts`, or leave it out "

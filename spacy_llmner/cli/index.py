@@ -35,7 +35,7 @@ def index_cli(
 ) -> None:
     """
     Encode the texts of an annotated corpus and save them as an index of examples. Each Doc, or
-    each line of a .jsonl file, is an example. Duplicates are left out.
+    each line of a .jsonl file, is an example. Duplicates and Docs that are not annotated are left out.
     """
     msg = Printer()
     start = perf_counter()
@@ -47,7 +47,7 @@ def index_cli(
         typer.echo(f"✘ {e}", err=True)
         raise typer.Exit(1) from None
     left_out = n_read - len(index)
-    more = f", {left_out} duplicates or blank texts left out" if left_out else ""
+    more = f", {left_out} duplicate, blank or unannotated texts left out" if left_out else ""
     seconds = perf_counter() - start
     msg.good(f"{len(index)} examples in {seconds:.0f} s{more}", str(output))
     labels = index.labels()
@@ -90,11 +90,10 @@ def build_index(
                 bar.update()
 
         index.add(counted())
-        n_read = bar.n if progress else total
     if not len(index):
-        raise LLMNERError(Errors.E057.format(path=corpus))
+        raise LLMNERError(Errors.E057.format(path=corpus, where=_where(spans_key)))
     index.to_disk(output)
-    return index, n_read
+    return index, total
 
 
 def count_examples(corpus: Path) -> int:
@@ -117,7 +116,9 @@ def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Lab
     vocab = spacy.blank("xx").vocab
     for path in _doc_files(corpus):
         for number, doc in enumerate(_open_docs(path).get_docs(vocab), 1):
-            yield labelled_text(doc, spans_key, f"{path.name}:{number}")
+            known = all(t.ent_iob for t in doc) if spans_key is None else spans_key in doc.spans
+            if known:  # else it would be shown as a text without entities
+                yield labelled_text(doc, spans_key, f"{path.name}:{number}")
 
 
 def _is_jsonl(corpus: Path) -> bool:

@@ -1,5 +1,6 @@
 """Vectors and FAISS: search by inner product, exactly or nearly so."""
 
+import multiprocessing
 from typing import Any, Dict, Tuple
 
 import faiss as _faiss
@@ -69,6 +70,9 @@ class VectorStore:
         RETURNS (Tuple[ndarray, ndarray]): Similarities and numbers, shape (queries, k). A number of -1
             means that no more were found.
         """
+        if multiprocessing.parent_process() is not None:
+            # Like torch's, FAISS's thread pool does not survive a fork.
+            faiss.omp_set_num_threads(1)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if self.kind == "ivf" and not exact:
             self.prepare()

@@ -89,7 +89,7 @@ def test_folder_and_kind(run, encoder, tmp_path):
     write(tmp_path / "corpus" / "a.spacy", TEXTS[:2])
     write(tmp_path / "corpus" / "b.spacy", [*TEXTS[1:], " "])
     result = run(tmp_path / "corpus", "--kind", "hnsw", "--device", "cpu")
-    assert "2 duplicates or blank texts left out" in result.output
+    assert "2 duplicate, blank or unannotated texts left out" in " ".join(result.output.split())
     index = saved(tmp_path, encoder)
     assert index.kind == "hnsw"
     assert [e.doc_id for e in index.examples] == ["a.spacy:1", "a.spacy:2", "b.spacy:2"]
@@ -97,10 +97,19 @@ def test_folder_and_kind(run, encoder, tmp_path):
 
 def test_spans_key(run, encoder, tmp_path):
     path = write(tmp_path / "nested.spacy", key="sc")
-    assert "has an entity (doc.ents is empty" in " ".join(run(path).output.split())
+    result = run(path)
+    assert (
+        result.exit_code == 1 and "no document with text is annotated (doc.ents)" in result.output
+    )
     assert "NAME" in run(path, "--spans-key", "sc").output
     assert saved(tmp_path, encoder).labels() == {"NAME": 4}
-    assert "doc.spans['x'] is empty" in " ".join(run(path, "--spans-key", "x").output.split())
+    assert "is annotated (doc.spans['x'])" in run(path, "--spans-key", "x").output
+
+
+def test_corpus_without_entities(run, encoder, tmp_path):
+    path = write(tmp_path / "tea.spacy", ["Tea is cold.", "Nobody came."])
+    assert "has an entity (doc.ents is empty" in " ".join(run(path).output.split())
+    assert len(saved(tmp_path, encoder)) == 2
 
 
 def test_jsonl(run, encoder, tmp_path):
@@ -130,9 +139,9 @@ def test_messages(run, tmp_path):
     fails("Can't find the corpus", tmp_path / "none.spacy")
     (tmp_path / "empty").mkdir()
     fails("no .spacy file is in it", tmp_path / "empty")
-    fails("is empty: it holds no document with text", write(tmp_path / "no.spacy", []))
-    fails("is empty: it holds no document with text", write(tmp_path / "blank.spacy", [" ", ""]))
-    fails("is empty", jsonl(tmp_path / "no.jsonl"))
+    fails("has no example: no document with text", write(tmp_path / "no.spacy", []))
+    fails("has no example: no document with text", write(tmp_path / "blank.spacy", [" ", ""]))
+    fails("has no example", jsonl(tmp_path / "no.jsonl"))
     (tmp_path / "text.txt").write_text("Ada")
     fails("it is no .spacy file", tmp_path / "text.txt")
     (tmp_path / "bad.spacy").write_bytes(b"nonsense")
