@@ -29,7 +29,8 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_llmner.learn import gold_mentions, known_windows
+from spacy_llmner.gold import gold_mentions
+from spacy_llmner.learn import known_windows
 from spacy_llmner.llm.decoding import Decoder, Scores
 from spacy_llmner.llm.words import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM

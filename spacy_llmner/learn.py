@@ -1,22 +1,19 @@
-"""What is learnt from a batch: gold mentions, batches of packed texts, the loss."""
+"""What is learnt from a batch: its windows, batches of packed texts, the loss."""
 
 import logging
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
-from spacy.training import Example
 
+from .gold import Gold
 from .llm.packing import Packed
 from .llm.words import WordTokens
-from .pipe import aligned_entities, check_texts, touched
 from .windows import Window
 
 logger = logging.getLogger("spacy_llmner")
 
-# (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
-Gold = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
 # (first word, one past the last) of each mention, by label.
 Mentions = Dict[str, List[Tuple[int, int]]]
 
@@ -73,24 +70,3 @@ def cross_entropy(batch: Iterable[Packed], logits: torch.Tensor) -> Tuple[float,
     d_logits = log_probs.exp_()
     d_logits[rows, targets] -= 1.0
     return float(loss), d_logits * weights[:, None]
-
-
-def gold_mentions(eg: Example, spans_key: Optional[str]) -> Gold:
-    """Carry a reference's mentions over to the predicted Doc's tokens.
-
-    spans_key (Optional[str]): Take them from these doc.spans; None from doc.ents.
-    """
-    if spans_key is None:
-        return aligned_entities(eg)
-    check_texts(eg)
-    if spans_key not in eg.reference.spans:
-        return [], [(0, len(eg.predicted))]
-    out = []
-    unknown = []
-    for span in eg.reference.spans[spans_key]:
-        there = eg.predicted.char_span(span.start_char, span.end_char, label=span.label_)
-        if there is None:
-            unknown.append(touched(eg.predicted, span.start_char, span.end_char))
-        else:
-            out.append((there.start, there.end, span.label_))
-    return out, unknown

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from ..ember_probe.cache import MAX_HALF
 from ..ember_probe.words import WordReader
 from ..errors import Errors, LLMNERError
+from ..gold import aligned_entities
 from ..llm.pool import LoadedLLM, make_llm
-from ..pipe import aligned_entities
 from .evaluate import check_data_path, read_examples
 
 # Docs that the LLM reads at once.

@@ -9,7 +9,7 @@ from spacy.training import Example
 from tqdm import tqdm
 
 from ..errors import Warnings
-from ..pipe import aligned_entities
+from ..gold import aligned_entities
 from .words import WordFeatures
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from thinc.api import Model
 from torch import nn
 
 from ..errors import Errors, LLMNERError
-from ..pipe import aligned_entities, carry
+from ..gold import aligned_entities
+from ..pipe import carry
 from . import calibration
 from .batch import Gold, WordBatch, collate, surface
 from .fewshot_decoders import FewShotDecoder, JoinDecoder

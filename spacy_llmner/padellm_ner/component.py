@@ -12,7 +12,8 @@ from thinc.api import Config, Model
 from ..adapter_pipe import AdapterPipe, InUse, Made
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
-from ..learn import Mentions, gold_mentions, known_windows
+from ..gold import gold_mentions
+from ..learn import Mentions, known_windows
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..llm.pool import LLM, LoadedLLM

@@ -4,7 +4,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 from spacy.training import Example
 
-from ..learn import gold_mentions
+from ..gold import gold_mentions
 
 # No example is that similar: those above 0.98 are duplicates, and never shown.
 NEVER = 1.0

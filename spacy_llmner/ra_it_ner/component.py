@@ -17,7 +17,7 @@ from thinc.api import Config, Model
 from ..adapter_pipe import AdapterPipe, Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
-from ..learn import gold_mentions
+from ..gold import gold_mentions
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM

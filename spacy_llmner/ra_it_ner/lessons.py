@@ -5,7 +5,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from spacy.training import Example
 
-from ..learn import Mentions, gold_mentions, known_windows
+from ..gold import gold_mentions
+from ..learn import Mentions, known_windows
 from ..llm.json_lists import TextLists
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..retrieval.examples import LabelledText

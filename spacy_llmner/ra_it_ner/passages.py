@@ -7,7 +7,8 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..errors import Errors, LLMNERError
-from ..learn import gold_mentions, known_windows
+from ..gold import gold_mentions
+from ..learn import known_windows
 from ..llm.tokenization import LLMTokenizer
 from ..llm.words import WordTokens
 from ..retrieval.examples import LabelledText

@@ -5,8 +5,8 @@ from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 
 from spacy_llmner.ember_probe.generated import continue_prompts, generate_examples, mask_prompt
+from spacy_llmner.gold import aligned_entities
 from spacy_llmner.llm.pool import make_llm
-from spacy_llmner.pipe import aligned_entities
 
 PROMPTS = [*TEXTS, "Mira"]
 

@@ -13,7 +13,8 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.learn import batches_by_tokens, cross_entropy, gold_mentions
+from spacy_llmner.gold import gold_mentions
+from spacy_llmner.learn import batches_by_tokens, cross_entropy
 from spacy_llmner.llm.packing import Packed
 
 
