@@ -3,13 +3,15 @@
     python benchmarks/el4ner_ablation.py wnut17 train.spacy test.spacy --docs 30
 
 All variants see the same texts with the same labelled texts to choose from; what the LLMs find in these
-without demonstrations is found once. Verification is left out by leaving its answers out, which is the
-same. F1 is strict. LLMs this small find little: what counts is which stage earns its place.
+without demonstrations is found once; a single LLM sees only what it found itself. Verification is left
+out by leaving its answers out, which is the same. F1 is strict. LLMs this small find little: what counts
+is which stage earns its place.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import spacy
@@ -19,10 +21,16 @@ from spacy.training import Example
 
 from spacy_llmner.align import Mention, flat
 from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.el4ner_ensemble.pool import pool_texts
 
 LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
-# A mention without what the verifier said, and that.
-Found = List[Tuple[Mention, Optional[float]]]
+
+
+class Voted(NamedTuple):
+    """A mention as it was voted for, and what the verifier said; None if it could not say anything."""
+
+    mention: Mention
+    verified: Optional[float]
 
 
 def main(
@@ -71,7 +79,7 @@ def main(
     for variant, change in variants.items():
         if only and variant not in only.split(","):
             continue
-        pipe = changed(full, settings, **change)
+        pipe = changed(full, settings, labelled, **change)
         start = time.perf_counter()
         found = run(pipe, examples)
         seconds = (time.perf_counter() - start) / len(examples)
@@ -97,44 +105,59 @@ def make(llms: Dict[str, str], **settings: Any) -> EL4NER:
     return nlp.add_pipe("el4ner_ensemble", config={"llms": config, **settings})  # type: ignore
 
 
-def changed(full: EL4NER, settings: Dict[str, Any], **change: Any) -> EL4NER:
-    """RETURNS (EL4NER): Another ensemble with the same pool: of its spans those its own voters found."""
+def changed(
+    full: EL4NER, settings: Dict[str, Any], labelled: List[Example], **change: Any
+) -> EL4NER:
+    """RETURNS (EL4NER): Another ensemble with the same labelled texts, and of what was found in them with
+    that which its own voters found."""
     names = change.pop("llms", list(LLMS))
     if len(names) == 1:
         settings = {**settings, "verifier": names[0]}
     pipe = make({name: LLMS[name] for name in names}, **{**settings, **change})
     pipe.set_labels(full.labels)
-    pipe.pool.from_bytes(full.pool.to_bytes())
-    pipe.pool.keep(names)
+    if names == list(LLMS):
+        pipe.pool.from_bytes(full.pool.to_bytes())
+        return pipe
+    texts = {text.example: text for text in pool_texts(eg.reference for eg in labelled)}
+    found = [
+        {name: [(a, b) for a, b, by in spans.proposed if name in by] for name in names}
+        for spans in full.pool.spans
+    ]
+    pipe.pool.fill([texts[example] for example in full.pool.index.examples], found)
     return pipe
 
 
-def run(pipe: EL4NER, examples: List[Example]) -> List[Found]:
-    out: List[Found] = []
+def run(pipe: EL4NER, examples: List[Example]) -> List[List[Voted]]:
+    out: List[List[Voted]] = []
     pipe.cfg["provenance"] = True
     for found in pipe.predict([eg.predicted for eg in examples]):
         doc = examples[len(out)].predicted
-        mentions: Found = []
+        mentions = []
         for span in found.spans:
             start, end = doc[span.start].idx, doc[span.end - 1].idx + len(doc[span.end - 1])
-            verified = found.traces[start, end]["verified"]  # type: ignore[attr-defined]
-            mention = Mention(start, end, span.label, span.score / max(verified or 1.0, 1e-9))
-            mentions.append((mention, verified))
+            trace = found.traces[start, end]  # type: ignore[attr-defined]
+            mention = Mention(start, end, span.label, trace["voted"])
+            mentions.append(Voted(mention, trace["verified"]))
         out.append(mentions)
     return out
 
 
 def score(
-    examples: List[Example], found: List[Found], threshold: Optional[float]
+    examples: List[Example], found: List[List[Voted]], threshold: Optional[float]
 ) -> Dict[str, float]:
-    """RETURNS (Dict[str, float]): Strict micro scores in percent. Without a threshold, unverified."""
+    """RETURNS (Dict[str, float]): Strict micro scores in percent. Without a threshold, unverified.
+
+    What could not be verified is kept, as by the component."""
     right = n_found = n_gold = 0
     for eg, of_text in zip(examples, found):
         if threshold is None:
             mentions = [m for m, _ in of_text]
         else:
-            kept = [(m, v or 0.0) for m, v in of_text if (v or 0.0) >= threshold]
-            mentions = [Mention(m.start, m.end, m.label, m.score * v) for m, v in kept]
+            mentions = [
+                m if v is None else replace(m, score=m.score * v)
+                for m, v in of_text
+                if v is None or v >= threshold
+            ]
         gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
         mine = {(m.start, m.end, m.label) for m in flat(mentions)}
         right += len(gold & mine)

@@ -59,7 +59,7 @@ class Work:
 class Decision:
     """A span that was voted to be an entity and not found to be wrong.
 
-    score (float): Mean probability of its type over the voters, times `verified`.
+    voted (float): Mean probability of its type over the voters.
     proposed (List[str]): The voters that found it.
     votes (Dict[str, Tuple[str, float]]): Each voter's type and its probability.
     verified (Optional[float]): How likely the verifier took it; None if it was not asked.
@@ -68,11 +68,15 @@ class Decision:
     start: int
     end: int
     label: str
-    score: float
+    voted: float
     proposed: List[str]
     votes: Dict[str, Tuple[str, float]]
     verified: Optional[float] = None
     failed: Dict[str, str] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        return self.voted * (1.0 if self.verified is None else self.verified)
 
 
 class Ensemble:
@@ -167,12 +171,8 @@ class Ensemble:
                 if verified is not None and verified < self.settings.verify_threshold:
                     continue
                 names = [name for name, spans in by_voter.items() if span in spans]
-                score = ballot.score * (1.0 if verified is None else verified)
-                decisions.append(
-                    Decision(
-                        *span, ballot.label, score, names, ballot.votes, verified, dict(task.failed)
-                    )
-                )
+                said = ballot.label, ballot.score, names, ballot.votes
+                decisions.append(Decision(*span, *said, verified, dict(task.failed)))
             out.append(decisions)
         return out
 

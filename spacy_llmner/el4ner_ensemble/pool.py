@@ -81,16 +81,6 @@ class DemonstrationPool:
             vectors = self.encoder.encode_spans([t.example.text for t in texts], plain)
             self.vectors = np.concatenate(vectors).astype(np.float32)
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Forget the spans that none of these voters found."""
-        known = {*names, ""}
-        mask = np.array([bool(known & set(by)) for s in self.spans for _, _, by in s.proposed])
-        self.vectors = self.vectors[mask.astype(bool)]
-        self.spans = [
-            PoolSpans([p for p in spans.proposed if known & set(p[2])], spans.others)
-            for spans in self.spans
-        ]
-
     def usable(self, labels: Iterable[str]) -> np.ndarray:
         """RETURNS (ndarray): bool, shape (texts,): which texts can be shown when these labels are asked
         for: not those whose entities all have other labels."""

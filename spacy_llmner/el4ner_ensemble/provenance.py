@@ -23,6 +23,7 @@ def trace(decision: Decision) -> Dict[str, Any]:
     return {
         "proposed": list(decision.proposed),
         "votes": {name: list(vote) for name, vote in decision.votes.items()},
+        "voted": decision.voted,
         "verified": decision.verified,
         "failed": dict(decision.failed),
     }

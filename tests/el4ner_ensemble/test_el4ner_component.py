@@ -243,6 +243,7 @@ def test_provenance(tmp_path):
     assert ent._.el4ner == {
         "proposed": ["a"],
         "votes": {"a": ["PER", 0.9]},
+        "voted": 0.9,
         "verified": 0.9,
         "failed": {"b": "classification: MemoryError: no room"},
     }

@@ -159,7 +159,10 @@ def test_other_labels(pool):
     assert "Oskar Blum likes tea." not in shown(pool, "Oskar Blum", k=10, labels=["LOC"])
 
 
-def test_spans_of_some_voters(pool):
-    pool.keep(["b"])
+def test_no_spans_in_the_pool(pool):
+    """Voters that find nothing: then the whole texts decide, and the longest words are no entities."""
+    texts = texts_of()
+    pool.fill(texts, [{"b": []} for _ in texts])
     assert not pool.vectors.size and pool.sizes == [0] * len(TRAIN)
     assert shown(pool, "Oskar Blum", spans=[(0, 10)]) == shown(pool, "Oskar Blum", "sentence")
+    assert [pool.demonstration(k, LABELS).others for k in (0, 1)] == [((11, 14),), ((11, 16),)]

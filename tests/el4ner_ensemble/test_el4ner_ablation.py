@@ -1,0 +1,67 @@
+"""The ablation benchmark leaves out what it says, and nothing else."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import spacy
+from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
+from ner_helpers import TRAIN, make_examples
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import el4ner_ablation as ablation  # noqa: E402
+
+from spacy_llmner.el4ner_ensemble.component import EL4NER  # noqa: E402
+
+ONE, OTHER = "gemma", "smollm2"
+MIRA = {"Mira Stone": {"PER": 0.8}}
+
+
+def voters():
+    """One takes tea for an entity, the other one cold; both know Mira."""
+    return {
+        ONE: MockVoter({**MIRA, "tea": {"PER": 0.9}}, true={("Mira Stone", "PER"): 0.0}),
+        OTHER: MockVoter({**MIRA, "cold": {"PER": 0.9}}),
+    }
+
+
+def make(llms, **settings):
+    return EL4NER(spacy.blank("en"), {name: voters()[name] for name in llms}, FakeEncoder())
+
+
+def test_a_single_llm_sees_nothing_of_the_other(monkeypatch):
+    monkeypatch.setattr(ablation, "make", make)
+    nlp, full = make_mock_nlp(voters())
+    labelled = make_examples(nlp)
+    alone = ablation.changed(full, {}, labelled, llms=[OTHER])
+    assert alone.pool.index.examples == full.pool.index.examples
+    shown = {}
+    for pool in (full.pool, alone.pool):
+        others = [pool.demonstration(k, full.labels) for k in range(len(TRAIN))]
+        shown[pool] = {demo.text[a:b] for demo in others for a, b in demo.others}
+        assert len(pool.vectors) == sum(pool.sizes)
+    assert {"tea", "cold"} <= shown[full.pool]
+    assert "tea" not in shown[alone.pool] and "cold" in shown[alone.pool]
+    # What it would have been from the start.
+    pipe = make([OTHER])
+    pipe.initialize(lambda: labelled)
+    assert alone.pool.spans == pipe.pool.spans
+
+
+def test_what_is_kept():
+    """What the verifier could not answer stays; what it gave 0 goes, and is there without it."""
+    text = "Mira Stone sings in Port Ellam."
+    nlp, pipe = make_mock_nlp(voters(), verify_threshold=0.0)
+    data = [(text, [(0, 10, "PER")]), ("Mira Stone naps.", [(0, 10, "PER")])]
+    examples = make_examples(nlp, data)
+    found = ablation.run(pipe, examples)
+    assert [(of[0].verified, of[0].mention.score) for of in found] == [(0.0, 0.8)] * 2
+    assert ablation.score(examples, found, None)["f"] == pytest.approx(100.0)
+    assert ablation.score(examples, found, 0.5)["f"] == 0.0
+    failing = voters()
+    failing[ONE].fails = {"verification": {text}}
+    _, pipe = make_mock_nlp(failing, verify_threshold=0.0)
+    found = ablation.run(pipe, examples)
+    assert found[0][0].verified is None
+    assert ablation.score(examples, found, 0.5)["r"] == pytest.approx(50.0)
