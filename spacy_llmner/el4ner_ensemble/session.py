@@ -27,7 +27,8 @@ from .tasks import Chars, Claim, Task
 from .wording import Wording
 
 Job = Callable[[Tree], Generator[None, None, Any]]
-# What has not ended after so many tokens is cut; what was listed before counts.
+# What has not ended after so many tokens, or where the LLM's positions end, is cut; what was listed before
+# counts.
 MAX_LIST_TOKENS = 256
 
 
@@ -92,28 +93,34 @@ class LLMSession:
 class Desk:
     """One task in the memory of one LLM.
 
-    max_length (int): Positions of the LLM. Demonstrations that leave no room for text and questions are
-        left out, the least similar ones first.
+    max_length (int): Positions of the LLM. Demonstrations that leave no room for what is asked are left
+        out, the least similar ones first.
     """
 
     def __init__(self, wording: Wording, task: Task, max_length: int) -> None:
         self.wording = wording
         self.task = task
+        self.max_length = max_length
         self.lists = TextLists(wording.tokenizer, task.text, task.words, wording.end, ordered=True)
         shown = list(task.demonstrations)
-        self.ids = wording.stem(task.shown, shown)
-        while shown and len(self.ids) > self._most(max_length):
+        stem = wording.stem(task.shown, shown)
+        while shown and len(stem) > self._most():
             del shown[0]
-            self.ids = wording.stem(task.shown, shown)
+            stem = wording.stem(task.shown, shown)
+        # The question for the list is part of what is shared, but for the token behind which it is written.
+        *begin, self._last = wording.list_question
+        self.ids = [*stem, *begin]
         self.job: Optional[Job] = None
         self.answer: Any = None
         self._stem: Optional[Node] = None
         self._listed: Dict[Tuple[Chars, ...], Node] = {}
 
-    def _most(self, max_length: int) -> int:
-        """RETURNS (int): Tokens that may stand in front of what is asked: behind them a list of all words
-        and a question about all of the text fit."""
-        return max_length - self.wording.longest() - 2 * len(self.lists.words.ids)
+    def _most(self) -> int:
+        """RETURNS (int): Tokens that text and demonstrations may have: behind them a list of all words,
+        each for itself, and a question about all of the text fit."""
+        every_word = [(k, k + 1) for k in range(len(self.task.words))]
+        listed = min(len(self.lists.spell(every_word)), MAX_LIST_TOKENS)
+        return self.max_length - self.wording.behind - listed - len(self.lists.words.ids)
 
     def program(self, tree: Tree) -> Generator[None, None, None]:
         """Do job after job, and wait in between, until it is closed."""
@@ -136,9 +143,9 @@ class Desk:
         answer = yield from decode(
             tree,
             self._text(tree),
-            self.wording.list_question,
+            [self._last],
             rule,
-            max_tokens=MAX_LIST_TOKENS,
+            max_tokens=max(min(MAX_LIST_TOKENS, self.max_length - len(self.ids) - 1), 1),
         )
         listed = [_Listed(places) for places in rule.spans(answer.state)]
         return [span for span in place(listed) if span[0] >= 0]
@@ -163,7 +170,7 @@ class Desk:
         choices = self.wording.choices
         asked = [_ask(tree, behind, self.wording.type_question(s), choices) for s in strings]
         yield
-        return [dict(zip(self.wording.labels, _probabilities(nodes, choices))) for nodes in asked]
+        return [dict(zip(self.wording.labels, _answered(nodes, choices))) for nodes in asked]
 
     def verify(
         self, tree: Tree, spans: Sequence[Chars], claims: Sequence[Claim]
@@ -188,7 +195,7 @@ class Desk:
         return [found[claim] for claim in said]
 
     def _text(self, tree: Tree) -> Node:
-        """RETURNS (Node): The end of the text. It goes through the LLM when it is first asked for."""
+        """RETURNS (Node): The end of what is shared. It goes through the LLM when it is first asked for."""
         if self._stem is None:
             self._stem = tree.add(None, self.ids)
         return self._stem
@@ -197,12 +204,26 @@ class Desk:
         """RETURNS (Node): The end of the text and of the list of all spans that are asked about."""
         key = tuple(spans)
         if key not in self._listed:
-            first = {start: k for k, (start, _) in enumerate(self.task.words)}
-            last = {end: k + 1 for k, (_, end) in enumerate(self.task.words)}
-            listed = self.lists.spell([(first[start], last[end]) for start, end in spans])
-            ids = [*self.wording.list_question, *self.wording.behind_list(listed)]
+            ids = [self._last, *self.wording.behind_list(self._spelt(spans))]
             self._listed[key] = tree.add(self._text(tree), ids)
         return self._listed[key]
+
+    def _spelt(self, spans: Sequence[Chars]) -> List[int]:
+        """RETURNS (List[int]): The list of the spans, or of the first ones, so that every question about
+        one of them has room behind it."""
+        first = {start: k for k, (start, _) in enumerate(self.task.words)}
+        last = {end: k + 1 for k, (_, end) in enumerate(self.task.words)}
+        words = [(first[start], last[end]) for start, end in spans]
+        listed = self.lists.spell(words)
+        room = self.max_length - len(self.ids)
+        # Most often there is room for anything that could be asked.
+        if len(listed) + self.wording.behind + 2 * len(self.lists.words.ids) > room:
+            strings = {self.task.text[slice(*span)] for span in spans}
+            room -= max(self.wording.longest_question(string) for string in strings)
+            while words and len(listed) > room:
+                words.pop()
+                listed = self.lists.spell(words)
+        return listed
 
 
 class _Listed:
@@ -233,7 +254,7 @@ def _forks(choices: Choices) -> List[Tuple[int, ...]]:
     return [begin for begin in begins if len(choices.allowed(begin)) > 1]
 
 
-def _probabilities(asked: Mapping[Tuple[int, ...], Node], choices: Choices) -> Iterator[float]:
+def _answered(asked: Mapping[Tuple[int, ...], Node], choices: Choices) -> Iterator[float]:
     """YIELDS (float): The probability of each choice; they add up to 1."""
     for sequence in choices.sequences:
         total = 0.0

@@ -1,7 +1,7 @@
 """Prompts in the tokens of one LLM: what all questions about a text share, and the questions behind it."""
 
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Dict, List, Sequence
 
 import numpy as np
@@ -39,6 +39,7 @@ class Wording:
             raise LLMNERError(Errors.E035.format(name=name))
         self.prompts = prompts
         self.tokenizer = tokenizer
+        self.chat = chat
         self.types = dict(asked.types)
         self.end: int = tokenizer.end[0]
         self._encode = lru_cache(maxsize=4096)(self._plain)
@@ -115,12 +116,21 @@ class Wording:
         values = {"{span}": span, "{type}": self.types[label]}
         return [*self._plain(fill(self.prompts.check, values)), *self._to_word]
 
+    def longest_question(self, span: str) -> int:
+        """RETURNS (int): Tokens that stand behind a list at most, if a span is asked about: the question
+        and its answer."""
+        questions = [self.type_question(span)] + [self.check_question(span, x) for x in self.types]
+        answer = max(len(sequence) for sequence in self.choices.sequences)
+        return len(self.behind_list([0])) + max(len(question) for question in questions) + answer
+
+    @cached_property
+    def behind(self) -> int:
+        """Tokens behind a text, without what is said of the text."""
+        return len(self.list_question) + self.longest_question("")
+
     def longest(self) -> int:
         """RETURNS (int): Tokens around a text, without demonstrations and what is said of the text."""
-        prompt = len(self.stem("", [])) + len(self.list_question) + len(self.behind_list([0]))
-        questions = [self.type_question("")] + [self.check_question("", x) for x in self.types]
-        most = max(len(sequence) for sequence in self.choices.sequences)
-        return prompt + max(len(question) for question in questions) + most
+        return len(self.stem("", [])) + self.behind
 
     def _text(self, shown: str) -> List[int]:
         before, behind = self.prompts.text.split("{text}")

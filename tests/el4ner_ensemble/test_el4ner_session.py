@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from el4ner_helpers import words_of
 
+from spacy_llmner.el4ner_ensemble import session
 from spacy_llmner.el4ner_ensemble.session import Desk
 from spacy_llmner.el4ner_ensemble.tasks import NONE, Asked, Demonstration, Task
 from spacy_llmner.el4ner_ensemble.voters import make_voter
@@ -31,10 +32,10 @@ def voter_of(folder, **settings):
 
 
 def answers(voter, keep, tasks=None):
-    session = voter.session(tasks or make_tasks(), ASKED, keep=keep)
-    found = session.extract(), session.classify(SPANS), session.verify(SPANS, CLAIMS)
-    tokens = session.tokens
-    session.close()
+    at_work = voter.session(tasks or make_tasks(), ASKED, keep=keep)
+    found = at_work.extract(), at_work.classify(SPANS), at_work.verify(SPANS, CLAIMS)
+    tokens = at_work.tokens
+    at_work.close()
     return found, tokens
 
 
@@ -55,26 +56,28 @@ def test_keeping_changes_nothing_but_the_work(voter):
     # What is shared goes through the LLM once: without keeping three times, the list of spans two times.
     shared = 0
     wording = voter._wording(ASKED)
+    question = wording.list_question
     for task, spans in zip(make_tasks(), SPANS):
         if spans:
             desk = Desk(wording, task, 4096)
             words = {start: k for k, (start, _) in enumerate(task.words)}
             ends = {end: k + 1 for k, (_, end) in enumerate(task.words)}
             spelt = desk.lists.spell([(words[a], ends[b]) for a, b in spans])
-            shared += 2 * len(desk.ids)
-            shared += len(wording.list_question) + len(wording.behind_list(spelt))
+            # The question for the list is read with the text, but for its last token.
+            assert len(desk.ids) == len(wording.stem(task.shown, DEMOS)) + len(question) - 1
+            shared += 2 * len(desk.ids) + 1 + len(wording.behind_list(spelt))
     assert tokens2 - tokens == shared
 
 
 def test_together_is_apart(voter):
     (listed, types, true), _ = answers(voter, True)
     for k, task in enumerate(make_tasks()):
-        session = voter.session([task], ASKED, keep=True)
-        assert session.extract() == [listed[k]]
-        for one, other in zip(session.classify([SPANS[k]])[0], types[k]):
+        alone = voter.session([task], ASKED, keep=True)
+        assert alone.extract() == [listed[k]]
+        for one, other in zip(alone.classify([SPANS[k]])[0], types[k]):
             assert np.allclose(list(one.values()), list(other.values()), atol=1e-4)
-        assert np.allclose(session.verify([SPANS[k]], [CLAIMS[k]])[0], true[k], atol=1e-4)
-        session.close()
+        assert np.allclose(alone.verify([SPANS[k]], [CLAIMS[k]])[0], true[k], atol=1e-4)
+        alone.close()
 
 
 def test_only_what_was_written_is_read(voter):
@@ -98,13 +101,19 @@ def test_the_same_string_has_one_answer(voter):
 def test_demonstrations_are_cut_first(voter):
     wording = voter._wording(ASKED)
     task = make_tasks()[0]
-    whole = Desk(wording, task, 4096)
-    bare = len(wording.stem(task.shown, []))
-    assert len(whole.ids) == len(wording.stem(task.shown, DEMOS))
-    around = wording.longest() + 2 * len(whole.lists.words.ids)
-    one = len(wording.stem(task.shown, DEMOS[1:]))
-    assert len(Desk(wording, task, one + around).ids) == one  # the most similar one stays
-    assert len(Desk(wording, task, around).ids) == bare  # the question is never cut
+    question = wording.list_question
+
+    def shown(room):
+        return len(Desk(wording, task, room).ids) - len(question) + 1
+
+    lists = Desk(wording, task, 4096).lists
+    # Behind the text: a list (here as short as conftest.py makes it), and a question about all of it.
+    behind = wording.behind + session.MAX_LIST_TOKENS + len(lists.words.ids)
+    both, one, bare = (len(wording.stem(task.shown, DEMOS[k:])) for k in range(3))
+    assert shown(both + behind) == both
+    assert shown(both + behind - 1) == one  # the most similar one stays
+    assert shown(one + behind) == one
+    assert shown(one + behind - 1) == shown(100) == bare  # text and question are never cut
 
 
 def test_the_room_of_a_text(voter):
@@ -118,3 +127,39 @@ def test_prompts_make_another_voter(roomy):
     one, other = voter_of(roomy[1]), voter_of(roomy[1], chat=False)
     assert one.memory == other.memory and one.manner != other.manner
     assert answers(one, True)[0][1] != answers(other, True)[0][1]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_small_context(tiny_models, monkeypatch, keep):
+    """256 positions, and lists that are as long as they get: nothing stands behind the last position."""
+    monkeypatch.setattr(session, "MAX_LIST_TOKENS", 256)
+    voter = voter_of(tiny_models["gpt2"])
+    asked = Asked({"PER": "person", "LOC": "place"})
+    words = words_of("Bo , Ada , Al , Zoe , Ida and Ole saw a cat , a dog and a cow in a bus .")
+    text = "Bo , Ada , Al , Zoe , Ida and Ole saw a cat , a dog and a cow in a bus ."
+    room, lengths = voter.room(asked), voter.lengths(text, words)
+    words = [word for k, word in enumerate(words) if sum(lengths[: k + 1]) <= room]
+    assert len(words) > 10
+    task = Task(text, words, list(DEMOS))
+    at_work = voter.session([task], asked, keep=keep)
+    assert at_work.decoder.llm.max_length == 256
+    decode, limits = session.decode, []
+    monkeypatch.setattr(
+        session,
+        "decode",
+        lambda *args, **kw: limits.append(kw["max_tokens"]) or decode(*args, **kw),
+    )
+    at_work.extract()
+    assert limits == [256 - len(at_work.desks[0].ids) - 1] and limits[0] < 256
+    # As if many voters had listed everything.
+    union = sorted((a, b) for a, _ in words for _, b in words if a < b)
+    desk = at_work.desks[0]
+    listed = desk._spelt(union)
+    assert len(desk.lists.spell([(0, 1)])) < len(listed) < 256
+    (types,) = at_work.classify([union])
+    claims = [(start, end, "PER") for start, end in union]
+    (true,) = at_work.verify([union], [claims])
+    assert len(types) == len(true) == len(union)
+    assert all(sum(by.values()) == pytest.approx(1.0) for by in types)
+    assert 200 < at_work.decoder._positions.max() < 256
+    at_work.close()

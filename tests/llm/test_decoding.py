@@ -114,6 +114,16 @@ def test_length_runs_out(llama, most, complete):
     assert answer.state == tuple(answer.ids)
 
 
+@pytest.mark.parametrize("most", [1, 3, 6])
+def test_nothing_is_read_behind_the_last_token(llama, most):
+    """Guesses neither: the LLM may have no positions for them."""
+    decoder = Decoder(llama)
+    how = {"max_tokens": most, "guess": [17] * 8}
+    answer = decoder.run([writing([5, 6], ((7,),), Anything(8), **how)])[0][0]
+    assert len(answer.ids) == most
+    assert decoder._positions.max() < 3 + most - 1
+
+
 def test_empty_constraint(llama):
     decoder = Decoder(llama)
     answers = decoder.run([writing([5, 6], constraint=rule) for rule in (Anything(0), spelt([]))])
