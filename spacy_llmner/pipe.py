@@ -380,8 +380,9 @@ def carry(name: str, settings: Any) -> Model:
 
 
 def _score_of(span: Span) -> Optional[float]:
-    """`span._.score`: looked up where the component wrote it, so nothing is kept twice."""
-    for key, group in span.doc.spans.items():
+    """`span._.score`: looked up where the component wrote it, so nothing is kept twice. Of several that
+    found the span the last one counts: it wrote doc.ents, as `llmner_combine` behind all others."""
+    for key, group in reversed(list(span.doc.spans.items())):
         if "scores" in group.attrs:
             score = span_scores(span.doc, key).get((span.start, span.end, span.label_))
             if score is not None:

@@ -58,6 +58,19 @@ def test_votes(doc, min_votes, ents):
     assert [(e.text, e.label_) for e in doc.ents] == ents
 
 
+def test_scores_of_entities(doc):
+    """`ent._.score` is the mean, not what one of the groups says."""
+    nlp = spacy.blank("en")
+    # Any component of spacy-llmner makes `_.score` known.
+    nlp.add_pipe("ra_it_ner", config={"labels": ["PER"]})
+    combine(doc)
+    assert [ent._.score for ent in doc.ents] == pytest.approx([0.5, 1.0 / 3, 0.3])
+    for _ in range(2):  # a Doc that is read again, or was saved
+        combine(doc)
+        doc = spacy.tokens.Doc(doc.vocab).from_bytes(doc.to_bytes())
+        assert [ent._.score for ent in doc.ents] == pytest.approx([0.5, 1.0 / 3, 0.3])
+
+
 def test_what_makes_no_sense(doc):
     with pytest.raises(LLMNERError, match="finds no spans under d .there are: a, b, c"):
         combine(doc, keys=["a", "d"])
