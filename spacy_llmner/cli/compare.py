@@ -16,9 +16,11 @@ from spacy.scorer import get_ner_prf
 from spacy.training import Example
 from tqdm import tqdm
 
+from ..combine import Combine
 from ..errors import LLMNERError
 from ..pipe import LLMNERPipe
 from .evaluate import check_data_path, colors_of, load_pipeline, read_examples
+from .peak import gpu_peak_mb, peak_mb, reset_peak
 
 COMBINED = "combined"
 
@@ -60,6 +62,7 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
     """Put the entity components of several pipelines into one, each with a span group of its own, and
     `llmner_combine` behind them.
 
+    An `llmner_combine` that a pipeline has is left out: it would combine span groups of other names.
     RETURNS (Language): Components that name the same LLM share it.
     RAISES (LLMNERError): If a pipeline can't be loaded or has no such component.
     """
@@ -73,13 +76,15 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
             raise LLMNERError(f"The pipeline '{model}' has no component of spacy-llmner ({known}).")
         tokenizer = {"nlp": {"tokenizer": other.config["nlp"]["tokenizer"]}}
         nlp = nlp or blank(other.lang or "en", config=tokenizer)
-        for name, _ in other.pipeline:
+        for name, pipe in other.pipeline:
             if name in mine:
-                key = name if name not in keys else f"{name}_{len(keys)}"
-                pipe: Any = nlp.add_pipe(name, name=key, source=other)
-                pipe.cfg.update(spans_key=key, overwrite=True)
+                key = name if name not in (*keys, COMBINED) else f"{name}_{len(keys)}"
+                added: Any = nlp.add_pipe(name, name=key, source=other)
+                added.cfg.update(spans_key=key, overwrite=True)
                 keys.append(key)
-            elif name not in nlp.pipe_names:  # a tagger, for example
+            elif name not in nlp.pipe_names and not isinstance(
+                pipe, Combine
+            ):  # a tagger, for example
                 nlp.add_pipe(name, source=other)
     assert nlp is not None
     votes = {"keys": keys, "min_votes": min(min_votes, len(keys)), "spans_key": COMBINED}
@@ -91,7 +96,8 @@ def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any
     """Run each component alone, then all of them combined.
 
     RETURNS (Dict[str, Dict[str, Any]]): By component: "docs", the Docs; scores; "docs_per_second";
-        "memory_mb", the resident memory of the process behind it, None where it can't be told.
+        "peak_mb", the memory of the whole process at its highest while it read the texts, and "gpu_peak_mb"
+        on the GPU, each None where it can't be told. All LLMs loaded so far are in it.
     """
     components = [name for name, pipe in nlp.pipeline if isinstance(pipe, LLMNERPipe)]
     others = [name for name in nlp.pipe_names if name not in (*components, COMBINED)]
@@ -101,6 +107,7 @@ def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any
         used = [*others, name] if name != COMBINED else nlp.pipe_names
         with nlp.select_pipes(enable=used):
             list(nlp.pipe(texts[:1]))  # the LLM is loaded at first use: no part of the speed
+            reset_peak()
             start = perf_counter()
             stream = tqdm(nlp.pipe(texts), total=len(texts), desc=name, leave=False, disable=None)
             docs = list(stream)
@@ -110,7 +117,8 @@ def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any
             "docs": docs,
             **get_ner_prf(examples),
             "docs_per_second": len(docs) / max(seconds, 1e-9),
-            "memory_mb": _resident_mb(),
+            "peak_mb": peak_mb(),
+            "gpu_peak_mb": gpu_peak_mb(),
         }
     return results
 
@@ -149,21 +157,14 @@ def _table(results: Dict[str, Dict[str, Any]]) -> Table:
     labels = sorted({x for r in results.values() for x in r["ents_per_type"] or {}})
     table = Table(title="F1")
     table.add_column("component")
-    for column in ["all", *labels, "docs/s", "MB"]:
+    peaks = {"peak MB": "peak_mb", "GPU peak MB": "gpu_peak_mb"}
+    if not any(r["gpu_peak_mb"] for r in results.values()):
+        del peaks["GPU peak MB"]
+    for column in ["all", *labels, "docs/s", *peaks]:
         table.add_column(column, justify="right")
     for name, r in results.items():
         by_label = [(r["ents_per_type"] or {}).get(label, {}).get("f") for label in labels]
         scores = ["-" if f is None else f"{100 * f:.1f}" for f in (r["ents_f"], *by_label)]
-        memory = "-" if r["memory_mb"] is None else f"{r['memory_mb']:.0f}"
-        table.add_row(name, *scores, f"{r['docs_per_second']:.2f}", memory)
+        memory = ["-" if r[key] is None else f"{r[key]:.0f}" for key in peaks.values()]
+        table.add_row(name, *scores, f"{r['docs_per_second']:.2f}", *memory)
     return table
-
-
-def _resident_mb() -> Optional[float]:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-    except OSError:  # not on Linux
-        pass
-    return None

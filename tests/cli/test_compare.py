@@ -1,7 +1,9 @@
 """`spacy llmner compare`: the same texts, one process, one LLM."""
 
 import json
+import os
 
+import numpy as np
 import pytest
 import spacy
 from ner_helpers import TEXTS, TRAIN, make_examples
@@ -9,6 +11,7 @@ from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
+from spacy_llmner.cli.peak import peak_mb, reset_peak
 from spacy_llmner.llm import pool
 
 
@@ -48,6 +51,43 @@ def test_compare(folders):
     # Each text as it should be, as both marked it, and combined.
     assert page.count("<tr>") == 4 * len(TRAIN)
     assert page.count("<th>ra_it_ner_1</th>") == len(TEXTS)
+
+
+def test_peaks(folders):
+    result = run(folders / "test.spacy", folders / "one", "-o", folders / "out.json")
+    assert "peak MB" in result.output and "GPU" not in result.output
+    scores = json.loads((folders / "out.json").read_text())
+    for r in scores.values():
+        assert r["peak_mb"] > 50 and r["gpu_peak_mb"] is None
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells it")
+def test_a_peak_is_of_its_own_time():
+    """What was given back before the measurement is not in it, what was given back meanwhile is."""
+    big = np.ones(40 << 20, dtype=np.int8)
+    reset_peak()
+    high = peak_mb()
+    del big
+    reset_peak()
+    low = peak_mb()
+    assert low < high - 30
+    big = np.ones(40 << 20, dtype=np.int8)
+    del big
+    assert peak_mb() > low + 30
+
+
+def test_pipelines_that_combine(folders):
+    """Their own llmner_combine is no component to compare, whatever it is called."""
+    for model, name in (("one", "combined"), ("other", "llmner_combine")):
+        nlp = spacy.load(folders / model)
+        config = {"keys": ["llmner"], "min_votes": 1, "spans_key": "both"}
+        nlp.add_pipe("llmner_combine", name=name, config=config)
+        nlp.to_disk(folders / f"{model}_combining")
+    models = [folders / "one_combining", folders / "other_combining"]
+    result = run(folders / "test.spacy", *models, "-o", folders / "out.json")
+    assert result.exit_code == 0, result.output
+    scores = json.loads((folders / "out.json").read_text())
+    assert list(scores) == ["ra_it_ner", "ra_it_ner_1", "combined"]
 
 
 def test_limit(folders):
