@@ -212,7 +212,21 @@ class Errors:
     )
     E071 = (
         "The voter '{voter}' of '{name}' is a {given}, not a block with "
-        '@misc = "spacy_llmner.Voter.v1" or an object with the methods of a Voter.'
+        '@misc = "spacy_llmner.Voter.v1" or an object with all that a Voter has (missing: {missing}).'
+    )
+    E072 = (
+        "{path} holds no complete pool of labelled texts ({reason}). Save the pipeline again with "
+        "nlp.to_disk, or initialize it again."
+    )
+    E073 = (
+        "The component '{name}' has no labels. Say which entities it shall find: labels = [...] in "
+        "[components.{name}], nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or labelled "
+        "examples with nlp.initialize(get_examples)."
+    )
+    E074 = (
+        "'{name}' was saved with the verifier '{verifier}', which is not among its LLMs ({known}). What "
+        "was saved wins over the config: load it with the LLMs it had, set nlp.get_pipe('{name}')"
+        ".cfg['verifier'] to one that stays, and save it again."
     )
 
 

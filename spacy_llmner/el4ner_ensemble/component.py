@@ -3,69 +3,36 @@
 
 import logging
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import srsly
 from spacy.language import Language
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.util import ensure_path
-from thinc.api import Config, Optimizer
+from thinc.api import Optimizer
 
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.pool import make_llm
 from ..pipe import FACTORY, Found, LLMNERPipe, carry
 from ..retrieval.encoder import SentenceEncoder
-from .demonstrate import Demonstrator
-from .ensemble import Decision, Ensemble, EnsembleSettings, Work
-from .pool import DemonstrationPool, PoolText, choose_texts, pool_texts
+from .demonstrate import Demonstrator, demonstrate
+from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
+from .labelled import fill_pool
+from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
-from .provenance import Traced, trace
-from .reading import Reading, read_tasks, short_texts, texts_about
-from .settings import check_settings, check_voters
-from .tasks import Asked, Chars, Task
+from .provenance import Traced, have_extension, trace
+from .reading import Reading, read_tasks
+from .settings import DEFAULT_CONFIG, check_different, check_settings, check_voters
+from .tasks import Asked
 from .voters import Turns, default_voters
+from .work import Work
 
 logger = logging.getLogger("spacy_llmner")
 
 POOL = "pool"
-
-default_config = """
-[el4ner_ensemble]
-labels = null
-k = 5
-pool_size = 200
-retrieval = "span"
-pre_extract = "llm"
-vote = "majority"
-verify = true
-verifier = null
-verify_threshold = 0.5
-skip_unanimous = false
-resident = null
-spans_key = "llmner"
-overwrite = true
-provenance = false
-window = 256
-max_batch_tokens = 2048
-
-[el4ner_ensemble.llms]
-
-[el4ner_ensemble.label_words]
-
-[el4ner_ensemble.pos_weights]
-
-[el4ner_ensemble.encoder]
-@misc = "spacy_llmner.SentenceEncoder.v1"
-
-[el4ner_ensemble.scorer]
-@scorers = "spacy_llmner.ner_scorer.v1"
-"""
-
-DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
 
 
 @Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY)
@@ -225,10 +192,11 @@ class EL4NER(LLMNERPipe):
         self._turns: Optional[Turns] = None
         self._demonstrator: Optional[Tuple[Any, Demonstrator]] = None
         self._warned = False
+        self._compared = False
         for label in labels or []:
             self.add_label(label)
-        if provenance and not Span.has_extension("el4ner"):
-            Span.set_extension("el4ner", default=None)
+        if provenance:
+            have_extension()
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do."""
@@ -258,20 +226,29 @@ class EL4NER(LLMNERPipe):
             voters failed.
         """
         if not self.labels:
-            raise LLMNERError(Errors.E020.format(name=self.name))
+            raise LLMNERError(Errors.E073.format(name=self.name))
         readings = [self._read(doc) for doc in docs]
-        tasks = [task for reading in readings for task in reading.tasks]
+        if not self._compared:  # now it is known what "auto" means
+            check_different(self.name, self.voters)
+            self._compared = True
         ensemble = self._ensemble()
+        try:
+            decisions = iter(self._decide(ensemble, readings))
+        finally:  # what was in vain was work, too
+            self.work.add(ensemble.work)
+            ensemble.work.log(self.name, len(readings))
+        for r in readings:
+            calls = sum(task.calls for task in r.tasks)
+            logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
+        return [self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
+
+    def _decide(self, ensemble: Ensemble, readings: Sequence[Reading]) -> List[List[Decision]]:
+        tasks = [task for reading in readings for task in reading.tasks]
         demonstrator = self._demonstrations()
-        spans = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
-        self._demonstrate(demonstrator, readings, [_union(by_voter) for by_voter in spans])
-        decisions = iter(ensemble.decide(tasks))
-        found = [
-            self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings
-        ]
-        self.work.add(ensemble.work)
-        _log(self.name, ensemble.work, len(readings))
-        return found
+        found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
+        spans = [union_of(by_voter) for by_voter in found]
+        demonstrate(demonstrator, readings, spans, self.cfg["pos_weights"])
+        return ensemble.decide(tasks)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
         """Write what was found, and where it came from if that is asked for."""
@@ -279,6 +256,7 @@ class EL4NER(LLMNERPipe):
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
             if isinstance(found, Traced):
+                have_extension()
                 for span in doc.spans[self.cfg["spans_key"]]:
                     span._.el4ner = found.traces[span.start_char, span.end_char]
 
@@ -316,23 +294,6 @@ class EL4NER(LLMNERPipe):
             self._warned = True
         return demonstrator
 
-    def _demonstrate(
-        self,
-        demonstrator: Demonstrator,
-        readings: Sequence[Reading],
-        spans: Sequence[List[Chars]],
-    ) -> None:
-        """Put demonstrations into tasks."""
-        tasks = [(reading, task) for reading in readings for task in reading.tasks]
-        queries = [reading.query(task) for reading, task in tasks]
-        inside = [
-            [(start - task.start, end - task.start) for start, end in of_task]
-            for (_, task), of_task in zip(tasks, spans)
-        ]
-        weights = [r.weights(s, self.cfg["pos_weights"]) for (r, _), s in zip(tasks, spans)]
-        for (_, task), shown in zip(tasks, demonstrator.choose(queries, inside, weights)):
-            task.demonstrations = shown
-
     def initialize(
         self,
         get_examples: Callable[[], Iterable[Example]],
@@ -359,28 +320,14 @@ class EL4NER(LLMNERPipe):
         for key, voter in self.voters.items():
             self.turns.take(voter)
             self.cfg["voters"][key] = voter.describe(self.asked)
-        self.take_pool(texts)
-
-    def take_pool(self, texts: Sequence[PoolText]) -> None:
-        """Choose from labelled texts, and compute what is needed of the chosen ones."""
-        fitting = texts_about(texts, self.labels, self.name)
-        if self.cfg["retrieval"] == "none" or not self.cfg["k"]:
-            return
-        voters = list(self.voters.values())
-        short = short_texts(fitting, voters, self.turns, self.asked, self.cfg["window"])
-        chosen = choose_texts(short, self.cfg["pool_size"])
-        if self.cfg["pre_extract"] == "gold":
-            spans = [{"": [(a, b) for a, b, _ in t.example.entities]} for t in chosen]
-        else:
-            ensemble = self._ensemble()
-            spans = ensemble.pre_extract([Task(t.example.text, t.words) for t in chosen])
-            _log(f"{self.name}, labelled texts", ensemble.work, len(chosen))
-        self.pool.fill(chosen, spans)
+        check_different(self.name, self.voters)
+        fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
     def _new_pool(self) -> None:
         self.pool.clear()
         self._demonstrator = None
         self._warned = False
+        self._compared = False
         self.cfg["voters"] = {}
 
     def update(
@@ -441,18 +388,13 @@ class EL4NER(LLMNERPipe):
         return self
 
     def _take_cfg(self, cfg: Dict[str, Any]) -> None:
+        verifier = cfg["verifier"]
+        if verifier is not None and verifier not in self.voters:
+            known = ", ".join(self.voters)
+            raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))
         self.cfg.update(cfg)
         for label in self.labels:
             self.vocab.strings.add(label)
         for key, saved in self.cfg["voters"].items():
             if key in self.voters:
                 self.voters[key].restore(saved)
-
-
-def _union(by_voter: Mapping[str, Sequence[Chars]]) -> List[Chars]:
-    return sorted({span for spans in by_voter.values() for span in spans})
-
-
-def _log(name: str, work: Work, n_texts: int) -> None:
-    counted = ", ".join(f"{what} {n}" for what, n in asdict(work).items())
-    logger.debug("%s: %d LLM calls for %d texts (%s)", name, work.calls, n_texts, counted)

@@ -1,12 +1,13 @@
 """Stage 1: which labelled texts are shown in front of a text (methods.md 4a)."""
 
 from hashlib import blake2b
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 import numpy as np
 
 from ..retrieval.examples import LabelledText
 from .pool import DemonstrationPool
+from .reading import Reading
 from .similarity import span_similarity
 from .tasks import Chars, Demonstration
 
@@ -58,8 +59,7 @@ class Demonstrator:
         """
         if not self.shows or not queries:
             return [[] for _ in queries]
-        found = self.pool.index.search(queries, len(self.pool))
-        ranked = [[hit.number for hit in hits if self.usable[hit.number]] for hits in found]
+        ranked = self._ranked(queries)
         if self.how == "random":
             ranked = [_shuffled(query.hash, numbers) for query, numbers in zip(queries, ranked)]
         if self.by_spans:
@@ -72,10 +72,40 @@ class Demonstrator:
                     numbers.sort(key=lambda n: -similar[n])  # noqa: B023
         return [[self._show(n) for n in reversed(numbers[: self.k])] for numbers in ranked]
 
+    def _ranked(self, queries: Sequence[LabelledText]) -> List[List[int]]:
+        """RETURNS (List[List[int]]): All texts that may be shown to each query, the most similar first."""
+        index, numbers = self.pool.index, np.flatnonzero(self.usable).tolist()
+        return [
+            [hit.number for hit in index.compare(query, vector, numbers)] if vector.any() else []
+            for query, vector in zip(queries, index.encode(queries))
+        ]
+
     def _show(self, number: int) -> Demonstration:
         if number not in self._shown:
             self._shown[number] = self.pool.demonstration(number, self.labels)
         return self._shown[number]
+
+
+def demonstrate(
+    demonstrator: Demonstrator,
+    readings: Sequence[Reading],
+    spans: Sequence[List[Chars]],
+    pos_weights: Mapping[str, Any],
+) -> None:
+    """Put demonstrations into the tasks of some Docs.
+
+    spans (Sequence[List[Chars]]): Of each task, what was found in it without demonstrations.
+    pos_weights (Mapping[str, Any]): See span_weight.
+    """
+    tasks = [(reading, task) for reading in readings for task in reading.tasks]
+    queries = [reading.query(task) for reading, task in tasks]
+    inside = [
+        [(start - task.start, end - task.start) for start, end in of_task]
+        for (_, task), of_task in zip(tasks, spans)
+    ]
+    weights = [r.weights(s, pos_weights) for (r, _), s in zip(tasks, spans)]
+    for (_, task), shown in zip(tasks, demonstrator.choose(queries, inside, weights)):
+        task.demonstrations = shown
 
 
 def _shuffled(seed: str, numbers: Sequence[int]) -> List[int]:

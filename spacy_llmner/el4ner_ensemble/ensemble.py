@@ -1,18 +1,16 @@
 """The stages one after another: what all voters say about some texts (methods.md 4a)."""
 
-import logging
 import math
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
-
-import torch
+from dataclasses import dataclass, field
+from operator import index
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..errors import Errors, LLMNERError
-from .tasks import NONE, Asked, Chars, Session, Task, Voter
+from .panel import Panel
+from .tasks import NONE, Asked, Chars, Task, Voter
 from .voters import Turns
 from .votes import Ballot, count_votes
-
-logger = logging.getLogger("spacy_llmner")
+from .work import Work
 
 
 @dataclass(frozen=True)
@@ -29,30 +27,6 @@ class EnsembleSettings:
     verifier: Optional[str]
     verify_threshold: float
     skip_unanimous: bool
-
-
-@dataclass
-class Work:
-    """LLM calls as the paper counts them, and what went through the LLMs.
-
-    One call is one voter with one text in one of the first three stages, and one claim in the fourth.
-    """
-
-    pre_extraction: int = 0
-    extraction: int = 0
-    classification: int = 0
-    verification: int = 0
-    passes: int = 0
-    tokens: int = 0
-    dropped: int = 0
-
-    @property
-    def calls(self) -> int:
-        return self.pre_extraction + self.extraction + self.classification + self.verification
-
-    def add(self, other: "Work") -> None:
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
 
 @dataclass
@@ -109,10 +83,10 @@ class Ensemble:
     def pre_extract(self, tasks: Sequence[Task]) -> List[Dict[str, List[Chars]]]:
         """Stage 1: what each voter takes for entities without demonstrations.
 
-        RETURNS (List[Dict[str, List[Chars]]]): For each task, by voter.
+        tasks (Sequence[Task]): The texts, before they get demonstrations.
+        RETURNS (List[Dict[str, List[Chars]]]): For each task, by voter, without those that failed on it.
         """
-        bare = [replace(task, demonstrations=[]) for task in tasks]
-        return self._extract(_Panel(self, bare, keep=False), "pre_extraction")
+        return self._extract(self._panel(tasks, keep=False), "pre_extraction")
 
     def decide(self, tasks: Sequence[Task]) -> List[List[Decision]]:
         """Stages 2 to 4.
@@ -122,13 +96,27 @@ class Ensemble:
         RAISES (LLMNERError): If all voters failed on a task, or one can't be used at all.
         """
         out: List[List[Decision]] = []
+        self.check_any_left(tasks)
         for chunk in self._chunks(tasks):
-            panel = _Panel(self, chunk, keep=self.turns.all_fit)
+            panel = self._panel(chunk, keep=self.turns.all_fit)
             try:
                 out.extend(self._stages(panel))
             finally:
                 panel.close()
         return out
+
+    def _panel(self, tasks: Sequence[Task], *, keep: bool) -> Panel:
+        return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep)
+
+    def all_failed(self, task: Task) -> bool:
+        return len(task.failed) == len(self.voters)
+
+    def check_any_left(self, tasks: Sequence[Task]) -> None:
+        """RAISES (LLMNERError): If no voter is left for a task."""
+        for task in tasks:
+            if self.all_failed(task):
+                failed = "; ".join(f"{name}: {why}" for name, why in task.failed.items())
+                raise LLMNERError(Errors.E069.format(failed=failed))
 
     def _chunks(self, tasks: Sequence[Task]) -> Iterator[List[Task]]:
         """Keep together what is in memory at the same time. LLMs that take turns read all texts, stage by
@@ -136,9 +124,7 @@ class Ensemble:
         chunk: List[Task] = []
         held = 0
         for task in tasks:
-            size = 0
-            if self.turns.all_fit:
-                size = max(voter.size(task, self.asked) for voter in self.voters)
+            size = self._size(task) if self.turns.all_fit else 0
             if chunk and held + size > self.max_batch_tokens:
                 yield chunk
                 chunk, held = [], 0
@@ -147,10 +133,24 @@ class Ensemble:
         if chunk:
             yield chunk
 
-    def _stages(self, panel: "_Panel") -> List[List[Decision]]:
+    def _size(self, task: Task) -> int:
+        """RETURNS (int): Tokens that the voter with the most of them keeps for a task."""
+        size = 0
+        for voter in self.voters:
+            if voter.name not in task.failed:
+                try:
+                    size = max(size, voter.size(task, self.asked))
+                except LLMNERError:
+                    raise
+                except Exception as e:
+                    task.leave_out(voter.name, "reading", e)
+        return size
+
+    def _stages(self, panel: Panel) -> List[List[Decision]]:
         tasks = panel.tasks
         proposed = self._extract(panel, "extraction")
-        unions = [sorted({s for spans in by.values() for s in spans}) for by in proposed]
+        self.check_any_left(tasks)
+        unions = [union_of(by_voter) for by_voter in proposed]
         ballots = self._classify(panel, unions)
         claims = [
             [
@@ -171,19 +171,27 @@ class Ensemble:
                 if verified is not None and verified < self.settings.verify_threshold:
                     continue
                 names = [name for name, spans in by_voter.items() if span in spans]
-                said = ballot.label, ballot.score, names, ballot.votes
-                decisions.append(Decision(*span, *said, verified, dict(task.failed)))
+                decisions.append(
+                    Decision(
+                        *span,
+                        label=ballot.label,
+                        voted=ballot.score,
+                        proposed=names,
+                        votes=ballot.votes,
+                        verified=verified,
+                        failed=dict(task.failed),
+                    )
+                )
             out.append(decisions)
         return out
 
-    def _extract(self, panel: "_Panel", stage: str) -> List[Dict[str, List[Chars]]]:
+    def _extract(self, panel: Panel, stage: str) -> List[Dict[str, List[Chars]]]:
         out: List[Dict[str, List[Chars]]] = [{} for _ in panel.tasks]
-        for voter in self.voters:
-            answers = panel.ask(voter, stage, lambda session, rows: session.extract())
-            for row, spans in enumerate(answers):
+        answers = panel.ask_all(stage, lambda session, rows: session.extract(), check=_check_spans)
+        for name, of_voter in answers.items():
+            for row, spans in enumerate(of_voter):
                 if spans is not None:
-                    out[row][voter.name] = self._inside(panel.tasks[row], spans)
-        panel.check_any_left()
+                    out[row][name] = self._inside(panel.tasks[row], spans)
         return out
 
     def _inside(self, task: Task, spans: Sequence[Chars]) -> List[Chars]:
@@ -205,23 +213,22 @@ class Ensemble:
                 self.work.dropped += 1
         return sorted(out)
 
-    def _classify(self, panel: "_Panel", unions: Sequence[Sequence[Chars]]) -> List[List[Ballot]]:
+    def _classify(self, panel: Panel, unions: Sequence[Sequence[Chars]]) -> List[List[Ballot]]:
         said: List[List[Dict[str, Mapping[str, float]]]] = [[{} for _ in u] for u in unions]
-        for voter in self.voters:
-            answers = panel.ask(
-                voter,
-                "classification",
-                lambda session, rows: session.classify([unions[row] for row in rows]),
-                sizes=[len(union) for union in unions],
-                check=_distributions,
-            )
-            for row, answer in enumerate(answers):
+        answers = panel.ask_all(
+            "classification",
+            lambda session, rows: session.classify([unions[row] for row in rows]),
+            sizes=[len(union) for union in unions],
+            check=_check_distributions,
+        )
+        for name, of_voter in answers.items():
+            for row, answer in enumerate(of_voter):
                 for k, types in enumerate(answer or ()):
                     known = {x: p for x, p in types.items() if x == NONE or x in self.asked.types}
                     self.work.dropped += len(types) - len(known)
                     if known:
-                        said[row][k][voter.name] = known
-        panel.check_any_left()
+                        said[row][k][name] = known
+        self.check_any_left(panel.tasks)
         weights = {voter.name: voter.weight for voter in self.voters}
         labels = list(self.asked.types)
         return [
@@ -230,7 +237,7 @@ class Ensemble:
         ]
 
     def _verify(
-        self, panel: "_Panel", unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]
+        self, panel: Panel, unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]
     ) -> List[Dict[Any, float]]:
         out: List[Dict[Any, float]] = [{} for _ in panel.tasks]
         if self.settings.verifier is None:
@@ -243,7 +250,7 @@ class Ensemble:
                 [unions[row] for row in rows], [claims[row] for row in rows]
             ),
             sizes=[len(said) for said in claims],
-            check=_probabilities,
+            check=_check_probabilities,
         )
         for row, answer in enumerate(answers):
             if answer is not None:
@@ -251,123 +258,9 @@ class Ensemble:
         return out
 
 
-class _Panel:
-    """The voters with some tasks before them. A voter that fails on one is left out there, and only there.
-
-    keep (bool): A voter keeps what it read from one stage to the next.
-    """
-
-    def __init__(self, ensemble: Ensemble, tasks: Sequence[Task], *, keep: bool) -> None:
-        self.ensemble = ensemble
-        self.tasks = list(tasks)
-        self.keep = keep
-        self._sessions: Dict[str, Tuple[List[int], Session]] = {}
-
-    def ask(
-        self,
-        voter: Voter,
-        stage: str,
-        question: Callable[[Session, List[int]], Sequence[Any]],
-        sizes: Optional[Sequence[int]] = None,
-        check: Callable[[Sequence[Any]], None] = lambda answer: None,
-    ) -> List[Optional[Any]]:
-        """Ask a voter about all tasks on which it has not failed.
-
-        question (Callable): Asks a session for the tasks of these numbers.
-        sizes (Optional[Sequence[int]]): How many answers each task needs; tasks that need none are not
-            asked about.
-        check (Callable): Raises if an answer is nonsense.
-        RETURNS (List[Optional[Any]]): By task; None where the voter is left out.
-        """
-        out: List[Optional[Any]] = [None] * len(self.tasks)
-        rows = [row for row, task in enumerate(self.tasks) if voter.name not in task.failed]
-        if sizes is not None and not any(sizes[row] for row in rows):
-            return out
-        self.ensemble.turns.take(voter)
-        self._ask(voter, stage, rows, question, sizes, check, out)
-        work = self.ensemble.work
-        answered = [row for row in rows if out[row] is not None]
-        if stage == "verification":
-            calls = sum(sizes[row] for row in answered) if sizes else 0
-        else:
-            calls = sum(sizes is None or sizes[row] > 0 for row in answered)
-        setattr(work, stage, getattr(work, stage) + calls)
-        return out
-
-    def _ask(
-        self,
-        voter: Voter,
-        stage: str,
-        rows: List[int],
-        question: Callable[[Session, List[int]], Sequence[Any]],
-        sizes: Optional[Sequence[int]],
-        check: Callable[[Sequence[Any]], None],
-        out: List[Optional[Any]],
-    ) -> None:
-        work = self.ensemble.work
-        try:
-            session = self._session(voter, rows)
-            passes, tokens = session.passes, session.tokens
-            try:
-                answers = question(session, rows)
-            finally:
-                work.passes += session.passes - passes
-                work.tokens += session.tokens - tokens
-            _check_number(voter, len(answers), len(rows))
-            for row, answer in zip(rows, answers):
-                if sizes is not None:
-                    _check_number(voter, len(answer), sizes[row])
-                check(answer)
-            for row, answer in zip(rows, answers):
-                out[row] = answer
-            if not self.keep:
-                self._close(voter)
-            return
-        except LLMNERError:
-            raise  # about the voter as such, no text's fault
-        except Exception as e:
-            self._close(voter)
-            if len(rows) == 1:
-                reason = f"{stage}: {type(e).__name__}: {e}"
-                self.tasks[rows[0]].failed[voter.name] = reason
-                logger.warning(
-                    "voter '%s' is left out for the text %r (%s)",
-                    voter.name,
-                    self.tasks[rows[0]].shown[:40],
-                    reason,
-                )
-                return
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(rows) // 2
-        for part in (rows[:half], rows[half:]):
-            self._ask(voter, stage, part, question, sizes, check, out)
-
-    def check_any_left(self) -> None:
-        """RAISES (LLMNERError): If no voter is left for a task."""
-        for task in self.tasks:
-            if len(task.failed) == len(self.ensemble.voters):
-                failed = "; ".join(f"{name}: {why}" for name, why in task.failed.items())
-                raise LLMNERError(Errors.E069.format(failed=failed))
-
-    def close(self) -> None:
-        for voter in self.ensemble.voters:
-            self._close(voter)
-
-    def _session(self, voter: Voter, rows: List[int]) -> Session:
-        """RETURNS (Session): On these tasks: the one that is open, if it is."""
-        if voter.name in self._sessions:
-            if self._sessions[voter.name][0] == rows:
-                return self._sessions[voter.name][1]
-            self._close(voter)
-        tasks = [self.tasks[row] for row in rows]
-        session = voter.session(tasks, self.ensemble.asked, keep=self.keep)
-        self._sessions[voter.name] = rows, session
-        return session
-
-    def _close(self, voter: Voter) -> None:
-        if voter.name in self._sessions:
-            self._sessions.pop(voter.name)[1].close()
+def union_of(proposed: Mapping[str, Sequence[Chars]]) -> List[Chars]:
+    """RETURNS (List[Chars]): The spans that any voter found, in the order of the text."""
+    return sorted({span for spans in proposed.values() for span in spans})
 
 
 def _has_letter(task: Task, word: int) -> bool:
@@ -375,17 +268,19 @@ def _has_letter(task: Task, word: int) -> bool:
     return any(c.isalnum() for c in task.text[start:end])
 
 
-def _check_number(voter: Voter, given: int, asked: int) -> None:
-    if given != asked:
-        raise ValueError(Errors.E070.format(name=voter.name, given=given, asked=asked))
+def _check_spans(answer: Sequence[Chars]) -> None:
+    for start, end in answer:
+        # They raise if it is no number of a character.
+        index(start)
+        index(end)
 
 
-def _distributions(answer: Sequence[Mapping[str, float]]) -> None:
+def _check_distributions(answer: Sequence[Mapping[str, float]]) -> None:
     for types in answer:
-        _probabilities(list(types.values()))
+        _check_probabilities(list(types.values()))
 
 
-def _probabilities(answer: Sequence[float]) -> None:
+def _check_probabilities(answer: Sequence[float]) -> None:
     for p in answer:
         if not (math.isfinite(p) and -1e-6 <= p <= 1 + 1e-6):
             raise ValueError(f"{p} is no probability")

@@ -9,9 +9,10 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from spacy.tokens import Doc, Span
 
+from ..errors import Errors, LLMNERError
 from ..retrieval.encoder import SentenceEncoder
 from ..retrieval.examples import LabelledText
-from ..retrieval.index import ExampleIndex
+from ..retrieval.index import META, ExampleIndex
 from .tasks import Chars, Demonstration
 
 SPANS, VECTORS = "spans.json", "spans.safetensors"
@@ -83,12 +84,9 @@ class DemonstrationPool:
 
     def usable(self, labels: Iterable[str]) -> np.ndarray:
         """RETURNS (ndarray): bool, shape (texts,): which texts can be shown when these labels are asked
-        for: not those whose entities all have other labels."""
+        for. See is_about."""
         known = set(labels)
-        found = [
-            not e.entities or any(x in known for _, _, x in e.entities) for e in self.index.examples
-        ]
-        return np.array(found, dtype=bool)
+        return np.array([is_about(example, known) for example in self.index.examples], dtype=bool)
 
     def demonstration(self, number: int, labels: Iterable[str]) -> Demonstration:
         """RETURNS (Demonstration): A text with its entities of the labels that are asked for, and about as
@@ -104,18 +102,30 @@ class DemonstrationPool:
         )
 
     def from_bytes(self, data: bytes) -> "DemonstrationPool":
-        saved = srsly.msgpack_loads(data)
-        self.index = ExampleIndex(self.encoder).from_bytes(saved["index"])
-        return self._restore(saved["spans"], saved["vectors"])
+        """RAISES (LLMNERError): If the bytes are of something else."""
+        try:
+            saved = srsly.msgpack_loads(data)
+            index = ExampleIndex(self.encoder).from_bytes(saved["index"])
+            return self._restore(index, saved["spans"], saved["vectors"])
+        except Exception as e:
+            raise _incomplete("The given bytes", e) from e
 
     def to_disk(self, path: Path) -> None:
-        self.index.to_disk(path)
+        path.mkdir(parents=True, exist_ok=True)
+        # The index writes this last, so that what is half written can't be read.
+        (path / META).unlink(missing_ok=True)
         srsly.write_json(path / SPANS, self._spans())
         (path / VECTORS).write_bytes(self._vectors())
+        self.index.to_disk(path)
 
     def from_disk(self, path: Path) -> "DemonstrationPool":
-        self.index = ExampleIndex(self.encoder).from_disk(path)
-        return self._restore(srsly.read_json(path / SPANS), (path / VECTORS).read_bytes())
+        """RAISES (LLMNERError): If the folder is incomplete or broken."""
+        try:
+            index = ExampleIndex(self.encoder).from_disk(path)
+            spans, vectors = srsly.read_json(path / SPANS), (path / VECTORS).read_bytes()
+            return self._restore(index, spans, vectors)
+        except Exception as e:
+            raise _incomplete(str(path), e) from e
 
     def _spans(self) -> List[Dict[str, Any]]:
         return [{"proposed": s.proposed, "others": s.others} for s in self.spans]
@@ -123,16 +133,31 @@ class DemonstrationPool:
     def _vectors(self) -> bytes:
         return save_arrays({"spans": self.vectors})
 
-    def _restore(self, spans: List[Dict[str, Any]], vectors: bytes) -> "DemonstrationPool":
-        self.spans = [
+    def _restore(
+        self, index: ExampleIndex, spans: List[Dict[str, Any]], vectors: bytes
+    ) -> "DemonstrationPool":
+        """Everything is read before anything is replaced."""
+        read = [
             PoolSpans(
                 [(start, end, list(names)) for start, end, names in saved["proposed"]],
                 [(start, end) for start, end in saved["others"]],
             )
             for saved in spans
         ]
-        self.vectors = load_arrays(vectors)["spans"]
+        array = load_arrays(vectors)["spans"]
+        n_spans = sum(len(of_text.proposed) for of_text in read)
+        if not (len(read) == len(index) and len(array) == n_spans):
+            there = (
+                f"{len(index)} texts, spans of {len(read)}, and {len(array)} vectors of {n_spans}"
+            )
+            raise ValueError(f"there are {there}")
+        self.index, self.spans, self.vectors = index, read, array
         return self
+
+
+def is_about(example: LabelledText, labels: Set[str]) -> bool:
+    """RETURNS (bool): Whether a text has an entity of these labels, or none at all."""
+    return not example.entities or any(label in labels for _, _, label in example.entities)
 
 
 def pool_texts(docs: Iterable[Doc]) -> Iterator[PoolText]:
@@ -204,6 +229,12 @@ def _spans(text: PoolText, by_voter: Dict[str, List[Chars]]) -> PoolSpans:
         free = [word for word in text.words if not _touches(word, entities)]
         others = sorted(free, key=lambda word: word[0] - word[1])[:1]
     return PoolSpans(proposed, others)
+
+
+def _incomplete(path: str, error: Exception) -> LLMNERError:
+    cause = error.__cause__ or error  # the index names a command that makes no pool
+    reason = f"{type(cause).__name__}: {cause}"
+    return LLMNERError(Errors.E072.format(path=path, reason=reason))
 
 
 def _touches(span: Chars, entities: Iterable[Tuple[int, int, str]]) -> bool:

@@ -2,6 +2,8 @@
 
 from typing import Any, Dict, List
 
+from spacy.tokens import Span
+
 from ..pipe import Found
 from .ensemble import Decision
 from .tasks import Chars
@@ -16,6 +18,12 @@ class Traced(Found):
     def __init__(self, ents: List, spans: List, traces: Dict[Chars, Dict[str, Any]]) -> None:
         super().__init__(ents, spans)
         self.traces = traces
+
+
+def have_extension() -> None:
+    """Make sure that there is `span._.el4ner`; it is None where nothing was written."""
+    if not Span.has_extension("el4ner"):
+        Span.set_extension("el4ner", default=None)
 
 
 def trace(decision: Decision) -> Dict[str, Any]:

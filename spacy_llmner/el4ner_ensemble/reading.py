@@ -1,14 +1,12 @@
-"""What is read: windows of Docs that every voter can read, and labelled texts that can be shown."""
+"""What is read: windows of Docs that every voter can read."""
 
-import warnings
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from spacy.tokens import Doc, Token
 
-from ..errors import Warnings
+from ..errors import LLMNERError
 from ..retrieval.examples import LabelledText
 from ..windows import may_begin
-from .pool import PoolText
 from .pos import span_weight
 from .tasks import Asked, Chars, Task, Voter
 from .voters import Turns
@@ -21,21 +19,50 @@ def read_tasks(
 
     size (int): Tokens of a window at most, in the tokens of the voter that needs most for it; fewer if an
         LLM has no room for so many.
-    RETURNS (List[Task]): They cover every word once, but for those that are too long by themselves.
+    RETURNS (List[Task]): They cover every word once, but for those that are too long by themselves. A voter
+        that can't tell how it reads the Doc is left out.
     """
     tokens = [token for token in doc if not token.is_space]
     words = [(token.idx, token.idx + len(token)) for token in tokens]
     if not words:
         return []
-    # What share of a voter's window each word takes, where it takes most.
-    shares = [0.0] * len(words)
-    for voter in voters:
-        turns.meet(voter)
-        most = min(size, voter.room(asked))
-        lengths = voter.lengths(doc.text, words)
-        shares = [max(share, length / most) for share, length in zip(shares, lengths)]
+    shares, failed = word_shares(doc.text, words, voters, turns, asked, size)
     known = doc.has_annotation("SENT_START")
-    return [Task(doc.text, words[start:end]) for start, end in _cut(tokens, shares, known)]
+    tasks = [Task(doc.text, words[start:end]) for start, end in _cut(tokens, shares, known)]
+    for task in tasks:
+        for name, error in failed.items():
+            task.leave_out(name, "reading", error)
+    return tasks
+
+
+def word_shares(
+    text: str,
+    words: Sequence[Chars],
+    voters: Sequence[Voter],
+    turns: Turns,
+    asked: Asked,
+    size: int,
+) -> Tuple[List[float], Dict[str, Exception]]:
+    """Say what share of a voter's window each word takes, where it takes most.
+
+    size (int): See read_tasks.
+    RETURNS (Tuple[List[float], Dict[str, Exception]]): By word; and the voters that failed.
+    RAISES (LLMNERError): If a voter can't be used at all: that is no fault of the text.
+    """
+    shares = [0.0] * len(words)
+    failed: Dict[str, Exception] = {}
+    for voter in voters:
+        try:
+            turns.meet(voter)
+            most = min(size, voter.room(asked))
+            mine = [length / most for length in voter.lengths(text, words)]
+            shares = [max(share, other) for share, other in zip(shares, mine, strict=True)]
+        except LLMNERError:
+            raise
+        except Exception as e:
+            turns.forget(voter)
+            failed[voter.name] = e
+    return shares, failed
 
 
 def _cut(tokens: List[Token], shares: Sequence[float], known: bool) -> List[Chars]:
@@ -75,37 +102,9 @@ class Reading:
     def query(self, task: Task) -> LabelledText:
         return LabelledText(task.shown, doc_id=self.doc_id)
 
-    def weights(self, spans: Sequence[Chars], weights: Dict[str, Any]) -> List[float]:
+    def weights(self, spans: Sequence[Chars], weights: Mapping[str, Any]) -> List[float]:
         """RETURNS (List[float]): See span_weight."""
         return [
             span_weight(self.doc, self.starts[start], self.ends[end], weights)
             for start, end in spans
         ]
-
-
-def texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) -> List[PoolText]:
-    """RETURNS (List[PoolText]): Those with an entity of these labels, or with none at all. It warns if
-    others are left out."""
-    known = set(labels)
-    out = []
-    for text in texts:
-        entities = text.example.entities
-        if not entities or any(label in known for _, _, label in entities):
-            out.append(text)
-    if len(out) < len(texts):
-        counts = {"n": len(texts) - len(out), "total": len(texts)}
-        message = Warnings.W011.format(name=name, labels=", ".join(labels), **counts)
-        warnings.warn(message, stacklevel=3)
-    return out
-
-
-def short_texts(
-    texts: Sequence[PoolText], voters: Sequence[Voter], turns: Turns, asked: Asked, size: int
-) -> List[PoolText]:
-    """RETURNS (List[PoolText]): Those that every voter can read at once. See read_tasks."""
-    out = list(texts)
-    for voter in voters:
-        turns.meet(voter)
-        most = min(size, voter.room(asked))
-        out = [t for t in out if sum(voter.lengths(t.example.text, t.words)) <= most]
-    return out

@@ -1,14 +1,50 @@
-"""Settings of `el4ner_ensemble` that make no sense are said when it is built."""
+"""Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
 
 from typing import Any, Dict, Mapping, Optional
+
+from thinc.api import Config
 
 from ..errors import Errors, LLMNERError, wrong
 from .demonstrate import RETRIEVAL
 from .tasks import Voter
 from .votes import VOTES
 
+default_config = """
+[el4ner_ensemble]
+labels = null
+k = 5
+pool_size = 200
+retrieval = "span"
+pre_extract = "llm"
+vote = "majority"
+verify = true
+verifier = null
+verify_threshold = 0.5
+skip_unanimous = false
+resident = null
+spans_key = "llmner"
+overwrite = true
+provenance = false
+window = 256
+max_batch_tokens = 2048
+
+[el4ner_ensemble.llms]
+
+[el4ner_ensemble.label_words]
+
+[el4ner_ensemble.pos_weights]
+
+[el4ner_ensemble.encoder]
+@misc = "spacy_llmner.SentenceEncoder.v1"
+
+[el4ner_ensemble.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
 CHOICES = {"retrieval": RETRIEVAL, "pre_extract": ("llm", "gold"), "vote": VOTES}
 METHODS = ("join", "describe", "restore", "lengths", "room", "size", "session", "unload")
+ATTRIBUTES = ("weight", "memory", "manner")
 
 
 def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
@@ -31,16 +67,31 @@ def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
 def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) -> Dict[str, Voter]:
     """RETURNS (Dict[str, Voter]): The voters in the order of their names: that of a config file gets lost.
     RAISES (LLMNERError): If one is no voter, if two are the same, or if the verifier is none of them."""
+    for key in sorted(voters):
+        missing = [x for x in (*METHODS, *ATTRIBUTES) if not _has(voters[key], x)]
+        if missing:
+            given, listed = type(voters[key]).__name__, ", ".join(missing)
+            message = Errors.E071.format(voter=key, name=name, given=given, missing=listed)
+            raise LLMNERError(message)
+    check_different(name, voters)
+    if verifier is not None and verifier not in voters:
+        known = ", ".join(sorted(voters))
+        raise LLMNERError(Errors.E061.format(verifier=verifier, name=name, known=known))
+    return {key: voters[key] for key in sorted(voters)}
+
+
+def check_different(name: str, voters: Mapping[str, Any]) -> None:
+    """RAISES (LLMNERError): If two voters are the same, as far as it is known. What "auto" means is known
+    once their LLMs were loaded."""
     known: Dict[Any, str] = {}
     for key in sorted(voters):
-        voter = voters[key]
-        if not all(hasattr(voter, method) for method in METHODS):
-            given = type(voter).__name__
-            raise LLMNERError(Errors.E071.format(voter=key, name=name, given=given))
-        other = known.setdefault(voter.manner, key)
+        other = known.setdefault(voters[key].manner, key)
         if other != key:
             raise LLMNERError(Errors.E060.format(voter=key, name=name, other=other))
-    if verifier is not None and verifier not in voters:
-        listed = ", ".join(sorted(voters))
-        raise LLMNERError(Errors.E061.format(verifier=verifier, name=name, known=listed))
-    return {key: voters[key] for key in sorted(voters)}
+
+
+def _has(voter: Any, attribute: str) -> bool:
+    try:
+        return hasattr(voter, attribute)
+    except LLMNERError:  # it is there, but its device is not
+        return True

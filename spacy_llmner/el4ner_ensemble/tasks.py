@@ -1,7 +1,10 @@
 """What the voters are asked, and what they say: plain values, whatever stands behind a voter."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Protocol, Sequence, Tuple
+
+logger = logging.getLogger("spacy_llmner")
 
 # First character of a span, and one past the last.
 Chars = Tuple[int, int]
@@ -33,12 +36,14 @@ class Task:
     words (List[Chars]): The words of the window; no span begins or ends elsewhere.
     demonstrations (List[Demonstration]): The most similar one last.
     failed (Dict[str, str]): Voters that are left out here, and why.
+    calls (int): LLM calls so far, see Work.
     """
 
     text: str
     words: List[Chars]
     demonstrations: List[Demonstration] = field(default_factory=list)
     failed: Dict[str, str] = field(default_factory=dict)
+    calls: int = 0
 
     @property
     def start(self) -> int:
@@ -49,6 +54,12 @@ class Task:
     def shown(self) -> str:
         """What of the text is in the prompt."""
         return self.text[self.start : self.words[-1][1]]
+
+    def leave_out(self, name: str, stage: str, error: Exception) -> None:
+        """From now on the others decide here without this voter."""
+        self.failed[name] = f"{stage}: {type(error).__name__}: {error}"
+        text, reason = self.shown[:40], self.failed[name]
+        logger.warning("voter '%s' is left out for the text %r (%s)", name, text, reason)
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,9 @@ class Voter(Protocol):
         max_batch_tokens (int): Tokens to keep in memory at once."""
 
     def describe(self, asked: Asked) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): What is saved of the voter: plain values."""
+        """Get ready to be asked for these types.
+
+        RETURNS (Dict[str, Any]): What is saved of the voter: plain values."""
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take what `describe` gave; from now on, use raises LLMMismatchError if it doesn't fit."""

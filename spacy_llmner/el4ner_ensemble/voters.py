@@ -52,7 +52,13 @@ class LLMVoter:
 
     @property
     def manner(self) -> Any:
-        return self.llm.spec, self.prompts, self.chat
+        try:
+            llm = self.memory
+        except LLMNERError:  # of a device that is not there
+            llm = self.llm.spec
+        for wording in self._wordings.values():  # then it is known what "auto" means
+            return llm, wording.prompts, wording.chat
+        return llm, self.prompts, self.chat
 
     def join(self, name: str, max_batch_tokens: int) -> None:
         self.name = name
@@ -62,6 +68,7 @@ class LLMVoter:
         self._saved = {}
         llm = self._load()
         self._wordings = {}
+        self._wording(asked)
         return {
             "llm": llm.spec.name,
             "fingerprint": llm.fingerprint,
@@ -194,6 +201,10 @@ class Turns:
         self._present: List[Any] = []
         self._met: set = set()
 
+    def __getstate__(self) -> Dict[str, Any]:
+        """Elsewhere no LLM is in memory, and no voter knows its tokenizer."""
+        return {**self.__dict__, "_present": [], "_met": set()}
+
     def take(self, voter: Any) -> None:
         """Make room for the LLM of a voter: the one that waited longest goes."""
         key = voter.memory
@@ -206,9 +217,17 @@ class Turns:
             next(other for other in self.voters if other.memory == oldest).unload()
         self._present.append(key)
 
+    def present_first(self) -> List[Any]:
+        """RETURNS (List[Any]): The voters, those first that nothing has to be loaded for."""
+        return sorted(self.voters, key=lambda voter: voter.memory not in self._present)
+
     def meet(self, voter: Any) -> None:
         """Make room if the voter was never asked anything: it has to load its LLM once to know its
         tokenizer."""
         if voter.name not in self._met:
             self.take(voter)
             self._met.add(voter.name)
+
+    def forget(self, voter: Any) -> None:
+        """Take back `meet`: its LLM could not be loaded."""
+        self._met.discard(voter.name)

@@ -196,6 +196,8 @@ def _load(spec: LLMSpec) -> LoadedLLM:
             output_loading_info=True,
         )
     except Exception as e:
+        if _out_of_memory(e):  # no fault of the folder
+            raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
         if Path(path).is_dir():
             reason = f"{type(e).__name__}: {e}"
             raise LLMNERError(Errors.E004.format(path=path, reason=reason)) from e
@@ -212,6 +214,14 @@ def _load(spec: LLMSpec) -> LoadedLLM:
         raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, cls=cls))
     model.eval().requires_grad_(False).to(spec.device)
     return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), _fingerprint(path, model))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch and safetensors say it each in its own words."""
+    said = str(error).casefold()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("out of memory", "not enough memory", "allocate memory")
+    )
 
 
 def _fingerprint(path: str, model: Any) -> str:

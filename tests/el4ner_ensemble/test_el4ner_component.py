@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import spacy
+import torch
 from el4ner_helpers import (
     FakeEncoder,
     MockVoter,
@@ -135,13 +136,58 @@ def test_own_prompts_are_saved(roomy, tmp_path):
     assert_same_answers(nlp, spacy.load(tmp_path / "pipeline"))
 
 
+def test_provenance_can_be_asked_for_later(two, tmp_path):
+    """As the documentation shows it: what was saved wins over the config."""
+    two.to_disk(tmp_path)
+    nlp = spacy.load(tmp_path)
+    if Span.has_extension("el4ner"):
+        Span.remove_extension("el4ner")
+    nlp.get_pipe("el4ner_ensemble").cfg["provenance"] = True
+    doc = nlp(UNSEEN)
+    assert doc.spans["llmner"]
+    for span in doc.spans["llmner"]:
+        assert set(span._.el4ner["votes"]) == {"a", "b"}
+
+
+def test_saved_verifier_is_gone(roomy, tmp_path):
+    nlp = initialized(make_nlp({"a": roomy[0], "b": roomy[1]}, verifier="b", pre_extract="gold"))
+    nlp.to_disk(tmp_path)
+    config = spacy.util.load_config(tmp_path / "config.cfg")
+    settings = config["components"]["el4ner_ensemble"]
+    del settings["llms"]["b"]
+    settings["verifier"] = None
+    config.to_disk(tmp_path / "config.cfg")
+    match = (
+        "'el4ner_ensemble' was saved with the verifier 'b', which is not among its LLMs .a..*cfg"
+    )
+    with pytest.raises(LLMNERError, match=match):
+        spacy.load(tmp_path)
+    nlp.get_pipe("el4ner_ensemble").cfg["verifier"] = "a"
+    nlp.to_disk(tmp_path)
+    config.to_disk(tmp_path / "config.cfg")
+    assert list(spacy.load(tmp_path).get_pipe("el4ner_ensemble").voters) == ["a"]
+
+
+def test_unpickled_voters_take_turns(roomy, monkeypatch):
+    """Where a pipeline is unpickled, no voter knows its tokenizer: they meet one after another."""
+    nlp = initialized(make_nlp({"a": roomy[0], "b": roomy[1]}, resident=1, pre_extract="gold"))
+    expected = nlp(UNSEEN)
+    again = pickle.loads(pickle.dumps(nlp))
+    pool.clear()
+    load, beside = pool._load, []
+    monkeypatch.setattr(pool, "_load", lambda spec: beside.append(len(pool.loaded())) or load(spec))
+    assert_same(expected, again(UNSEEN))
+    assert len(beside) > 2 and not any(beside)
+
+
 def test_default_voters():
     """Without a setting both LLMs of the catalogue vote; nothing is loaded or read."""
     nlp = spacy.blank("en")
     pipe = nlp.add_pipe("el4ner_ensemble")
     specs = {name: voter.llm.spec.name for name, voter in pipe.voters.items()}
     assert specs == {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
-    with pytest.raises(LLMNERError, match="'el4ner_ensemble' has no labels"):
+    match = "'el4ner_ensemble' has no labels. Say which .*labels = .*set_labels"
+    with pytest.raises(LLMNERError, match=match):
         nlp("Some text")
     with pytest.raises(LLMNotFoundError, match="llms.a.llm.name"):
         nlp = spacy.blank("en")
@@ -279,6 +325,10 @@ def test_broken_folder(two, tmp_path):
     (tmp_path / "el4ner_ensemble" / "cfg").unlink()
     with pytest.raises(LLMNERError, match="missing: cfg"):
         spacy.load(tmp_path)
+    two.to_disk(tmp_path)
+    (tmp_path / "el4ner_ensemble" / "pool" / "spans.json").unlink()
+    with pytest.raises(LLMNERError, match="no complete pool .*spans.json.*nlp.to_disk"):
+        spacy.load(tmp_path)
 
 
 def test_another_encoder_is_refused(two, tmp_path):
@@ -321,11 +371,42 @@ def test_the_same_block_twice(roomy):
     make_nlp({"a": roomy[1], "b": {"folder": roomy[1], "chat": False}})
 
 
+@pytest.mark.parametrize(
+    ("number", "same"),
+    [
+        (1, {"chat": True}),
+        (0, {"chat": False}),
+        (0, {"prompts": "en_base"}),
+        (0, {"device": "auto"}),
+    ],
+)
+def test_the_same_voter_in_other_words(roomy, number, same):
+    """What "auto" and null mean is known once the LLM was loaded."""
+    if same == {"device": "auto"} and torch.cuda.is_available():
+        pytest.skip("here it is another device")
+    config = config_of({"a": roomy[number], "b": roomy[number]}, labels=["PER"], k=0)
+    device = same.pop("device", "cpu")
+    config["llms"]["b"].update(same)
+    config["llms"]["b"]["llm"]["device"] = device
+    nlp = spacy.blank("en")
+    with pytest.raises(LLMNERError, match="'b' .* and the voter 'a' are the same"):
+        nlp.add_pipe("el4ner_ensemble", config=config)
+        nlp.initialize(lambda: make_examples(nlp))
+    nlp = spacy.blank("en")
+    with pytest.raises(LLMNERError, match="'b' .* and the voter 'a' are the same"):
+        nlp.add_pipe("el4ner_ensemble", config=config)
+        nlp("Mira sings.")
+
+
 def test_what_is_no_voter():
     with pytest.raises(LLMNERError, match="The voter 'a' of 'x' is a str, not a block"):
         EL4NER(spacy.blank("en"), {"a": "smollm2"}, FakeEncoder(), "x")
     with pytest.raises(LLMNERError, match="`llms.weight` .* is 0, but must be above 0"):
         make_nlp({"a": {"folder": "/x", "weight": 0}})
+    voter = MockVoter()
+    del voter.weight, voter.memory
+    with pytest.raises(LLMNERError, match="'a' of 'x' is a MockVoter.*missing: weight, memory"):
+        EL4NER(spacy.blank("en"), {"a": voter}, FakeEncoder(), "x")
 
 
 def test_chat_without_a_template(roomy):

@@ -11,6 +11,7 @@ from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities
 from spacy.tokens import Span
 from spacy.util import raise_error
 
+from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
@@ -124,6 +125,124 @@ def test_one_bad_document(failing, caplog):
         pipe(nlp.make_doc("Oskar Blum likes tea."))
 
 
+class NoSession(MockVoter):
+    """Can't even begin."""
+
+    def session(self, tasks, asked, *, keep):
+        raise RuntimeError("no session")
+
+
+def test_a_voter_that_never_works():
+    voters = {"a": NoSession(), "b": MockVoter({"Mira Stone": {"PER": 0.9}})}
+    nlp, pipe = make_mock_nlp(voters, provenance=True)
+    doc = pipe(nlp.make_doc(UNSEEN))
+    (ent,) = doc.ents
+    assert ent.text == "Mira Stone" and ent._.el4ner["proposed"] == ["b"]
+    assert ent._.el4ner["failed"] == {"a": "pre_extraction: RuntimeError: no session"}
+
+
+def test_the_only_voter_never_works():
+    with pytest.raises(LLMNERError, match="All voters failed .*RuntimeError: no session"):
+        make_mock_nlp({"a": NoSession()})
+    nlp, pipe = make_mock_nlp({"a": NoSession()}, pre_extract="gold")
+    with pytest.raises(LLMNERError, match="All voters failed .*pre_extraction: .*no session"):
+        pipe(nlp.make_doc(UNSEEN))
+
+
+def test_empty_texts_ask_nobody():
+    voters = {"a": MockVoter(), "b": NoSession()}
+    nlp, pipe = make_mock_nlp(voters, pre_extract="gold")
+    docs = list(pipe.pipe([nlp.make_doc(text) for text in ("", " ", "\n")]))
+    assert len(docs) == 3 and not voters["a"].kept
+
+
+class NoRoom(MockVoter):
+    """Fails before it is asked anything: as an LLM that does not fit into memory."""
+
+    def __init__(self, method, *args):
+        super().__init__(*args)
+        self.method = method
+
+    def _fail(self, method):
+        if method == self.method:
+            raise MemoryError("no room")
+
+    def room(self, asked):
+        self._fail("room")
+        return super().room(asked)
+
+    def lengths(self, text, words):
+        self._fail("lengths")
+        return super().lengths(text, words)[self.method == "few lengths" :]
+
+    def size(self, task, asked):
+        self._fail("size")
+        return super().size(task, asked)
+
+
+@pytest.mark.parametrize("method", ["room", "lengths", "few lengths", "size"])
+def test_a_voter_that_fails_before_it_is_asked(method):
+    mira = {"Mira Stone": {"PER": 0.9}}
+    voters = {"a": NoRoom(method, mira), "b": MockVoter(mira)}
+    nlp, pipe = make_mock_nlp(voters, provenance=True)
+    for doc in pipe.pipe(map(nlp.make_doc, [UNSEEN, "", "Mira Stone naps."])):
+        assert [ent.text for ent in doc.ents] == ["Mira Stone"] * bool(doc.text)
+        for ent in doc.ents:
+            assert ent._.el4ner["failed"]["a"].startswith("reading: ")
+            assert set(ent._.el4ner["votes"]) == {"b"}
+    nlp, pipe = make_mock_nlp({"a": NoRoom(method, mira)}, labels=["PER"], k=0)
+    with pytest.raises(LLMNERError, match="All voters failed on a document .a: reading: "):
+        pipe(nlp.make_doc(UNSEEN))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("Cannot allocate memory (os error 12)")])
+def test_an_llm_that_does_not_fit_into_memory(two, roomy, error, monkeypatch):
+    expected = two(UNSEEN)
+    pool.clear()
+    load = pool.AutoModelForCausalLM.from_pretrained
+
+    def no_room(path, **settings):
+        if path == roomy[1]:
+            raise error
+        return load(path, **settings)
+
+    monkeypatch.setattr(pool.AutoModelForCausalLM, "from_pretrained", no_room)
+    monkeypatch.setitem(two.get_pipe("el4ner_ensemble").cfg, "provenance", True)
+    for voter in two.get_pipe("el4ner_ensemble").voters.values():
+        monkeypatch.setattr(voter, "_facts", None)
+        monkeypatch.setattr(voter, "_wordings", {})
+    doc = two(UNSEEN)
+    assert doc.spans["llmner"]
+    for span in doc.spans["llmner"]:
+        assert set(span._.el4ner["votes"]) == {"a"}
+        assert "no room for the LLM" in span._.el4ner["failed"]["b"]
+    monkeypatch.undo()
+    assert_same(expected, two(UNSEEN))
+
+
+def test_labelled_texts_on_which_all_fail(caplog):
+    """They are dropped; if all are, it is said."""
+    fails = {"extraction": {TEXTS[1]}}
+    voters = {name: MockVoter({"tea": {"LOC": 1.0}}, fails=fails) for name in "ab"}
+    _, pipe = make_mock_nlp(voters)
+    assert TEXTS[1] not in [example.text for example in pipe.pool.index.examples]
+    assert len(pipe.pool) == len(pipe.pool.spans) == len(TEXTS) - 1
+    assert "drops 1 of 6 labelled texts: all voters failed on them" in caplog.text
+    fails["extraction"] = set(TEXTS)
+    with pytest.raises(LLMNERError, match="All voters failed"):
+        make_mock_nlp({name: MockVoter(fails=fails) for name in "ab"})
+
+
+def test_work_in_vain_is_counted(failing):
+    nlp, pipe, bad = failing
+    pipe.set_error_handler(lambda *args: None)
+    docs = list(pipe.pipe(map(nlp.make_doc, TEXTS), batch_size=len(TEXTS)))
+    assert 0 < len(docs) < len(TEXTS)
+    # The first try of the whole batch, in halves down to the bad ones, and then the batch in halves.
+    once = sum(2 * (text not in bad) for text in TEXTS)
+    assert pipe.work.extraction > once and pipe.work.tokens > 0
+
+
 def test_overwrite(failing):
     nlp, pipe, _ = failing
     doc = nlp.make_doc("Mira Stone and Bo")
@@ -138,6 +257,7 @@ def test_work_is_logged(two, caplog):
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         two(UNSEEN)
     assert "el4ner_ensemble: " in caplog.text and "LLM calls for 1 texts" in caplog.text
+    assert f"LLM calls for the text {UNSEEN[:40]!r}" in caplog.text
     assert "tokens" in caplog.text
 
 

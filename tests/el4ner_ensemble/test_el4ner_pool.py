@@ -14,6 +14,7 @@ from spacy_llmner.el4ner_ensemble.pool import (
     choose_texts,
     pool_texts,
 )
+from spacy_llmner.errors import LLMNERError
 from spacy_llmner.retrieval.examples import LabelledText
 
 LABELS = ["LOC", "PER"]
@@ -141,6 +142,52 @@ def test_saved(pool, tmp_path):
             pool, "Oskar Blum", spans=[(0, 10)]
         )
     DemonstrationPool(FakeEncoder()).from_bytes(DemonstrationPool(FakeEncoder()).to_bytes())
+
+
+@pytest.mark.parametrize("file", ["spans.json", "spans.safetensors", "examples.jsonl", "meta.json"])
+@pytest.mark.parametrize("broken", [None, b"", b"[]"])
+def test_incomplete(pool, file, broken, tmp_path):
+    pool.to_disk(tmp_path)
+    (tmp_path / file).unlink()
+    if broken is not None:
+        (tmp_path / file).write_bytes(broken)
+    other = DemonstrationPool(FakeEncoder())
+    with pytest.raises(
+        LLMNERError, match="no complete pool of labelled texts .*initialize it again"
+    ):
+        other.from_disk(tmp_path)
+    assert len(other) == 0  # nothing was replaced
+
+
+def test_files_of_two_pools(pool, tmp_path):
+    """As if writing one over the other had stopped in between."""
+    texts = texts_of()[:3]
+    less = DemonstrationPool(FakeEncoder())
+    less.fill(texts, [{"a": []} for _ in texts])
+    less.to_disk(tmp_path / "less")
+    pool.to_disk(tmp_path / "pool")
+    for file in ("spans.json", "spans.safetensors"):
+        found = tmp_path / "pool" / file
+        whole = found.read_bytes()
+        found.write_bytes((tmp_path / "less" / file).read_bytes())
+        with pytest.raises(LLMNERError, match="there are 6 texts, spans of"):
+            DemonstrationPool(FakeEncoder()).from_disk(tmp_path / "pool")
+        found.write_bytes(whole)
+    with pytest.raises(LLMNERError, match="The given bytes holds? no complete pool"):
+        DemonstrationPool(FakeEncoder()).from_bytes(b"\x80")
+
+
+def test_half_written_is_not_read(pool, tmp_path, monkeypatch):
+    pool.to_disk(tmp_path)
+
+    def stop(self, path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(pool.index), "to_disk", stop)
+    with pytest.raises(OSError, match="disk full"):
+        pool.to_disk(tmp_path)
+    with pytest.raises(LLMNERError, match="no complete pool .*meta.json"):
+        DemonstrationPool(FakeEncoder()).from_disk(tmp_path)
 
 
 def test_what_is_shown(pool):

@@ -1,5 +1,6 @@
 """The stages with voters that know their answers (checklist 1, 6, 8, 10, 12, 15)."""
 
+import numpy as np
 import pytest
 from el4ner_helpers import MockVoter, decide, make_ensemble, words_of
 
@@ -122,6 +123,16 @@ def test_punctuation_is_trimmed():
     assert set(found) == {"Oskar"}
 
 
+NO_SPANS = {
+    "None": None,
+    "a number": [5],
+    "three": [(1, 2, 3)],
+    "strings": ["Oskar", "ab"],
+    "fractions": [(0.0, 10.0)],
+    "nothing": [None],
+}
+
+
 class Broken(MockVoter):
     """Answers of another number than questions, or no probabilities."""
 
@@ -135,6 +146,10 @@ class Broken(MockVoter):
             session.classify = lambda spans: [[] for _ in tasks]
         elif self.how == "short":
             session.extract = lambda: []
+        elif self.how in NO_SPANS:
+            session.extract = lambda: [NO_SPANS[self.how] for _ in tasks]
+        elif self.how == "no answer":
+            session.extract = lambda: None
         elif self.how == "nan":
             session.classify = lambda spans: [[{"PER": float("nan")} for _ in s] for s in spans]
         else:
@@ -142,7 +157,7 @@ class Broken(MockVoter):
         return session
 
 
-@pytest.mark.parametrize("how", ["few", "short", "nan", "much"])
+@pytest.mark.parametrize("how", ["few", "short", "nan", "much", "no answer", *NO_SPANS])
 def test_a_voter_that_answers_nonsense_is_left_out(how):
     found = decide(make_ensemble({"a": Broken(how), "b": three()["b"]}), TEXT)[0]
     assert set(found[MIRA].failed) == {"a"}
@@ -175,6 +190,43 @@ def test_a_voter_that_fails_is_left_out_for_that_text(stage, resident, caplog):
         assert not found[1] or "b" not in found[1]["Oskar"].votes
 
 
+@pytest.mark.parametrize("how", ["short", "no answer", *NO_SPANS])
+def test_nonsense_in_the_first_stage(how):
+    ensemble = make_ensemble({"a": Broken(how), "b": three()["b"]})
+    task = Task(TEXT, words_of(TEXT))
+    assert ensemble.pre_extract([task]) == [{"b": [(0, 10), (15, 20)]}]
+    assert task.failed["a"].startswith("pre_extraction: ")
+    # It is not asked again about this text.
+    assert {d.label for d in ensemble.decide([task])[0]} == {"PER"}
+
+
+def test_spans_may_be_numpy():
+    class Numpy(MockVoter):
+        def session(self, tasks, asked, *, keep):
+            session = super().session(tasks, asked, keep=keep)
+            session.extract = lambda: [np.array([[0, 10]]) for _ in tasks]
+            return session
+
+    (decision,) = decide(make_ensemble({"a": Numpy({MIRA: {"PER": 0.9}})}), TEXT)[0].values()
+    assert (type(decision.start), type(decision.end)) == (int, int)
+
+
+def test_a_voter_that_cannot_say_how_long_a_text_is():
+    class NoSize(MockVoter):
+        def size(self, task, asked):
+            if task.text == TEXT:
+                raise MemoryError("no room")
+            return super().size(task, asked)
+
+    found = decide(
+        make_ensemble({"a": NoSize(three()["a"].knows), "b": three()["b"]}),
+        TEXT,
+        "Mira Stone naps.",
+    )
+    assert found[0][MIRA].failed == {"a": "reading: MemoryError: no room"}
+    assert set(found[0][MIRA].votes) == {"b"} and not found[1][MIRA].failed
+
+
 def test_all_voters_fail():
     voters = {name: MockVoter(fails={"extraction": {TEXT}}) for name in "ab"}
     with pytest.raises(LLMNERError, match="All voters failed on a document .a: extraction: Mem"):
@@ -201,8 +253,8 @@ def test_taking_turns():
     for voter in voters.values():
         assert voter.kept == [False] * len(voter.kept)
         assert [len(demos) for _, _, demos in voter.asked] == [2] * len(voter.asked)
-    # Extraction and classification by each, then verification by a: each change sends one away.
-    assert [voter.unloaded for voter in voters.values()] == [2, 2, 2]
+    # a, b and c extract, c, a and b classify, a verifies: each change sends one away.
+    assert [voter.unloaded for voter in voters.values()] == [2, 2, 1]
     together = three()
     for voter in together.values():
         voter.memory = "shared"

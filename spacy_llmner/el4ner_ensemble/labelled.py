@@ -1,0 +1,70 @@
+"""Which labelled texts are kept to be shown, and what the LLMs find in them: done once, by `initialize`."""
+
+import logging
+import warnings
+from typing import Any, List, Mapping, Sequence
+
+from ..errors import Warnings
+from .ensemble import Ensemble
+from .pool import DemonstrationPool, PoolText, choose_texts, is_about
+from .reading import word_shares
+from .tasks import Task
+
+logger = logging.getLogger("spacy_llmner")
+
+
+def fill_pool(
+    pool: DemonstrationPool,
+    texts: Sequence[PoolText],
+    ensemble: Ensemble,
+    name: str,
+    cfg: Mapping[str, Any],
+) -> None:
+    """Choose from labelled texts, and compute what is needed of the chosen ones.
+
+    ensemble (Ensemble): Finds the spans in them.
+    name (str): Of the component, for messages.
+    cfg (Mapping[str, Any]): Its settings.
+    RAISES (LLMNERError): If all voters failed on all of them.
+    """
+    fitting = _texts_about(texts, list(ensemble.asked.types), name)
+    if cfg["retrieval"] == "none" or not cfg["k"]:
+        return
+    chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"]), cfg["pool_size"])
+    if cfg["pre_extract"] == "gold":
+        spans = [{"": [(a, b) for a, b, _ in t.example.entities]} for t in chosen]
+        pool.fill(chosen, spans)
+        return
+    tasks = [Task(text.example.text, text.words) for text in chosen]
+    found = ensemble.pre_extract(tasks)
+    ensemble.work.log(f"{name}, labelled texts", len(tasks))
+    read = [k for k, task in enumerate(tasks) if not ensemble.all_failed(task)]
+    if not read:
+        ensemble.check_any_left(tasks)
+    if len(read) < len(tasks):
+        lost = len(tasks) - len(read)
+        logger.warning(
+            "'%s' drops %d of %d labelled texts: all voters failed on them", name, lost, len(tasks)
+        )
+    pool.fill([chosen[k] for k in read], [found[k] for k in read])
+
+
+def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) -> List[PoolText]:
+    """RETURNS (List[PoolText]): Those that can be shown. It warns if others are left out."""
+    out = [text for text in texts if is_about(text.example, set(labels))]
+    if len(out) < len(texts):
+        counts = {"n": len(texts) - len(out), "total": len(texts)}
+        message = Warnings.W011.format(name=name, labels=", ".join(labels), **counts)
+        warnings.warn(message, stacklevel=4)
+    return out
+
+
+def _short_texts(texts: Sequence[PoolText], ensemble: Ensemble, size: int) -> List[PoolText]:
+    """RETURNS (List[PoolText]): Those that every voter can read at once. See read_tasks."""
+    out = []
+    for text in texts:
+        voters, turns, asked = ensemble.voters, ensemble.turns, ensemble.asked
+        shares, _ = word_shares(text.example.text, text.words, voters, turns, asked, size)
+        if sum(shares) <= 1.0 + 1e-9:
+            out.append(text)
+    return out
