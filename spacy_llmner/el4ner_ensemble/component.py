@@ -23,7 +23,7 @@ from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
 from .labelled import fill_pool
 from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
-from .provenance import Traced, have_extension, trace
+from .provenance import Traced, trace
 from .reading import Reading, read_tasks
 from .settings import DEFAULT_CONFIG, check_different, check_settings, check_voters
 from .tasks import Asked
@@ -195,8 +195,6 @@ class EL4NER(LLMNERPipe):
         self._compared = False
         for label in labels or []:
             self.add_label(label)
-        if provenance:
-            have_extension()
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do."""
@@ -256,7 +254,6 @@ class EL4NER(LLMNERPipe):
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
             if isinstance(found, Traced):
-                have_extension()
                 for span in doc.spans[self.cfg["spans_key"]]:
                     span._.el4ner = found.traces[span.start_char, span.end_char]
 

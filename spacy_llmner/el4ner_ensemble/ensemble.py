@@ -223,8 +223,13 @@ class Ensemble:
         )
         for name, of_voter in answers.items():
             for row, answer in enumerate(of_voter):
-                for k, types in enumerate(answer or ()):
-                    known = {x: p for x, p in types.items() if x == NONE or x in self.asked.types}
+                for k, types in enumerate(() if answer is None else answer):
+                    # Plain numbers, whatever a voter computes with: what is decided may be saved.
+                    known = {
+                        label: float(p)
+                        for label, p in types.items()
+                        if label == NONE or label in self.asked.types
+                    }
                     self.work.dropped += len(types) - len(known)
                     if known:
                         said[row][k][name] = known
@@ -254,7 +259,7 @@ class Ensemble:
         )
         for row, answer in enumerate(answers):
             if answer is not None:
-                out[row] = dict(zip(claims[row], answer))
+                out[row] = dict(zip(claims[row], map(float, answer)))
         return out
 
 

@@ -20,12 +20,6 @@ class Traced(Found):
         self.traces = traces
 
 
-def have_extension() -> None:
-    """Make sure that there is `span._.el4ner`; it is None where nothing was written."""
-    if not Span.has_extension("el4ner"):
-        Span.set_extension("el4ner", default=None)
-
-
 def trace(decision: Decision) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): Plain values, for `span._.el4ner`."""
     return {
@@ -35,3 +29,8 @@ def trace(decision: Decision) -> Dict[str, Any]:
         "verified": decision.verified,
         "failed": dict(decision.failed),
     }
+
+
+# Whether or not it is asked for now: it may be later, or by a pipeline that is unpickled.
+if not Span.has_extension("el4ner"):
+    Span.set_extension("el4ner", default=None)

@@ -140,8 +140,8 @@ def test_provenance_can_be_asked_for_later(two, tmp_path):
     """As the documentation shows it: what was saved wins over the config."""
     two.to_disk(tmp_path)
     nlp = spacy.load(tmp_path)
-    if Span.has_extension("el4ner"):
-        Span.remove_extension("el4ner")
+    doc = nlp(UNSEEN)
+    assert {span._.el4ner for span in doc.spans["llmner"]} == {None}
     nlp.get_pipe("el4ner_ensemble").cfg["provenance"] = True
     doc = nlp(UNSEEN)
     assert doc.spans["llmner"]

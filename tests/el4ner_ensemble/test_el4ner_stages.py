@@ -1,9 +1,12 @@
 """The stages with voters that know their answers (checklist 1, 6, 8, 10, 12, 15)."""
 
+import json
+
 import numpy as np
 import pytest
 from el4ner_helpers import MockVoter, decide, make_ensemble, words_of
 
+from spacy_llmner.el4ner_ensemble.provenance import trace
 from spacy_llmner.el4ner_ensemble.tasks import NONE, Task
 from spacy_llmner.errors import LLMMismatchError, LLMNERError
 
@@ -200,14 +203,20 @@ def test_nonsense_in_the_first_stage(how):
     assert {d.label for d in ensemble.decide([task])[0]} == {"PER"}
 
 
-def test_spans_may_be_numpy():
+def test_answers_may_be_numpy():
+    """What is decided is plain, so that it can be saved."""
+
     class Numpy(MockVoter):
         def session(self, tasks, asked, *, keep):
             session = super().session(tasks, asked, keep=keep)
             session.extract = lambda: [np.array([[0, 10]]) for _ in tasks]
+            session.classify = lambda spans: [np.array([{"PER": np.float32(0.5)}]) for _ in tasks]
+            session.verify = lambda spans, claims: np.full((len(tasks), 1), 0.5, dtype=np.float32)
             return session
 
-    (decision,) = decide(make_ensemble({"a": Numpy({MIRA: {"PER": 0.9}})}), TEXT)[0].values()
+    (decision,) = decide(make_ensemble({"a": Numpy()}), TEXT)[0].values()
+    assert decision.score == 0.25 and decision.votes == {"a": ("PER", 0.5)}
+    json.dumps(trace(decision))
     assert (type(decision.start), type(decision.end)) == (int, int)
 
 
