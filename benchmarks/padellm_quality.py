@@ -91,6 +91,7 @@ def main(
             run["dev_f1"] = max(dev_f1)
             pipe.cfg.update(run["chosen"])
         if save_to is not None:
+            save_to.mkdir(parents=True, exist_ok=True)
             nlp.to_disk(save_to / f"{name}_{component}_{seed}")
         test_examples = read_examples(nlp, test)
         test_examples = sample(test_examples, test_docs or len(test_examples))
