@@ -11,7 +11,7 @@ from spacy.tokens import Doc
 
 from ..llm.features import Features
 from ..llm.tokenization import Encoding, PieceDecoder
-from .batch import collate, surface
+from .batch import one_word, surface
 from .segments import Mention
 from .words import WordFeatures, word_bounds
 
@@ -65,6 +65,7 @@ class LiveText:
     def __init__(self, ember: "EmberProbe") -> None:
         self.ember = ember
         self.llm = ember.shared_llm()
+        self.device = self.llm.device  # which transformers looks up again and again
         self.reader = ember.reader
         self.text = ""
         self.pieces = PieceDecoder(self.llm.tokenizer.hf)
@@ -108,14 +109,18 @@ class LiveText:
         self.pieces.done = encoding.ids[-PieceDecoder.CONTEXT :]
         return self._update()
 
-    def add_token(self, token: int, features: Features) -> List[EntityEvent]:
+    def add_token(
+        self, token: int, features: Features, piece: Optional[str] = None
+    ) -> List[EntityEvent]:
         """Add a token that the LLM has read.
 
         features (Features): Of that token.
+        piece (Optional[str]): What `pieces` said of it, if it was asked before the LLM read it.
         RETURNS (List[EntityEvent]): What is new.
         """
         self.pending.append((token, features))
-        piece = self.pieces.push(token)
+        if piece is None:
+            piece = self.pieces.push(token)
         if not self.pieces.complete:
             return []
         self._add_piece(piece)
@@ -169,7 +174,7 @@ class LiveText:
                 self.spaces.add(len(self.words))
             self.words.append((start, start + len(token)))
             features = self._last_word()
-            batch = collate([features], [ids[i : i + 1]], self.llm.device)
+            batch = one_word(features, ids[i : i + 1], self.device)
             self._add_row(self.probe.push(batch))
         if n_words:
             self.released = self.words[-1][1]
@@ -207,6 +212,10 @@ class LiveText:
 
     def _last_word(self) -> WordFeatures:
         """RETURNS (WordFeatures): One row, from no more tokens than it needs."""
+        if self.hidden and not self.attention:
+            # That of the last token which begins in front of the word's end, as `gather` has it.
+            last = bisect.bisect_left(self.starts, self.words[-1][1]) - 1
+            return WordFeatures(self.hidden[max(last, 0)][None])
         words = self.words[-self.reader.max_words :] if self.attention else self.words[-1:]
         first = max(bisect.bisect_right(self.ends, words[0][0]), 0)
         last = bisect.bisect_left(self.starts, words[-1][1])

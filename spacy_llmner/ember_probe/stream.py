@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..errors import Errors, LLMNERError
 from ..llm.features import Features, Steps, generating_view, tap_generation
-from ..llm.tokenization import Encoding, PieceDecoder
+from ..llm.tokenization import Encoding
 from .live import Event, LiveText, TextPiece
 
 if TYPE_CHECKING:
@@ -95,8 +95,6 @@ class EmberStream:
         if prompt.separator:
             yield TextPiece(prompt.separator)
         start = len(live.text)
-        pieces = PieceDecoder(llm.tokenizer.hf)
-        pieces.done = list(live.pieces.done)
         room = llm.max_length - len(ids)
         self.stop_reason = "length"
         written = ""
@@ -105,14 +103,14 @@ class EmberStream:
             if token in ends:
                 self.stop_reason = "end"
                 break
-            piece = pieces.push(token)
+            piece = live.pieces.push(token)
             if piece:
                 yield TextPiece(piece)
             written += piece
             ids.append(token)
             # The token's own states come from the step that reads it to write the next one.
             logits, features = steps.feed([token])
-            yield from live.add_token(token, features)
+            yield from live.add_token(token, features, piece)
             if any(s in written[-len(s) - len(piece) :] for s in self.stop):
                 self.stop_reason = "stop"
                 break
