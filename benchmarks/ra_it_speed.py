@@ -99,7 +99,7 @@ def shared(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int
     """All types behind one encoding."""
     llm, view, wording = pipe.ready()
     decoder = Decoder(llm, view, max_slots=pipe.max_batch_tokens)
-    (answers,) = decoder.run([pipe._program(wording, passage, text)])
+    (answers,) = decoder.run([pipe._program(wording, passage, text, pipe._room(llm))])
     return answers, decoder.tokens, decoder.passes
 
 

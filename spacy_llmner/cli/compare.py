@@ -82,10 +82,8 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
                 added: Any = nlp.add_pipe(name, name=key, source=other)
                 added.cfg.update(spans_key=key, overwrite=True)
                 keys.append(key)
-            elif name not in nlp.pipe_names and not isinstance(
-                pipe, Combine
-            ):  # a tagger, for example
-                nlp.add_pipe(name, source=other)
+            elif not isinstance(pipe, Combine) and name not in nlp.pipe_names:
+                nlp.add_pipe(name, source=other)  # a tagger, for example
     assert nlp is not None
     votes = {"keys": keys, "min_votes": min(min_votes, len(keys)), "spans_key": COMBINED}
     nlp.add_pipe("llmner_combine", name=COMBINED, config=votes)

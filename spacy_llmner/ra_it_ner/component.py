@@ -249,7 +249,8 @@ class RAIT(AdapterPipe):
         llm, view, wording = self.ready()
         settings = self.find_settings
         passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
-        programs = [self._program(wording, p, texts[p.doc]) for p in passages]
+        room = self._room(llm)
+        programs = [self._program(wording, p, texts[p.doc], room) for p in passages]
         decoder = Decoder(llm, view, max_slots=self.max_batch_tokens)
         mentions: List[List[Mention]] = [[] for _ in docs]
         contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
@@ -393,10 +394,10 @@ class RAIT(AdapterPipe):
         context = min(self.cfg["context"], llm.max_length)
         return Room(self.name, context, self.cfg["window"], self.cfg["max_answer_tokens"])
 
-    def _program(self, wording: Wording, passage: Passage, text: str) -> Program:
+    def _program(self, wording: Wording, passage: Passage, text: str, room: Room) -> Program:
         shown = passage.context.examples
         prompts = {label: wording.encode(passage.text, shown, label) for label in passage.labels}
-        left = self._room(self.shared_llm()).context - max(map(len, prompts.values()))
+        left = room.context - max(map(len, prompts.values()))
         settings = self.find_settings
         settings = replace(settings, max_tokens=min(settings.max_tokens, left))
         return asker(wording, prompts, text, passage.bounds, settings)

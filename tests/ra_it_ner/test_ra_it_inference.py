@@ -158,7 +158,7 @@ def test_half_is_greedy(wild, monkeypatch):
     for text in TEXTS:
         doc = wild.make_doc(text)
         (passage,) = pipe._passages([doc], llm, wording)
-        program = pipe._program(wording, passage, text)
+        program = pipe._program(wording, passage, text, pipe._room(llm))
         (answers,) = decoding.Decoder(llm, view).run([program])
         for label in passage.labels:
             prompt = wording.encode(passage.text, passage.context.examples, label)
