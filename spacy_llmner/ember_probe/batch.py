@@ -64,12 +64,14 @@ def collate(
     )
 
 
-def one_word(features: WordFeatures, surfaces: np.ndarray, device: torch.device) -> WordBatch:
-    """RETURNS (WordBatch): One text of one word, made in fewer calls than `collate` takes."""
-    ids = torch.from_numpy(surfaces)[None].to(device)
-    attention = None if features.attention is None else features.attention[None].to(device)
+def one_word(features: WordFeatures, surfaces: np.ndarray) -> WordBatch:
+    """surfaces (ndarray): The word's row of `surface`.
+    RETURNS (WordBatch): One text of one word, made in fewer calls than `collate` takes."""
+    device = features.hidden.device
+    ids = torch.from_numpy(surfaces)[None, None].to(device)
+    attention = None if features.attention is None else features.attention[None]
     ones = torch.ones(1, dtype=torch.long, device=device)
-    return WordBatch(features.hidden[None].to(device), ids, ones, attention)
+    return WordBatch(features.hidden[None], ids, ones, attention)
 
 
 def surface(doc: Doc) -> np.ndarray:

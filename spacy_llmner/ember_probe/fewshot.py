@@ -31,11 +31,11 @@ from ..errors import Errors, LLMNERError
 from ..gold import aligned_entities
 from ..pipe import carry
 from . import calibration
-from .batch import Gold, WordBatch, collate, surface
+from .batch import Gold, WordBatch, collate, one_word, surface
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
 from .segments import IMPOSSIBLE, Mention, mask_crossing
 from .settings import Dims
-from .words import WordReader
+from .words import WordFeatures, WordReader
 
 if TYPE_CHECKING:
     from .component import EmberProbe
@@ -339,11 +339,12 @@ class FewShotStream:
         self.n_words = 0
 
     @torch.no_grad()
-    def push(self, word: WordBatch) -> Optional[np.ndarray]:
+    def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
         """Add the next word. RETURNS (Optional[ndarray]): The row of the word before it, if any."""
-        z = self.probe.scaled(word)[0, 0]
+        batch = one_word(word, surface)
+        z = self.probe.scaled(batch)[0, 0]
         row = self._row(z)
-        self.waiting, self.attention = z, word.attention
+        self.waiting, self.attention = z, batch.attention
         return row
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ def continue_prompts(
         )
     for (i, ids), new in zip(rows.items(), out[:, longest:].tolist()):
         pieces = PieceDecoder(llm.tokenizer.hf)
-        pieces.done = ids[-PieceDecoder.CONTEXT :]
+        pieces.follow(ids)
         for token in new:
             if token in ends:
                 break

@@ -11,7 +11,7 @@ from spacy.tokens import Doc
 
 from ..llm.features import Features
 from ..llm.tokenization import Encoding, PieceDecoder
-from .batch import one_word, surface
+from .batch import surface
 from .segments import Mention
 from .words import WordFeatures, word_bounds
 
@@ -65,7 +65,6 @@ class LiveText:
     def __init__(self, ember: "EmberProbe") -> None:
         self.ember = ember
         self.llm = ember.shared_llm()
-        self.device = self.llm.device  # which transformers looks up again and again
         self.reader = ember.reader
         self.text = ""
         self.pieces = PieceDecoder(self.llm.tokenizer.hf)
@@ -106,7 +105,7 @@ class LiveText:
         self.ends += [offset + int(i) for i in encoding.ends]
         self.hidden += list(features.hidden)
         self.attention += [] if features.attention is None else list(features.attention)
-        self.pieces.done = encoding.ids[-PieceDecoder.CONTEXT :]
+        self.pieces.follow(encoding.ids)
         return self._update()
 
     def add_token(
@@ -173,9 +172,7 @@ class LiveText:
             if token.is_space:
                 self.spaces.add(len(self.words))
             self.words.append((start, start + len(token)))
-            features = self._last_word()
-            batch = one_word(features, ids[i : i + 1], self.device)
-            self._add_row(self.probe.push(batch))
+            self._add_row(self.probe.push(self._last_word(), ids[i]))
         if n_words:
             self.released = self.words[-1][1]
             # A single space belongs to the word before it.

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import Errors, LLMNERError
 from ..pipe import carry
-from .batch import Gold, WordBatch
+from .batch import Gold, WordBatch, one_word
 from .segments import IMPOSSIBLE, Chain, Mention, mask_crossing
 from .settings import Dims
 from .standardize import Standardize
@@ -269,12 +269,13 @@ class PaperStream:
         self.n_words = 0
 
     @torch.no_grad()
-    def push(self, word: WordBatch) -> Optional[np.ndarray]:
+    def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
         """Add the next word. RETURNS (Optional[ndarray]): Its row."""
-        row = self.probe.rows(self.probe(word), 0, 1)[0]
+        batch = one_word(word, surface)
+        row = self.probe.rows(self.probe(batch), 0, 1)[0]
         # Alone in its batch, the word looks like the first of a text.
-        assert word.attention is not None
-        margins = self.probe.margins(word.attention)[0, 0].float().cpu().numpy()
+        assert batch.attention is not None
+        margins = self.probe.margins(batch.attention)[0, 0].float().cpu().numpy()
         self.n_words += 1
         margins[self.n_words :] = IMPOSSIBLE
         row[-len(margins) :] = margins

@@ -76,22 +76,19 @@ class SemiMarkovDecoder:
         n = min(len(self.best), len(row))
         row = row.astype(np.float64)
         self.rows.append(row)
-        labels = row[:n].argmax(axis=1)
-        spans = row[np.arange(n), labels] + self.bias
-        totals = spans + np.array(self.best[: -n - 1 : -1])
+        totals = row[:n].max(axis=1) + self.bias + self.best[: -n - 1 : -1]
         k = int(totals.argmax())
         outside = self.best[-1]
         if totals[k] > outside:
             self.best.append(float(totals[k]))
-            self.chain.push(k + 1, int(labels[k]))
+            self.chain.push(k + 1, int(row[k].argmax()))
         else:
             self.best.append(outside)
             self.chain.push(1, None)
-        logs = _logsumexp(row[:n], 1) + np.array(self.alpha[: -n - 1 : -1])
-        self.alpha.append(float(np.logaddexp(_logsumexp(logs, 0), self.alpha[-1])))
 
     def score(self, start: int, end: int, label: int) -> float:
         """Posterior probability of a mention given the words pushed so far."""
+        self._sum_up()
         beta = [0.0]
         for i in range(len(self.rows) - 1, end - 1, -1):
             total = beta[0]
@@ -101,6 +98,13 @@ class SemiMarkovDecoder:
             beta.insert(0, total)
         log = self.alpha[start] + self.rows[end - 1][end - start - 1, label] + beta[0]
         return float(np.exp(min(log - self.alpha[-1], 0.0)))
+
+    def _sum_up(self) -> None:
+        """Bring alpha, the log-sums over the segmentations up to each boundary, up to the last word."""
+        for row in self.rows[len(self.alpha) - 1 :]:
+            n = min(len(self.alpha), len(row))
+            logs = np.logaddexp.reduce(row[:n], axis=1) + self.alpha[: -n - 1 : -1]
+            self.alpha.append(float(np.logaddexp.reduce(logs, initial=self.alpha[-1])))
 
 
 def _over_labels(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

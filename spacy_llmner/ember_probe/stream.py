@@ -60,6 +60,7 @@ class EmberStream:
         self.doc: Optional[Doc] = None
         self.stop_reason: Optional[str] = None
         self._cancelled = False
+        self._room = 0  # tokens that can still be written
         self._live = LiveText(ember)
         self._processors = LogitsProcessorList()
         if repetition_penalty != 1.0:
@@ -95,10 +96,10 @@ class EmberStream:
         if prompt.separator:
             yield TextPiece(prompt.separator)
         start = len(live.text)
-        room = llm.max_length - len(ids)
-        self.stop_reason = "length"
+        self._room = min(self.max_new_tokens, llm.max_length - len(ids))
+        self.stop_reason = None if self._room > 0 else "length"
         written = ""
-        for _ in range(min(self.max_new_tokens, room)):
+        while self.stop_reason is None:
             token = self._choose(logits, ids, generator)
             if token in ends:
                 self.stop_reason = "end"
@@ -108,23 +109,32 @@ class EmberStream:
                 yield TextPiece(piece)
             written += piece
             ids.append(token)
+            self._room -= 1
+            self.stop_reason = self._why_stop(written, piece)
             # The token's own states come from the step that reads it to write the next one.
-            logits, features = steps.feed([token])
+            if self.stop_reason is None:
+                logits, features = steps.feed([token])
+            else:
+                features = steps.feed_last([token])
             yield from live.add_token(token, features, piece)
-            if any(s in written[-len(s) - len(piece) :] for s in self.stop):
-                self.stop_reason = "stop"
-                break
             if self._cancelled:
                 self.stop_reason = "cancelled"
-                break
         end = None
         if self.ember.reader.attention and llm.tokenizer.end:
-            end = steps.feed(llm.tokenizer.end)[1]
+            end = steps.feed_last(llm.tokenizer.end)
         self.doc, events = live.finish(end)
         rest = self.doc.text[start + len(written) :]
         if rest:
             yield TextPiece(rest)
         yield from events
+
+    def _why_stop(self, written: str, piece: str) -> Optional[str]:
+        """RETURNS (Optional[str]): Why nothing is written behind this piece, if so."""
+        if any(s in written[-len(s) - len(piece) :] for s in self.stop):
+            return "stop"
+        if self._cancelled:
+            return "cancelled"
+        return "length" if self._room == 0 else None
 
     def _choose(self, logits: torch.Tensor, ids: List[int], generator: torch.Generator) -> int:
         if len(self._processors):

@@ -6,7 +6,7 @@ text that is already finished.
 """
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from .segments import IMPOSSIBLE, Mention, mask_crossing
 from .semimarkov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .settings import Dims
 from .standardize import Standardize
+from .structured_stream import StructuredStream
 from .words import WordFeatures, WordReader
 
 # Without words in front, the LLM is at a loss for the first ones of a text (benchmarks/RESULTS.md).
@@ -233,103 +234,8 @@ class StructuredProbe(nn.Module):
             for e, k, c in zip(*np.nonzero(posterior >= least))
         ]
 
-    def stream(self) -> "StructuredStream":
+    def stream(self) -> StructuredStream:
         return StructuredStream(self)
-
-
-class StructuredStream:
-    """The causal probe word by word: each word's row comes when the word after it is known.
-
-    probe (StructuredProbe): Not one that looks to the right.
-    """
-
-    def __init__(self, probe: StructuredProbe) -> None:
-        self.probe = probe
-        width, max_words = probe.settings.width, probe.settings.max_words
-        weight = probe.output.weight
-        head = weight.shape[1]
-        # A word costs calls rather than sums, so layers that read the same stand side by side.
-        rows = probe.settings.surface_rows
-        tables: Any = probe.embed
-        self.table = torch.cat([table.weight for table in tables]).detach()
-        self.first_rows = rows * torch.arange(len(SURFACE), device=weight.device)
-        self.read = _side_by_side([probe.project, probe.embed_project])
-        none = weight.new_zeros(head, width)
-        parts = (
-            _side_by_side([probe.start, probe.before, none]),
-            _side_by_side([probe.end, none, probe.after]),
-            _side_by_side([none, probe.inside, none, none]),
-        )
-        # Of state, word, word before and word behind: a span's start, its end, and what is inside.
-        self.sides = tuple(torch.cat(x) for x in zip(*parts))
-        gru = probe.forwards
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        self.gru = [getattr(gru, name).detach() for name in names]
-        self.waiting: Optional[torch.Tensor] = None
-        self.before = weight.new_zeros(width)
-        self.state = weight.new_zeros(1, width)
-        # Of the last max_words words, the latest first.
-        self.starts = weight.new_zeros(max_words, head)
-        self.sums = weight.new_zeros(max_words, head)
-        self.sum = weight.new_zeros(head)
-        self.lengths = torch.arange(1, max_words + 1, device=weight.device)[:, None]
-        self.n_words = 0
-
-    @torch.no_grad()
-    def push(self, word: WordBatch) -> Optional[np.ndarray]:
-        """Add the next word. word (WordBatch): One text of one word.
-
-        RETURNS (Optional[ndarray]): The row of the word before it, if there is one.
-        """
-        z = self._word(word)
-        encoded = self._step(z)
-        row = None if self.waiting is None else self._row(encoded, self.waiting, z)
-        self.waiting = z
-        return row
-
-    @torch.no_grad()
-    def end(self) -> Optional[np.ndarray]:
-        """RETURNS (Optional[ndarray]): The row of the last word, behind which the text ends."""
-        if self.waiting is None:
-            return None
-        after = torch.zeros_like(self.waiting)
-        row = self._row(self._step(after), self.waiting, after)
-        self.waiting = None
-        return row
-
-    def _word(self, word: WordBatch) -> torch.Tensor:
-        """RETURNS (Tensor): What StructuredProbe.words says of the word, shape (width,)."""
-        probe = self.probe
-        x = probe.scale(word.hidden[0, 0]).flatten()
-        ids = word.surface[0, 0] % probe.settings.surface_rows + self.first_rows
-        z = F.linear(torch.cat([x, self.table[ids].flatten()]), *self.read)
-        return F.gelu(probe.norm(z))
-
-    def _step(self, z: torch.Tensor) -> torch.Tensor:
-        self.state = torch.gru_cell(z[None], self.state, *self.gru)
-        return self.state[0]
-
-    def _row(self, encoded: torch.Tensor, z: torch.Tensor, after: torch.Tensor) -> np.ndarray:
-        sides = F.linear(torch.cat([encoded, z, self.before, after]), *self.sides)
-        start, end, inside = sides.chunk(3)
-        self.starts = torch.cat([start[None], self.starts[:-1]])
-        self.sums = torch.cat([self.sum[None], self.sums[:-1]])
-        self.sum = self.sum + inside
-        means = (self.sum - self.sums) / self.lengths
-        scores = self.probe._score(self.starts, end[None], means)
-        self.n_words += 1
-        scores[self.n_words :] = IMPOSSIBLE
-        self.before = z
-        return scores.float().cpu().numpy()
-
-
-def _side_by_side(layers: Sequence[Any]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """layers (Sequence[Union[nn.Linear, Tensor]]): Layers, or zeros in place of a weight.
-    RETURNS (Tuple[Tensor, Tensor]): Weight and bias of their sum, as one layer that reads their inputs
-        one behind the other."""
-    weights: List[Any] = [getattr(layer, "weight", layer) for layer in layers]
-    biases: List[Any] = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
-    return torch.cat(weights, 1).detach(), torch.stack(biases).sum(0).detach()
 
 
 def _shift(x: torch.Tensor, by: int) -> torch.Tensor:

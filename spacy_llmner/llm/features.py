@@ -155,6 +155,18 @@ class Steps:
             self.cache = out.past_key_values
             return out.logits[0, -1], read()
 
+    @torch.no_grad()
+    def feed_last(self, ids: Sequence[int]) -> Features:
+        """Let the LLM read tokens that nothing follows, no further than its features need.
+
+        RETURNS (Features): Of the tokens fed.
+        """
+        view = _reading_view(self.llm, self.probed)
+        with tap_generation(self.llm, self.probed) as read:
+            inputs = torch.tensor([list(ids)], device=self.llm.device)
+            view(input_ids=inputs, past_key_values=self.cache, use_cache=True)
+            return read()
+
 
 @contextmanager
 def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Any]:

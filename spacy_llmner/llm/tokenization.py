@@ -194,15 +194,27 @@ class PieceDecoder:
     skip_special (bool): Leave special tokens out of the text.
     """
 
-    # Ids in front of the new one that are decoded with it: some decoders strip the first space.
+    # Ids in front of the new one that are decoded with it, at least: some decoders strip the first space.
     CONTEXT = 4
 
     def __init__(self, tokenizer: Any, skip_special: bool = True) -> None:
         self.tokenizer = tokenizer
         self.skip_special = skip_special
         self.done: List[int] = []
+        self.before = ""  # what `done` decodes to
         self.pending: List[int] = []
         self.complete = 0
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """Go on behind these tokens."""
+        self.done = list(ids[-self.CONTEXT :])
+        # It must not begin inside a character: half of one would spoil the decoding of the next.
+        for first in range(len(self.done)):
+            self.before = self._decode(self.done[first:])
+            if not self.before.startswith("\ufffd"):
+                self.done = self.done[first:]
+                return
+        self.before = self._decode(self.done)
 
     def push(self, token: int) -> str:
         """Add a token.
@@ -211,25 +223,19 @@ class PieceDecoder:
             `complete` is the number of tokens that the text belongs to.
         """
         self.pending.append(token)
-        context, before = self._context()
-        piece = self._decode(context + self.pending)[len(before) :]
+        ids = self.done + self.pending
+        whole = self._decode(ids)
+        piece = whole[len(self.before) :]
         if piece.endswith("\ufffd") and len(self.pending) < 8:
             self.complete = 0
             return ""
-        self.done = context + self.pending
         self.complete = len(self.pending)
         self.pending = []
+        if len(ids) < 4 * self.CONTEXT:
+            self.done, self.before = ids, whole
+        else:
+            self.follow(ids)
         return piece
-
-    def _context(self) -> Tuple[List[int], str]:
-        """RETURNS (Tuple[List[int], str]): Tokens in front, and what they decode to."""
-        context = self.done[-self.CONTEXT :]
-        # It must not begin inside a character: half of one would spoil the decoding of the next.
-        for first in range(len(context)):
-            before = self._decode(context[first:])
-            if not before.startswith("\ufffd"):
-                return context[first:], before
-        return context, self._decode(context)
 
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:

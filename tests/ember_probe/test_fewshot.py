@@ -17,8 +17,10 @@ from ember_helpers import (
 from spacy.tokens import Span
 from spacy.training import Example
 
+from spacy_llmner.ember_probe.batch import surface
 from spacy_llmner.ember_probe.fewshot import choose, make_ember_few_shot
 from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.words import WordFeatures
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import pool
 
@@ -135,13 +137,10 @@ def test_stream_gives_the_rows_of_the_batch(nlp):
     features = ember.reader.read(ember.shared_llm(), [doc])[0]
     whole = ember.rows(doc, features)
     stream, rows = ember.module.stream(), []
-    batch = ember._batch([doc], [features])
     for i in range(len(doc)):
-        part = ember._batch([doc], [features])
-        part.hidden = batch.hidden[:, i : i + 1]
-        if batch.attention is not None:
-            part.attention = batch.attention[:, i : i + 1]
-        row = stream.push(part)
+        attention = None if features.attention is None else features.attention[i : i + 1]
+        word = WordFeatures(features.hidden[i : i + 1], attention)
+        row = stream.push(word, surface(doc)[i])
         assert (row is None) == (i == 0)
         rows += [] if row is None else [row]
     rows.append(stream.end())

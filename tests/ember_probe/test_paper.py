@@ -13,7 +13,7 @@ from spacy_llmner.ember_probe.paper import (
 )
 from spacy_llmner.ember_probe.segments import IMPOSSIBLE
 from spacy_llmner.ember_probe.settings import Dims
-from spacy_llmner.ember_probe.words import ATTENTION_KINDS
+from spacy_llmner.ember_probe.words import ATTENTION_KINDS, WordFeatures
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm.pool import make_llm
 
@@ -188,12 +188,8 @@ def test_word_by_word_is_the_whole_text(attention):
     stream = probe.stream()
     rows = [
         stream.push(
-            WordBatch(
-                batch.hidden[:, i : i + 1],
-                batch.surface[:, i : i + 1],
-                torch.tensor([1]),
-                batch.attention[:, i : i + 1],
-            )
+            WordFeatures(batch.hidden[0, i : i + 1], batch.attention[0, i : i + 1]),
+            batch.surface[0, i].numpy(),
         )
         for i in range(6)
     ]

@@ -14,6 +14,7 @@ from spacy_llmner.ember_probe.semimarkov import (
 )
 from spacy_llmner.ember_probe.settings import Dims
 from spacy_llmner.ember_probe.structured import StructuredProbe, StructuredSettings
+from spacy_llmner.ember_probe.words import WordFeatures
 
 SIZES = st.tuples(
     st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2**32 - 1)
@@ -202,7 +203,7 @@ def test_probe_word_by_word_is_the_probe():
     with torch.no_grad():
         expected = probe.rows(probe(batch), 0, 9)
     stream = probe.stream()
-    rows = [stream.push(word_of(batch, i)) for i in range(9)] + [stream.end()]
+    rows = [stream.push(*word_of(batch, i)) for i in range(9)] + [stream.end()]
     assert rows[0] is None
     assert np.allclose(np.array(rows[1:]), expected, atol=1e-4)
     assert stream.end() is None
@@ -244,4 +245,4 @@ def join(long, short):
 
 
 def word_of(batch, i):
-    return WordBatch(batch.hidden[:, i : i + 1], batch.surface[:, i : i + 1], torch.tensor([1]))
+    return WordFeatures(batch.hidden[0, i : i + 1]), batch.surface[0, i].numpy()

@@ -26,13 +26,14 @@ def any_streaming(request, paper):
 def fed(monkeypatch):
     """Number of tokens of each forward pass."""
     lengths = []
-    original = Steps.feed
+    for name in ("feed", "feed_last"):
+        original = getattr(Steps, name)
 
-    def feed(self, ids):
-        lengths.append(len(ids))
-        return original(self, ids)
+        def counted(self, ids, original=original):
+            lengths.append(len(ids))
+            return original(self, ids)
 
-    monkeypatch.setattr(Steps, "feed", feed)
+        monkeypatch.setattr(Steps, name, counted)
     return lengths
 
 

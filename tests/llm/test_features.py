@@ -194,6 +194,21 @@ def test_steps_without_attention(llm):
     assert_close(torch.cat([features.hidden for features in found]), whole.hidden)
 
 
+@pytest.mark.parametrize("probed, blocks", [(Probed((1, 2)), 2), (ALL, 4)])
+def test_last_token_goes_no_further_than_it_must(llm, monkeypatch, probed, blocks):
+    ids = encode(llm)
+    whole = read_texts(llm, [ids], probed)[0]
+    calls = count_blocks(llm, monkeypatch)
+    steps = Steps(llm, probed)
+    steps.feed(ids[:-1])
+    calls.clear()
+    last = steps.feed_last(ids[-1:])
+    assert calls == [1] * blocks
+    assert_close(last.hidden, whole.hidden[-1:])
+    if probed.window:
+        assert_close(last.attention, whole.attention[-1:])
+
+
 def test_generations_do_not_share_their_cache(llm):
     ids = encode(llm)
     first, second = Steps(llm, ALL), Steps(llm, ALL)
