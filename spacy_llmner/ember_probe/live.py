@@ -79,6 +79,7 @@ class LiveText:
         # Words that can't change any more, and where the rest of the text starts.
         self.words: List[Tuple[int, int]] = []
         self.spaces: Set[int] = set()
+        self.no_words = ember.make_doc("")
         self.released = 0
         probe = ember.trained_probe()
         self.probe = probe.stream()
@@ -164,6 +165,8 @@ class LiveText:
 
     def _update(self, ended: bool = False) -> List[EntityEvent]:
         doc, n_words = self._tail(ended)
+        if not (n_words or ended):
+            return []
         n_before = len(self.rows)
         ids = surface(doc)
         for i in range(n_words):
@@ -194,7 +197,8 @@ class LiveText:
             closed = len(tail)
             while closed and not tail[closed - 1].isspace():
                 closed -= 1
-            doc = self.ember.make_doc(tail[:closed].rstrip())
+            head = tail[:closed].rstrip()
+            doc = self.ember.make_doc(head) if head else self.no_words
             return doc, len(doc)
         doc = self.ember.make_doc(tail)
         if ended:

@@ -190,7 +190,7 @@ def offsets_from_pieces(tokenizer: Any, ids: Sequence[int], text: str) -> List[T
 class PieceDecoder:
     """Decode ids one by one into text whose pieces add up to the whole.
 
-    tokenizer (PreTrainedTokenizerBase): Any tokenizer of transformers.
+    tokenizer (PreTrainedTokenizerFast): Any fast tokenizer of transformers.
     skip_special (bool): Leave special tokens out of the text.
     """
 
@@ -240,6 +240,6 @@ class PieceDecoder:
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:
             return ""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=self.skip_special, clean_up_tokenization_spaces=False
-        )
+        # As PreTrainedTokenizerFast.decode does without cleaning up, which would change the text.
+        backend = self.tokenizer.backend_tokenizer
+        return backend.decode(ids, skip_special_tokens=self.skip_special)

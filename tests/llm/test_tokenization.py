@@ -49,7 +49,7 @@ class WithoutOffsets:
 
     def __init__(self, hf):
         self.hf = hf
-        self.decode = hf.decode
+        self.backend_tokenizer = hf.backend_tokenizer
 
     def __call__(self, text, **settings):
         out = self.hf(text, **settings)
