@@ -2,16 +2,16 @@
 
 What it does for one word is some fifty small steps, each of which takes longer to begin than to do. So
 they are done in numpy, beside the LLM, which takes half of torch's time on a CPU and spares a GPU as
-many kernels; layers that read the same vectors stand side by side in one matrix.
+many kernels. The LLM has driven all else out of the CPU's caches, so each weight is fetched once a word:
+whatever reads a word stands in one matrix, whatever reads a state of the encoder in another.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 import numpy as np
 import torch
 from thinc.api import NumpyOps
-from torch import nn
 
 from .segments import IMPOSSIBLE
 from .standardize import CLIP
@@ -35,22 +35,34 @@ class StructuredStream:
         embed: Any = probe.embed
         self.tables = [_array(table.weight) for table in embed]
         self.n_rows = probe.settings.surface_rows
-        self.read = _side_by_side([probe.project, probe.embed_project])
+        weights = _array(probe.project.weight), _array(probe.embed_project.weight)
+        bias = _array(probe.project.bias) + _array(probe.embed_project.bias)
+        self.project = np.concatenate(weights, 1), bias
         self.norm = _array(probe.norm.weight), _array(probe.norm.bias), probe.norm.eps
-        self.gru = _gru_side_by_side(probe.forwards)
-        head = probe.length.shape[1]
-        none = torch.zeros(head, width)
-        parts = (
-            _side_by_side([probe.start, probe.before, none]),
-            _side_by_side([probe.end, none, probe.after]),
-            _side_by_side([none, probe.inside, none, none]),
+        gru: Any = probe.forwards
+        start, end = probe.start.weight, probe.end.weight
+        # A word's part in the encoder's next state; in a span that starts, ends or goes on with it; in
+        # one that starts behind it and one that ends before it.
+        self.read_word = _together(
+            (gru.weight_ih_l0, gru.bias_ih_l0),
+            (start[:, width:], torch.zeros_like(probe.start.bias)),
+            (end[:, width:], torch.zeros_like(probe.end.bias)),
+            (probe.inside.weight, probe.inside.bias),
+            (probe.before.weight, probe.before.bias),
+            (probe.after.weight, probe.after.bias),
         )
-        # Of state, word, word before and word behind: a span's start, its end, and what is inside.
-        self.sides = tuple(np.concatenate(x) for x in zip(*parts))
+        # The state's part in the next one, and in a span that starts or ends with its word.
+        self.read_state = _together(
+            (gru.weight_hh_l0, gru.bias_hh_l0),
+            (start[:, :width], probe.start.bias),
+            (end[:, :width], probe.end.bias),
+        )
         self.length = _array(probe.length)
         self.output = _array(probe.output.weight).T, _array(probe.output.bias)
+        head = self.length.shape[1]
         self.state = np.zeros(width, dtype=np.float32)
-        self.before = np.zeros(width, dtype=np.float32)
+        self.from_state = _linear(self.state, *self.read_state)
+        self.before = _array(probe.before.bias)
         self.waiting: Optional[np.ndarray] = None
         # Of the last max_words words, the latest first.
         self.starts = np.zeros((max_words, head), dtype=np.float32)
@@ -66,19 +78,11 @@ class StructuredStream:
         surface (ndarray): Its row of `batch.surface`.
         RETURNS (Optional[ndarray]): The row of the word before it, if there is one.
         """
-        z = self._word(_array(word.hidden).ravel(), surface)
-        self._step(z)
-        row = None if self.waiting is None else self._row(self.waiting, z)
-        self.waiting = z
-        return row
+        return self._add(self._word(_array(word.hidden).ravel(), surface))
 
     def end(self) -> Optional[np.ndarray]:
         """RETURNS (Optional[ndarray]): The row of the last word, behind which the text ends."""
-        if self.waiting is None:
-            return None
-        after = np.zeros_like(self.waiting)
-        self._step(after)
-        row = self._row(self.waiting, after)
+        row = None if self.waiting is None else self._add(np.zeros_like(self.state))
         self.waiting = None
         return row
 
@@ -86,34 +90,47 @@ class StructuredStream:
         """RETURNS (ndarray): What StructuredProbe.words says of the word, shape (width,)."""
         x = np.minimum(np.maximum((hidden - self.mean) / self.std, -CLIP), CLIP)
         rows = (table[i] for table, i in zip(self.tables, surface % self.n_rows))
-        z = _linear(np.concatenate([x, *rows]), *self.read)
+        z = _linear(np.concatenate([x, *rows]), *self.project)
         weight, bias, eps = self.norm
         z -= z.sum() / len(z)
         z /= math.sqrt(z @ z / len(z) + eps)
         return OPS.gelu(z * weight + bias)
 
-    def _step(self, z: np.ndarray) -> None:
-        """Move the recurrent encoder on by a word, as nn.GRU does."""
-        width = len(z)
-        gates = _linear(np.concatenate([z, self.state]), *self.gru)
-        opened = 0.5 * np.tanh(0.5 * gates[: 2 * width]) + 0.5  # the logistic function
+    def _add(self, z: np.ndarray) -> Optional[np.ndarray]:
+        """RETURNS (Optional[ndarray]): The row of the word in front of z."""
+        from_word = _linear(z, *self.read_word)
+        n_gates = 3 * len(z)
+        self._step(from_word[:n_gates], self.from_state[:n_gates])
+        self.from_state = _linear(self.state, *self.read_state)
+        parts = from_word[n_gates:].reshape(5, -1)
+        row = None
+        if self.waiting is not None:
+            start, end = self.from_state[n_gates:].reshape(2, -1)
+            row = self._row(start, end + parts[4], self.waiting)
+        self.waiting = parts
+        return row
+
+    def _step(self, word: np.ndarray, state: np.ndarray) -> None:
+        """Move the encoder on by a word, as nn.GRU does."""
+        width = len(self.state)
+        both = word[: 2 * width] + state[: 2 * width]
+        opened = 0.5 * np.tanh(0.5 * both) + 0.5  # the logistic function
         reset, keep = opened[:width], opened[width:]
-        new = np.tanh(gates[2 * width : 3 * width] + reset * gates[3 * width :])
+        new = np.tanh(word[2 * width :] + reset * state[2 * width :])
         self.state = new + keep * (self.state - new)
 
-    def _row(self, z: np.ndarray, after: np.ndarray) -> np.ndarray:
-        sides = _linear(np.concatenate([self.state, z, self.before, after]), *self.sides)
-        head = len(self.sum)
-        start, end, inside = sides[:head], sides[head : 2 * head], sides[2 * head :]
-        _shift_in(self.starts, start)
+    def _row(self, start: np.ndarray, end: np.ndarray, parts: np.ndarray) -> np.ndarray:
+        """parts (ndarray): The word's own, shape (5, head)."""
+        _shift_in(self.starts, start + parts[0] + self.before)
         _shift_in(self.sums, self.sum)
-        self.sum = self.sum + inside
+        self.sum = self.sum + parts[2]
         means = (self.sum - self.sums) / self.n_inside
         weight, bias = self.output
-        scores = OPS.gelu(self.starts + end + means + self.length) @ weight + bias
+        hidden = OPS.gelu(self.starts + (end + parts[1]) + means + self.length)
+        scores = hidden @ weight + bias
         self.n_words += 1
         scores[self.n_words :] = IMPOSSIBLE
-        self.before = z
+        self.before = parts[3]
         return scores
 
 
@@ -127,25 +144,10 @@ def _shift_in(rows: np.ndarray, row: np.ndarray) -> None:
     rows[0] = row
 
 
-def _side_by_side(layers: Sequence[Any]) -> Tuple[np.ndarray, np.ndarray]:
-    """layers (Sequence[Union[nn.Linear, Tensor]]): Layers, or zeros in place of a weight.
-    RETURNS (Tuple[ndarray, ndarray]): Weight and bias of their sum, as one layer that reads their inputs
-        one behind the other."""
-    weights: List[np.ndarray] = [_array(getattr(layer, "weight", layer)) for layer in layers]
-    biases = [_array(layer.bias) for layer in layers if isinstance(layer, nn.Linear)]
-    return np.concatenate(weights, 1), np.sum(biases, axis=0)
-
-
-def _gru_side_by_side(gru: nn.GRU) -> Tuple[np.ndarray, np.ndarray]:
-    """RETURNS (Tuple[ndarray, ndarray]): One layer that reads a word and the state. For the gates it gives
-    the sums of both, for the new state each for itself, since a gate comes between."""
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    word, state, word_bias, state_bias = (_array(getattr(gru, name)) for name in names)
-    gates = 2 * gru.hidden_size
-    none = np.zeros_like(word[gates:])
-    weight = np.block([[word[:gates], state[:gates]], [word[gates:], none], [none, state[gates:]]])
-    sums = word_bias[:gates] + state_bias[:gates]
-    return weight, np.concatenate([sums, word_bias[gates:], state_bias[gates:]])
+def _together(*layers: Tuple[torch.Tensor, torch.Tensor]) -> Tuple[np.ndarray, np.ndarray]:
+    """RETURNS (Tuple[ndarray, ndarray]): Weight and bias of layers that read the same, as of one layer."""
+    weights, biases = zip(*layers)
+    return _array(torch.cat(weights)), _array(torch.cat(biases))
 
 
 def _array(x: torch.Tensor) -> np.ndarray:
