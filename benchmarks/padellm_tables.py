@@ -73,6 +73,23 @@ def _ablations(r: Dict[str, Any]) -> List[str]:
     return out
 
 
+def constraint_table(r: Dict[str, Any]) -> List[str]:
+    out = [
+        f"## What the constraint is worth: {r['set']}",
+        "",
+        f"{r['docs']} test texts, the same weights, greedy, published count, before de-duplication.",
+        "Set F1 in percent; without the constraint, what is not in the text is dropped.",
+        "",
+        "| decoding | precision | recall | set F1 | written | not in the text |",
+        "|" + "---|" * 6,
+    ]
+    for what in ("constrained", "free"):
+        row = r[what]
+        scores = " | ".join(f"{row[key]:.1f}" for key in ("p", "r", "set_f"))
+        out.append(f"| {what} | {scores} | {row['written']} | {row['not_in_text']} |")
+    return out
+
+
 def paired_interval(a: List[Dict[str, Any]], b: List[Dict[str, Any]]) -> Tuple[float, float]:
     """Resample test sentences; seeds are pooled.
 

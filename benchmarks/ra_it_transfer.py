@@ -1,6 +1,6 @@
 """RA-IT against plain instruction tuning: tuned on a mix of public sets, asked for the types of others.
 
-    python benchmarks/ra_it_transfer.py DATA --minutes 8 --docs 20 --seeds 1
+    python benchmarks/ra_it_transfer.py DATA --minutes 8 --docs 20 --seeds 2
 
 DATA holds `fewnerd`, `wnut17`, `conll03` and `crossner` as their publishers wrote them. Both ways are tuned
 on the same texts in the same order for the same processor time, and read the same test texts of the five
@@ -8,6 +8,7 @@ CrossNER domains: without examples, behind the nearest of the tuning texts, behi
 published gate, and behind the nearest of the domain's own train part. `misc` is left out.
 """
 
+import json
 import random
 import string
 import sys
@@ -17,7 +18,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Set, Tuple
 
 import spacy
 import typer
-from common import save
+from common import RESULTS, save
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -50,14 +51,19 @@ def main(
     minutes: float = 8.0,
     docs: int = 20,
     seeds: int = 1,
+    first_seed: int = 0,
     pool: int = 1000,
     llm: str = "smollm2-135m-instruct",
     device: str = "cpu",
     name: str = "ra_it_transfer",
 ) -> None:
-    """Tune and read."""
+    """Tune and read. Of an earlier result, the runs of lower seeds than the first are kept."""
     runs: List[Dict[str, Any]] = []
-    for seed in range(seeds):
+    if first_seed:
+        earlier = json.loads((RESULTS / f"{name}.json").read_text())
+        runs = [run for run in earlier["runs"] if run["seed"] < first_seed]
+    used = settings(minutes, docs, first_seed + seeds, pool)
+    for seed in range(first_seed, first_seed + seeds):
         for way, k in (("vanilla", 0), ("RA-IT", 2)):
             nlp, steps, texts = tune(data, k, seed, minutes, pool, llm, device)
             for domain in DOMAINS:
@@ -67,11 +73,11 @@ def main(
                         {"seed": seed, "way": way, "domain": domain, "mode": mode, **scores}
                     )
                     runs[-1].update({"steps": steps, "texts_tuned_on": texts})
-                    save(name, {"settings": settings(minutes, docs, seeds, pool), "runs": runs})
+                    save(name, {"settings": used, "runs": runs})
     summary = {
         way: {mode: averages(runs, way, mode) for mode in MODES} for way in ("vanilla", "RA-IT")
     }
-    save(name, {"settings": settings(minutes, docs, seeds, pool), "mean": summary, "runs": runs})
+    save(name, {"settings": used, "mean": summary, "runs": runs})
 
 
 def settings(minutes: float, docs: int, seeds: int, pool: int) -> Dict[str, Any]:
