@@ -34,7 +34,7 @@ default_config = """
 spans_key = "llmner"
 overwrite = true
 count = "calibrated"
-count_threshold = 0.3
+count_threshold = 0.2
 confidence = "product"
 probability = "allowed"
 deduplicate = "string"
@@ -136,7 +136,7 @@ class PaDeLLM(AdapterPipe):
         spans_key: str = "llmner",
         overwrite: bool = True,
         count: str = "calibrated",
-        count_threshold: float = 0.3,
+        count_threshold: float = 0.2,
         confidence: str = "product",
         probability: str = "allowed",
         deduplicate: str = "string",
