@@ -82,8 +82,8 @@ class Errors:
         "a trained pipeline with spacy.load."
     )
     E025 = (
-        "The probe of '{name}' was trained with look_right = true, so it can't be used while text "
-        "is written. Train one without it for streaming."
+        "The probe of '{name}' reads finished text only (look_right or read_twice = true), so it "
+        "can't be used while text is written. Train one without both for streaming."
     )
     E026 = (
         "Few-shot fit() of '{name}' takes at most {k} sentences per label and needs at least one; "

@@ -36,12 +36,16 @@ def download_model(
 ) -> None:
     """Download a model and say so. Exits with code 1 if that fails.
 
-    name (str): Name of the catalogue.
+    name (str): Name of the catalogue. A folder is there already.
     accept_license (bool): The user accepts the model's licence.
     quiet (bool): Print errors only.
     home_dir (Optional[Path]): Cache folder, instead of the default one.
     """
     msg = Printer(no_print=quiet)
+    if name not in CATALOGUE and Path(name).is_dir():
+        # So that a project runs with any LLM.
+        msg.good(f"'{name}' is a folder: nothing to download")
+        return
     model = CATALOGUE.get(name)
     if model is not None and model.licence_notice and accept_license:
         msg.info(f"Licence accepted: {model.licence}", model.licence_notice)

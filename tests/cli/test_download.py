@@ -66,6 +66,14 @@ def test_licence_is_asked_for(run):
     assert "python -m spacy llmner download gemma-3-270m --accept-license" in result.output
 
 
+def test_a_folder_is_there_already(run, downloads, tmp_path):
+    """So `spacy project run all . --vars.llm FOLDER` runs."""
+    result = run("download", str(tmp_path))
+    assert result.exit_code == 0
+    assert "nothing to download" in result.stdout
+    assert not downloads
+
+
 def test_unknown_name(run):
     result = run("download", "gpt-9")
     assert result.exit_code == 1

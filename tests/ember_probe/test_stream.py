@@ -244,9 +244,9 @@ def test_messages_need_a_template(trained):
 
 
 def test_probes_that_see_the_whole_text_cannot_stream(trained_right):
-    with pytest.raises(LLMNERError, match="look_right = true"):
+    with pytest.raises(LLMNERError, match="reads finished text only"):
         stream_of(trained_right)
-    with pytest.raises(LLMNERError, match="look_right = true"):
+    with pytest.raises(LLMNERError, match="reads finished text only"):
         trained_right.get_pipe("ember_probe").streamer()
 
 
