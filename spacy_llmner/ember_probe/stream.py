@@ -60,7 +60,6 @@ class EmberStream:
         self.doc: Optional[Doc] = None
         self.stop_reason: Optional[str] = None
         self._cancelled = False
-        self._room = 0  # tokens that can still be written
         self._live = LiveText(ember)
         self._processors = LogitsProcessorList()
         if repetition_penalty != 1.0:
@@ -96,8 +95,8 @@ class EmberStream:
         if prompt.separator:
             yield TextPiece(prompt.separator)
         start = len(live.text)
-        self._room = min(self.max_new_tokens, llm.max_length - len(ids))
-        self.stop_reason = None if self._room > 0 else "length"
+        room = min(self.max_new_tokens, llm.max_length - len(ids))
+        self.stop_reason = None if room > 0 else "length"
         written = ""
         while self.stop_reason is None:
             token = self._choose(logits, ids, generator)
@@ -109,15 +108,15 @@ class EmberStream:
                 yield TextPiece(piece)
             written += piece
             ids.append(token)
-            self._room -= 1
-            self.stop_reason = self._why_stop(written, piece)
+            room -= 1
+            self.stop_reason = self._why_stop(written, piece, room)
             # The token's own states come from the step that reads it to write the next one.
             if self.stop_reason is None:
                 logits, features = steps.feed([token])
             else:
                 features = steps.feed_last([token])
             yield from live.add_token(token, features, piece)
-            if self._cancelled:
+            if self._cancelled and self.stop_reason is None:
                 self.stop_reason = "cancelled"
         end = None
         if self.ember.reader.attention and llm.tokenizer.end:
@@ -128,13 +127,14 @@ class EmberStream:
             yield TextPiece(rest)
         yield from events
 
-    def _why_stop(self, written: str, piece: str) -> Optional[str]:
-        """RETURNS (Optional[str]): Why nothing is written behind this piece, if so."""
+    def _why_stop(self, written: str, piece: str, room: int) -> Optional[str]:
+        """room (int): Tokens that could still be written.
+        RETURNS (Optional[str]): Why nothing is written behind this piece, if so."""
         if any(s in written[-len(s) - len(piece) :] for s in self.stop):
             return "stop"
         if self._cancelled:
             return "cancelled"
-        return "length" if self._room == 0 else None
+        return None if room else "length"
 
     def _choose(self, logits: torch.Tensor, ids: List[int], generator: torch.Generator) -> int:
         if len(self._processors):

@@ -300,3 +300,14 @@ def test_chinese(tiny_llm, segmenter):
     assert sorted(remaining(events)) == data[0][1]
     stream = stream_of(nlp, data[0][0], max_new_tokens=12)
     assert_consistent(stream, *run(stream))
+
+
+def test_cancelled_when_it_had_stopped_anyway(trained):
+    """The first reason is the one that is told."""
+    stream = stream_of(trained, max_new_tokens=3)
+    pieces = 0
+    for event in stream:
+        pieces += isinstance(event, TextPiece)
+        if stream.stop_reason is not None:
+            stream.cancel()
+    assert pieces and stream.stop_reason == "length"
