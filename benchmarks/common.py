@@ -43,6 +43,14 @@ def save(name: str, results: Dict[str, Any]) -> None:
     print(f"saved {path.name}")
 
 
+def earlier_runs(name: str, first_seed: int) -> List[Dict[str, Any]]:
+    """RETURNS (List[Dict[str, Any]]): The runs of lower seeds than the first, from results/NAME.json."""
+    if not first_seed:
+        return []
+    runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+    return [run for run in runs if run["seed"] < first_seed]
+
+
 def read_examples(nlp: Language, path: Path, sentences: bool = True) -> List[Example]:
     """Read a .spacy file; the predicted side has the words of the reference.
 

@@ -17,7 +17,7 @@ from typing import Any, Dict, List
 import spacy
 import torch
 import typer
-from common import read_examples, save, strict_scores
+from common import earlier_runs, read_examples, save, strict_scores
 from spacy.cli.init_config import init_config
 from spacy.language import Language
 from spacy.training import Example
@@ -52,14 +52,16 @@ def main(
     preset: str = "default",
     llm: str = "smollm2-135m-instruct",
     seeds: int = 3,
+    first_seed: int = typer.Option(0, help="Goes on behind the JSON's lower seeds"),
     epochs: int = 6,
     batch_words: int = 3000,
     rate: float = 0.003,
     dropout: float = 0.4,
     tune_threshold: bool = typer.Option(False, help="Choose the threshold on dev"),
 ) -> None:
-    runs = []
-    for seed in range(seeds):
+    result = f"ember_quality_{name}_{preset}"
+    runs = earlier_runs(result, first_seed)
+    for seed in range(first_seed, first_seed + seeds):
         if preset == "spacy-ner":
             runs.append(run_spacy(train, dev, test, seed))
         else:
@@ -68,7 +70,7 @@ def main(
         print(seed, runs[-1], flush=True)
         f1 = [r["test"]["f"] for r in runs]
         save(
-            f"ember_quality_{name}_{preset}",
+            result,
             {
                 "set": name,
                 "preset": preset,

@@ -5,7 +5,8 @@
 
 The .spacy files come from scripts/convert.py. Both components train the same adapter by the same
 recipe for the same CPU time, and share post-processing. Settings of the decoding are chosen on dev; the
-ablations are scored on test with the same weights. `--save DIR` keeps the trained pipelines.
+ablations are scored on test with the same weights. `--save DIR` keeps the trained pipelines;
+`--first-seed 1` goes on behind the lower seeds of an earlier result.
 """
 
 import random
@@ -18,7 +19,7 @@ import spacy
 import torch
 import typer
 from autoreg import AutoReg  # noqa: F401  registers autoreg_ner
-from common import read_examples, save
+from common import earlier_runs, read_examples, save
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -72,7 +73,8 @@ def main(
         "rank": rank,
         "first_layer": None if first_layer < 0 else first_layer,
     }
-    runs = []
+    result = f"padellm_quality_{name}_{component}"
+    runs = earlier_runs(result, first_seed)
     for seed in range(first_seed, first_seed + seeds):
         fix_random_seed(seed)
         nlp = spacy.blank(lang)
@@ -96,7 +98,7 @@ def main(
         test_examples = read_examples(nlp, test)
         test_examples = sample(test_examples, test_docs or len(test_examples))
         run["test"] = evaluate(nlp, test_examples, train_spans, each=True)
-        if component == "padellm_ner" and seed == first_seed:
+        if component == "padellm_ner" and seed == 0:
             run["ablations"] = {}
             part = sample(test_examples, ablation_docs)
             for what, setting in ABLATIONS.items():
@@ -108,7 +110,7 @@ def main(
         print(seed, {k: v for k, v in run["test"].items() if k != "each"}, flush=True)
         f1 = [r["test"]["f"] for r in runs]
         save(
-            f"padellm_quality_{name}_{component}",
+            result,
             {
                 "set": name,
                 "component": component,

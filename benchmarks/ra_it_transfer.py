@@ -8,7 +8,6 @@ CrossNER domains: without examples, behind the nearest of the tuning texts, behi
 published gate, and behind the nearest of the domain's own train part. `misc` is left out.
 """
 
-import json
 import random
 import string
 import sys
@@ -18,7 +17,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Set, Tuple
 
 import spacy
 import typer
-from common import RESULTS, save
+from common import earlier_runs, save
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -58,10 +57,7 @@ def main(
     name: str = "ra_it_transfer",
 ) -> None:
     """Tune and read. Of an earlier result, the runs of lower seeds than the first are kept."""
-    runs: List[Dict[str, Any]] = []
-    if first_seed:
-        earlier = json.loads((RESULTS / f"{name}.json").read_text())
-        runs = [run for run in earlier["runs"] if run["seed"] < first_seed]
+    runs = earlier_runs(name, first_seed)
     used = settings(minutes, docs, first_seed + seeds, pool)
     for seed in range(first_seed, first_seed + seeds):
         for way, k in (("vanilla", 0), ("RA-IT", 2)):
