@@ -25,7 +25,7 @@ from thinc.api import Adam
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from convert import read_conll, spans_of  # noqa: E402
+from corpora import read_conll, spans_of  # noqa: E402
 
 TUNED_ON = {
     "Few-NERD": "fewnerd/dev.txt",

@@ -1,6 +1,5 @@
 """What the tests of scripts/convert.py share: the script as a module, and ways to run it."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,12 +10,8 @@ from spacy.vocab import Vocab
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "convert.py"
-spec = importlib.util.spec_from_file_location("convert", SCRIPT)
-assert spec is not None and spec.loader is not None
-convert = importlib.util.module_from_spec(spec)
-sys.modules["convert"] = convert
-spec.loader.exec_module(convert)
+sys.path.insert(0, str(ROOT / "scripts"))
+import convert  # noqa: E402
 
 app = typer.Typer()
 app.command()(convert.main)

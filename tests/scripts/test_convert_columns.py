@@ -1,7 +1,8 @@
 import re
 
 import pytest
-from convert_helpers import convert, ents, fails_at, run, write
+from convert_helpers import ents, fails_at, run, write
+from corpora import read_conll, spans_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,20 +24,20 @@ from hypothesis import strategies as st
     ],
 )
 def test_spans_of(tags, spans):
-    assert convert.spans_of(tags.split()) == spans
+    assert spans_of(tags.split()) == spans
 
 
 @pytest.mark.parametrize("tag", ["X-PER", "B", "B-", "o", "", "O-PER", "BPER", "b-PER"])
 def test_unknown_tag(tmp_path, tag):
     with pytest.raises(ValueError, match="unknown tag"):
-        convert.spans_of(["O", tag])
+        spans_of(["O", tag])
     fails_at(write(tmp_path / "a.tsv", "Ada\tB-PER", f"Bo\t{tag}"), 2, f"unknown tag '{tag}'")
 
 
 @given(st.lists(st.sampled_from(["O", *[f"{p}-{x}" for p in "BIESLU" for x in "AB"]])))
 @settings(max_examples=200, deadline=None)
 def test_every_tagged_token_is_in_one_span(tags):
-    spans = convert.spans_of(tags)
+    spans = spans_of(tags)
     covered = [(i, label) for start, end, label in spans for i in range(start, end)]
     assert covered == [(i, tag[2:]) for i, tag in enumerate(tags) if tag != "O"]
 
@@ -65,7 +66,7 @@ def test_conll(tmp_path, separator, end):
     assert [ents(doc) for doc in docs] == [[("Ada", "PER")], [("Bonn", "LOC")], []]
     assert all(token.ent_iob_ for doc in docs for token in doc)
     assert "3 docs, 1 of them without entities" in result.stdout
-    assert list(convert.read_conll(path)) == [
+    assert list(read_conll(path)) == [
         [("Ada", "B-PER"), ("sings", "O")],
         [("In", "O"), ("Bonn", "I-LOC")],
         [("Rain", "O")],
@@ -104,3 +105,28 @@ def test_bad_column_line(tmp_path, line, reason):
 
 def test_one_column(tmp_path):
     fails_at(write(tmp_path / "a.txt", "Ada"), 1, "wrong number of columns: 1, expected at least 2")
+
+
+def test_layers_of_nested_columns(tmp_path):
+    rows = ["The\tO\tO", "Bank\tB-ORG\tO", "of\tI-ORG\tO", "Bonn\tI-ORG\tB-LOC", "fell\tO\tO"]
+    path = write(tmp_path / "a.tsv", *rows)
+    result, (doc,) = run(path, "--nested")
+    assert result.exit_code == 0
+    found = [(span.text, span.label_) for span in doc.spans["sc"]]
+    assert found == [("Bank of Bonn", "ORG"), ("Bonn", "LOC")]
+    assert ents(doc) == [("Bank of Bonn", "ORG")]
+
+
+def test_without_nested_the_last_column_is_the_tag(tmp_path):
+    _, (doc,) = run(write(tmp_path / "a.tsv", "Bonn\tB-ORG\tB-LOC"))
+    assert ents(doc) == [("Bonn", "LOC")]
+
+
+def test_nested_columns_are_all_tags(tmp_path):
+    path = write(tmp_path / "a.tsv", "The\tO\tO", "Bonn\tNNP\tB-LOC")
+    fails_at(path, 2, "unknown tag 'NNP'", "--nested")
+
+
+def test_a_span_in_two_layers_counts_once(tmp_path):
+    _, (doc,) = run(write(tmp_path / "a.tsv", "Bonn\tB-LOC\tB-LOC"), "--nested")
+    assert len(doc.spans["sc"]) == 1
