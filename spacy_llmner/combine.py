@@ -67,7 +67,7 @@ class Combine:
             if len(found) >= self.min_votes
         ]
         spans = [Span(doc, m.start, m.end, label=m.label) for m in kept]
-        attrs = {"scores": [m.score for m in kept]}
+        attrs = {"scores": [m.score for m in kept], "method": self.name}
         doc.spans[self.spans_key] = SpanGroup(doc, name=self.spans_key, spans=spans, attrs=attrs)
         ents = [Span(doc, m.start, m.end, label=m.label) for m in flat(kept)]
         doc.set_ents(ents, default="outside")

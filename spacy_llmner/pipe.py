@@ -234,7 +234,7 @@ class LLMNERPipe(TrainablePipe):
         """
         for doc, found in zip(docs, scores):
             spans = [Span(doc, s.start, s.end, label=s.label) for s in found.spans]
-            attrs = {"scores": [s.score for s in found.spans]}
+            attrs = {"scores": [s.score for s in found.spans], "method": self.name}
             key = self.cfg["spans_key"]
             doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
             ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
@@ -379,17 +379,22 @@ def carry(name: str, settings: Any) -> Model:
     return model
 
 
-def _score_of(span: Span) -> Optional[float]:
-    """`span._.score`: looked up where the component wrote it, so nothing is kept twice. Of several that
-    found the span the last one counts: it wrote doc.ents, as `llmner_combine` behind all others."""
+def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
+    """Look up where a component wrote it, so nothing is kept twice. Of several that found the span the
+    last one counts: it wrote doc.ents, as `llmner_combine` behind all others.
+
+    RETURNS (Tuple[Optional[float], Optional[str]]): The span's score and the component's name.
+    """
     for key, group in reversed(list(span.doc.spans.items())):
         if "scores" in group.attrs:
             score = span_scores(span.doc, key).get((span.start, span.end, span.label_))
             if score is not None:
-                return score
-    return None
+                return score, group.attrs.get("method")
+    return None, None
 
 
-# Not by a component: one that is unpickled in another process needs it too.
+# Not by a component: one that is unpickled in another process needs them too.
 if not Span.has_extension("score"):
-    Span.set_extension("score", getter=_score_of)
+    Span.set_extension("score", getter=lambda span: _found_by(span)[0])
+if not Span.has_extension("method"):
+    Span.set_extension("method", getter=lambda span: _found_by(span)[1])

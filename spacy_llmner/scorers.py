@@ -1,6 +1,6 @@
 """Scorers of the entity components."""
 
-from typing import Any, Callable, Dict, Iterable, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc
@@ -12,13 +12,14 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
 
     spans_key (str): Where the predicted docs hold their scores.
     train_spans (Optional[str]): Which doc.spans of the references were learnt from.
-    RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type` and `ents_ece`, the expected
-        calibration error of the entities' scores (None if there are no scores). With `train_spans` also
-        `spans_p`, `spans_r`, `spans_f` and `spans_per_type`, of all that was found.
+    RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type`, `ents_set_f` (see `set_f`) and
+        `ents_ece`, the expected calibration error of the entities' scores (None if there are no scores).
+        With `train_spans` also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`, of all that was found.
     """
     examples = list(examples)
     key, gold_key = kwargs["spans_key"], kwargs.get("train_spans")
     scores = get_ner_prf(examples)
+    scores["ents_set_f"] = set_f(examples)
     scores["ents_ece"] = calibration_error(scored_entities(examples, key))
     if gold_key:
         # Predicted docs have the key of what was found only.
@@ -35,6 +36,25 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
 def make_llmner_scorer() -> Callable:
     """Registered as `spacy_llmner.ner_scorer.v1` in `@scorers`."""
     return llmner_score
+
+
+def set_f(examples: Iterable[Example]) -> Optional[float]:
+    """Micro F1 of the sets of (label, string) of each document, as PaDeLLM-NER's authors count: where a
+    string stands, and how often, does not matter.
+
+    RETURNS (Optional[float]): None if no document has entity annotation.
+    """
+    right = total = 0
+    annotated = False
+    for eg in examples:
+        if eg.reference.has_annotation("ENT_IOB"):
+            annotated = True
+            gold, found = (
+                {(e.label_, e.text) for e in doc.ents} for doc in (eg.reference, eg.predicted)
+            )
+            right += len(gold & found)
+            total += len(gold) + len(found)
+    return 2 * right / max(total, 1) if annotated else None
 
 
 def scored_entities(examples: Iterable[Example], spans_key: str) -> List[Tuple[float, bool]]:

@@ -69,6 +69,7 @@ def test_scores_of_entities(doc):
         combine(doc)
         doc = spacy.tokens.Doc(doc.vocab).from_bytes(doc.to_bytes())
         assert [ent._.score for ent in doc.ents] == pytest.approx([0.5, 1.0 / 3, 0.3])
+        assert {ent._.method for ent in doc.ents} == {"llmner_combine"}
 
 
 def test_what_makes_no_sense(doc):

@@ -59,8 +59,9 @@ def test_annotations(nlp, pipe):
     (doc,) = run(nlp, pipe, ["We met Mira ."])
     assert [(e.text, e.label_, e._.score) for e in doc.ents] == [("Mira", "PER", 0.75)]
     assert [s.text for s in doc.spans["sc"]] == ["Mira", "met Mira"]
-    assert doc.spans["sc"].attrs == {"scores": [0.75, 0.25]}
-    assert doc[1:3]._.score is None
+    assert doc.spans["sc"].attrs == {"scores": [0.75, 0.25], "method": "mira"}
+    assert doc.ents[0]._.method == "mira"
+    assert doc[1:3]._.score is None and doc[1:3]._.method is None
     assert Span(doc, 1, 3, label="PER")._.score == 0.25
     assert [t.ent_iob_ for t in doc] == ["O", "O", "B", "O"]
 
@@ -68,7 +69,7 @@ def test_annotations(nlp, pipe):
 def test_scores_survive_bytes(nlp, pipe):
     (doc,) = run(nlp, pipe, ["We met Mira ."])
     again = spacy.tokens.Doc(nlp.vocab).from_bytes(doc.to_bytes())
-    assert again.ents[0]._.score == 0.75
+    assert again.ents[0]._.score == 0.75 and again.ents[0]._.method == "mira"
 
 
 def test_old_entities_stay_without_overwrite(nlp, pipe):

@@ -8,6 +8,7 @@ from spacy_llmner.scorers import (
     llmner_score,
     make_llmner_scorer,
     scored_entities,
+    set_f,
     span_scores,
 )
 
@@ -53,6 +54,16 @@ def test_without_annotation(nlp):
     assert scored_entities([eg], "sc") == []
     result = llmner_score([eg], spans_key="sc")
     assert result["ents_f"] is None and result["ents_ece"] is None
+
+
+def test_f_of_sets_of_strings(nlp):
+    """Where a string stands does not matter, nor how often; its label does."""
+    doc, reference = nlp("Rome saw Rome and Varnholm"), nlp("Rome saw Rome and Varnholm")
+    doc.set_ents([Span(doc, 2, 3, "LOC"), Span(doc, 4, 5, "PER")])
+    reference.set_ents([Span(reference, i, i + 1, "LOC") for i in (0, 2, 4)])
+    result = llmner_score([Example(doc, reference)], spans_key="sc")
+    assert result["ents_set_f"] == 2 * 1 / (2 + 2)
+    assert set_f([make_example(nlp, [], None)]) is None
 
 
 def test_annotated_without_entities_counts_as_wrong(nlp):

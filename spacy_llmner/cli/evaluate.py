@@ -28,6 +28,7 @@ from spacy.util import is_package, load_model
 from tqdm import tqdm
 
 from ..errors import LLMNERError
+from ..scorers import set_f
 
 # Start and end in characters, and the label.
 Entity = Tuple[int, int, str]
@@ -136,7 +137,7 @@ def evaluate(
     n_words = sum(len(eg.predicted) for eg in examples)
     scores = Scorer(nlp).score(examples)
     # A pipe without a scorer of its own, e.g. a function, is scored as well.
-    scores.update(get_ner_prf(examples))
+    scores.update(get_ner_prf(examples), ents_set_f=set_f(examples))
     if spans_key is not None:
         scores.update(spancat_score(examples, spans_key=spans_key))
     scores.update(
@@ -295,6 +296,7 @@ def _print(console: Console, result: Evaluation, show: int) -> None:
     console.print(_table(result, None))
     if result.spans_key is not None:
         console.print(_table(result, result.spans_key))
+    console.print(f"F of sets of strings, wherever they stand: {_percent(scores['ents_set_f'])}")
     if scores.get("ents_ece") is not None:
         console.print(f"Calibration error of the scores: {scores['ents_ece']:.3f}")
     console.print(f"{scores['n_docs']} docs, {scores['n_words']} words")

@@ -228,6 +228,12 @@ def test_calibration_error_is_shown_where_there_is_one(model, data, monkeypatch)
     assert "Calibration error of the scores: 0.125" in run(model, data).stdout
 
 
+def test_f_of_sets_of_strings(model, data):
+    result = evaluate(model, data)
+    shown = f"wherever they stand: {100 * result.scores['ents_set_f']:.1f}"
+    assert 0 < result.scores["ents_set_f"] < 1 and shown in run(model, data).stdout
+
+
 def test_folder_of_data(model, data):
     assert evaluate(model, data.parent).scores["n_docs"] == 3
 
