@@ -247,7 +247,7 @@ class Warnings:
     )
     W011 = (
         "{n} of {total} labelled texts given to '{name}' hold only labels that it is not asked for "
-        "({labels}), and are not shown to its LLMs. Add these labels to it, if they are wanted."
+        "({labels}), and are not shown to its LLMs. Add those labels that are wanted."
     )
     W050 = (
         "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "

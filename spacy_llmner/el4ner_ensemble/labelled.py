@@ -54,7 +54,8 @@ def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) ->
     out = [text for text in texts if is_about(text.example, set(labels))]
     if len(out) < len(texts):
         counts = {"n": len(texts) - len(out), "total": len(texts)}
-        message = Warnings.W011.format(name=name, labels=", ".join(labels), **counts)
+        strange = {x for t in texts for _, _, x in t.example.entities}.difference(labels)
+        message = Warnings.W011.format(name=name, labels=", ".join(sorted(strange)), **counts)
         warnings.warn(message, stacklevel=4)
     return out
 
