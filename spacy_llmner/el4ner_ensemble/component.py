@@ -3,20 +3,17 @@
 
 import logging
 import warnings
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
-from spacy.util import ensure_path
 from thinc.api import Optimizer
 
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.pool import make_llm
-from ..pipe import FACTORY, Found, LLMNERPipe, carry
+from ..pipe import FACTORY, Found, carry
 from ..retrieval.encoder import SentenceEncoder
 from .demonstrate import Demonstrator, demonstrate
 from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
@@ -25,14 +22,13 @@ from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
 from .provenance import Traced, trace
 from .reading import Reading, read_tasks
+from .saving import SavedEnsemble
 from .settings import DEFAULT_CONFIG, check_different, check_settings, check_voters
 from .tasks import Asked
 from .voters import Turns, default_voters
 from .work import Work
 
 logger = logging.getLogger("spacy_llmner")
-
-POOL = "pool"
 
 
 @Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY)
@@ -119,7 +115,7 @@ def make_el4ner_ensemble_pipe(
     )
 
 
-class EL4NER(LLMNERPipe):
+class EL4NER(SavedEnsemble):
     """Several LLMs vote. Nothing is trained: `initialize` takes labelled texts to show to them."""
 
     def __init__(
@@ -179,6 +175,7 @@ class EL4NER(LLMNERPipe):
             skip_unanimous=skip_unanimous,
             provenance=provenance,
             voters={},
+            read_labels=[],
             **cfg,
         )
         self.voters = check_voters(name, llms or default_voters(), verifier)
@@ -198,7 +195,7 @@ class EL4NER(LLMNERPipe):
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do."""
-        self.cfg["labels"] = []
+        self.cfg["labels"], self.cfg["read_labels"] = [], []
         for label in labels:
             self.add_label(label)
 
@@ -302,30 +299,38 @@ class EL4NER(LLMNERPipe):
 
         get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels; None takes those of the config, or of the examples.
+        labels (Optional[List[str]]): The labels; None takes those of the config or of `set_labels`, and
+            without any those of the examples.
         RAISES (LLMNERError): Without labels.
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
         texts = list(pool_texts(eg.reference for eg in get_examples()))
         if labels is not None:
             self.set_labels(labels)
-        elif not self.labels:
-            self.set_labels(sorted({x for t in texts for _, _, x in t.example.entities}))
+        else:
+            self._read_labels({x for t in texts for _, _, x in t.example.entities})
         if not self.labels:
             raise LLMNERError(Errors.E023.format(name=self.name))
-        self._new_pool()
+        self.new_pool()
         for key, voter in self.voters.items():
             self.turns.take(voter)
             self.cfg["voters"][key] = voter.describe(self.asked)
         check_different(self.name, self.voters)
         fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
-    def _new_pool(self) -> None:
-        self.pool.clear()
+    def _read_labels(self, seen: Set[str]) -> None:
+        """Take the labels of a corpus, in place of those of the corpus before, unless others were given."""
+        before = set(self.cfg["read_labels"])
+        given = [label for label in self.labels if label not in before]
+        if seen and (before or not given):
+            self.set_labels([*given, *sorted(seen.difference(given))])
+            self.cfg["read_labels"] = sorted(seen.difference(given))
+
+    def new_pool(self) -> None:
+        super().new_pool()
         self._demonstrator = None
         self._warned = False
         self._compared = False
-        self.cfg["voters"] = {}
 
     def update(
         self,
@@ -348,50 +353,3 @@ class EL4NER(LLMNERPipe):
     def get_loss(self, examples: Iterable[Example], scores: Any) -> Tuple[float, None]:
         """RETURNS (Tuple[float, None]): 0: nothing is trained."""
         return 0.0, None
-
-    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): Settings and the pool; never an LLM's weights."""
-        state: Dict[str, Any] = {"cfg": srsly.json_dumps(self.cfg), POOL: self.pool.to_bytes()}
-        if "vocab" not in exclude:
-            state["vocab"] = self.vocab.to_bytes(exclude=exclude)
-        return srsly.msgpack_dumps(state)
-
-    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "EL4NER":
-        """Load what `to_bytes` gave. RETURNS (EL4NER): The component itself."""
-        state = srsly.msgpack_loads(bytes_data)
-        if "vocab" not in exclude and "vocab" in state:
-            self.vocab.from_bytes(state["vocab"], exclude=exclude)
-        self._new_pool()
-        self.pool.from_bytes(state[POOL])
-        self._take_cfg(srsly.json_loads(state["cfg"]))
-        return self
-
-    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
-        """Write `cfg` and the folder `pool`; never an LLM's weights."""
-        folder = ensure_path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        srsly.write_json(folder / "cfg", self.cfg)
-        self.pool.to_disk(folder / POOL)
-
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "EL4NER":
-        """Load a folder. RETURNS (EL4NER): The component itself."""
-        folder = Path(path)
-        for file in ("cfg", POOL):
-            if not (folder / file).exists():
-                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
-        self._new_pool()
-        self.pool.from_disk(folder / POOL)
-        self._take_cfg(srsly.read_json(folder / "cfg"))
-        return self
-
-    def _take_cfg(self, cfg: Dict[str, Any]) -> None:
-        verifier = cfg["verifier"]
-        if verifier is not None and verifier not in self.voters:
-            known = ", ".join(self.voters)
-            raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))
-        self.cfg.update(cfg)
-        for label in self.labels:
-            self.vocab.strings.add(label)
-        for key, saved in self.cfg["voters"].items():
-            if key in self.voters:
-                self.voters[key].restore(saved)
