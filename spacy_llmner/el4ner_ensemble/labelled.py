@@ -2,12 +2,12 @@
 
 import logging
 import warnings
-from typing import Any, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 from ..errors import Warnings
 from .ensemble import Ensemble
 from .pool import DemonstrationPool, PoolText, choose_texts, is_about
-from .reading import word_shares
+from .reading import cut, word_shares
 from .tasks import Task
 
 logger = logging.getLogger("spacy_llmner")
@@ -30,7 +30,7 @@ def fill_pool(
     fitting = _texts_about(texts, list(ensemble.asked.types), name)
     if cfg["retrieval"] == "none" or not cfg["k"]:
         return
-    chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"]), cfg["pool_size"])
+    chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"], name), cfg["pool_size"])
     if cfg["pre_extract"] == "gold":
         spans = [{"": [(a, b) for a, b, _ in t.example.entities]} for t in chosen]
         pool.fill(chosen, spans)
@@ -60,12 +60,27 @@ def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) ->
     return out
 
 
-def _short_texts(texts: Sequence[PoolText], ensemble: Ensemble, size: int) -> List[PoolText]:
-    """RETURNS (List[PoolText]): Those that every voter can read at once. See read_tasks."""
-    out = []
+def _short_texts(
+    texts: Sequence[PoolText], ensemble: Ensemble, size: int, name: str
+) -> List[PoolText]:
+    """RETURNS (List[PoolText]): What every voter can read at once: the texts, or parts of them, cut as
+    read_tasks does. Parts are left out if an entity is cut, or if they are there already."""
+    voters, turns, asked = ensemble.voters, ensemble.turns, ensemble.asked
+    out: Dict[Any, PoolText] = {}
+    n_cut = 0
     for text in texts:
-        voters, turns, asked = ensemble.voters, ensemble.turns, ensemble.asked
         shares, _ = word_shares(text.example.text, text.words, voters, turns, asked, size)
-        if sum(shares) <= 1.0 + 1e-9:
-            out.append(text)
-    return out
+        windows = cut(shares, text.begins.__contains__)
+        parts = [text] if windows == [(0, len(shares))] else [text.part(*w) for w in windows]
+        n_cut += parts.count(None)
+        for part in parts:
+            if part is not None and is_about(part.example, set(asked.types)):
+                out.setdefault((part.example.hash, part.example.entities), part)
+    if n_cut:
+        logger.warning(
+            "'%s' leaves out %d parts of long labelled texts, since an entity is cut at their ends. "
+            "Give it shorter texts, or some with boundaries of sentences.",
+            name,
+            n_cut,
+        )
+    return list(out.values())

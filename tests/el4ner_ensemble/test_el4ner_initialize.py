@@ -44,3 +44,36 @@ def test_labels_that_were_given_stay(nlp, pipe):
     with pytest.warns(UserWarning, match="not asked for .PER"):
         _, configured = make_mock_nlp({"a": MockVoter()}, labels=["LOC"])
     assert configured.labels == ("LOC",)
+
+
+def test_long_labelled_texts_are_cut(nlp, pipe):
+    """As the texts are that are read."""
+    text = "Mira Stone met Oskar Blum. Then she sailed to Port Ellam. Nobody saw them."
+    ents = [(0, 10, "PER"), (15, 25, "PER"), (46, 56, "LOC")]
+    pipe.cfg["window"] = 8
+    pipe.initialize(lambda: make_examples(nlp, [(text, ents)]))
+    assert [(e.text, e.entities) for e in pipe.pool.index.examples] == [
+        ("Mira Stone met Oskar Blum.", ((0, 10, "PER"), (15, 25, "PER"))),
+        ("Then she sailed to Port Ellam.", ((19, 29, "LOC"),)),
+        ("Nobody saw them.", ()),
+    ]
+    assert len({e.doc_id for e in pipe.pool.index.examples}) == 1
+
+
+def test_parts_that_cut_an_entity_are_left_out(nlp, pipe, caplog):
+    text = "Somebody saw Mira Anna Stone there in the middle of a long night"
+    pipe.cfg["window"] = 4
+    pipe.initialize(lambda: make_examples(nlp, [(text, [(13, 28, "PER")])]))
+    assert [e.text for e in pipe.pool.index.examples] == ["middle of a long", "night"]
+    assert "leaves out 2 parts of long labelled texts" in caplog.text
+
+
+def test_words_longer_than_a_window_are_told(nlp, pipe, caplog):
+    class Long(MockVoter):
+        def lengths(self, text, words):
+            return [end - start for start, end in words]
+
+    pipe = EL4NER(nlp, {"a": Long()}, FakeEncoder(), labels=["PER"], k=0, window=8)
+    caplog.set_level("DEBUG", "spacy_llmner")
+    pipe(nlp.make_doc("Mira saw Donaudampfschiff there."))
+    assert "1 words are not read: each is longer than a window" in caplog.text
