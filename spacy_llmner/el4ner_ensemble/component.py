@@ -17,7 +17,7 @@ from ..pipe import FACTORY, Found, carry
 from ..retrieval.encoder import SentenceEncoder
 from .demonstrate import Demonstrator, demonstrate
 from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
-from .labelled import fill_pool
+from .labelled import fill_pool, shows_any
 from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
 from .provenance import Traced, trace
@@ -282,8 +282,7 @@ class EL4NER(SavedEnsemble):
             made = Demonstrator(self.pool, self.cfg["retrieval"], self.cfg["k"], self.labels)
             self._demonstrator = key, made
         demonstrator = self._demonstrator[1]
-        wanted = self.cfg["retrieval"] != "none" and self.cfg["k"] > 0
-        if wanted and not demonstrator.shows and not self._warned:
+        if shows_any(self.cfg) and not demonstrator.shows and not self._warned:
             warnings.warn(Warnings.W010.format(name=self.name), stacklevel=2)
             self._warned = True
         return demonstrator
@@ -312,6 +311,8 @@ class EL4NER(SavedEnsemble):
         if not self.labels:
             raise LLMNERError(Errors.E023.format(name=self.name))
         self.new_pool()
+        if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
+            logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
         for key, voter in self.voters.items():
             self.turns.take(voter)
             self.cfg["voters"][key] = voter.describe(self.asked)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..errors import Errors, LLMNERError
 from .panel import Panel
@@ -80,13 +80,16 @@ class Ensemble:
         self.max_batch_tokens = max_batch_tokens
         self.work = Work()
 
-    def pre_extract(self, tasks: Sequence[Task]) -> List[Dict[str, List[Chars]]]:
+    def pre_extract(
+        self, tasks: Sequence[Task], tell: Optional[Callable[[int], Any]] = None
+    ) -> List[Dict[str, List[Chars]]]:
         """Stage 1: what each voter takes for entities without demonstrations.
 
         tasks (Sequence[Task]): The texts, before they get demonstrations.
+        tell (Optional[Callable[[int], Any]]): Is told how many further texts a voter has read.
         RETURNS (List[Dict[str, List[Chars]]]): For each task, by voter, without those that failed on it.
         """
-        return self._extract(self._panel(tasks, keep=False), "pre_extraction")
+        return self._extract(self._panel(tasks, keep=False, tell=tell), "pre_extraction")
 
     def decide(self, tasks: Sequence[Task]) -> List[List[Decision]]:
         """Stages 2 to 4.
@@ -105,8 +108,8 @@ class Ensemble:
                 panel.close()
         return out
 
-    def _panel(self, tasks: Sequence[Task], *, keep: bool) -> Panel:
-        return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep)
+    def _panel(self, tasks: Sequence[Task], *, keep: bool, tell: Any = None) -> Panel:
+        return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep, tell=tell)
 
     def all_failed(self, task: Task) -> bool:
         return len(task.failed) == len(self.voters)

@@ -4,6 +4,8 @@ import logging
 import warnings
 from typing import Any, Dict, List, Mapping, Sequence
 
+from tqdm import tqdm
+
 from ..errors import Warnings
 from .ensemble import Ensemble
 from .pool import DemonstrationPool, PoolText, choose_texts, is_about
@@ -28,7 +30,7 @@ def fill_pool(
     RAISES (LLMNERError): If all voters failed on all of them.
     """
     fitting = _texts_about(texts, list(ensemble.asked.types), name)
-    if cfg["retrieval"] == "none" or not cfg["k"]:
+    if not shows_any(cfg):
         return
     chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"], name), cfg["pool_size"])
     if cfg["pre_extract"] == "gold":
@@ -36,7 +38,9 @@ def fill_pool(
         pool.fill(chosen, spans)
         return
     tasks = [Task(text.example.text, text.words) for text in chosen]
-    found = ensemble.pre_extract(tasks)
+    n_questions = len(tasks) * len(ensemble.voters)
+    with tqdm(total=n_questions, unit="text", desc="pre-extraction", disable=None) as bar:
+        found = ensemble.pre_extract(tasks, bar.update)
     ensemble.work.log(f"{name}, labelled texts", len(tasks))
     read = [k for k, task in enumerate(tasks) if not ensemble.all_failed(task)]
     if not read:
@@ -47,6 +51,11 @@ def fill_pool(
             "'%s' drops %d of %d labelled texts: all voters failed on them", name, lost, len(tasks)
         )
     pool.fill([chosen[k] for k in read], [found[k] for k in read])
+
+
+def shows_any(cfg: Mapping[str, Any]) -> bool:
+    """RETURNS (bool): Whether settings want demonstrations."""
+    return cfg["retrieval"] != "none" and cfg["k"] > 0
 
 
 def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) -> List[PoolText]:

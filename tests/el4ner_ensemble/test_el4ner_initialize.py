@@ -5,7 +5,9 @@ import spacy
 from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
 from ner_helpers import make_examples
 
+from spacy_llmner.el4ner_ensemble import labelled
 from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.errors import LLMNERError
 
 SINGERS = [("Oskar Blum sang.", [(0, 10, "SINGER")]), ("Mira sang.", [(0, 4, "SINGER")])]
 
@@ -77,3 +79,52 @@ def test_words_longer_than_a_window_are_told(nlp, pipe, caplog):
     caplog.set_level("DEBUG", "spacy_llmner")
     pipe(nlp.make_doc("Mira saw Donaudampfschiff there."))
     assert "1 words are not read: each is longer than a window" in caplog.text
+
+
+class GoneEncoder(FakeEncoder):
+    @property
+    def fingerprint(self):
+        raise LLMNERError("not downloaded")
+
+    @fingerprint.setter
+    def fingerprint(self, value):
+        pass
+
+
+def test_the_encoder_comes_first(nlp):
+    """That it is missing is told before the LLMs read the labelled texts."""
+    voter = MockVoter()
+    pipe = EL4NER(nlp, {"a": voter}, GoneEncoder())
+    with pytest.raises(LLMNERError, match="not downloaded"):
+        pipe.initialize(lambda: make_examples(nlp))
+    assert not voter.asked
+    pipe.cfg["retrieval"] = "none"
+    pipe.initialize(lambda: make_examples(nlp))
+
+
+def test_progress_is_shown(nlp, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, **settings):
+            self.total, self.n = total, 0
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, n):
+            self.n += n
+
+    monkeypatch.setattr(labelled, "tqdm", Bar)
+    voters = {"a": MockVoter({"Oskar": {"PER": 1.0}}), "b": MockVoter()}
+    pipe = EL4NER(nlp, voters, FakeEncoder())
+    data = [(f"Oskar {k} sings.", [(0, 5, "PER")]) for k in range(40)]
+    pipe.initialize(lambda: make_examples(nlp, data))
+    (bar,) = bars
+    assert (bar.n, bar.total) == (80, 80) and pipe.work.calls == 0
+    assert [len(demos) for _, _, demos in voters["a"].asked] == [16, 16, 8]
+    assert all(s.proposed == [(0, 5, ["a"])] for s in pipe.pool.spans)
