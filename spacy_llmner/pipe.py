@@ -166,7 +166,7 @@ class LLMNERPipe(TrainablePipe):
         self.cfg["llm"] = None
         llm = self.shared_llm()
         self.cfg["llm"] = {
-            "name": llm.spec.name,
+            "name": self.llm.spec.name,  # another component may call it otherwise
             "fingerprint": llm.fingerprint,
             "n_layers": llm.n_layers,
             "width": llm.width,

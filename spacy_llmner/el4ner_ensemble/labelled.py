@@ -81,7 +81,7 @@ def _short_texts(
         shares, _ = word_shares(text.example.text, text.words, voters, turns, asked, size)
         windows = cut(shares, text.begins.__contains__)
         parts = [text] if windows == [(0, len(shares))] else [text.part(*w) for w in windows]
-        n_cut += parts.count(None)
+        n_cut += sum(part is None for part in parts)
         for part in parts:
             if part is not None and is_about(part.example, set(asked.types)):
                 out.setdefault((part.example.hash, part.example.entities), part)

@@ -48,7 +48,7 @@ class LLMVoter:
 
     @property
     def memory(self) -> Any:
-        return self.llm.spec.resolve()
+        return self.llm.key
 
     @property
     def manner(self) -> Any:
@@ -70,7 +70,7 @@ class LLMVoter:
         self._wordings = {}
         self._wording(asked)
         return {
-            "llm": llm.spec.name,
+            "llm": self.llm.spec.name,
             "fingerprint": llm.fingerprint,
             "prompts": self._prompt_text(asked),
         }
@@ -126,7 +126,7 @@ class LLMVoter:
                     name=self.name,
                     known=self._saved["llm"],
                     known_print=known,
-                    given=llm.spec.name,
+                    given=self.llm.spec.name,
                     given_print=llm.fingerprint,
                 )
             )

@@ -368,6 +368,8 @@ def test_the_same_block_twice(roomy):
     match = "The voter 'b' of 'el4ner_ensemble' and the voter 'a' are the same: .*`weight`"
     with pytest.raises(LLMNERError, match=match):
         make_nlp({"a": roomy[0], "b": roomy[0]})
+    with pytest.raises(LLMNERError, match=match):
+        make_nlp({"a": roomy[0], "b": f"{roomy[0]}/"})
     make_nlp({"a": roomy[1], "b": {"folder": roomy[1], "chat": False}})
 
 
