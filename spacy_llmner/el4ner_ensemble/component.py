@@ -23,7 +23,7 @@ from .pos import check_weights
 from .provenance import Traced, trace
 from .reading import Reading, read_tasks
 from .saving import SavedEnsemble
-from .settings import DEFAULT_CONFIG, check_different, check_settings, check_voters
+from .settings import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
 from .tasks import Asked
 from .voters import Turns, default_voters
 from .work import Work
@@ -217,9 +217,10 @@ class EL4NER(SavedEnsemble):
 
         docs (Iterable[Doc]): The Docs.
         RETURNS (List[Found]): For each Doc.
-        RAISES (LLMNERError): Without labels, if a voter's LLM is not the one it had, or if all
-            voters failed.
+        RAISES (LLMNERError): Without labels, if a setting in `cfg` makes no sense, if a voter's LLM is not
+            the one it had, or if all voters failed.
         """
+        self._check_cfg()
         if not self.labels:
             raise LLMNERError(Errors.E073.format(name=self.name))
         readings = [self._read(doc) for doc in docs]
@@ -237,12 +238,19 @@ class EL4NER(SavedEnsemble):
             logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
         return [self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
 
+    def _check_cfg(self) -> None:
+        """Settings may be changed in `cfg` at any time."""
+        check_settings(self.name, self.resident, max_batch_tokens=self.max_batch_tokens, **self.cfg)
+        check_weights(self.name, self.cfg["pos_weights"])
+        check_verifier(self.name, self.voters, self.cfg["verifier"])
+
     def _decide(self, ensemble: Ensemble, readings: Sequence[Reading]) -> List[List[Decision]]:
         tasks = [task for reading in readings for task in reading.tasks]
         demonstrator = self._demonstrations()
         found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
         spans = [union_of(by_voter) for by_voter in found]
-        demonstrate(demonstrator, readings, spans, self.cfg["pos_weights"])
+        pos_weights = check_weights(self.name, self.cfg["pos_weights"])
+        demonstrate(demonstrator, readings, spans, pos_weights)
         return ensemble.decide(tasks)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
@@ -303,6 +311,7 @@ class EL4NER(SavedEnsemble):
         RAISES (LLMNERError): Without labels.
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
+        self._check_cfg()
         texts = list(pool_texts(eg.reference for eg in get_examples()))
         if labels is not None:
             self.set_labels(labels)
