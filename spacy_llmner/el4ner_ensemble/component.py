@@ -20,7 +20,7 @@ from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
 from .labelled import fill_pool, shows_any
 from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
-from .provenance import Traced, trace
+from .provenance import Traced, failures, trace
 from .reading import Reading, read_tasks
 from .saving import SavedEnsemble
 from .settings import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
@@ -236,7 +236,7 @@ class EL4NER(SavedEnsemble):
         for r in readings:
             calls = sum(task.calls for task in r.tasks)
             logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
-        return [self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
+        return [self._found(r, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
 
     def _check_cfg(self) -> None:
         """Settings may be changed in `cfg` at any time."""
@@ -254,20 +254,19 @@ class EL4NER(SavedEnsemble):
         return ensemble.decide(tasks)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
-        """Write what was found, and where it came from if that is asked for."""
+        """Write what was found, which voters failed, and where it came from if that is asked for."""
         docs = list(docs)
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
             if isinstance(found, Traced):
-                for span in doc.spans[self.cfg["spans_key"]]:
-                    span._.el4ner = found.traces[span.start_char, span.end_char]
+                found.note(doc, self.cfg["spans_key"])
 
-    def _found(self, doc: Doc, decisions: Sequence[Decision]) -> Found:
+    def _found(self, reading: Reading, decisions: Sequence[Decision]) -> Traced:
         mentions = [Mention(d.start, d.end, d.label, d.score) for d in decisions]
-        ents, spans = found_spans(doc, flat(mentions)), found_spans(doc, mentions)
-        if not self.cfg["provenance"]:
-            return Found(ents, spans)
-        return Traced(ents, spans, {(d.start, d.end): trace(d) for d in decisions})
+        ents, spans = (found_spans(reading.doc, found) for found in (flat(mentions), mentions))
+        wanted = decisions if self.cfg["provenance"] else []
+        traces = {(d.start, d.end): trace(d) for d in wanted}
+        return Traced(ents, spans, failures(reading.tasks), traces)
 
     def _read(self, doc: Doc) -> Reading:
         voters = list(self.voters.values())

@@ -8,7 +8,7 @@ from el4ner_helpers import MockVoter, initialized, make_mock_nlp, make_nlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities
-from spacy.tokens import Span
+from spacy.tokens import Doc, Span
 from spacy.util import raise_error
 
 from spacy_llmner.errors import LLMNERError
@@ -270,3 +270,20 @@ def test_llms_are_shared(two, roomy):
     for doc, text in zip(expected, TEXTS):
         assert_same(doc, nlp(text))
     assert len(pool.loaded()) == n_loaded
+
+
+def test_a_failed_voter_is_flagged_on_the_doc():
+    """Also where nothing was found."""
+    bad = "Nobody here."
+    voters = {"a": MockVoter({"Mira": {"PER": 1.0}}, fails={"extraction": {bad}}), "b": MockVoter()}
+    nlp, pipe = make_mock_nlp(voters)
+    docs = [nlp.make_doc(bad), nlp.make_doc("Mira sings."), nlp.make_doc("")]
+    for doc in pipe.pipe(docs):
+        assert doc.spans["llmner"] or doc is not docs[1]
+    reason = "pre_extraction: MemoryError: no room"
+    assert [doc._.el4ner_failed for doc in docs] == [{"a": reason}, None, None]
+    assert not docs[1].user_data
+    again = Doc(nlp.vocab).from_bytes(docs[0].to_bytes())
+    assert again._.el4ner_failed == {"a": reason}
+    voters["a"].fails = {}
+    assert pipe(docs[0])._.el4ner_failed is None
