@@ -15,6 +15,7 @@ from ..errors import Errors, LLMNERError, Warnings
 from ..llm.pool import make_llm
 from ..pipe import FACTORY, Found, carry
 from ..retrieval.encoder import SentenceEncoder
+from .calibration import Factors, Polled, fit_factors
 from .demonstrate import Demonstrator, demonstrate
 from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
 from .labelled import fill_pool, shows_any
@@ -24,7 +25,7 @@ from .provenance import Traced, failures, trace
 from .reading import Reading, read_tasks
 from .saving import SavedEnsemble
 from .settings import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
-from .tasks import Asked
+from .tasks import NONE, Asked, Task
 from .voters import Turns, default_voters
 from .work import Work
 
@@ -176,6 +177,7 @@ class EL4NER(SavedEnsemble):
             provenance=provenance,
             voters={},
             read_labels=[],
+            factors={},
             **cfg,
         )
         self.voters = check_voters(name, llms or default_voters(), verifier)
@@ -220,9 +222,7 @@ class EL4NER(SavedEnsemble):
         RAISES (LLMNERError): Without labels, if a setting in `cfg` makes no sense, if a voter's LLM is not
             the one it had, or if all voters failed.
         """
-        self._check_cfg()
-        if not self.labels:
-            raise LLMNERError(Errors.E073.format(name=self.name))
+        self._ready()
         readings = [self._read(doc) for doc in docs]
         if not self._compared:  # now it is known what "auto" means
             check_different(self.name, self.voters)
@@ -244,14 +244,22 @@ class EL4NER(SavedEnsemble):
         check_weights(self.name, self.cfg["pos_weights"])
         check_verifier(self.name, self.voters, self.cfg["verifier"])
 
+    def _ready(self) -> None:
+        self._check_cfg()
+        if not self.labels:
+            raise LLMNERError(Errors.E073.format(name=self.name))
+
     def _decide(self, ensemble: Ensemble, readings: Sequence[Reading]) -> List[List[Decision]]:
-        tasks = [task for reading in readings for task in reading.tasks]
+        self._demonstrate(ensemble, readings)
+        return ensemble.decide(_tasks(readings))
+
+    def _demonstrate(self, ensemble: Ensemble, readings: Sequence[Reading]) -> None:
+        tasks = _tasks(readings)
         demonstrator = self._demonstrations()
         found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
         spans = [union_of(by_voter) for by_voter in found]
         pos_weights = check_weights(self.name, self.cfg["pos_weights"])
         demonstrate(demonstrator, readings, spans, pos_weights)
-        return ensemble.decide(tasks)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
         """Write what was found, which voters failed, and where it came from if that is asked for."""
@@ -279,6 +287,7 @@ class EL4NER(SavedEnsemble):
             verifier if self.cfg["verify"] else None,
             self.cfg["verify_threshold"],
             self.cfg["skip_unanimous"],
+            self.cfg["factors"],
         )
         voters = list(self.voters.values())
         return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens)
@@ -341,6 +350,30 @@ class EL4NER(SavedEnsemble):
         self._warned = False
         self._compared = False
 
+    def calibrate(self, examples: Iterable[Example]) -> Factors:
+        """Fit what corrects the voters' likings for types, see calibration: on held-out texts, such as
+        those of the dev corpus, which are read once. It is kept in `cfg`.
+
+        examples (Iterable[Example]): Texts as they come to the component, and their entities.
+        RETURNS (Factors): By voter and label; "" stands for no entity.
+        RAISES (LLMNERError): As predict does.
+        """
+        examples = [eg for eg in examples if eg.reference.has_annotation("ENT_IOB")]
+        validate_examples(examples, "EL4NER.calibrate")
+        self._ready()
+        readings = [self._read(eg.predicted) for eg in examples]
+        ensemble = self._ensemble()
+        self._demonstrate(ensemble, readings)
+        said = iter(ensemble.poll(_tasks(readings)))
+        ensemble.work.log(f"{self.name}, calibration", len(readings))
+        polled = []
+        for eg, reading in zip(examples, readings):
+            gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}
+            for _ in reading.tasks:
+                polled += [Polled(x, gold.get(span, NONE)) for span, x in next(said).items()]
+        self.cfg["factors"] = fit_factors(polled, list(self.voters), self.labels)
+        return self.cfg["factors"]
+
     def update(
         self,
         examples: Iterable[Example],
@@ -362,3 +395,7 @@ class EL4NER(SavedEnsemble):
     def get_loss(self, examples: Iterable[Example], scores: Any) -> Tuple[float, None]:
         """RETURNS (Tuple[float, None]): 0: nothing is trained."""
         return 0.0, None
+
+
+def _tasks(readings: Sequence[Reading]) -> List[Task]:
+    return [task for reading in readings for task in reading.tasks]

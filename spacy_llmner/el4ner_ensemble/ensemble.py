@@ -1,16 +1,32 @@
 """The stages one after another: what all voters say about some texts (methods.md 4a)."""
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generator,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from ..errors import Errors, LLMNERError
+from .calibration import corrected
 from .panel import Panel
 from .tasks import NONE, Asked, Chars, Task, Voter
 from .voters import Turns
 from .votes import Ballot, count_votes
 from .work import Work
+
+# Per voter, how likely each type is.
+Said = Dict[str, Dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -21,12 +37,15 @@ class EnsembleSettings:
     verifier (Optional[str]): The voter that verifies; None to keep all that is voted for.
     verify_threshold (float): What is less likely to be true is dropped.
     skip_unanimous (bool): What all voters agree about is not verified.
+    factors (Mapping[str, Mapping[str, float]]): Correct what each voter says about each type, see
+        calibration.
     """
 
     vote: str
     verifier: Optional[str]
     verify_threshold: float
     skip_unanimous: bool
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,15 +117,32 @@ class Ensemble:
         RETURNS (List[List[Decision]]): For each task, in the order of the text.
         RAISES (LLMNERError): If all voters failed on a task, or one can't be used at all.
         """
-        out: List[List[Decision]] = []
+        with closing(self._panels(tasks)) as panels:
+            return [decisions for panel in panels for decisions in self._stages(panel)]
+
+    def poll(self, tasks: Sequence[Task]) -> List[Dict[Chars, Said]]:
+        """Stages 2 and 3, without deciding.
+
+        tasks (Sequence[Task]): The texts with their demonstrations.
+        RETURNS (List[Dict[Chars, Said]]): For each task and span, what the voters say, uncorrected.
+        RAISES (LLMNERError): See decide.
+        """
+        out: List[Dict[Chars, Said]] = []
+        with closing(self._panels(tasks)) as panels:
+            for panel in panels:
+                unions = [union_of(by_voter) for by_voter in self._propose(panel)]
+                said = self._classify(panel, unions)
+                out += [dict(zip(*of_task)) for of_task in zip(unions, said)]
+        return out
+
+    def _panels(self, tasks: Sequence[Task]) -> Generator[Panel, None, None]:
         self.check_any_left(tasks)
         for chunk in self._chunks(tasks):
             panel = self._panel(chunk, keep=self.turns.all_fit)
             try:
-                out.extend(self._stages(panel))
+                yield panel
             finally:
                 panel.close()
-        return out
 
     def _panel(self, tasks: Sequence[Task], *, keep: bool, tell: Any = None) -> Panel:
         return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep, tell=tell)
@@ -151,10 +187,9 @@ class Ensemble:
 
     def _stages(self, panel: Panel) -> List[List[Decision]]:
         tasks = panel.tasks
-        proposed = self._extract(panel, "extraction")
-        self.check_any_left(tasks)
+        proposed = self._propose(panel)
         unions = [union_of(by_voter) for by_voter in proposed]
-        ballots = self._classify(panel, unions)
+        ballots = [self._ballots(said) for said in self._classify(panel, unions)]
         claims = [
             [
                 (*span, ballot.label)
@@ -188,6 +223,11 @@ class Ensemble:
             out.append(decisions)
         return out
 
+    def _propose(self, panel: Panel) -> List[Dict[str, List[Chars]]]:
+        proposed = self._extract(panel, "extraction")
+        self.check_any_left(panel.tasks)
+        return proposed
+
     def _extract(self, panel: Panel, stage: str) -> List[Dict[str, List[Chars]]]:
         out: List[Dict[str, List[Chars]]] = [{} for _ in panel.tasks]
         answers = panel.ask_all(stage, lambda session, rows: session.extract(), check=_check_spans)
@@ -216,8 +256,8 @@ class Ensemble:
                 self.work.dropped += 1
         return sorted(out)
 
-    def _classify(self, panel: Panel, unions: Sequence[Sequence[Chars]]) -> List[List[Ballot]]:
-        said: List[List[Dict[str, Mapping[str, float]]]] = [[{} for _ in u] for u in unions]
+    def _classify(self, panel: Panel, unions: Sequence[Sequence[Chars]]) -> List[List[Said]]:
+        said: List[List[Said]] = [[{} for _ in u] for u in unions]
         answers = panel.ask_all(
             "classification",
             lambda session, rows: session.classify([unions[row] for row in rows]),
@@ -237,12 +277,16 @@ class Ensemble:
                     if known:
                         said[row][k][name] = known
         self.check_any_left(panel.tasks)
+        return said
+
+    def _ballots(self, said: Sequence[Said]) -> List[Ballot]:
         weights = {voter.name: voter.weight for voter in self.voters}
-        labels = list(self.asked.types)
-        return [
-            [count_votes(answers, weights, labels, self.settings.vote) for answers in of_task]
-            for of_task in said
-        ]
+        factors, labels = self.settings.factors, list(self.asked.types)
+        out = []
+        for answers in said:
+            answers = {name: corrected(p, factors.get(name, {})) for name, p in answers.items()}
+            out.append(count_votes(answers, weights, labels, self.settings.vote))
+        return out
 
     def _verify(
         self, panel: Panel, unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]

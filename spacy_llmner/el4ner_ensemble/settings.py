@@ -1,6 +1,6 @@
 """Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Dict, Mapping, Optional
 
 from thinc.api import Config
@@ -54,7 +54,7 @@ def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
         if settings[setting] not in known:
             raise wrong(setting, name, settings[setting], f"one of {', '.join(known)}")
     threshold = settings["verify_threshold"]
-    if not (isinstance(threshold, Real) and 0.0 <= threshold <= 1.0):
+    if not (isinstance(threshold, (int, float)) and 0.0 <= threshold <= 1.0):
         raise wrong("verify_threshold", name, threshold, "between 0 and 1")
     for setting in ("k", "pool_size"):
         if not _at_least(0, settings[setting]):
