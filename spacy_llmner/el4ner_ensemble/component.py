@@ -182,7 +182,7 @@ class EL4NER(SavedEnsemble):
         )
         self.voters = check_voters(name, llms or default_voters(), verifier)
         for key, voter in self.voters.items():
-            voter.join(key, max_batch_tokens)
+            voter.join(key, max_batch_tokens, name)
         self.lang = nlp.lang or "en"
         self.resident = resident
         self.max_batch_tokens = max_batch_tokens
@@ -290,7 +290,7 @@ class EL4NER(SavedEnsemble):
             self.cfg["factors"],
         )
         voters = list(self.voters.values())
-        return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens)
+        return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens, self.name)
 
     def _demonstrations(self) -> Demonstrator:
         key = (self.labels, self.cfg["retrieval"], self.cfg["k"])

@@ -80,6 +80,7 @@ class Ensemble:
     asked (Asked): What is asked for.
     settings (EnsembleSettings): How they decide.
     max_batch_tokens (int): Tokens of texts that are kept in memory at once.
+    name (str): Of the component, for messages.
 
     work (Work): What was done so far.
     """
@@ -91,7 +92,9 @@ class Ensemble:
         asked: Asked,
         settings: EnsembleSettings,
         max_batch_tokens: int,
+        name: str = "el4ner_ensemble",
     ) -> None:
+        self.name = name
         self.voters = list(voters)
         self.turns = turns
         self.asked = asked
@@ -155,7 +158,7 @@ class Ensemble:
         for task in tasks:
             if self.all_failed(task):
                 failed = "; ".join(f"{name}: {why}" for name, why in task.failed.items())
-                raise LLMNERError(Errors.E069.format(failed=failed))
+                raise LLMNERError(Errors.E069.format(name=self.name, failed=failed))
 
     def _chunks(self, tasks: Sequence[Task]) -> Iterator[List[Task]]:
         """Keep together what is in memory at the same time. LLMs that take turns read all texts, stage by

@@ -1,6 +1,7 @@
 """The members of the ensemble: an LLM of the shared pool with prompts of its own."""
 
 import multiprocessing
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from ..errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
@@ -8,7 +9,7 @@ from ..llm.decoding import Decoder
 from ..llm.pool import LLM, LoadedLLM, make_llm
 from ..llm.tokenization import LLMTokenizer
 from ..llm.words import word_tokens
-from .prompts import AUTO, parse_prompts, read_prompts
+from .prompts import AUTO, Prompts, parse_prompts, read_prompts
 from .session import LLMSession
 from .tasks import Asked, Chars, Task
 from .wording import Wording
@@ -41,6 +42,7 @@ class LLMVoter:
         self.chat = chat
         self.weight = weight
         self.name = "voter"
+        self.component = "el4ner_ensemble"
         self.max_batch_tokens = 1024
         self._saved: Dict[str, Any] = {}
         self._facts: Optional[Facts] = None
@@ -60,8 +62,9 @@ class LLMVoter:
             return llm, wording.prompts, wording.chat
         return llm, self.prompts, self.chat
 
-    def join(self, name: str, max_batch_tokens: int) -> None:
+    def join(self, name: str, max_batch_tokens: int, component: str) -> None:
         self.name = name
+        self.component = component
         self.max_batch_tokens = max_batch_tokens
 
     def describe(self, asked: Asked) -> Dict[str, Any]:
@@ -72,11 +75,15 @@ class LLMVoter:
         return {
             "llm": self.llm.spec.name,
             "fingerprint": llm.fingerprint,
-            "prompts": self._prompt_text(asked),
+            "prompts": self._prompt_text(asked.lang, self._chats),
+            "settings": self._settings,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         self._saved = dict(saved)
+        if self._saved.get("settings", self._settings) != self._settings:
+            # Others were given when the pipeline was loaded.
+            self._saved.pop("prompts", None)
         self._wordings = {}
 
     def lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
@@ -114,16 +121,22 @@ class LLMVoter:
     def _load(self) -> LoadedLLM:
         """RAISES (LLMNERError): If the LLM isn't there, or is another one than at initialization."""
         if not self.llm.spec.name:
-            raise LLMNotFoundError(Errors.E001.format(component=f"llms.{self.name}"))
+            raise LLMNotFoundError(
+                Errors.E001.format(component=f"{self.component}.llms.{self.name}")
+            )
         device = self.memory.device
         if device.startswith("cuda") and multiprocessing.parent_process() is not None:
             raise LLMNERError(Errors.E010.format(device=device))
+        if self._facts is None and self.prompts != AUTO:
+            # What is wrong with a file is told before minutes of loading.
+            self._prompts(self._prompt_text())
         llm = self.llm.load()
         known = self._saved.get("fingerprint", llm.fingerprint)
         if known != llm.fingerprint:
             raise LLMMismatchError(
                 Errors.E067.format(
                     name=self.name,
+                    component=self.component,
                     known=self._saved["llm"],
                     known_print=known,
                     given=self.llm.spec.name,
@@ -136,8 +149,7 @@ class LLMVoter:
     def _wording(self, asked: Asked) -> Wording:
         key = (tuple(asked.types.items()), asked.lang)
         if key not in self._wordings:
-            source = f"prompts of '{self.name}' ({self.prompts})"
-            prompts = parse_prompts(source, self._prompt_text(asked))
+            prompts = self._prompts(self._prompt_text(asked.lang, self._chats))
             made = Wording(prompts, self.facts.tokenizer, asked, self._chats, self.name)
             self._wordings = {key: made}
         return self._wordings[key]
@@ -149,11 +161,18 @@ class LLMVoter:
             raise LLMNERError(Errors.E068.format(name=self.name, llm=self.llm.spec.name))
         return has_template if self.chat is None else self.chat
 
-    def _prompt_text(self, asked: Asked) -> str:
+    @property
+    def _settings(self) -> Dict[str, Any]:
+        return {"prompts": self.prompts, "chat": self.chat}
+
+    def _prompts(self, text: str) -> Prompts:
+        return parse_prompts(f"prompts of '{self.name}' ({self.prompts})", text)
+
+    def _prompt_text(self, lang: str = "en", chat: bool = False) -> str:
         """The file may be gone where the pipeline is used: what was read is saved."""
         if "prompts" in self._saved:
             return self._saved["prompts"]
-        return read_prompts(self.prompts, asked.lang, self._chats)
+        return read_prompts(self.prompts, lang, chat)
 
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_facts": None, "_wordings": {}}
@@ -174,8 +193,11 @@ def make_voter(
         null by the chat template if it has one.
     weight (float): What its vote counts.
     RETURNS (LLMVoter): Nothing is loaded.
-    RAISES (LLMNERError): If the weight is not above 0.
+    RAISES (LLMNERError): If the weight is not above 0, or if prompts lack something. That there is no such
+        file is told at first use: a saved pipeline does without.
     """
+    if Path(prompts).is_file():
+        parse_prompts(f"prompts '{prompts}'", read_prompts(prompts, "en", False))
     if not weight > 0.0:
         raise wrong("llms.weight", "el4ner_ensemble", weight, "above 0")
     return LLMVoter(llm or make_llm(), prompts, chat, weight)

@@ -17,6 +17,7 @@ from el4ner_helpers import (
 from ner_helpers import TEXTS, TRAIN, assert_same, assert_valid, make_examples, make_sgd
 from spacy.tokens import Span
 
+from spacy_llmner.el4ner_ensemble.prompts import parse_prompts, read_prompts
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
 
@@ -94,7 +95,10 @@ def test_other_llm_is_refused(two, roomy, tmp_path):
     two.to_disk(tmp_path)
     other = {"components.el4ner_ensemble.llms.a.llm.name": roomy[2]}
     nlp = spacy.load(tmp_path, config=other)
-    with pytest.raises(LLMMismatchError, match="The voter 'a' had the LLM .*paths.llm"):
+    with pytest.raises(
+        LLMMismatchError,
+        match=r"The voter 'a' of 'el4ner_ensemble' had .*components.el4ner_ensemble.llms.a.llm.name': PATH",
+    ):
         nlp(TEXTS[0])
     nlp.set_error_handler(lambda *args: None)  # no document's fault
     with pytest.raises(LLMMismatchError):
@@ -123,14 +127,26 @@ def test_repoint_to_a_moved_llm(two, roomy, tmp_path):
 
 def test_own_prompts_are_saved(roomy, tmp_path):
     """The file may be gone where the pipeline is used."""
-    from spacy_llmner.el4ner_ensemble.prompts import read_prompts
-
     file = tmp_path / "my.txt"
     file.write_text(read_prompts("en_base", "en", False).replace("Names:", "All names:"))
     nlp = initialized(make_nlp({"a": {"folder": roomy[0], "prompts": str(file)}}))
     nlp.to_disk(tmp_path / "pipeline")
     file.unlink()
     assert_same_answers(nlp, spacy.load(tmp_path / "pipeline"))
+
+
+def test_other_prompts_when_it_is_loaded(roomy, two, tmp_path):
+    """Those of the config count, unless they are the same as when they were saved."""
+    two.to_disk(tmp_path)
+    voters = "components.el4ner_ensemble.llms"
+    other = {f"{voters}.a.prompts": "zh_base", f"{voters}.b.chat": False}
+    nlp = spacy.load(tmp_path, config=other)
+    a, b = nlp.get_pipe("el4ner_ensemble").voters.values()
+    nlp(UNSEEN)
+    said = [next(iter(voter._wordings.values())) for voter in (a, b)]
+    assert (said[0].prompts.none, said[0].chat) == ("无", False)
+    assert not said[1].chat
+    assert said[1].prompts == parse_prompts("x", read_prompts("en_base", "en", False))
 
 
 def test_provenance_can_be_asked_for_later(two, tmp_path):
@@ -186,7 +202,7 @@ def test_default_voters():
     match = "'el4ner_ensemble' has no labels. Say which .*labels = .*set_labels"
     with pytest.raises(LLMNERError, match=match):
         nlp("Some text")
-    with pytest.raises(LLMNotFoundError, match="llms.a.llm.name"):
+    with pytest.raises(LLMNotFoundError, match="`components.el4ner_ensemble.llms.a.llm.name`"):
         nlp = spacy.blank("en")
         empty = {"a": {"@misc": "spacy_llmner.Voter.v1"}}
         nlp.add_pipe("el4ner_ensemble", config={"llms": empty, "labels": ["PER"]})

@@ -118,10 +118,10 @@ def test_one_bad_document(failing, caplog):
     docs = list(pipe.pipe(map(nlp.make_doc, TEXTS), batch_size=4))
     assert [doc.text for doc in docs] == [text for text in TEXTS if text not in bad]
     assert {text for text, _ in errors} == bad
-    assert all("All voters failed on a document" in e for _, e in errors)
+    assert all("All voters of 'el4ner_ensemble' failed on a document" in e for _, e in errors)
     assert any(doc.ents for doc in docs)
     pipe.set_error_handler(raise_error)
-    with pytest.raises(ValueError, match="All voters failed"):
+    with pytest.raises(ValueError, match="All voters of 'el4ner_ensemble' failed"):
         pipe(nlp.make_doc("Oskar Blum likes tea."))
 
 
@@ -142,10 +142,14 @@ def test_a_voter_that_never_works():
 
 
 def test_the_only_voter_never_works():
-    with pytest.raises(LLMNERError, match="All voters failed .*RuntimeError: no session"):
+    with pytest.raises(
+        LLMNERError, match="All voters of 'el4ner_ensemble' failed .*RuntimeError: no session"
+    ):
         make_mock_nlp({"a": NoSession()})
     nlp, pipe = make_mock_nlp({"a": NoSession()}, pre_extract="gold")
-    with pytest.raises(LLMNERError, match="All voters failed .*pre_extraction: .*no session"):
+    with pytest.raises(
+        LLMNERError, match="All voters of 'el4ner_ensemble' failed .*pre_extraction: .*no session"
+    ):
         pipe(nlp.make_doc(UNSEEN))
 
 
@@ -191,7 +195,9 @@ def test_a_voter_that_fails_before_it_is_asked(method):
             assert ent._.el4ner["failed"]["a"].startswith("reading: ")
             assert set(ent._.el4ner["votes"]) == {"b"}
     nlp, pipe = make_mock_nlp({"a": NoRoom(method, mira)}, labels=["PER"], k=0)
-    with pytest.raises(LLMNERError, match="All voters failed on a document .a: reading: "):
+    with pytest.raises(
+        LLMNERError, match="All voters of 'el4ner_ensemble' failed on a document .a: reading: "
+    ):
         pipe(nlp.make_doc(UNSEEN))
 
 
@@ -229,7 +235,7 @@ def test_labelled_texts_on_which_all_fail(caplog):
     assert len(pipe.pool) == len(pipe.pool.spans) == len(TEXTS) - 1
     assert "drops 1 of 6 labelled texts: all voters failed on them" in caplog.text
     fails["extraction"] = set(TEXTS)
-    with pytest.raises(LLMNERError, match="All voters failed"):
+    with pytest.raises(LLMNERError, match="All voters of 'el4ner_ensemble' failed"):
         make_mock_nlp({name: MockVoter(fails=fails) for name in "ab"})
 
 

@@ -7,7 +7,9 @@ from el4ner_helpers import FakeEncoder, MockVoter, config_of, make_mock_nlp, mak
 from ner_helpers import TEXTS, make_examples
 
 from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.el4ner_ensemble.prompts import read_prompts
 from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm import pool
 
 
 @pytest.mark.parametrize(
@@ -114,3 +116,20 @@ def test_some_pos_weights_in_cfg():
     nlp, pipe = make_mock_nlp({"a": MockVoter({"Oskar": {"PER": 1.0}})})
     pipe.cfg["pos_weights"] = {"noun": 3.0}
     assert pipe(nlp.make_doc("Somebody saw Oskar.")).ents
+
+
+def test_broken_prompts_are_told_when_a_voter_is_built(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text(read_prompts("en_base", "en", False).replace("{types}", "types"))
+    with pytest.raises(LLMNERError, match="mine.txt.*'# instruction' has the slot {types} 0 times"):
+        make_nlp({"a": {"folder": "/x", "prompts": str(file)}})
+
+
+def test_missing_prompts_are_told_before_an_llm_is_loaded(roomy):
+    pool.clear()
+    nlp = make_nlp({"a": {"folder": roomy[0], "prompts": "en_chatt"}}, labels=["PER"])
+    with pytest.raises(LLMNERError, match="Can't read the prompts 'en_chatt'.*en_base, en_chat"):
+        nlp(TEXTS[0])
+    with pytest.raises(LLMNERError, match="Can't read the prompts 'en_chatt'"):
+        nlp.initialize(lambda: make_examples(nlp))
+    assert not pool.loaded()
