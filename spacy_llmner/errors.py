@@ -233,6 +233,11 @@ class Errors:
         "was saved wins over the config: load it with the LLMs it had, set nlp.get_pipe('{name}')"
         ".cfg['verifier'] to one that stays, and save it again."
     )
+    E075 = (
+        "The adapter '{path}' of the voter {name} can't be used ({reason}). `adapter` must be the "
+        "folder of a padellm_ner or ra_it_ner that was trained on the voter's LLM, in a saved pipeline, "
+        "such as training/padellm_ner/model-best/padellm_ner."
+    )
 
 
 class Warnings:

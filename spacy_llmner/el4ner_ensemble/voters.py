@@ -2,13 +2,14 @@
 
 import multiprocessing
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from ..llm.decoding import Decoder
 from ..llm.pool import LLM, LoadedLLM, make_llm
 from ..llm.tokenization import LLMTokenizer
 from ..llm.words import word_tokens
+from .adapter import SavedAdapter
 from .prompts import AUTO, Prompts, parse_prompts, read_prompts
 from .session import LLMSession
 from .tasks import Asked, Chars, Task
@@ -32,12 +33,19 @@ class LLMVoter:
     prompts (str): "auto", a name of the package's prompts, or a file.
     chat (Optional[bool]): Ask by the LLM's chat template; None if it has one.
     weight (float): What its vote counts.
+    adapter (Optional[str]): Folder of a component whose adapter is used.
     """
 
     def __init__(
-        self, llm: LLM, prompts: str = AUTO, chat: Optional[bool] = None, weight: float = 1.0
+        self,
+        llm: LLM,
+        prompts: str = AUTO,
+        chat: Optional[bool] = None,
+        weight: float = 1.0,
+        adapter: Optional[str] = None,
     ) -> None:
         self.llm = llm
+        self.adapter = None if adapter is None else SavedAdapter(adapter)
         self.prompts = prompts
         self.chat = chat
         self.weight = weight
@@ -58,9 +66,10 @@ class LLMVoter:
             llm = self.memory
         except LLMNERError:  # of a device that is not there
             llm = self.llm.spec
+        adapter = self.adapter and self.adapter.place
         for wording in self._wordings.values():  # then it is known what "auto" means
-            return llm, wording.prompts, wording.chat
-        return llm, self.prompts, self.chat
+            return llm, adapter, wording.prompts, wording.chat
+        return llm, adapter, self.prompts, self.chat
 
     def join(self, name: str, max_batch_tokens: int, component: str) -> None:
         self.name = name
@@ -70,6 +79,7 @@ class LLMVoter:
     def describe(self, asked: Asked) -> Dict[str, Any]:
         self._saved = {}
         llm = self._load()
+        _, adapter = self._attached(llm)
         self._wordings = {}
         self._wording(asked)
         return {
@@ -77,6 +87,7 @@ class LLMVoter:
             "fingerprint": llm.fingerprint,
             "prompts": self._prompt_text(asked.lang, self._chats),
             "settings": self._settings,
+            "adapter": adapter,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -105,7 +116,7 @@ class LLMVoter:
         return len(self._wording(asked).stem(task.shown, task.demonstrations))
 
     def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> LLMSession:
-        decoder = Decoder(self._load(), max_slots=self.max_batch_tokens)
+        decoder = self._decoder(max_slots=self.max_batch_tokens)
         return LLMSession(decoder, self._wording(asked), tasks, keep=keep)
 
     def unload(self) -> None:
@@ -117,6 +128,23 @@ class LLMVoter:
             self._load()
         assert self._facts is not None
         return self._facts
+
+    def _decoder(self, **settings: Any) -> Decoder:
+        llm = self._load()
+        return Decoder(llm, self._attached(llm)[0], **settings)
+
+    def _attached(self, llm: LoadedLLM) -> Tuple[Any, Optional[str]]:
+        """RETURNS (Tuple[Any, Optional[str]]): The LLM's decoder with the adapter, and what identifies it.
+        RAISES (LLMNERError): If it can't be used, or is another one than at initialization."""
+        if self.adapter is None:
+            return llm.decoder, None
+        name = f"'{self.name}' of '{self.component}'"
+        view, known = self.adapter.attach(llm, name)
+        if self._saved.get("adapter", known) != known:
+            reason = "it is another one than at initialization: initialize again to use it"
+            path = self.adapter.folder
+            raise LLMMismatchError(Errors.E075.format(path=path, name=name, reason=reason))
+        return view, known
 
     def _load(self) -> LoadedLLM:
         """RAISES (LLMNERError): If the LLM isn't there, or is another one than at initialization."""
@@ -183,6 +211,7 @@ def make_voter(
     prompts: str = AUTO,
     chat: Optional[bool] = None,
     weight: float = 1.0,
+    adapter: Optional[str] = None,
 ) -> LLMVoter:
     """Registered as `spacy_llmner.Voter.v1` in `@misc`: one member of `el4ner_ensemble`.
 
@@ -192,6 +221,8 @@ def make_voter(
     chat (Optional[bool]): Ask by the LLM's chat template (true), or line by line as a base model (false);
         null by the chat template if it has one.
     weight (float): What its vote counts.
+    adapter (Optional[str]): Folder of a trained padellm_ner or ra_it_ner in a saved pipeline, whose adapter
+        is used on the LLM; the LLM's weights are still held once.
     RETURNS (LLMVoter): Nothing is loaded.
     RAISES (LLMNERError): If the weight is not above 0, or if prompts lack something. That there is no such
         file is told at first use: a saved pipeline does without.
@@ -200,7 +231,7 @@ def make_voter(
         parse_prompts(f"prompts '{prompts}'", read_prompts(prompts, "en", False))
     if not weight > 0.0:
         raise wrong("llms.weight", "el4ner_ensemble", weight, "above 0")
-    return LLMVoter(llm or make_llm(), prompts, chat, weight)
+    return LLMVoter(llm or make_llm(), prompts, chat, weight, adapter)
 
 
 def default_voters() -> Dict[str, LLMVoter]:
