@@ -2,15 +2,19 @@
 
     python benchmarks/el4ner_speed.py training/el4ner_ensemble/model-best corpus/en_test.spacy --docs 8
 
-The naive way reads instruction, demonstrations, text and question again for each LLM call, document by
-document: for each list, for the type of each span, and for each claim. Its answers must be the same. CPU
-times of one thread, in turn document by document; on a GPU wall times.
+The naive way reads instruction, demonstrations, text and question again for each prompt, document by
+document: for each list, for the type of each span, and for each claim. A second one, "by stage", asks for
+the types of all spans of a text in one prompt, as the paper's count of calls has it. Their answers must be
+the same. CPU times of one thread, in turn document by document; on a GPU wall times.
+
+Our calls are checked against the formula: n lists + n lists + n classifications + claims.
 """
 
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Generator, List, Sequence
+from typing import Any, Dict, Generator, List, Sequence, Type
 
 import numpy as np
 import spacy
@@ -23,16 +27,26 @@ from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.session import Desk, LLMSession
 from spacy_llmner.el4ner_ensemble.tasks import Chars, Claim
 from spacy_llmner.el4ner_ensemble.voters import LLMVoter
-from spacy_llmner.llm.decoding import Decoder, Tree
+from spacy_llmner.el4ner_ensemble.work import Work
+from spacy_llmner.llm.decoding import Tree
 
 
 class NaiveSession(LLMSession):
-    """One call, one prompt."""
+    """One question, one prompt.
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **{**settings, "keep": False})
+    prompts (Counter): How many there were, by stage.
+    """
+
+    def __init__(self, prompts: Counter, *args: Any) -> None:
+        super().__init__(*args, keep=False)
+        self.prompts = prompts
+
+    def extract(self) -> List[List[Chars]]:
+        self.prompts["list"] += len(self.desks)
+        return super().extract()
 
     def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
+        self.prompts["type"] += sum(map(len, spans))
         return [
             [self._one(desk, partial(self._type, desk, of_task, span)) for span in of_task]
             for desk, of_task in zip(self.desks, spans)
@@ -41,6 +55,7 @@ class NaiveSession(LLMSession):
     def verify(
         self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
+        self.prompts["check"] += sum(map(len, claims))
         return [
             [
                 self._one(desk, partial(desk.verify, spans=of_task, claims=[claim]))[0]
@@ -59,9 +74,23 @@ class NaiveSession(LLMSession):
         return (yield from desk.types(tree, spans, [desk.task.text[slice(*span)]]))[0]
 
 
+class StageSession(NaiveSession):
+    """All types of a text in one prompt."""
+
+    def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
+        self.prompts["type"] += sum(1 for of_task in spans if of_task)
+        return LLMSession.classify(self, spans)
+
+
 class NaiveVoter(LLMVoter):
+    def __init__(self, kind: Type[NaiveSession], prompts: Counter, voter: LLMVoter) -> None:
+        super().__init__(voter.llm, voter.prompts, voter.chat, voter.weight)
+        self.adapter = voter.adapter
+        self.kind = kind
+        self.asked = prompts
+
     def session(self, tasks: Any, asked: Any, *, keep: bool) -> NaiveSession:
-        return NaiveSession(Decoder(self._load()), self._wording(asked), tasks, keep=False)
+        return self.kind(self.asked, self._decoder(), self._wording(asked), tasks)
 
 
 def main(
@@ -74,28 +103,36 @@ def main(
 ) -> None:
     nlp = spacy.load(pipeline)
     ours: EL4NER = next(p for _, p in nlp.pipeline if isinstance(p, EL4NER))
-    naive = naively(ours, nlp)
+    prompts: Dict[str, Counter] = {"naive": Counter(), "by stage": Counter()}
+    pipes = {
+        "ours": ours,
+        "naive": naively(ours, nlp, NaiveSession, prompts["naive"]),
+        "by stage": naively(ours, nlp, StageSession, prompts["by stage"]),
+    }
     examples = [eg for eg in read_examples(nlp, test) if len(eg.predicted)]
     order = np.random.default_rng(seed).permutation(len(examples))[: docs + 1]
     texts = [examples[i].predicted for i in order]
-    for pipe in (ours, naive):  # warms up
+    for pipe in pipes.values():  # warms up
         pipe.predict(texts[:1])
     texts = texts[1:]
-    ms: Dict[str, List[float]] = {"ours": [], "naive": []}
-    before = {"ours": ours.work.tokens, "naive": naive.work.tokens}
-    calls = ours.work.calls
+    for pipe in pipes.values():
+        pipe.work = Work()
+    for asked in prompts.values():
+        asked.clear()
+    ms: Dict[str, List[float]] = {way: [] for way in pipes}
     apart = 0.0
     for k, doc in enumerate(texts):
         found: Dict[str, Any] = {}
-        for way, pipe in (("ours", ours), ("naive", naive))[:: 1 if k % 2 else -1]:
-            times = [timed(pipe, doc, found, way) for _ in range(rounds)]
+        for way in list(pipes)[:: 1 if k % 2 else -1]:
+            times = [timed(pipes[way], doc, found, way) for _ in range(rounds)]
             ms[way].append(float(np.median(times)))
-        apart = max(apart, compare(found["ours"], found["naive"]))
+        for way in prompts:
+            apart = max(apart, compare(found["ours"], found[way]))
         print(k, {way: round(np.mean(x)) for way, x in ms.items()}, flush=True)
-    tokens = {
-        way: (pipe.work.tokens - before[way]) / rounds / len(texts)
-        for way, pipe in (("ours", ours), ("naive", naive))
-    }
+    n_windows = rounds * sum(len(ours._read(doc).tasks) for doc in texts)
+    check_calls(ours, n_windows, prompts["by stage"])
+    n = rounds * len(texts)
+    tokens = {way: pipe.work.tokens / n for way, pipe in pipes.items()}
     save(
         name,
         {
@@ -103,26 +140,39 @@ def main(
             "rounds": rounds,
             "seed": seed,
             "k": ours.cfg["k"],
-            "calls": (ours.work.calls - calls) / rounds / len(texts),
+            "calls": ours.work.calls / n,
+            "prompts": {way: sum(asked.values()) / n for way, asked in prompts.items()},
             "ms": {way: float(np.mean(x)) for way, x in ms.items()},
             "tokens": tokens,
             "times_faster": float(np.sum(ms["naive"]) / np.sum(ms["ours"])),
+            "times_faster_by_stage": float(np.sum(ms["by stage"]) / np.sum(ms["ours"])),
             "times_fewer_tokens": tokens["naive"] / tokens["ours"],
             "scores_apart": apart,
         },
     )
 
 
-def naively(pipe: EL4NER, nlp: Any) -> EL4NER:
+def naively(pipe: EL4NER, nlp: Any, kind: Type[NaiveSession], prompts: Counter) -> EL4NER:
     """RETURNS (EL4NER): The same ensemble with the same pool, asked the naive way."""
     voters = {
-        name: NaiveVoter(voter.llm, voter.prompts, voter.chat, voter.weight)
+        name: NaiveVoter(kind, prompts, voter)
         for name, voter in pipe.voters.items()
         if isinstance(voter, LLMVoter)
     }
     out = EL4NER(nlp, voters, pipe.pool.encoder, pipe.name)
     out.from_bytes(pipe.to_bytes())
     return out
+
+
+def check_calls(pipe: EL4NER, n_windows: int, prompts: Counter) -> None:
+    """RAISES (AssertionError): If the calls are not those of the formula: n + n + n + claims for each
+    window, without the last two where nothing was found. The naive way counts for itself."""
+    work, n = pipe.work, len(pipe.voters)
+    assert work.extraction == n * n_windows
+    assert work.pre_extraction == (n * n_windows if pipe._demonstrations().by_spans else 0)
+    assert work.pre_extraction + work.extraction == prompts["list"]
+    assert work.classification == prompts["type"] <= n * n_windows
+    assert work.verification == prompts["check"]
 
 
 def timed(pipe: EL4NER, doc: Doc, found: Dict[str, Any], way: str) -> float:

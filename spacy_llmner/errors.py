@@ -18,7 +18,8 @@ class LLMMismatchError(LLMNERError):
 class Errors:
     E001 = (
         "No LLM is set. Name one with `paths.llm` in the config (`--paths.llm NAME` at the command "
-        "line, `spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or `{component}.llm.name`: "
+        "line, `spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or "
+        "`components.{component}.llm.name`: "
         "a local folder, a name of `spacy llmner info`, or a hub id."
     )
     E002 = (
@@ -196,16 +197,20 @@ class Errors:
         "LLM reads {max_length}. Ask for fewer or shorter types (`label_words`), or use shorter `prompts`."
     )
     E067 = (
-        "The voter '{name}' had the LLM '{known}' (fingerprint {known_print}) when its ensemble was "
-        "initialized, but is given '{given}' (fingerprint {given_print}). The demonstrations were chosen "
-        "with that one: point the pipeline to it with spacy.load(dir, config={{'paths.llm': PATH}}), or "
-        "initialize it again."
+        "The voter '{name}' of '{component}' had the LLM '{known}' (fingerprint {known_print}) when its "
+        "ensemble was initialized, but is given '{given}' (fingerprint {given_print}). The demonstrations "
+        "were chosen with that one: point the pipeline to it with spacy.load(dir, "
+        "config={{'components.{component}.llms.{name}.llm.name': PATH}}), or initialize it again."
     )
     E068 = (
         "The voter '{name}' has chat = true, but its LLM '{llm}' has no chat template. Set it to null or "
         "false, or use an instruction-tuned LLM."
     )
-    E069 = "All voters failed on a document ({failed})."
+    E069 = (
+        "All voters of '{name}' failed on a document ({failed}). If they had no room, lower "
+        "`max_batch_tokens`, `window` or `k` of [components.{name}], or let LLMs take turns with "
+        "`resident = 1`; otherwise mend what is said of each. spaCy's error handler gets the document."
+    )
     E070 = (
         "The voter '{name}' gave {given} answers to {asked} questions. Its `session` must answer "
         "every task and every span."
@@ -228,6 +233,11 @@ class Errors:
         "was saved wins over the config: load it with the LLMs it had, set nlp.get_pipe('{name}')"
         ".cfg['verifier'] to one that stays, and save it again."
     )
+    E075 = (
+        "The adapter '{path}' of the voter {name} can't be used ({reason}). `adapter` must be the "
+        "folder of a padellm_ner or ra_it_ner that was trained on the voter's LLM, in a saved pipeline, "
+        "such as training/padellm_ner/model-best/padellm_ner."
+    )
 
 
 class Warnings:
@@ -247,7 +257,11 @@ class Warnings:
     )
     W011 = (
         "{n} of {total} labelled texts given to '{name}' hold only labels that it is not asked for "
-        "({labels}), and are not shown to its LLMs. Add these labels to it, if they are wanted."
+        "({labels}), and are not shown to its LLMs. Add those labels that are wanted."
+    )
+    W012 = (
+        "'{name}' combines the span group '{key}', which several components write ({writers}): each "
+        "replaces what the one before wrote. Give each a `spans_key` of its own, and name all in `keys`."
     )
     W050 = (
         "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "

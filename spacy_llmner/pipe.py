@@ -166,7 +166,7 @@ class LLMNERPipe(TrainablePipe):
         self.cfg["llm"] = None
         llm = self.shared_llm()
         self.cfg["llm"] = {
-            "name": llm.spec.name,
+            "name": self.llm.spec.name,  # another component may call it otherwise
             "fingerprint": llm.fingerprint,
             "n_layers": llm.n_layers,
             "width": llm.width,
@@ -239,9 +239,7 @@ class LLMNERPipe(TrainablePipe):
             doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
             ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
             if not self.cfg["overwrite"]:
-                taken = {i for ent in doc.ents for i in range(ent.start, ent.end)}
-                ents = [e for e in ents if taken.isdisjoint(range(e.start, e.end))]
-                ents = list(doc.ents) + ents
+                ents = [*doc.ents, *beside(ents, doc.ents)]
             doc.set_ents(ents, default="outside")
 
     def finish_update(self, sgd: Optimizer) -> None:
@@ -357,6 +355,12 @@ class LLMNERPipe(TrainablePipe):
             self.module.eval()
         for label in self.labels:
             self.vocab.strings.add(label)
+
+
+def beside(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:
+    """RETURNS (List[Span]): Those entities that overlap none of the others."""
+    taken = {i for ent in others for i in range(ent.start, ent.end)}
+    return [ent for ent in ents if taken.isdisjoint(range(ent.start, ent.end))]
 
 
 @contextmanager

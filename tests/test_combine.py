@@ -77,5 +77,29 @@ def test_what_makes_no_sense(doc):
         combine(doc, keys=["a", "d"])
     with pytest.raises(LLMNERError, match="`keys` of 'llmner_combine'"):
         combine(doc, keys=[])
+    with pytest.raises(LLMNERError, match="`keys`.*all of them different"):
+        combine(doc, keys=["a", "a"], min_votes=2)
     with pytest.raises(LLMNERError, match="`min_votes`.*from 1 to 2"):
         combine(doc, keys=["a", "b"], min_votes=3)
+
+
+def test_entities_that_were_there(doc):
+    """Those that are in no group are of others, for example an entity ruler."""
+    ruled, found = Span(doc, 4, 6, label="PLACE"), Span(doc, 3, 4, label="PER")
+    doc.set_ents([ruled, found])
+    combine(doc, overwrite=False, min_votes=3)
+    assert [(e.text, e.label_) for e in doc.ents] == [("in Bonn", "PLACE")]
+    combine(doc, overwrite=False)
+    ents = [("Ada Hale", "PER"), ("Bo", "PER"), ("in Bonn", "PLACE")]
+    assert [(e.text, e.label_) for e in doc.ents] == ents
+    combine(doc)
+    assert ("Bonn", "LOC") in [(e.text, e.label_) for e in doc.ents]
+
+
+def test_components_that_write_the_same_group():
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ra_it_ner", name="one")
+    nlp.add_pipe("ra_it_ner", name="two")
+    nlp.add_pipe("ra_it_ner", name="three", config={"spans_key": "other"})
+    with pytest.warns(UserWarning, match=r"the span group 'llmner', .*\(one, two\)"):
+        nlp.add_pipe("llmner_combine", config={"keys": ["llmner", "other"]})

@@ -3,36 +3,33 @@
 
 import logging
 import warnings
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
-from spacy.util import ensure_path
 from thinc.api import Optimizer
 
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.pool import make_llm
-from ..pipe import FACTORY, Found, LLMNERPipe, carry
+from ..pipe import FACTORY, Found, carry
 from ..retrieval.encoder import SentenceEncoder
+from .calibration import Factors, Polled, fit_factors
 from .demonstrate import Demonstrator, demonstrate
 from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
-from .labelled import fill_pool
+from .labelled import fill_pool, shows_any
 from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
-from .provenance import Traced, trace
+from .provenance import Traced, failures, trace
 from .reading import Reading, read_tasks
-from .settings import DEFAULT_CONFIG, check_different, check_settings, check_voters
-from .tasks import Asked
+from .saving import SavedEnsemble
+from .settings import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
+from .tasks import NONE, Asked, Task
 from .voters import Turns, default_voters
 from .work import Work
 
 logger = logging.getLogger("spacy_llmner")
-
-POOL = "pool"
 
 
 @Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY)
@@ -119,7 +116,7 @@ def make_el4ner_ensemble_pipe(
     )
 
 
-class EL4NER(LLMNERPipe):
+class EL4NER(SavedEnsemble):
     """Several LLMs vote. Nothing is trained: `initialize` takes labelled texts to show to them."""
 
     def __init__(
@@ -179,11 +176,13 @@ class EL4NER(LLMNERPipe):
             skip_unanimous=skip_unanimous,
             provenance=provenance,
             voters={},
+            read_labels=[],
+            factors={},
             **cfg,
         )
         self.voters = check_voters(name, llms or default_voters(), verifier)
         for key, voter in self.voters.items():
-            voter.join(key, max_batch_tokens)
+            voter.join(key, max_batch_tokens, name)
         self.lang = nlp.lang or "en"
         self.resident = resident
         self.max_batch_tokens = max_batch_tokens
@@ -198,7 +197,7 @@ class EL4NER(LLMNERPipe):
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do."""
-        self.cfg["labels"] = []
+        self.cfg["labels"], self.cfg["read_labels"] = [], []
         for label in labels:
             self.add_label(label)
 
@@ -220,11 +219,10 @@ class EL4NER(LLMNERPipe):
 
         docs (Iterable[Doc]): The Docs.
         RETURNS (List[Found]): For each Doc.
-        RAISES (LLMNERError): Without labels, if a voter's LLM is not the one it had, or if all
-            voters failed.
+        RAISES (LLMNERError): Without labels, if a setting in `cfg` makes no sense, if a voter's LLM is not
+            the one it had, or if all voters failed.
         """
-        if not self.labels:
-            raise LLMNERError(Errors.E073.format(name=self.name))
+        self._ready()
         readings = [self._read(doc) for doc in docs]
         if not self._compared:  # now it is known what "auto" means
             check_different(self.name, self.voters)
@@ -238,31 +236,45 @@ class EL4NER(LLMNERPipe):
         for r in readings:
             calls = sum(task.calls for task in r.tasks)
             logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
-        return [self._found(r.doc, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
+        return [self._found(r, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
+
+    def _check_cfg(self) -> None:
+        """Settings may be changed in `cfg` at any time."""
+        check_settings(self.name, self.resident, max_batch_tokens=self.max_batch_tokens, **self.cfg)
+        check_weights(self.name, self.cfg["pos_weights"])
+        check_verifier(self.name, self.voters, self.cfg["verifier"])
+
+    def _ready(self) -> None:
+        self._check_cfg()
+        if not self.labels:
+            raise LLMNERError(Errors.E073.format(name=self.name))
 
     def _decide(self, ensemble: Ensemble, readings: Sequence[Reading]) -> List[List[Decision]]:
-        tasks = [task for reading in readings for task in reading.tasks]
+        self._demonstrate(ensemble, readings)
+        return ensemble.decide(_tasks(readings))
+
+    def _demonstrate(self, ensemble: Ensemble, readings: Sequence[Reading]) -> None:
+        tasks = _tasks(readings)
         demonstrator = self._demonstrations()
         found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
         spans = [union_of(by_voter) for by_voter in found]
-        demonstrate(demonstrator, readings, spans, self.cfg["pos_weights"])
-        return ensemble.decide(tasks)
+        pos_weights = check_weights(self.name, self.cfg["pos_weights"])
+        demonstrate(demonstrator, readings, spans, pos_weights)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
-        """Write what was found, and where it came from if that is asked for."""
+        """Write what was found, which voters failed, and where it came from if that is asked for."""
         docs = list(docs)
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
             if isinstance(found, Traced):
-                for span in doc.spans[self.cfg["spans_key"]]:
-                    span._.el4ner = found.traces[span.start_char, span.end_char]
+                found.note(doc, self.cfg["spans_key"])
 
-    def _found(self, doc: Doc, decisions: Sequence[Decision]) -> Found:
+    def _found(self, reading: Reading, decisions: Sequence[Decision]) -> Traced:
         mentions = [Mention(d.start, d.end, d.label, d.score) for d in decisions]
-        ents, spans = found_spans(doc, flat(mentions)), found_spans(doc, mentions)
-        if not self.cfg["provenance"]:
-            return Found(ents, spans)
-        return Traced(ents, spans, {(d.start, d.end): trace(d) for d in decisions})
+        ents, spans = (found_spans(reading.doc, found) for found in (flat(mentions), mentions))
+        wanted = decisions if self.cfg["provenance"] else []
+        traces = {(d.start, d.end): trace(d) for d in wanted}
+        return Traced(ents, spans, failures(reading.tasks), traces)
 
     def _read(self, doc: Doc) -> Reading:
         voters = list(self.voters.values())
@@ -275,9 +287,10 @@ class EL4NER(LLMNERPipe):
             verifier if self.cfg["verify"] else None,
             self.cfg["verify_threshold"],
             self.cfg["skip_unanimous"],
+            self.cfg["factors"],
         )
         voters = list(self.voters.values())
-        return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens)
+        return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens, self.name)
 
     def _demonstrations(self) -> Demonstrator:
         key = (self.labels, self.cfg["retrieval"], self.cfg["k"])
@@ -285,8 +298,7 @@ class EL4NER(LLMNERPipe):
             made = Demonstrator(self.pool, self.cfg["retrieval"], self.cfg["k"], self.labels)
             self._demonstrator = key, made
         demonstrator = self._demonstrator[1]
-        wanted = self.cfg["retrieval"] != "none" and self.cfg["k"] > 0
-        if wanted and not demonstrator.shows and not self._warned:
+        if shows_any(self.cfg) and not demonstrator.shows and not self._warned:
             warnings.warn(Warnings.W010.format(name=self.name), stacklevel=2)
             self._warned = True
         return demonstrator
@@ -302,30 +314,65 @@ class EL4NER(LLMNERPipe):
 
         get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels; None takes those of the config, or of the examples.
+        labels (Optional[List[str]]): The labels; None takes those of the config or of `set_labels`, and
+            without any those of the examples.
         RAISES (LLMNERError): Without labels.
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
+        self._check_cfg()
         texts = list(pool_texts(eg.reference for eg in get_examples()))
         if labels is not None:
             self.set_labels(labels)
-        elif not self.labels:
-            self.set_labels(sorted({x for t in texts for _, _, x in t.example.entities}))
+        else:
+            self._read_labels({x for t in texts for _, _, x in t.example.entities})
         if not self.labels:
             raise LLMNERError(Errors.E023.format(name=self.name))
-        self._new_pool()
+        self.new_pool()
+        if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
+            logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
         for key, voter in self.voters.items():
             self.turns.take(voter)
             self.cfg["voters"][key] = voter.describe(self.asked)
         check_different(self.name, self.voters)
         fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
-    def _new_pool(self) -> None:
-        self.pool.clear()
+    def _read_labels(self, seen: Set[str]) -> None:
+        """Take the labels of a corpus, in place of those of the corpus before, unless others were given."""
+        before = set(self.cfg["read_labels"])
+        given = [label for label in self.labels if label not in before]
+        if seen and (before or not given):
+            self.set_labels([*given, *sorted(seen.difference(given))])
+            self.cfg["read_labels"] = sorted(seen.difference(given))
+
+    def new_pool(self) -> None:
+        super().new_pool()
         self._demonstrator = None
         self._warned = False
         self._compared = False
-        self.cfg["voters"] = {}
+
+    def calibrate(self, examples: Iterable[Example]) -> Factors:
+        """Fit what corrects the voters' likings for types, see calibration: on held-out texts, such as
+        those of the dev corpus, which are read once. It is kept in `cfg`.
+
+        examples (Iterable[Example]): Texts as they come to the component, and their entities.
+        RETURNS (Factors): By voter and label; "" stands for no entity.
+        RAISES (LLMNERError): As predict does.
+        """
+        examples = [eg for eg in examples if eg.reference.has_annotation("ENT_IOB")]
+        validate_examples(examples, "EL4NER.calibrate")
+        self._ready()
+        readings = [self._read(eg.predicted) for eg in examples]
+        ensemble = self._ensemble()
+        self._demonstrate(ensemble, readings)
+        said = iter(ensemble.poll(_tasks(readings)))
+        ensemble.work.log(f"{self.name}, calibration", len(readings))
+        polled = []
+        for eg, reading in zip(examples, readings):
+            gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}
+            for _ in reading.tasks:
+                polled += [Polled(x, gold.get(span, NONE)) for span, x in next(said).items()]
+        self.cfg["factors"] = fit_factors(polled, list(self.voters), self.labels)
+        return self.cfg["factors"]
 
     def update(
         self,
@@ -349,49 +396,6 @@ class EL4NER(LLMNERPipe):
         """RETURNS (Tuple[float, None]): 0: nothing is trained."""
         return 0.0, None
 
-    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): Settings and the pool; never an LLM's weights."""
-        state: Dict[str, Any] = {"cfg": srsly.json_dumps(self.cfg), POOL: self.pool.to_bytes()}
-        if "vocab" not in exclude:
-            state["vocab"] = self.vocab.to_bytes(exclude=exclude)
-        return srsly.msgpack_dumps(state)
 
-    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "EL4NER":
-        """Load what `to_bytes` gave. RETURNS (EL4NER): The component itself."""
-        state = srsly.msgpack_loads(bytes_data)
-        if "vocab" not in exclude and "vocab" in state:
-            self.vocab.from_bytes(state["vocab"], exclude=exclude)
-        self._new_pool()
-        self.pool.from_bytes(state[POOL])
-        self._take_cfg(srsly.json_loads(state["cfg"]))
-        return self
-
-    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
-        """Write `cfg` and the folder `pool`; never an LLM's weights."""
-        folder = ensure_path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        srsly.write_json(folder / "cfg", self.cfg)
-        self.pool.to_disk(folder / POOL)
-
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "EL4NER":
-        """Load a folder. RETURNS (EL4NER): The component itself."""
-        folder = Path(path)
-        for file in ("cfg", POOL):
-            if not (folder / file).exists():
-                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
-        self._new_pool()
-        self.pool.from_disk(folder / POOL)
-        self._take_cfg(srsly.read_json(folder / "cfg"))
-        return self
-
-    def _take_cfg(self, cfg: Dict[str, Any]) -> None:
-        verifier = cfg["verifier"]
-        if verifier is not None and verifier not in self.voters:
-            known = ", ".join(self.voters)
-            raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))
-        self.cfg.update(cfg)
-        for label in self.labels:
-            self.vocab.strings.add(label)
-        for key, saved in self.cfg["voters"].items():
-            if key in self.voters:
-                self.voters[key].restore(saved)
+def _tasks(readings: Sequence[Reading]) -> List[Task]:
+    return [task for reading in readings for task in reading.tasks]

@@ -1,16 +1,32 @@
 """The stages one after another: what all voters say about some texts (methods.md 4a)."""
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generator,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from ..errors import Errors, LLMNERError
+from .calibration import corrected
 from .panel import Panel
 from .tasks import NONE, Asked, Chars, Task, Voter
 from .voters import Turns
 from .votes import Ballot, count_votes
 from .work import Work
+
+# Per voter, how likely each type is.
+Said = Dict[str, Dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -21,12 +37,15 @@ class EnsembleSettings:
     verifier (Optional[str]): The voter that verifies; None to keep all that is voted for.
     verify_threshold (float): What is less likely to be true is dropped.
     skip_unanimous (bool): What all voters agree about is not verified.
+    factors (Mapping[str, Mapping[str, float]]): Correct what each voter says about each type, see
+        calibration.
     """
 
     vote: str
     verifier: Optional[str]
     verify_threshold: float
     skip_unanimous: bool
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,6 +80,7 @@ class Ensemble:
     asked (Asked): What is asked for.
     settings (EnsembleSettings): How they decide.
     max_batch_tokens (int): Tokens of texts that are kept in memory at once.
+    name (str): Of the component, for messages.
 
     work (Work): What was done so far.
     """
@@ -72,7 +92,9 @@ class Ensemble:
         asked: Asked,
         settings: EnsembleSettings,
         max_batch_tokens: int,
+        name: str = "el4ner_ensemble",
     ) -> None:
+        self.name = name
         self.voters = list(voters)
         self.turns = turns
         self.asked = asked
@@ -80,13 +102,16 @@ class Ensemble:
         self.max_batch_tokens = max_batch_tokens
         self.work = Work()
 
-    def pre_extract(self, tasks: Sequence[Task]) -> List[Dict[str, List[Chars]]]:
+    def pre_extract(
+        self, tasks: Sequence[Task], tell: Optional[Callable[[int], Any]] = None
+    ) -> List[Dict[str, List[Chars]]]:
         """Stage 1: what each voter takes for entities without demonstrations.
 
         tasks (Sequence[Task]): The texts, before they get demonstrations.
+        tell (Optional[Callable[[int], Any]]): Is told how many further texts a voter has read.
         RETURNS (List[Dict[str, List[Chars]]]): For each task, by voter, without those that failed on it.
         """
-        return self._extract(self._panel(tasks, keep=False), "pre_extraction")
+        return self._extract(self._panel(tasks, keep=False, tell=tell), "pre_extraction")
 
     def decide(self, tasks: Sequence[Task]) -> List[List[Decision]]:
         """Stages 2 to 4.
@@ -95,18 +120,35 @@ class Ensemble:
         RETURNS (List[List[Decision]]): For each task, in the order of the text.
         RAISES (LLMNERError): If all voters failed on a task, or one can't be used at all.
         """
-        out: List[List[Decision]] = []
+        with closing(self._panels(tasks)) as panels:
+            return [decisions for panel in panels for decisions in self._stages(panel)]
+
+    def poll(self, tasks: Sequence[Task]) -> List[Dict[Chars, Said]]:
+        """Stages 2 and 3, without deciding.
+
+        tasks (Sequence[Task]): The texts with their demonstrations.
+        RETURNS (List[Dict[Chars, Said]]): For each task and span, what the voters say, uncorrected.
+        RAISES (LLMNERError): See decide.
+        """
+        out: List[Dict[Chars, Said]] = []
+        with closing(self._panels(tasks)) as panels:
+            for panel in panels:
+                unions = [union_of(by_voter) for by_voter in self._propose(panel)]
+                said = self._classify(panel, unions)
+                out += [dict(zip(*of_task)) for of_task in zip(unions, said)]
+        return out
+
+    def _panels(self, tasks: Sequence[Task]) -> Generator[Panel, None, None]:
         self.check_any_left(tasks)
         for chunk in self._chunks(tasks):
             panel = self._panel(chunk, keep=self.turns.all_fit)
             try:
-                out.extend(self._stages(panel))
+                yield panel
             finally:
                 panel.close()
-        return out
 
-    def _panel(self, tasks: Sequence[Task], *, keep: bool) -> Panel:
-        return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep)
+    def _panel(self, tasks: Sequence[Task], *, keep: bool, tell: Any = None) -> Panel:
+        return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep, tell=tell)
 
     def all_failed(self, task: Task) -> bool:
         return len(task.failed) == len(self.voters)
@@ -116,7 +158,7 @@ class Ensemble:
         for task in tasks:
             if self.all_failed(task):
                 failed = "; ".join(f"{name}: {why}" for name, why in task.failed.items())
-                raise LLMNERError(Errors.E069.format(failed=failed))
+                raise LLMNERError(Errors.E069.format(name=self.name, failed=failed))
 
     def _chunks(self, tasks: Sequence[Task]) -> Iterator[List[Task]]:
         """Keep together what is in memory at the same time. LLMs that take turns read all texts, stage by
@@ -148,10 +190,9 @@ class Ensemble:
 
     def _stages(self, panel: Panel) -> List[List[Decision]]:
         tasks = panel.tasks
-        proposed = self._extract(panel, "extraction")
-        self.check_any_left(tasks)
+        proposed = self._propose(panel)
         unions = [union_of(by_voter) for by_voter in proposed]
-        ballots = self._classify(panel, unions)
+        ballots = [self._ballots(said) for said in self._classify(panel, unions)]
         claims = [
             [
                 (*span, ballot.label)
@@ -185,6 +226,11 @@ class Ensemble:
             out.append(decisions)
         return out
 
+    def _propose(self, panel: Panel) -> List[Dict[str, List[Chars]]]:
+        proposed = self._extract(panel, "extraction")
+        self.check_any_left(panel.tasks)
+        return proposed
+
     def _extract(self, panel: Panel, stage: str) -> List[Dict[str, List[Chars]]]:
         out: List[Dict[str, List[Chars]]] = [{} for _ in panel.tasks]
         answers = panel.ask_all(stage, lambda session, rows: session.extract(), check=_check_spans)
@@ -213,8 +259,8 @@ class Ensemble:
                 self.work.dropped += 1
         return sorted(out)
 
-    def _classify(self, panel: Panel, unions: Sequence[Sequence[Chars]]) -> List[List[Ballot]]:
-        said: List[List[Dict[str, Mapping[str, float]]]] = [[{} for _ in u] for u in unions]
+    def _classify(self, panel: Panel, unions: Sequence[Sequence[Chars]]) -> List[List[Said]]:
+        said: List[List[Said]] = [[{} for _ in u] for u in unions]
         answers = panel.ask_all(
             "classification",
             lambda session, rows: session.classify([unions[row] for row in rows]),
@@ -234,12 +280,16 @@ class Ensemble:
                     if known:
                         said[row][k][name] = known
         self.check_any_left(panel.tasks)
+        return said
+
+    def _ballots(self, said: Sequence[Said]) -> List[Ballot]:
         weights = {voter.name: voter.weight for voter in self.voters}
-        labels = list(self.asked.types)
-        return [
-            [count_votes(answers, weights, labels, self.settings.vote) for answers in of_task]
-            for of_task in said
-        ]
+        factors, labels = self.settings.factors, list(self.asked.types)
+        out = []
+        for answers in said:
+            answers = {name: corrected(p, factors.get(name, {})) for name, p in answers.items()}
+            out.append(count_votes(answers, weights, labels, self.settings.vote))
+        return out
 
     def _verify(
         self, panel: Panel, unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]

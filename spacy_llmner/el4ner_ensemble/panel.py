@@ -9,6 +9,9 @@ from .tasks import Asked, Session, Task, Voter
 from .voters import Turns
 from .work import Work
 
+# Tasks of which a progress bar is told together: enough for full batches of short texts.
+TOLD_AFTER = 16
+
 
 class Panel:
     """The voters with some tasks before them.
@@ -19,6 +22,8 @@ class Panel:
     work (Work): What is done is added to it.
     tasks (Sequence[Task]): The texts.
     keep (bool): A voter keeps what it read from one stage to the next.
+    tell (Optional[Callable[[int], Any]]): If given, a voter is asked about a few tasks at a time, and it is
+        told after each time how many they were.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class Panel:
         tasks: Sequence[Task],
         *,
         keep: bool,
+        tell: Optional[Callable[[int], Any]] = None,
     ) -> None:
         self.voters = voters
         self.turns = turns
@@ -37,6 +43,7 @@ class Panel:
         self.work = work
         self.tasks = list(tasks)
         self.keep = keep
+        self.tell = tell
         self._sessions: Dict[str, Tuple[List[int], Session]] = {}
 
     def ask_all(
@@ -77,7 +84,12 @@ class Panel:
         if not rows or (sizes is not None and not any(sizes[row] for row in rows)):
             return out
         self.turns.take(voter)
-        self._ask(voter, stage, rows, question, sizes, check, out)
+        at_once = len(rows) if self.tell is None else TOLD_AFTER
+        for first in range(0, len(rows), at_once):
+            some = rows[first : first + at_once]
+            self._ask(voter, stage, some, question, sizes, check, out)
+            if self.tell is not None:
+                self.tell(len(some))
         for row in rows:
             if out[row] is not None:
                 calls = 1 if sizes is None else sizes[row]

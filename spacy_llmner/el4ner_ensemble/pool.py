@@ -1,7 +1,19 @@
 """The labelled texts that demonstrations are taken from, with their spans and the vectors of these."""
 
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
+from typing import (
+    Any,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 import numpy as np
 import srsly
@@ -13,6 +25,7 @@ from ..errors import Errors, LLMNERError
 from ..retrieval.encoder import SentenceEncoder
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import META, ExampleIndex
+from ..windows import may_begin
 from .tasks import Chars, Demonstration
 
 SPANS, VECTORS = "spans.json", "spans.safetensors"
@@ -23,10 +36,25 @@ class PoolText(NamedTuple):
 
     example (LabelledText): Text and entities.
     words (List[Chars]): Its words.
+    begins (FrozenSet[int]): Numbers of those that a sentence may begin with.
     """
 
     example: LabelledText
     words: List[Chars]
+    begins: FrozenSet[int] = frozenset()
+
+    def part(self, start: int, end: int) -> Optional["PoolText"]:
+        """RETURNS (Optional[PoolText]): Some of its words; None if that cuts an entity."""
+        first, last = self.words[start][0], self.words[end - 1][1]
+        inside = [(a, b, x) for a, b, x in self.example.entities if a < last and first < b]
+        if any(a < first or last < b for a, b, _ in inside):
+            return None
+        example = LabelledText(
+            self.example.text[first:last],
+            tuple((a - first, b - first, x) for a, b, x in inside),
+            self.example.doc_id,
+        )
+        return PoolText(example, [(a - first, b - first) for a, b in self.words[start:end]])
 
 
 class PoolSpans(NamedTuple):
@@ -205,7 +233,8 @@ def choose_texts(texts: Sequence[PoolText], size: int) -> List[PoolText]:
 
 
 def _pool_text(part: Span, doc_id: str) -> PoolText:
-    words = [(t.idx, t.idx + len(t)) for t in part if not t.is_space]
+    tokens = [token for token in part if not token.is_space]
+    words = [(t.idx, t.idx + len(t)) for t in tokens]
     first, last = (words[0][0], words[-1][1]) if words else (0, 0)
     entities = tuple(
         (ent.start_char - first, ent.end_char - first, ent.label_)
@@ -213,7 +242,9 @@ def _pool_text(part: Span, doc_id: str) -> PoolText:
         if first <= ent.start_char and ent.end_char <= last
     )
     example = LabelledText(part.doc.text[first:last], entities, doc_id)
-    return PoolText(example, [(start - first, end - first) for start, end in words])
+    # Where sentences are known, this is one.
+    begins = frozenset(k for k in range(1, len(tokens)) if may_begin(tokens, k, known=False))
+    return PoolText(example, [(start - first, end - first) for start, end in words], begins)
 
 
 def _spans(text: PoolText, by_voter: Dict[str, List[Chars]]) -> PoolSpans:

@@ -1,23 +1,42 @@
-"""Where a span came from: who proposed it, how each LLM voted, what the verifier said."""
+"""Where a span came from: who proposed it, how each LLM voted, what the verifier said; and which LLMs
+failed on a text."""
 
-from typing import Any, Dict, List
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable
 
-from spacy.tokens import Span
+from spacy.tokens import Doc, Span
 
 from ..pipe import Found
 from .ensemble import Decision
-from .tasks import Chars
+from .tasks import Chars, Task
 
 
+@dataclass
 class Traced(Found):
-    """With where each span came from.
+    """With what else there is to say.
 
-    traces (Dict[Chars, Dict[str, Any]]): By characters.
+    failed (Dict[str, str]): Voters that were left out for some of the Doc, and why.
+    traces (Dict[Chars, Dict[str, Any]]): Where each span came from, by characters, if that is asked for.
     """
 
-    def __init__(self, ents: List, spans: List, traces: Dict[Chars, Dict[str, Any]]) -> None:
-        super().__init__(ents, spans)
-        self.traces = traces
+    failed: Dict[str, str] = field(default_factory=dict)
+    traces: Dict[Chars, Dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, doc: Doc, spans_key: str) -> None:
+        """Write it to the Doc's extensions. Nothing is written if there is nothing to say."""
+        if self.failed or doc._.el4ner_failed is not None:  # of an earlier run
+            doc._.el4ner_failed = self.failed or None
+        if self.traces:
+            for span in doc.spans[spans_key]:
+                span._.el4ner = self.traces[span.start_char, span.end_char]
+
+
+def failures(tasks: Iterable[Task]) -> Dict[str, str]:
+    """RETURNS (Dict[str, str]): The voters that failed on any of some tasks, and why they first did."""
+    out: Dict[str, str] = {}
+    for task in tasks:
+        out = {**task.failed, **out}
+    return out
 
 
 def trace(decision: Decision) -> Dict[str, Any]:
@@ -34,3 +53,5 @@ def trace(decision: Decision) -> Dict[str, Any]:
 # Whether or not it is asked for now: it may be later, or by a pipeline that is unpickled.
 if not Span.has_extension("el4ner"):
     Span.set_extension("el4ner", default=None)
+if not Doc.has_extension("el4ner_failed"):
+    Doc.set_extension("el4ner_failed", default=None)

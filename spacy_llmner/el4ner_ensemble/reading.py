@@ -1,8 +1,10 @@
 """What is read: windows of Docs that every voter can read."""
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+import logging
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from spacy.tokens import Doc, Token
+from spacy.tokens import Doc
 
 from ..errors import LLMNERError
 from ..retrieval.examples import LabelledText
@@ -10,6 +12,8 @@ from ..windows import may_begin
 from .pos import span_weight
 from .tasks import Asked, Chars, Task, Voter
 from .voters import Turns
+
+logger = logging.getLogger("spacy_llmner")
 
 
 def read_tasks(
@@ -27,8 +31,8 @@ def read_tasks(
     if not words:
         return []
     shares, failed = word_shares(doc.text, words, voters, turns, asked, size)
-    known = doc.has_annotation("SENT_START")
-    tasks = [Task(doc.text, words[start:end]) for start, end in _cut(tokens, shares, known)]
+    begins = partial(may_begin, tokens, known=doc.has_annotation("SENT_START"))
+    tasks = [Task(doc.text, words[start:end]) for start, end in cut(shares, begins)]
     for task in tasks:
         for name, error in failed.items():
             task.leave_out(name, "reading", error)
@@ -65,23 +69,30 @@ def word_shares(
     return shares, failed
 
 
-def _cut(tokens: List[Token], shares: Sequence[float], known: bool) -> List[Chars]:
-    """RETURNS (List[Tuple[int, int]]): First word of each window, and one past its last."""
+def cut(shares: Sequence[float], may_begin: Callable[[int], bool]) -> List[Chars]:
+    """Cut words into windows, between sentences where that is possible.
+
+    shares (Sequence[float]): Of a window, by word.
+    may_begin (Callable[[int], bool]): Whether a sentence may begin with a word.
+    RETURNS (List[Tuple[int, int]]): First word of each window, and one past its last.
+    """
     out = []
     start = 0
-    while start < len(tokens):
+    while start < len(shares):
         end, used = start, 0.0
-        while end < len(tokens) and used + shares[end] <= 1.0:
+        while end < len(shares) and used + shares[end] <= 1.0 + 1e-9:
             used += shares[end]
             end += 1
         if end == start:
             start += 1  # a single word that can't be read at once is no name
             continue
-        if end < len(tokens):
-            breaks = (k for k in range(end, start, -1) if may_begin(tokens, k, known))
-            end = next(breaks, end)
+        if end < len(shares):
+            end = next((k for k in range(end, start, -1) if may_begin(k)), end)
         out.append((start, end))
         start = end
+    n_lost = len(shares) - sum(end - start for start, end in out)
+    if n_lost:
+        logger.debug("%d words are not read: each is longer than a window", n_lost)
     return out
 
 

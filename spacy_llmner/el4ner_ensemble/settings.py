@@ -1,5 +1,6 @@
 """Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
 
+from numbers import Integral
 from typing import Any, Dict, Mapping, Optional
 
 from thinc.api import Config
@@ -52,16 +53,21 @@ def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
     for setting, known in CHOICES.items():
         if settings[setting] not in known:
             raise wrong(setting, name, settings[setting], f"one of {', '.join(known)}")
-    if not 0.0 <= settings["verify_threshold"] <= 1.0:
-        raise wrong("verify_threshold", name, settings["verify_threshold"], "between 0 and 1")
+    threshold = settings["verify_threshold"]
+    if not (isinstance(threshold, (int, float)) and 0.0 <= threshold <= 1.0):
+        raise wrong("verify_threshold", name, threshold, "between 0 and 1")
     for setting in ("k", "pool_size"):
-        if settings[setting] < 0:
+        if not _at_least(0, settings[setting]):
             raise wrong(setting, name, settings[setting], "0 or more")
     for setting in ("window", "max_batch_tokens"):
-        if settings[setting] < 1:
+        if not _at_least(1, settings[setting]):
             raise wrong(setting, name, settings[setting], "positive")
-    if resident is not None and resident < 1:
+    if resident is not None and not _at_least(1, resident):
         raise wrong("resident", name, resident, "positive, or null for all LLMs")
+
+
+def _at_least(least: int, value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= least
 
 
 def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) -> Dict[str, Voter]:
@@ -74,10 +80,15 @@ def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) 
             message = Errors.E071.format(voter=key, name=name, given=given, missing=listed)
             raise LLMNERError(message)
     check_different(name, voters)
+    check_verifier(name, voters, verifier)
+    return {key: voters[key] for key in sorted(voters)}
+
+
+def check_verifier(name: str, voters: Mapping[str, Any], verifier: Optional[str]) -> None:
+    """RAISES (LLMNERError): If the verifier is none of the voters."""
     if verifier is not None and verifier not in voters:
         known = ", ".join(sorted(voters))
         raise LLMNERError(Errors.E061.format(verifier=verifier, name=name, known=known))
-    return {key: voters[key] for key in sorted(voters)}
 
 
 def check_different(name: str, voters: Mapping[str, Any]) -> None:

@@ -120,10 +120,11 @@ class Voter(Protocol):
     def manner(self) -> Any:
         """RETURNS (Any): Voters of equal manner always say the same."""
 
-    def join(self, name: str, max_batch_tokens: int) -> None:
+    def join(self, name: str, max_batch_tokens: int, component: str) -> None:
         """Become a member of an ensemble.
 
-        max_batch_tokens (int): Tokens to keep in memory at once."""
+        max_batch_tokens (int): Tokens to keep in memory at once.
+        component (str): The ensemble's name, for messages."""
 
     def describe(self, asked: Asked) -> Dict[str, Any]:
         """Get ready to be asked for these types.

@@ -1,14 +1,16 @@
 """The members of the ensemble: an LLM of the shared pool with prompts of its own."""
 
 import multiprocessing
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from ..llm.decoding import Decoder
 from ..llm.pool import LLM, LoadedLLM, make_llm
 from ..llm.tokenization import LLMTokenizer
 from ..llm.words import word_tokens
-from .prompts import AUTO, parse_prompts, read_prompts
+from .adapter import SavedAdapter
+from .prompts import AUTO, Prompts, parse_prompts, read_prompts
 from .session import LLMSession
 from .tasks import Asked, Chars, Task
 from .wording import Wording
@@ -31,16 +33,24 @@ class LLMVoter:
     prompts (str): "auto", a name of the package's prompts, or a file.
     chat (Optional[bool]): Ask by the LLM's chat template; None if it has one.
     weight (float): What its vote counts.
+    adapter (Optional[str]): Folder of a component whose adapter is used.
     """
 
     def __init__(
-        self, llm: LLM, prompts: str = AUTO, chat: Optional[bool] = None, weight: float = 1.0
+        self,
+        llm: LLM,
+        prompts: str = AUTO,
+        chat: Optional[bool] = None,
+        weight: float = 1.0,
+        adapter: Optional[str] = None,
     ) -> None:
         self.llm = llm
+        self.adapter = None if adapter is None else SavedAdapter(adapter)
         self.prompts = prompts
         self.chat = chat
         self.weight = weight
         self.name = "voter"
+        self.component = "el4ner_ensemble"
         self.max_batch_tokens = 1024
         self._saved: Dict[str, Any] = {}
         self._facts: Optional[Facts] = None
@@ -48,7 +58,7 @@ class LLMVoter:
 
     @property
     def memory(self) -> Any:
-        return self.llm.spec.resolve()
+        return self.llm.key
 
     @property
     def manner(self) -> Any:
@@ -56,27 +66,35 @@ class LLMVoter:
             llm = self.memory
         except LLMNERError:  # of a device that is not there
             llm = self.llm.spec
+        adapter = self.adapter and self.adapter.place
         for wording in self._wordings.values():  # then it is known what "auto" means
-            return llm, wording.prompts, wording.chat
-        return llm, self.prompts, self.chat
+            return llm, adapter, wording.prompts, wording.chat
+        return llm, adapter, self.prompts, self.chat
 
-    def join(self, name: str, max_batch_tokens: int) -> None:
+    def join(self, name: str, max_batch_tokens: int, component: str) -> None:
         self.name = name
+        self.component = component
         self.max_batch_tokens = max_batch_tokens
 
     def describe(self, asked: Asked) -> Dict[str, Any]:
         self._saved = {}
         llm = self._load()
+        _, adapter = self._attached(llm)
         self._wordings = {}
         self._wording(asked)
         return {
-            "llm": llm.spec.name,
+            "llm": self.llm.spec.name,
             "fingerprint": llm.fingerprint,
-            "prompts": self._prompt_text(asked),
+            "prompts": self._prompt_text(asked.lang, self._chats),
+            "settings": self._settings,
+            "adapter": adapter,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         self._saved = dict(saved)
+        if self._saved.get("settings", self._settings) != self._settings:
+            # Others were given when the pipeline was loaded.
+            self._saved.pop("prompts", None)
         self._wordings = {}
 
     def lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
@@ -98,7 +116,7 @@ class LLMVoter:
         return len(self._wording(asked).stem(task.shown, task.demonstrations))
 
     def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> LLMSession:
-        decoder = Decoder(self._load(), max_slots=self.max_batch_tokens)
+        decoder = self._decoder(max_slots=self.max_batch_tokens)
         return LLMSession(decoder, self._wording(asked), tasks, keep=keep)
 
     def unload(self) -> None:
@@ -111,22 +129,45 @@ class LLMVoter:
         assert self._facts is not None
         return self._facts
 
+    def _decoder(self, **settings: Any) -> Decoder:
+        llm = self._load()
+        return Decoder(llm, self._attached(llm)[0], **settings)
+
+    def _attached(self, llm: LoadedLLM) -> Tuple[Any, Optional[str]]:
+        """RETURNS (Tuple[Any, Optional[str]]): The LLM's decoder with the adapter, and what identifies it.
+        RAISES (LLMNERError): If it can't be used, or is another one than at initialization."""
+        if self.adapter is None:
+            return llm.decoder, None
+        name = f"'{self.name}' of '{self.component}'"
+        view, known = self.adapter.attach(llm, name)
+        if self._saved.get("adapter", known) != known:
+            reason = "it is another one than at initialization: initialize again to use it"
+            path = self.adapter.folder
+            raise LLMMismatchError(Errors.E075.format(path=path, name=name, reason=reason))
+        return view, known
+
     def _load(self) -> LoadedLLM:
         """RAISES (LLMNERError): If the LLM isn't there, or is another one than at initialization."""
         if not self.llm.spec.name:
-            raise LLMNotFoundError(Errors.E001.format(component=f"llms.{self.name}"))
+            raise LLMNotFoundError(
+                Errors.E001.format(component=f"{self.component}.llms.{self.name}")
+            )
         device = self.memory.device
         if device.startswith("cuda") and multiprocessing.parent_process() is not None:
             raise LLMNERError(Errors.E010.format(device=device))
+        if self._facts is None and self.prompts != AUTO:
+            # What is wrong with a file is told before minutes of loading.
+            self._prompts(self._prompt_text())
         llm = self.llm.load()
         known = self._saved.get("fingerprint", llm.fingerprint)
         if known != llm.fingerprint:
             raise LLMMismatchError(
                 Errors.E067.format(
                     name=self.name,
+                    component=self.component,
                     known=self._saved["llm"],
                     known_print=known,
-                    given=llm.spec.name,
+                    given=self.llm.spec.name,
                     given_print=llm.fingerprint,
                 )
             )
@@ -136,8 +177,7 @@ class LLMVoter:
     def _wording(self, asked: Asked) -> Wording:
         key = (tuple(asked.types.items()), asked.lang)
         if key not in self._wordings:
-            source = f"prompts of '{self.name}' ({self.prompts})"
-            prompts = parse_prompts(source, self._prompt_text(asked))
+            prompts = self._prompts(self._prompt_text(asked.lang, self._chats))
             made = Wording(prompts, self.facts.tokenizer, asked, self._chats, self.name)
             self._wordings = {key: made}
         return self._wordings[key]
@@ -149,11 +189,18 @@ class LLMVoter:
             raise LLMNERError(Errors.E068.format(name=self.name, llm=self.llm.spec.name))
         return has_template if self.chat is None else self.chat
 
-    def _prompt_text(self, asked: Asked) -> str:
+    @property
+    def _settings(self) -> Dict[str, Any]:
+        return {"prompts": self.prompts, "chat": self.chat}
+
+    def _prompts(self, text: str) -> Prompts:
+        return parse_prompts(f"prompts of '{self.name}' ({self.prompts})", text)
+
+    def _prompt_text(self, lang: str = "en", chat: bool = False) -> str:
         """The file may be gone where the pipeline is used: what was read is saved."""
         if "prompts" in self._saved:
             return self._saved["prompts"]
-        return read_prompts(self.prompts, asked.lang, self._chats)
+        return read_prompts(self.prompts, lang, chat)
 
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_facts": None, "_wordings": {}}
@@ -164,6 +211,7 @@ def make_voter(
     prompts: str = AUTO,
     chat: Optional[bool] = None,
     weight: float = 1.0,
+    adapter: Optional[str] = None,
 ) -> LLMVoter:
     """Registered as `spacy_llmner.Voter.v1` in `@misc`: one member of `el4ner_ensemble`.
 
@@ -173,12 +221,17 @@ def make_voter(
     chat (Optional[bool]): Ask by the LLM's chat template (true), or line by line as a base model (false);
         null by the chat template if it has one.
     weight (float): What its vote counts.
+    adapter (Optional[str]): Folder of a trained padellm_ner or ra_it_ner in a saved pipeline, whose adapter
+        is used on the LLM; the LLM's weights are still held once.
     RETURNS (LLMVoter): Nothing is loaded.
-    RAISES (LLMNERError): If the weight is not above 0.
+    RAISES (LLMNERError): If the weight is not above 0, or if prompts lack something. That there is no such
+        file is told at first use: a saved pipeline does without.
     """
+    if Path(prompts).is_file():
+        parse_prompts(f"prompts '{prompts}'", read_prompts(prompts, "en", False))
     if not weight > 0.0:
         raise wrong("llms.weight", "el4ner_ensemble", weight, "above 0")
-    return LLMVoter(llm or make_llm(), prompts, chat, weight)
+    return LLMVoter(llm or make_llm(), prompts, chat, weight, adapter)
 
 
 def default_voters() -> Dict[str, LLMVoter]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -93,16 +93,21 @@ class LLM:
     def load(self) -> LoadedLLM:
         """Get the shared weights, loading them if no one did before.
 
-        RETURNS (LoadedLLM): The same object for every handle of an equal spec.
+        RETURNS (LoadedLLM): The same object for every handle of the same place, whatever it is called.
         RAISES (LLMNERError): If the model or the device is not there, or the folder is broken.
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
-        spec = self.spec.resolve()
+        key = self.key
         with _LOCK:
-            if spec not in _LOADED:
-                _LOADED[spec] = _load(spec)
-            return _LOADED[spec]
+            if key not in _LOADED:
+                _LOADED[key] = _load(self.spec.resolve())
+            return _LOADED[key]
+
+    @property
+    def key(self) -> LLMSpec:
+        """RETURNS (LLMSpec): Equal for handles that share weights. See key_of."""
+        return key_of(self.spec)
 
     def unload(self) -> None:
         """Free the weights of this spec; any handle loads them again at its next use."""
@@ -138,15 +143,32 @@ def loaded() -> List[LoadedLLM]:
         return list(_LOADED.values())
 
 
+def key_of(spec: LLMSpec) -> LLMSpec:
+    """Find out what the weights of a spec are held under. The spec itself keeps the name that was given:
+    another machine has its files elsewhere.
+
+    RETURNS (LLMSpec): With the folder, however it is spelt, of a local name or one of the catalogue.
+    RAISES (LLMNERError): If the device is not there.
+    """
+    resolved = spec.resolve()
+    if spec.name and Path(spec.name).is_dir():
+        folder: Optional[Path] = Path(spec.name)
+    else:
+        folder = catalogue.path_of(spec.name)
+    if folder is None:
+        return resolved
+    return replace(resolved, name=str(folder.resolve()), revision=None)
+
+
 def count(spec: LLMSpec) -> int:
     """RETURNS (int): How many live handles share the weights of a spec."""
-    key = spec.resolve()
+    key = key_of(spec)
     return sum(1 for llm in list(_HANDLES) if llm.spec.name and _is(llm.spec, key))
 
 
 def _is(spec: LLMSpec, key: LLMSpec) -> bool:
     try:
-        return spec.resolve() == key
+        return key_of(spec) == key
     except LLMNERError:  # of a device that is not there
         return False
 
@@ -154,7 +176,7 @@ def _is(spec: LLMSpec, key: LLMSpec) -> bool:
 def unload(spec: LLMSpec) -> None:
     """Free the weights of one spec."""
     with _LOCK:
-        _LOADED.pop(spec.resolve(), None)
+        _LOADED.pop(key_of(spec), None)
     _free()
 
 

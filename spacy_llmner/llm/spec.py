@@ -17,7 +17,8 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class LLMSpec:
-    """Two specs that resolve to the same value share one copy of the weights.
+    """Two specs share one copy of the weights if they resolve to the same place, dtype and device: see
+    pool.key_of.
 
     name (str): Local folder, name of the catalogue, or hub id.
     revision (Optional[str]): Revision of a hub id.
@@ -41,7 +42,7 @@ class LLMSpec:
     def resolve(self) -> "LLMSpec":
         """Replace every "auto" by what it means on this machine now.
 
-        RETURNS (LLMSpec): The spec that keys the pool.
+        RETURNS (LLMSpec): With the name as it is.
         RAISES (LLMNERError): If the device is not there.
         """
         device = _resolve_device(self.device)

@@ -80,7 +80,7 @@ class MockVoter:
     def manner(self):
         return id(self)
 
-    def join(self, name, max_batch_tokens):
+    def join(self, name, max_batch_tokens, component):
         self.name = name
 
     def describe(self, asked):
@@ -158,7 +158,7 @@ def words_of(text):
 def make_ensemble(voters, labels=("LOC", "ORG", "PER"), resident=None, **settings):
     """RETURNS (Ensemble): Of mocks, by name."""
     for name, voter in voters.items():
-        voter.join(name, 100)
+        voter.join(name, 100, "el4ner_ensemble")
     members = [voters[name] for name in sorted(voters)]
     defaults = {
         "vote": "majority",

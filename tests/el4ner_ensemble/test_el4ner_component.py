@@ -7,9 +7,7 @@ import warnings
 
 import pytest
 import spacy
-import torch
 from el4ner_helpers import (
-    FakeEncoder,
     MockVoter,
     config_of,
     initialized,
@@ -19,7 +17,7 @@ from el4ner_helpers import (
 from ner_helpers import TEXTS, TRAIN, assert_same, assert_valid, make_examples, make_sgd
 from spacy.tokens import Span
 
-from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.el4ner_ensemble.prompts import parse_prompts, read_prompts
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
 
@@ -97,7 +95,10 @@ def test_other_llm_is_refused(two, roomy, tmp_path):
     two.to_disk(tmp_path)
     other = {"components.el4ner_ensemble.llms.a.llm.name": roomy[2]}
     nlp = spacy.load(tmp_path, config=other)
-    with pytest.raises(LLMMismatchError, match="The voter 'a' had the LLM .*paths.llm"):
+    with pytest.raises(
+        LLMMismatchError,
+        match=r"The voter 'a' of 'el4ner_ensemble' had .*components.el4ner_ensemble.llms.a.llm.name': PATH",
+    ):
         nlp(TEXTS[0])
     nlp.set_error_handler(lambda *args: None)  # no document's fault
     with pytest.raises(LLMMismatchError):
@@ -126,14 +127,26 @@ def test_repoint_to_a_moved_llm(two, roomy, tmp_path):
 
 def test_own_prompts_are_saved(roomy, tmp_path):
     """The file may be gone where the pipeline is used."""
-    from spacy_llmner.el4ner_ensemble.prompts import read_prompts
-
     file = tmp_path / "my.txt"
     file.write_text(read_prompts("en_base", "en", False).replace("Names:", "All names:"))
     nlp = initialized(make_nlp({"a": {"folder": roomy[0], "prompts": str(file)}}))
     nlp.to_disk(tmp_path / "pipeline")
     file.unlink()
     assert_same_answers(nlp, spacy.load(tmp_path / "pipeline"))
+
+
+def test_other_prompts_when_it_is_loaded(roomy, two, tmp_path):
+    """Those of the config count, unless they are the same as when they were saved."""
+    two.to_disk(tmp_path)
+    voters = "components.el4ner_ensemble.llms"
+    other = {f"{voters}.a.prompts": "zh_base", f"{voters}.b.chat": False}
+    nlp = spacy.load(tmp_path, config=other)
+    a, b = nlp.get_pipe("el4ner_ensemble").voters.values()
+    nlp(UNSEEN)
+    said = [next(iter(voter._wordings.values())) for voter in (a, b)]
+    assert (said[0].prompts.none, said[0].chat) == ("无", False)
+    assert not said[1].chat
+    assert said[1].prompts == parse_prompts("x", read_prompts("en_base", "en", False))
 
 
 def test_provenance_can_be_asked_for_later(two, tmp_path):
@@ -189,7 +202,7 @@ def test_default_voters():
     match = "'el4ner_ensemble' has no labels. Say which .*labels = .*set_labels"
     with pytest.raises(LLMNERError, match=match):
         nlp("Some text")
-    with pytest.raises(LLMNotFoundError, match="llms.a.llm.name"):
+    with pytest.raises(LLMNotFoundError, match="`components.el4ner_ensemble.llms.a.llm.name`"):
         nlp = spacy.blank("en")
         empty = {"a": {"@misc": "spacy_llmner.Voter.v1"}}
         nlp.add_pipe("el4ner_ensemble", config={"llms": empty, "labels": ["PER"]})
@@ -268,7 +281,7 @@ def test_empty_pool(roomy):
 
 def test_pool_with_other_labels():
     voters = {"a": MockVoter({"Mira Stone": {"PER": 1.0}})}
-    with pytest.warns(UserWarning, match="1 of 6 labelled texts .* other|1 of 6 labelled texts"):
+    with pytest.warns(UserWarning, match=r"1 of 6 labelled texts .*not asked for \(PER\)"):
         nlp, pipe = make_mock_nlp(voters, labels=["LOC"])
     assert pipe.labels == ("LOC",) and len(pipe.pool) == 5
     shown = [d for _, _, demos in voters["a"].asked for of_task in demos for d in of_task]
@@ -337,76 +350,6 @@ def test_another_encoder_is_refused(two, tmp_path):
     nlp = spacy.load(tmp_path, config=other)
     with pytest.raises(LLMMismatchError, match="fake-2"):
         nlp(TEXTS[0])
-
-
-@pytest.mark.parametrize(
-    "setting,value,match",
-    [
-        ("retrieval", "bm25", "must be one of span, sentence, random, none"),
-        ("pre_extract", "all", "must be one of llm, gold"),
-        (
-            "vote",
-            "loud",
-            "`vote` of 'el4ner_ensemble' is 'loud', but must be one of majority, prob",
-        ),
-        ("verify_threshold", 1.5, "between 0 and 1"),
-        ("k", -1, "`k` .* 0 or more"),
-        ("pool_size", -1, "0 or more"),
-        ("window", 0, "positive"),
-        ("max_batch_tokens", 0, "positive"),
-        ("resident", 0, "`resident` .* positive, or null for all LLMs"),
-        ("verifier", "c", "The verifier 'c' of 'el4ner_ensemble' is not among its LLMs .a, b."),
-        ("pos_weights", {"verb": 1.0}, "propn, noun, pron, other"),
-    ],
-)
-def test_senseless_settings(setting, value, match):
-    with pytest.raises(LLMNERError, match=match):
-        make_nlp({"a": "/x", "b": "/y"}, **{setting: value})
-
-
-def test_the_same_block_twice(roomy):
-    match = "The voter 'b' of 'el4ner_ensemble' and the voter 'a' are the same: .*`weight`"
-    with pytest.raises(LLMNERError, match=match):
-        make_nlp({"a": roomy[0], "b": roomy[0]})
-    make_nlp({"a": roomy[1], "b": {"folder": roomy[1], "chat": False}})
-
-
-@pytest.mark.parametrize(
-    ("number", "same"),
-    [
-        (1, {"chat": True}),
-        (0, {"chat": False}),
-        (0, {"prompts": "en_base"}),
-        (0, {"device": "auto"}),
-    ],
-)
-def test_the_same_voter_in_other_words(roomy, number, same):
-    """What "auto" and null mean is known once the LLM was loaded."""
-    if same == {"device": "auto"} and torch.cuda.is_available():
-        pytest.skip("here it is another device")
-    config = config_of({"a": roomy[number], "b": roomy[number]}, labels=["PER"], k=0)
-    device = same.pop("device", "cpu")
-    config["llms"]["b"].update(same)
-    config["llms"]["b"]["llm"]["device"] = device
-    nlp = spacy.blank("en")
-    with pytest.raises(LLMNERError, match="'b' .* and the voter 'a' are the same"):
-        nlp.add_pipe("el4ner_ensemble", config=config)
-        nlp.initialize(lambda: make_examples(nlp))
-    nlp = spacy.blank("en")
-    with pytest.raises(LLMNERError, match="'b' .* and the voter 'a' are the same"):
-        nlp.add_pipe("el4ner_ensemble", config=config)
-        nlp("Mira sings.")
-
-
-def test_what_is_no_voter():
-    with pytest.raises(LLMNERError, match="The voter 'a' of 'x' is a str, not a block"):
-        EL4NER(spacy.blank("en"), {"a": "smollm2"}, FakeEncoder(), "x")
-    with pytest.raises(LLMNERError, match="`llms.weight` .* is 0, but must be above 0"):
-        make_nlp({"a": {"folder": "/x", "weight": 0}})
-    voter = MockVoter()
-    del voter.weight, voter.memory
-    with pytest.raises(LLMNERError, match="'a' of 'x' is a MockVoter.*missing: weight, memory"):
-        EL4NER(spacy.blank("en"), {"a": voter}, FakeEncoder(), "x")
 
 
 def test_chat_without_a_template(roomy):

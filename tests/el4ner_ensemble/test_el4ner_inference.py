@@ -8,7 +8,7 @@ from el4ner_helpers import MockVoter, initialized, make_mock_nlp, make_nlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities
-from spacy.tokens import Span
+from spacy.tokens import Doc, Span
 from spacy.util import raise_error
 
 from spacy_llmner.errors import LLMNERError
@@ -118,10 +118,10 @@ def test_one_bad_document(failing, caplog):
     docs = list(pipe.pipe(map(nlp.make_doc, TEXTS), batch_size=4))
     assert [doc.text for doc in docs] == [text for text in TEXTS if text not in bad]
     assert {text for text, _ in errors} == bad
-    assert all("All voters failed on a document" in e for _, e in errors)
+    assert all("All voters of 'el4ner_ensemble' failed on a document" in e for _, e in errors)
     assert any(doc.ents for doc in docs)
     pipe.set_error_handler(raise_error)
-    with pytest.raises(ValueError, match="All voters failed"):
+    with pytest.raises(ValueError, match="All voters of 'el4ner_ensemble' failed"):
         pipe(nlp.make_doc("Oskar Blum likes tea."))
 
 
@@ -142,10 +142,14 @@ def test_a_voter_that_never_works():
 
 
 def test_the_only_voter_never_works():
-    with pytest.raises(LLMNERError, match="All voters failed .*RuntimeError: no session"):
+    with pytest.raises(
+        LLMNERError, match="All voters of 'el4ner_ensemble' failed .*RuntimeError: no session"
+    ):
         make_mock_nlp({"a": NoSession()})
     nlp, pipe = make_mock_nlp({"a": NoSession()}, pre_extract="gold")
-    with pytest.raises(LLMNERError, match="All voters failed .*pre_extraction: .*no session"):
+    with pytest.raises(
+        LLMNERError, match="All voters of 'el4ner_ensemble' failed .*pre_extraction: .*no session"
+    ):
         pipe(nlp.make_doc(UNSEEN))
 
 
@@ -191,7 +195,9 @@ def test_a_voter_that_fails_before_it_is_asked(method):
             assert ent._.el4ner["failed"]["a"].startswith("reading: ")
             assert set(ent._.el4ner["votes"]) == {"b"}
     nlp, pipe = make_mock_nlp({"a": NoRoom(method, mira)}, labels=["PER"], k=0)
-    with pytest.raises(LLMNERError, match="All voters failed on a document .a: reading: "):
+    with pytest.raises(
+        LLMNERError, match="All voters of 'el4ner_ensemble' failed on a document .a: reading: "
+    ):
         pipe(nlp.make_doc(UNSEEN))
 
 
@@ -229,7 +235,7 @@ def test_labelled_texts_on_which_all_fail(caplog):
     assert len(pipe.pool) == len(pipe.pool.spans) == len(TEXTS) - 1
     assert "drops 1 of 6 labelled texts: all voters failed on them" in caplog.text
     fails["extraction"] = set(TEXTS)
-    with pytest.raises(LLMNERError, match="All voters failed"):
+    with pytest.raises(LLMNERError, match="All voters of 'el4ner_ensemble' failed"):
         make_mock_nlp({name: MockVoter(fails=fails) for name in "ab"})
 
 
@@ -270,3 +276,20 @@ def test_llms_are_shared(two, roomy):
     for doc, text in zip(expected, TEXTS):
         assert_same(doc, nlp(text))
     assert len(pool.loaded()) == n_loaded
+
+
+def test_a_failed_voter_is_flagged_on_the_doc():
+    """Also where nothing was found."""
+    bad = "Nobody here."
+    voters = {"a": MockVoter({"Mira": {"PER": 1.0}}, fails={"extraction": {bad}}), "b": MockVoter()}
+    nlp, pipe = make_mock_nlp(voters)
+    docs = [nlp.make_doc(bad), nlp.make_doc("Mira sings."), nlp.make_doc("")]
+    for doc in pipe.pipe(docs):
+        assert doc.spans["llmner"] or doc is not docs[1]
+    reason = "pre_extraction: MemoryError: no room"
+    assert [doc._.el4ner_failed for doc in docs] == [{"a": reason}, None, None]
+    assert not docs[1].user_data
+    again = Doc(nlp.vocab).from_bytes(docs[0].to_bytes())
+    assert again._.el4ner_failed == {"a": reason}
+    voters["a"].fails = {}
+    assert pipe(docs[0])._.el4ner_failed is None

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import spacy
-from ner_helpers import make_sgd
+from el4ner_helpers import MockVoter, make_mock_nlp
+from ner_helpers import make_examples, make_sgd
 from spacy.tokens import Doc
 from spacy.training import Example
 
@@ -113,3 +114,20 @@ def test_weights_from_a_real_tagger_change_the_ranking():
 def test_senseless_weights(weights):
     with pytest.raises(LLMNERError, match="`pos_weights` of 'x' .* 0 or more for propn, noun"):
         check_weights("x", weights)
+
+
+@pytest.mark.parametrize("proper,shown", [("Oskar", "Oskar likes tea."), ("Port", "Port is cold.")])
+def test_a_tagger_in_front_decides_what_is_shown(proper, shown):
+    """What it takes for a proper noun weighs 4, all else 0, in the similarity to the labelled texts
+    (checklist 3)."""
+
+    voter = MockVoter({"Oskar": {"PER": 1.0}, "Port": {"LOC": 1.0}})
+    nlp, pipe = make_mock_nlp({"a": voter}, initialize=False, k=1)
+    data = [("Oskar likes tea.", [(0, 5, "PER")]), ("Port is cold.", [(0, 4, "LOC")])]
+    pipe.initialize(lambda: make_examples(nlp, data))
+    tagger = nlp.add_pipe("attribute_ruler")
+    tagger.add([[{}]], {"POS": "ADV"})
+    tagger.add([[{"ORTH": proper}]], {"POS": "PROPN"})
+    pipe(tagger(nlp.make_doc("Oskar saw Port then.")))
+    demonstrations = voter.asked[-1][2][0]
+    assert [demo.text for demo in demonstrations] == [shown]

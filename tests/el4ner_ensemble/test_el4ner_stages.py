@@ -238,7 +238,10 @@ def test_a_voter_that_cannot_say_how_long_a_text_is():
 
 def test_all_voters_fail():
     voters = {name: MockVoter(fails={"extraction": {TEXT}}) for name in "ab"}
-    with pytest.raises(LLMNERError, match="All voters failed on a document .a: extraction: Mem"):
+    with pytest.raises(
+        LLMNERError,
+        match="All voters of 'el4ner_ensemble' failed on a document .a: extraction: Mem.*max_batch_tokens",
+    ):
         decide(make_ensemble(voters), TEXT)
 
 

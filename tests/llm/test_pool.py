@@ -56,6 +56,28 @@ def test_handles_share_the_weights(tiny_llm):
     assert len(pool.loaded()) == 2
 
 
+def test_one_folder_by_several_names(tiny_llm, tmp_path, monkeypatch):
+    folder = Path(tiny_llm)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    names = [tiny_llm, f"{tiny_llm}/", folder.name, f"{folder}/../{folder.name}", tmp_path / "link"]
+    handles = [cpu(name) for name in names]
+    handles.append(cpu(tiny_llm, revision="v1"))  # means nothing of a folder
+    assert len({id(handle.load()) for handle in handles}) == 1 == len(pool.loaded())
+    assert pool.count(handles[1].spec) == len(handles)
+    assert handles[1].spec.name == f"{tiny_llm}/"  # saved as it was given
+    handles[2].unload()
+    assert not pool.loaded()
+
+
+def test_a_catalogue_name_and_its_folder(tiny_llm, monkeypatch):
+    monkeypatch.setattr(
+        catalogue, "path_of", lambda name: Path(tiny_llm) if name == "gemma-3-270m" else None
+    )
+    assert cpu("gemma-3-270m").load() is cpu(tiny_llm).load()
+    assert cpu("nobody/nothing").key.name == "nobody/nothing" and cpu("").key.name == ""
+
+
 def test_facts(tiny_llm):
     llm = cpu(tiny_llm).load()
     assert (llm.n_layers, llm.n_heads, llm.width, llm.max_length) == (4, 4, 32, 256)

@@ -1,0 +1,77 @@
+"""How an ensemble is saved: its settings and the pool, never an LLM's weights."""
+
+from pathlib import Path
+from typing import Any, Dict, Iterable
+
+import srsly
+from spacy.util import ensure_path
+
+from ..errors import Errors, LLMNERError
+from ..pipe import LLMNERPipe
+from .pool import DemonstrationPool
+from .tasks import Voter
+
+POOL = "pool"
+
+
+class SavedEnsemble(LLMNERPipe):
+    """Base class: has no trained part, but a pool of labelled texts.
+
+    pool (DemonstrationPool): The labelled texts.
+    voters (Dict[str, Voter]): Those of the config; what is saved of them is in `cfg["voters"]`.
+    """
+
+    pool: DemonstrationPool
+    voters: Dict[str, Voter]
+
+    def new_pool(self) -> None:
+        """Forget all that depends on the labelled texts, and what is known of the voters."""
+        self.pool.clear()
+        self.cfg["voters"], self.cfg["factors"] = {}, {}
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """RETURNS (bytes): Settings and the pool; never an LLM's weights."""
+        state: Dict[str, Any] = {"cfg": srsly.json_dumps(self.cfg), POOL: self.pool.to_bytes()}
+        if "vocab" not in exclude:
+            state["vocab"] = self.vocab.to_bytes(exclude=exclude)
+        return srsly.msgpack_dumps(state)
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
+        """Load what `to_bytes` gave. RETURNS (SavedEnsemble): The component itself."""
+        state = srsly.msgpack_loads(bytes_data)
+        if "vocab" not in exclude and "vocab" in state:
+            self.vocab.from_bytes(state["vocab"], exclude=exclude)
+        self.new_pool()
+        self.pool.from_bytes(state[POOL])
+        self._take_cfg(srsly.json_loads(state["cfg"]))
+        return self
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
+        """Write `cfg` and the folder `pool`; never an LLM's weights."""
+        folder = ensure_path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        srsly.write_json(folder / "cfg", self.cfg)
+        self.pool.to_disk(folder / POOL)
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
+        """Load a folder. RETURNS (SavedEnsemble): The component itself."""
+        folder = Path(path)
+        for file in ("cfg", POOL):
+            if not (folder / file).exists():
+                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
+        self.new_pool()
+        self.pool.from_disk(folder / POOL)
+        self._take_cfg(srsly.read_json(folder / "cfg"))
+        return self
+
+    def _take_cfg(self, cfg: Dict[str, Any]) -> None:
+        verifier = cfg["verifier"]
+        if verifier is not None and verifier not in self.voters:
+            known = ", ".join(self.voters)
+            raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))
+        self.cfg.update(cfg)
+        for label in self.labels:
+            self.vocab.strings.add(label)
+        for key, saved in self.cfg["voters"].items():
+            if key in self.voters:
+                self.voters[key].restore(saved)

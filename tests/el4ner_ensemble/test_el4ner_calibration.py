@@ -1,0 +1,85 @@
+"""Voters with favourites, and what corrects them."""
+
+import json
+
+import pytest
+import spacy
+from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
+from ner_helpers import make_examples
+
+from spacy_llmner.el4ner_ensemble.calibration import Polled, corrected, fit_factors
+from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.el4ner_ensemble.tasks import NONE
+
+# It calls most things a person.
+LIKES_PER = {
+    "Mira": {"PER": 0.8, "LOC": 0.1, NONE: 0.1},
+    "Bonn": {"PER": 0.5, "LOC": 0.4, NONE: 0.1},
+    "Rome": {"PER": 0.6, "LOC": 0.3, NONE: 0.1},
+    "Tea": {"PER": 0.5, "LOC": 0.1, NONE: 0.4},
+}
+DEV = [
+    ("Mira went to Bonn.", [(0, 4, "PER"), (13, 17, "LOC")]),
+    ("Tea is cold in Rome.", [(15, 19, "LOC")]),
+]
+
+
+def test_factors_by_hand():
+    polled = [
+        Polled({"a": {"PER": 0.9, "LOC": 0.1}, "b": {"LOC": 0.5, NONE: 0.5}}, "PER"),
+        Polled({"a": {"PER": 0.7, NONE: 0.3}}, "LOC"),
+        Polled({"a": {"PER": 0.4, "LOC": 0.4, NONE: 0.2}}, NONE),
+    ]
+    assert fit_factors(polled, ["a", "b", "c"], ["PER", "LOC"]) == {
+        "a": pytest.approx({"PER": 2 / 3, "LOC": 2 / 1.5, NONE: 2 / 1.5}),
+        "b": pytest.approx({"PER": 2 / 1, "LOC": 1 / 1.5, NONE: 1 / 1.5}),
+        "c": {"PER": 1.0, "LOC": 1.0, NONE: 1.0},  # nothing is known of it
+    }
+
+
+def test_corrected_by_hand():
+    said = {"PER": 0.5, "LOC": 0.25, NONE: 0.25}
+    assert corrected(said, {"PER": 0.5, "LOC": 2.0}) == pytest.approx(
+        {"PER": 0.25, "LOC": 0.5, NONE: 0.25}
+    )
+    assert corrected({"PER": 0.6}, {"PER": 3.0}) == pytest.approx({"PER": 0.6})  # the sum it had
+    assert corrected({"PER": 0.0}, {"PER": 3.0}) == {"PER": 0.0}
+    assert corrected(said, {}) == said
+
+
+@pytest.mark.parametrize("vote", ["majority", "probability"])
+def test_a_biased_voter_is_corrected(vote, tmp_path):
+    nlp = spacy.blank("en")
+    pipe = EL4NER(
+        nlp, {"a": MockVoter(LIKES_PER)}, FakeEncoder(), labels=["LOC", "PER"], k=0, vote=vote
+    )
+    text = "Mira saw Bonn and Rome. Tea!"
+    before = {e.text: e.label_ for e in pipe(nlp.make_doc(text)).ents}
+    assert before == {"Mira": "PER", "Bonn": "PER", "Rome": "PER", "Tea": "PER"}
+    factors = pipe.calibrate(make_examples(nlp, DEV))
+    assert factors["a"] == pytest.approx(
+        {"PER": 2 / 3.4, "LOC": 3 / 1.9, NONE: 2 / 1.7}  # sums 2.4, 0.9 and 0.7
+    )
+    after = {e.text: e.label_ for e in pipe(nlp.make_doc(text)).ents}
+    assert after == {"Mira": "PER", "Bonn": "LOC", "Rome": "LOC"}
+    pipe.to_disk(tmp_path)
+    assert json.loads((tmp_path / "cfg").read_text())["factors"] == factors
+    loaded = EL4NER(nlp, {"a": MockVoter(LIKES_PER)}, FakeEncoder()).from_disk(tmp_path)
+    assert {e.text: e.label_ for e in loaded(nlp.make_doc(text)).ents} == after
+    pipe.cfg["factors"] = {}
+    assert {e.text: e.label_ for e in pipe(nlp.make_doc(text)).ents} == before
+    assert pipe.calibrate(make_examples(nlp, DEV)) == factors  # by what the voter says itself
+
+
+def test_calibration_is_with_demonstrations():
+    """The vote is the one that is corrected: a failed voter has no say, and initialize forgets it."""
+    voters = {
+        "a": MockVoter(LIKES_PER),
+        "b": MockVoter(LIKES_PER, fails={"classification": {DEV[0][0]}}),
+    }
+    nlp, pipe = make_mock_nlp(voters)
+    factors = pipe.calibrate(make_examples(nlp, DEV))
+    assert factors["b"] == pytest.approx({"PER": 1 / 2.1, "LOC": 2 / 1.4, NONE: 2 / 1.5})
+    assert all(voters["a"].asked[-1][2])  # demonstrations in front of both texts
+    pipe.initialize(lambda: make_examples(nlp))
+    assert pipe.cfg["factors"] == {}
