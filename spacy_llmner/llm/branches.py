@@ -1,12 +1,12 @@
 """What a program does with one place in its tree, or with several: write behind it under a constraint."""
 
 from dataclasses import dataclass
-from typing import Any, Generator, List, Sequence, Tuple
+from typing import Any, Callable, Generator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .constraints import Constraint
-from .decoding import Node, Tree
+from .decoding import Node, Scores, Tree
 
 
 @dataclass
@@ -37,6 +37,7 @@ def decode(
     draft: int = 4,
     raw: bool = False,
     max_tokens: int = 256,
+    on_choice: Optional[Callable[[Any, Scores], None]] = None,
 ) -> Generator[None, None, Answer]:
     """Write greedily behind a node, under a constraint.
 
@@ -51,6 +52,7 @@ def decode(
     draft (int): How many tokens the constraint may guess in a row.
     raw (bool): Fill `raw_log_probs`, which means asking for every token; the Decoder must have been made
         with it too.
+    on_choice (Optional[Callable]): Told the state and the scores wherever one of several tokens is taken.
     RETURNS (Answer): By `yield from`.
     """
     answer = Answer([], [], [], constraint.start)
@@ -88,6 +90,8 @@ def decode(
             unread, guess = [], ()
             yield
         scores = node.scores(read - 1)
+        if on_choice is not None:
+            on_choice(answer.state, scores)
         token, log_prob = scores.best()
         write(token, log_prob, scores.raw(log_prob))
 
