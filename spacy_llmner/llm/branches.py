@@ -1,12 +1,14 @@
 """What a program does with one place in its tree, or with several: write behind it under a constraint."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, Generator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Generator, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .constraints import Constraint
 from .decoding import Node, Scores, Tree
+
+Branch = Generator[None, None, Any]
 
 
 @dataclass
@@ -134,24 +136,39 @@ def _look_ahead(
     return asks, ids
 
 
-def together(branches: Sequence[Generator[None, None, Any]]) -> Generator[None, None, List[Any]]:
+def together(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None, List[Any]]:
     """Run several branches side by side, so that their tokens share passes.
 
+    A branch that ends gives back the slots of what it added to the tree, so it may not return nodes. While
+    the budget of slots is used up, only the first one goes on, and the others wait.
+
+    tree (Tree): What they write into.
     RETURNS (List[Any]): What each returned, by `yield from`.
     """
-    results: List[Any] = [None] * len(branches)
-    running = list(enumerate(branches))
-    while running:
-        still = []
-        for i, branch in running:
-            try:
-                next(branch)
-                still.append((i, branch))
-            except StopIteration as stop:
-                results[i] = stop.value
-        running = still
-        if running:
-            yield
+    running: List[Tuple[int, Branch, List[Node]]] = [(i, b, []) for i, b in enumerate(branches)]
+    results: List[Any] = [None] * len(running)
+    try:
+        while running:
+            still: List[Tuple[int, Branch, List[Node]]] = []
+            for i, branch, added in running:
+                if still and tree.slots.full:
+                    still.append((i, branch, added))
+                    continue
+                try:
+                    with tree.inside(added):
+                        next(branch)
+                    still.append((i, branch, added))
+                except StopIteration as stop:
+                    results[i] = stop.value
+                    tree.drop(added)
+            running = still
+            if running:
+                yield
+    finally:
+        # After an error, or if the request is given up.
+        for _, branch, added in running:
+            branch.close()
+            tree.drop(added)
     return results
 
 

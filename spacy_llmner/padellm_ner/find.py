@@ -110,9 +110,10 @@ class _Search:
         text = self.tree.add(
             None, [*self.wording.before, *self.words.ids.tolist(), *prompts[0][:shared]]
         )
-        asked = [self._ask(text, label, p[shared:]) for label, p in zip(labels, prompts)]
-        yield
-        found = yield from together([self._of_label(a, on_label) for a in asked])
+        branches = [
+            self._of_label(text, label, p[shared:], on_label) for label, p in zip(labels, prompts)
+        ]
+        found = yield from together(self.tree, branches)
         return dict(zip(labels, found))
 
     def _ask(self, text: Node, label: str, ids: Sequence[int]) -> _Asked:
@@ -128,8 +129,10 @@ class _Search:
         return asked
 
     def _of_label(
-        self, asked: _Asked, on_label: Optional[OnLabel]
+        self, text: Node, label: str, ids: Sequence[int], on_label: Optional[OnLabel]
     ) -> Generator[None, None, List[Written]]:
+        asked = self._ask(text, label, ids)
+        yield
         counts = Counts(self.numbers)
         counts.tell_apart(self.numbers.start, asked.count.scores(-1))
         # While the rest of a long number is read, the mentions that its first digit promises are
@@ -138,7 +141,9 @@ class _Search:
         counting = decode(
             self.tree, asked.count, [], self.numbers, draft=0, on_choice=counts.tell_apart
         )
-        both = yield from together([counting, self._write(asked, likely, range(1, likely + 1))])
+        both = yield from together(
+            self.tree, [counting, self._write(asked, likely, range(1, likely + 1))]
+        )
         exact = self.numbers.sequences.index(tuple(both[0].ids))
         n = self._wanted(counts, exact)
         answers: List[Answer] = both[1]
@@ -188,7 +193,7 @@ class _Search:
                     max_tokens=settings.max_tokens,
                 )
             )
-        return (yield from together(branches))
+        return (yield from together(self.tree, branches))
 
     def _guesses(self, asked: _Asked, n: int) -> List[int]:
         """RETURNS (List[int]): How the mentions may begin: as what else could be the first one."""

@@ -146,6 +146,25 @@ def test_one_label_and_many(wording):
     assert decoder.passes < 20
 
 
+def test_many_labels_keep_to_the_budget(wording):
+    """Of 200 labels with mentions, those are asked at the same time that there is memory for."""
+    labels = [f"L{k}." for k in range(200)]
+    mentions = {label: [(0, 2), (6, 7), (8, 10)] for label in labels}
+    words = words_of(wording, TEXT)
+    sequences = training_sequences(wording, words, TEXT, labels, mentions)
+    most, found = {}, {}
+    for budget in (300, 100_000):
+        decoder = KnowingDecoder(sequences, max_slots=budget)
+        program = finder(wording, words, TEXT, labels, FindSettings())
+        rounds = [(decoder.slots.used, results) for results in decoder.steps([program])]
+        most[budget], found[budget] = max(used for used, _ in rounds), rounds[-1][1][0]
+    assert most[300] < 300 + 60 and most[100_000] > 3000
+    assert places(found[300]) == places(found[100_000]) == spans(TEXT, mentions, labels)
+    for label in labels:
+        for one, other in zip(found[300][label], found[100_000][label]):
+            assert one.log_probs == other.log_probs and one.p_there == other.p_there
+
+
 @pytest.mark.parametrize("label", ["a\nb", 'say "x"', "<mention 1>", "2", "<num>2", "\n\n<num>"])
 def test_any_label(wording, label):
     found, _ = find(wording, mentions={label: [(0, 2), (6, 7)]}, labels=[label, "X"])
