@@ -133,6 +133,11 @@ class Errors:
         "'{name}' finds no spans under {missing} (there are: {there}). Put it behind the components that "
         "write them, and name their `spans_key` in its `keys`."
     )
+    E039 = (
+        "'{name}' was trained with {setting} = {trained!r}, but its model is given {given!r}, which does "
+        "not fit what it learnt. Load it with the config it was saved with: leave out what overrides "
+        "[components.{name}.model]. Or train again."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

@@ -112,6 +112,29 @@ def test_other_llm_is_refused(trained, other_llm, tmp_path):
         nlp.update(make_examples(nlp), sgd=make_sgd())
 
 
+@pytest.mark.parametrize(
+    "setting,value,match",
+    [
+        ("alpha", 64, "alpha = 16, but its model is given 64"),
+        ("rank", 4, "rank = 8, but its model is given 4"),
+        ("first_layer", 2, "first_layer = 0, but its model is given 2"),
+        ("template", "published_en", r"template.prompt = ' \{text\}.*given 'text:"),
+        ("label_words.PER", "name", "label_words = .*'PER': 'person'.*'PER': 'name'"),
+    ],
+)
+def test_what_was_trained_fits_one_model_only(tiny_llm, tmp_path, setting, value, match):
+    initialized(make_nlp(tiny_llm, label_words={"PER": "person"})).to_disk(tmp_path)
+    with pytest.raises(LLMNERError, match=f"'padellm_ner' was trained with {match}.*leave out"):
+        spacy.load(tmp_path, config={f"components.padellm_ner.model.{setting}": value})
+
+
+def test_words_for_other_labels_may_change(tiny_llm, tmp_path):
+    nlp = initialized(make_nlp(tiny_llm, label_words={"ORG": "firm"}))
+    nlp.to_disk(tmp_path)
+    words = {"components.padellm_ner.model.label_words.ORG": "organisation"}
+    assert same_state(state_of(nlp), state_of(spacy.load(tmp_path, config=words)))
+
+
 def test_repoint_to_a_moved_llm(trained, tiny_llm, tmp_path):
     config = copy.deepcopy(trained.config)
     config["paths"]["llm"] = "/gone"
