@@ -61,8 +61,8 @@ class Errors:
         "Convert it to a tokenizer.json with AutoTokenizer.from_pretrained(..., use_fast=True)."
     )
     E020 = (
-        "The component '{name}' has no labels. Train it (`spacy train`), give it labelled examples "
-        "with nlp.initialize(get_examples), or examples for few-shot use with fit(examples)."
+        "The component '{name}' has no labels. Train it (`spacy train`), or give it labelled examples "
+        "with nlp.initialize(get_examples)."
     )
     E021 = (
         "The training data hold the labels {unknown}, which '{name}' does not know (it knows "

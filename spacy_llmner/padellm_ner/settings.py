@@ -25,6 +25,9 @@ class PaDeLLMSettings:
     def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
         """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
         check_llm(name, self.adapter, llm)
+        if not self.learn_index and "{count}" not in self.template.mention:
+            must = "true: in this template nothing stands between the number and a mention"
+            raise wrong("learn_index", name, self.learn_index, must)
         asked = [self.label_words.get(label, label) for label in labels]
         if len(set(asked)) < len(asked):
             must = f"such that each of {', '.join(labels)} goes by another word"

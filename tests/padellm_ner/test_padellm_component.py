@@ -150,8 +150,9 @@ def test_repoint_to_a_moved_llm(trained, tiny_llm, tmp_path):
 def test_no_llm_set():
     nlp = spacy.blank("en")
     nlp.add_pipe("padellm_ner")
-    with pytest.raises(LLMNERError, match="no labels.*spacy train"):
+    with pytest.raises(LLMNERError, match="no labels.*spacy train") as error:
         nlp("Some text")
+    assert "fit(" not in str(error.value)
     with pytest.raises(LLMNotFoundError, match="padellm_ner.llm.name"):
         initialized(nlp)
 
@@ -205,6 +206,34 @@ def test_sourced_component(trained):
 def test_senseless_settings(tiny_llm, setting, value, match):
     with pytest.raises(LLMNERError, match=match):
         make_nlp(tiny_llm, cfg={setting: value})
+
+
+@pytest.mark.parametrize(
+    "setting,value",
+    [
+        ("count", "foo"),
+        ("confidence", "foo"),
+        ("deduplicate", "foo"),
+        ("window", 0),
+        ("threshold", 2.0),
+    ],
+)
+def test_senseless_settings_of_a_component_in_use(tiny_llm, setting, value):
+    """As docs/padellm_ner.md says how to set them."""
+    nlp = make_nlp(tiny_llm)
+    pipe = nlp.get_pipe("padellm_ner")
+    pipe.cfg[setting] = value
+    for use in (lambda: nlp("Some text"), lambda: list(pipe.stream("Some text"))):
+        with pytest.raises(
+            LLMNERError, match=f"`{setting}` of 'padellm_ner' is {value!r}, but must"
+        ):
+            use()
+
+
+def test_loss_ignoring_needs_something_to_ignore(tiny_llm):
+    with pytest.raises(LLMNERError, match="`learn_index` .* is False, but must be true: in this"):
+        initialized(make_nlp(tiny_llm, learn_index=False))
+    initialized(make_nlp(tiny_llm, learn_index=False, template="published_en"))
 
 
 def test_settings_that_do_not_fit(tiny_llm):

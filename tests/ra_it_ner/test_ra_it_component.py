@@ -247,6 +247,14 @@ def test_model_without_sense(tiny_llm, setting, value, message):
         make_nlp(tiny_llm, **{setting: value})
 
 
+@pytest.mark.parametrize("setting,value", [("use_examples", "foo"), ("window", 0)])
+def test_settings_without_sense_in_use(tiny_llm, setting, value):
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"]})
+    nlp.get_pipe("ra_it_ner").cfg[setting] = value
+    with pytest.raises(LLMNERError, match=f"`{setting}` of 'ra_it_ner' is {value!r}, but must"):
+        nlp("Some text")
+
+
 def test_first_layer_beyond_the_llm(tiny_llm):
     with pytest.raises(LLMNERError, match="`first_layer`.*below 4, the number of layers"):
         initialized(make_nlp(tiny_llm, first_layer=4))
