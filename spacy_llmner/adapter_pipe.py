@@ -1,5 +1,6 @@
 """AdapterPipe: what the components share that tune the LLM with an adapter and prompt it."""
 
+from dataclasses import asdict
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
@@ -45,7 +46,8 @@ class AdapterPipe(LLMNERPipe):
     """Base class: learns packed texts with an adapter of its own on the shared LLM.
 
     A component says what is learnt with `packed`, and how it speaks with `make_wording`. Its settings
-    (`model.attrs["settings"]`) hold AdapterSettings as `adapter`, and its `cfg` has "shapes".
+    (`model.attrs["settings"]`) hold AdapterSettings as `adapter`, and say with `trained_with` what the
+    adapter fits; its `cfg` has "shapes".
     """
 
     max_batch_tokens: int
@@ -120,6 +122,7 @@ class AdapterPipe(LLMNERPipe):
         """Make a new adapter, which changes nothing yet."""
         with drawn_apart(llm.device):
             self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
+        self.cfg["trained_with"] = self._trained_with()
 
     def ready(self) -> InUse:
         """RETURNS (InUse): The LLM with the adapter; without one, as it is.
@@ -136,9 +139,23 @@ class AdapterPipe(LLMNERPipe):
         """RETURNS (LLMNERError): About a component that was never initialized."""
         return LLMNERError((Errors.E024 if self.labels else Errors.E020).format(name=self.name))
 
+    def _trained_with(self) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): The settings that an adapter fits, by name."""
+        return {**asdict(self.settings.adapter), **self.settings.trained_with(self.labels)}
+
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
         self._made = Made()
+        if self.module is None:
+            return
+        given = self._trained_with()
+        for setting, value in self.cfg.get("trained_with", {}).items():
+            if given[setting] != value:
+                raise LLMNERError(
+                    Errors.E039.format(
+                        setting=setting, name=self.name, trained=value, given=given[setting]
+                    )
+                )
 
 
 def make_adapter_settings(
@@ -154,6 +171,11 @@ def make_adapter_settings(
         if value is not None and value < least:
             raise wrong(setting, name, value, f"at least {least}")
     return AdapterSettings(rank, alpha, first_layer)
+
+
+def named(block: str, settings: Any) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): The settings in a block of the config, by their full names."""
+    return {f"{block}.{setting}": value for setting, value in asdict(settings).items()}
 
 
 def check_llm(name: str, adapter: AdapterSettings, llm: LoadedLLM) -> None:

@@ -62,8 +62,8 @@ class Errors:
         "Convert it to a tokenizer.json with AutoTokenizer.from_pretrained(..., use_fast=True)."
     )
     E020 = (
-        "The component '{name}' has no labels. Train it (`spacy train`), give it labelled examples "
-        "with nlp.initialize(get_examples), or examples for few-shot use with fit(examples)."
+        "The component '{name}' has no labels. Train it (`spacy train`), or give it labelled examples "
+        "with nlp.initialize(get_examples)."
     )
     E021 = (
         "The training data hold the labels {unknown}, which '{name}' does not know (it knows "
@@ -133,6 +133,11 @@ class Errors:
     E038 = (
         "'{name}' finds no spans under {missing} (there are: {there}). Put it behind the components that "
         "write them, and name their `spans_key` in its `keys`."
+    )
+    E039 = (
+        "'{name}' was trained with {setting} = {trained!r}, but its model is given {given!r}, which does "
+        "not fit what it learnt. Load it with the config it was saved with: leave out what overrides "
+        "[components.{name}.model]. Or train again."
     )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "

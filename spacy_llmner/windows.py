@@ -1,12 +1,15 @@
 """Long texts are read in windows: words of a Doc that go into one prompt."""
 
+import logging
 from dataclasses import dataclass
-from typing import List, Sequence
+from typing import Iterable, List, Sequence
 
 from spacy.tokens import Doc, Token
 
 from .llm.tokenization import LLMTokenizer
 from .llm.words import WordTokens, word_tokens
+
+logger = logging.getLogger("spacy_llmner")
 
 SENTENCE_ENDS = frozenset(".!?。！？…")
 
@@ -45,6 +48,23 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
         out.append(Window(words.part(start, end).stripped(), [t.i for t in tokens[start:end]]))
         start = end
     return out
+
+
+def readable(windows: Iterable[Window], most: int, name: str) -> List[Window]:
+    """Leave out single words that the LLM can't read at once, which are no names.
+
+    most (int): Tokens that it can read.
+    name (str): The component.
+    RETURNS (List[Window]): Those that are left and have tokens.
+    """
+    windows = list(windows)
+    out = [w for w in windows if len(w.words.ids) <= most]
+    if len(out) < len(windows):
+        n, total = len(windows) - len(out), sum(len(w.tokens) for w in windows)
+        logger.debug(
+            "%s: %d of %d words are too long for the LLM (%d tokens)", name, n, total, most
+        )
+    return [w for w in out if len(w.words.ids)]
 
 
 def may_begin(tokens: Sequence[Token], k: int, known: bool) -> bool:

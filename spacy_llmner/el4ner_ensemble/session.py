@@ -46,7 +46,7 @@ class LLMSession:
         self, decoder: Decoder, wording: Wording, tasks: Sequence[Task], *, keep: bool
     ) -> None:
         if keep:
-            decoder.max_slots = sys.maxsize
+            decoder.slots.budget = sys.maxsize
         self.decoder = decoder
         self.keep = keep
         self.desks = [Desk(wording, task, decoder.llm.max_length) for task in tasks]

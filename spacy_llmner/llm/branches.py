@@ -1,12 +1,14 @@
 """What a program does with one place in its tree, or with several: write behind it under a constraint."""
 
 from dataclasses import dataclass
-from typing import Any, Generator, List, Sequence, Tuple
+from typing import Any, Callable, Generator, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .constraints import Constraint
-from .decoding import Node, Tree
+from .decoding import Node, Scores, Tree
+
+Branch = Generator[None, None, Any]
 
 
 @dataclass
@@ -37,6 +39,7 @@ def decode(
     draft: int = 4,
     raw: bool = False,
     max_tokens: int = 256,
+    on_choice: Optional[Callable[[Any, Scores], None]] = None,
 ) -> Generator[None, None, Answer]:
     """Write greedily behind a node, under a constraint.
 
@@ -51,6 +54,7 @@ def decode(
     draft (int): How many tokens the constraint may guess in a row.
     raw (bool): Fill `raw_log_probs`, which means asking for every token; the Decoder must have been made
         with it too.
+    on_choice (Optional[Callable]): Told the state and the scores wherever one of several tokens is taken.
     RETURNS (Answer): By `yield from`.
     """
     answer = Answer([], [], [], constraint.start)
@@ -88,6 +92,8 @@ def decode(
             unread, guess = [], ()
             yield
         scores = node.scores(read - 1)
+        if on_choice is not None:
+            on_choice(answer.state, scores)
         token, log_prob = scores.best()
         write(token, log_prob, scores.raw(log_prob))
 
@@ -130,24 +136,39 @@ def _look_ahead(
     return asks, ids
 
 
-def together(branches: Sequence[Generator[None, None, Any]]) -> Generator[None, None, List[Any]]:
+def together(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None, List[Any]]:
     """Run several branches side by side, so that their tokens share passes.
 
+    A branch that ends gives back the slots of what it added to the tree, so it may not return nodes. While
+    the budget of slots is used up, only the first one goes on, and the others wait.
+
+    tree (Tree): What they write into.
     RETURNS (List[Any]): What each returned, by `yield from`.
     """
-    results: List[Any] = [None] * len(branches)
-    running = list(enumerate(branches))
-    while running:
-        still = []
-        for i, branch in running:
-            try:
-                next(branch)
-                still.append((i, branch))
-            except StopIteration as stop:
-                results[i] = stop.value
-        running = still
-        if running:
-            yield
+    running: List[Tuple[int, Branch, List[Node]]] = [(i, b, []) for i, b in enumerate(branches)]
+    results: List[Any] = [None] * len(running)
+    try:
+        while running:
+            still: List[Tuple[int, Branch, List[Node]]] = []
+            for i, branch, added in running:
+                if still and tree.slots.full:
+                    still.append((i, branch, added))
+                    continue
+                try:
+                    with tree.inside(added):
+                        next(branch)
+                    still.append((i, branch, added))
+                except StopIteration as stop:
+                    results[i] = stop.value
+                    tree.drop(added)
+            running = still
+            if running:
+                yield
+    finally:
+        # After an error, or if the request is given up.
+        for _, branch, added in running:
+            branch.close()
+            tree.drop(added)
     return results
 
 

@@ -3,7 +3,8 @@
 A request is a program: a generator that hangs tokens into its tree with `tree.add` and yields when it
 wants to know what the LLM says about them. `Decoder.run` runs the programs of many requests side by
 side: every round sends the new tokens of all of them through the LLM in one ragged pass, without
-padding. A branch that is done adds nothing more, and as requests end, waiting ones join.
+padding. A branch that is done adds nothing more and gives back its memory (`branches.together`), and as
+requests end, waiting ones join.
 
     def program(tree):
         text = tree.add(None, text_ids)
@@ -12,6 +13,7 @@ padding. A branch that is done adds nothing more, and as requests end, waiting o
         return [end.scores(-1).best() for end in ends]
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import (
     Any,
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 
 from .pool import LoadedLLM
+from .slots import Slots
 from .tree_attention import KVCache, TreePass, run_decoder
 
 Program = Callable[["Tree"], Generator[None, None, Any]]
@@ -97,13 +100,23 @@ class Node:
 class Tree:
     """The prompts of one request.
 
-    take (Callable[[int], ndarray]): Gives free slots.
+    slots (Slots): Where their tokens lie.
     """
 
-    def __init__(self, take: Callable[[int], np.ndarray]) -> None:
-        self._take = take
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
         self.pending: List[Node] = []
-        self.slots: List[np.ndarray] = []
+        # What was added, in the branch that runs just now.
+        self._added: List[Node] = []
+
+    @contextmanager
+    def inside(self, branch: List[Node]) -> Iterator[None]:
+        """Note what is added in a branch of its own, to `drop` it when that has ended."""
+        before, self._added = self._added, branch
+        try:
+            yield
+        finally:
+            self._added = before
 
     def add(
         self,
@@ -119,13 +132,25 @@ class Tree:
             end), the scores of which possible next tokens are wanted.
         RETURNS (Node): Its scores are there when the program is resumed.
         """
-        slots = self._take(len(ids))
-        self.slots.append(slots)
+        slots = self.slots.take(len(ids))
         path = slots if parent is None else np.concatenate([parent.path, slots])
         asked = {row % len(ids): allowed for row, allowed in (ask or {}).items()}
         node = Node(path, ids, asked)
         self.pending.append(node)
+        self._added.append(node)
         return node
+
+    def drop(self, branch: Optional[List[Node]] = None) -> None:
+        """Give back the slots of a branch's nodes, behind which nothing may be added any more.
+
+        branch (Optional[List[Node]]): See `inside`; None takes what was added in none.
+        """
+        nodes = self._added if branch is None else branch
+        dropped = set(map(id, nodes))
+        self.pending = [node for node in self.pending if id(node) not in dropped]
+        for node in nodes:
+            self.slots.give_back(node.path[node.first :])
+        nodes.clear()
 
 
 class Decoder:
@@ -135,8 +160,9 @@ class Decoder:
     decoder (Optional[nn.Module]): A view of its decoder to use, with adapters for example; None takes
         the LLM as it is.
     raw (bool): Also give log-probabilities over the whole vocabulary, which costs a full LM head.
-    max_slots (int): Budget of tokens that are kept in memory; further requests wait. One request
-        alone may exceed it.
+    max_slots (int): Budget of tokens that are kept in memory. When it is used up, further requests wait,
+        and of each request's branches (`branches.together`) all but the first. One branch alone may
+        exceed it.
     max_batch_tokens (int): Tokens of one forward pass.
 
     `passes` and `tokens` count what went through the LLM.
@@ -154,13 +180,11 @@ class Decoder:
         self.llm = llm
         self.decoder = llm.decoder if decoder is None else decoder
         self.raw = raw
-        self.max_slots = max_slots
+        self.slots = Slots(max_slots)
         self.max_batch_tokens = max_batch_tokens
         self.passes = 0
         self.tokens = 0
         self._cache = KVCache()
-        self._positions = np.zeros(0, dtype=np.int64)
-        self._free: List[int] = []
 
     def run(self, programs: Iterable[Program]) -> List[Any]:
         """Run programs to their end.
@@ -178,27 +202,23 @@ class Decoder:
         waiting = list(enumerate(programs))[::-1]
         running: Dict[int, Tuple[Tree, Steps]] = {}
         results: List[Any] = [None] * len(waiting)
-        used = 0
         try:
             while running or waiting:
-                while waiting and (not running or used < self.max_slots):
+                while waiting and not (running and self.slots.full):
                     i, program = waiting.pop()
-                    tree = Tree(self._take)
+                    tree = Tree(self.slots)
                     running[i] = tree, _start(program, tree)
                     if not self._resume(i, running, results):
                         continue
-                    need = sum(len(node.ids) for node in tree.pending)
-                    if len(running) > 1 and used + need > self.max_slots:
+                    if len(running) > 1 and self.slots.used > self.slots.budget:
                         # It has to wait for its turn; a new generator starts it afresh.
                         self._end(i, running)
                         waiting.append((i, program))
                         break
-                    used += need
                 self._forward([node for tree, _ in running.values() for node in tree.pending])
                 for i, (tree, _) in list(running.items()):
                     tree.pending = []
                     self._resume(i, running, results)
-                used = sum(len(slots) for tree, _ in running.values() for slots in tree.slots)
                 yield results
         finally:
             # After an error, or if the caller stops in between.
@@ -218,24 +238,7 @@ class Decoder:
     def _end(self, i: int, running: Dict[int, Tuple[Tree, Steps]]) -> None:
         tree, steps = running.pop(i)
         steps.close()
-        self._give_back(tree)
-
-    def _take(self, n: int) -> np.ndarray:
-        if len(self._free) < n:
-            size = len(self._positions)
-            more = max(n - len(self._free), 64, size)
-            # The lowest slots are taken first, so that attention stays short.
-            self._free = list(range(size + more - 1, size - 1, -1)) + self._free
-            self._positions = np.concatenate([self._positions, np.zeros(more, dtype=np.int64)])
-        slots = self._free[-n:][::-1]
-        del self._free[-n:]
-        return np.array(slots, dtype=np.int64)
-
-    def _give_back(self, tree: Tree) -> None:
-        if tree.slots:
-            freed = np.concatenate(tree.slots).tolist()
-            self._free = sorted(self._free + freed, reverse=True)
-        tree.slots = []
+        tree.drop()
 
     def _forward(self, nodes: Sequence[Node]) -> None:
         """Send the tokens of some nodes through the LLM, and answer what was asked."""
@@ -249,9 +252,9 @@ class Decoder:
         device = self.llm.device
         slots = np.array([node.path[node.first + k] for node, k in tokens], dtype=np.int64)
         positions = np.array([node.first + k for node, k in tokens], dtype=np.int64)
-        self._positions[slots] = positions
+        self.slots.positions[slots] = positions
         mask, n_slots = tree_mask(tokens)
-        distance = positions[:, None] - self._positions[None, :n_slots]
+        distance = positions[:, None] - self.slots.positions[None, :n_slots]
         tree_pass = TreePass(
             torch.from_numpy(mask)[None].to(device),
             torch.from_numpy(distance)[None].to(device),

@@ -2,10 +2,10 @@
 (PaDeLLM-NER, arXiv 2402.04838)."""
 
 import logging
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from spacy.language import Language
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
@@ -19,7 +19,7 @@ from ..llm.packing import Packed, TrainingSequence, pack
 from ..llm.pool import LLM, LoadedLLM
 from ..llm.words import WordTokens
 from ..pipe import FACTORY, Found, FoundSpan
-from ..windows import Window, read_windows
+from ..windows import Window, read_windows, readable
 from .checks import check_settings
 from .find import FindSettings, OnLabel, Written, finder
 from .mentions import deduplicate, placed
@@ -174,7 +174,8 @@ class PaDeLLM(AdapterPipe):
             shapes={},
             **cfg,
         )
-        self.make_doc = nlp.make_doc
+        # Not the pipeline itself, which would be kept alive by those that the component is sourced into.
+        self.tokenizer = nlp.tokenizer
         self.max_batch_tokens = max_batch_tokens
 
     @property
@@ -187,7 +188,8 @@ class PaDeLLM(AdapterPipe):
 
         docs (Iterable[Doc]): The Docs.
         RETURNS (List[Found]): For each Doc.
-        RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
+        RAISES (LLMNERError): If the component is not trained, the LLM is not the one it knows, or a
+            setting in `cfg` makes no sense.
         """
         docs = list(docs)
         texts = [doc.text for doc in docs]
@@ -226,15 +228,19 @@ class PaDeLLM(AdapterPipe):
             max_tokens=self.cfg["max_mention_tokens"],
         )
 
-    def stream(self, text: str) -> Iterator[Span]:
+    def stream(self, text: Union[str, Doc]) -> Iterator[Span]:
         """Find the entities of a text, label by label as soon as they are written.
 
         Nothing is held back: strings that two labels claim are yielded for both.
-        YIELDS (Span): Of `nlp.make_doc(text)`, with `span._.score`; those so far are in its doc.spans.
+        text (Union[str, Doc]): A str is tokenized as in the pipeline that the component was made in. One
+            that was added to another pipeline (`source=`) is not told: give it `nlp.make_doc(text)` there.
+        YIELDS (Span): Of the Doc, with `span._.score`; those so far are in its doc.spans.
         """
-        doc = self.make_doc(text)
-        group = doc.spans.setdefault(self.cfg["spans_key"], [])
-        group.attrs["scores"] = []
+        doc = self.tokenizer(text) if isinstance(text, str) else text
+        text = doc.text
+        key = self.cfg["spans_key"]
+        doc.spans[key] = SpanGroup(doc, name=key, attrs={"scores": []})
+        group = doc.spans[key]
         decoder, wording = self._decoder()
         for window in self._windows(doc, wording):
             done: List[FoundSpan] = []
@@ -313,11 +319,11 @@ class PaDeLLM(AdapterPipe):
     def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
         most = most_tokens(wording, self.labels, self.shared_llm().max_length, self.name)
         size = min(self.cfg["window"], most)
-        windows = read_windows(doc, wording.tokenizer, size)
-        # A single word that the LLM can't read at once is no name.
-        return [w for w in windows if 0 < len(w.words.ids) <= most]
+        return readable(read_windows(doc, wording.tokenizer, size), most, self.name)
 
     def _decoder(self) -> Tuple[Decoder, Wording]:
+        # Settings may be changed at any time.
+        check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         llm, view, wording = self.ready()
         raw = self.cfg["probability"] == "raw"
         return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording

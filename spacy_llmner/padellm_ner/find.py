@@ -1,6 +1,5 @@
 """Count the mentions of each label, then write all of them in parallel (methods.md 2a.4)."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Generator, List, Optional, Sequence, Tuple
 
@@ -8,8 +7,9 @@ import numpy as np
 
 from ..llm.branches import Answer, common_prefix, decode, together
 from ..llm.constraints import Substrings
-from ..llm.decoding import Node, Program, Scores, Tree
+from ..llm.decoding import Node, Program, Tree
 from ..llm.words import WordTokens, substrings
+from .counts import Counts
 from .templates import Numbers, Wording
 
 
@@ -110,9 +110,10 @@ class _Search:
         text = self.tree.add(
             None, [*self.wording.before, *self.words.ids.tolist(), *prompts[0][:shared]]
         )
-        asked = [self._ask(text, label, p[shared:]) for label, p in zip(labels, prompts)]
-        yield
-        found = yield from together([self._of_label(a, on_label) for a in asked])
+        branches = [
+            self._of_label(text, label, p[shared:], on_label) for label, p in zip(labels, prompts)
+        ]
+        found = yield from together(self.tree, branches)
         return dict(zip(labels, found))
 
     def _ask(self, text: Node, label: str, ids: Sequence[int]) -> _Asked:
@@ -128,15 +129,22 @@ class _Search:
         return asked
 
     def _of_label(
-        self, asked: _Asked, on_label: Optional[OnLabel]
+        self, text: Node, label: str, ids: Sequence[int], on_label: Optional[OnLabel]
     ) -> Generator[None, None, List[Written]]:
-        counts = _counts(asked.count.scores(-1), self.numbers)
+        asked = self._ask(text, label, ids)
+        yield
+        counts = Counts(self.numbers)
+        counts.tell_apart(self.numbers.start, asked.count.scores(-1))
         # While the rest of a long number is read, the mentions that its first digit promises are
         # written already.
         likely = self._wanted(counts)
-        counting = decode(self.tree, asked.count, [], self.numbers, draft=0)
-        both = yield from together([counting, self._write(asked, likely, range(1, likely + 1))])
-        exact = _settle(counts, both[0], self.numbers)
+        counting = decode(
+            self.tree, asked.count, [], self.numbers, draft=0, on_choice=counts.tell_apart
+        )
+        both = yield from together(
+            self.tree, [counting, self._write(asked, likely, range(1, likely + 1))]
+        )
+        exact = self.numbers.sequences.index(tuple(both[0].ids))
         n = self._wanted(counts, exact)
         answers: List[Answer] = both[1]
         if n > likely:
@@ -147,21 +155,21 @@ class _Search:
         for k, answer in enumerate(answers[:n], 1):
             places = self.mentions.spans(answer.state) if answer.complete else []
             raw = answer.raw_log_probs[:-1]
-            there = _at_least(counts, k)
+            there = counts.at_least(k)
             out.append(Written(asked.label, k, places, answer.log_probs[:-1], raw, there))
         if on_label is not None:
             on_label(asked.label, out)
         return out
 
-    def _wanted(self, counts: Dict[int, float], exact: Optional[int] = None) -> int:
+    def _wanted(self, counts: Counts, exact: Optional[int] = None) -> int:
         """RETURNS (int): How many mentions to write.
 
-        exact (Optional[int]): The likeliest number, if it is known already.
+        exact (Optional[int]): The number that was written, if it was already.
         """
         threshold = self.settings.count_threshold
         if threshold is not None:
-            return sum(1 for k in range(1, max(counts) + 1) if _at_least(counts, k) > threshold)
-        return max(sorted(counts), key=lambda n: counts[n]) if exact is None else exact
+            return counts.more_likely_than(threshold)
+        return counts.likeliest() if exact is None else exact
 
     def _write(
         self, asked: _Asked, n: int, indices: Sequence[int]
@@ -185,7 +193,7 @@ class _Search:
                     max_tokens=settings.max_tokens,
                 )
             )
-        return (yield from together(branches))
+        return (yield from together(self.tree, branches))
 
     def _guesses(self, asked: _Asked, n: int) -> List[int]:
         """RETURNS (List[int]): How the mentions may begin: as what else could be the first one."""
@@ -198,31 +206,3 @@ class _Search:
 
     def _first_tokens(self) -> np.ndarray:
         return self.mentions.tokens[self.mentions.first]
-
-
-def _counts(scores: Scores, numbers: Numbers) -> Dict[int, float]:
-    """RETURNS (Dict[int, float]): How likely the number begins as each number does. Where only its first
-    digit is a token, "1" and "12" count as 1."""
-    return {
-        numbers.by_first[int(token)]: math.exp(log_prob)
-        for token, log_prob in zip(scores.ids, scores.log_probs)
-    }
-
-
-def _settle(counts: Dict[int, float], answer: Answer, numbers: Numbers) -> int:
-    """Give a number of several tokens, once it is written, its share of what begins as it does.
-
-    RETURNS (int): The number.
-    """
-    exact = numbers.sequences.index(tuple(answer.ids))
-    lowest = numbers.by_first[answer.ids[0]]
-    if exact != lowest:
-        p = math.exp(sum(answer.log_probs))
-        counts[lowest] = max(counts[lowest] - p, 0.0)
-        counts[exact] = counts.get(exact, 0.0) + p
-    return exact
-
-
-def _at_least(counts: Dict[int, float], k: int) -> float:
-    """RETURNS (float): How likely there are at least k mentions."""
-    return min(sum(p for n, p in counts.items() if n >= k), 1.0)

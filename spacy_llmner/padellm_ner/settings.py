@@ -1,11 +1,11 @@
 """The architecture of `padellm_ner`: its wording, and what is trained of the LLM."""
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 from thinc.api import Model
 
-from ..adapter_pipe import check_llm, make_adapter_settings
+from ..adapter_pipe import check_llm, make_adapter_settings, named
 from ..errors import Errors, LLMNERError, wrong
 from ..llm.adapters import AdapterSettings
 from ..llm.pool import LoadedLLM
@@ -25,10 +25,18 @@ class PaDeLLMSettings:
     def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
         """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
         check_llm(name, self.adapter, llm)
+        if not self.learn_index and "{count}" not in self.template.mention:
+            must = "true: in this template nothing stands between the number and a mention"
+            raise wrong("learn_index", name, self.learn_index, must)
         asked = [self.label_words.get(label, label) for label in labels]
         if len(set(asked)) < len(asked):
             must = f"such that each of {', '.join(labels)} goes by another word"
             raise wrong("label_words", name, self.label_words, must)
+
+    def trained_with(self, labels: Sequence[str]) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What an adapter fits, besides its own settings."""
+        words = {label: self.label_words.get(label, label) for label in labels}
+        return {**named("template", self.template), "label_words": words}
 
 
 def make_padellm(

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 from ..errors import Errors, LLMNERError
 from ..llm.constraints import Choices
@@ -90,12 +90,15 @@ MAX_COUNT = 999
 class Numbers(Choices):
     """The numbers from 0 on, as answers. Sequence n is number n.
 
-    by_first (Dict[int, int]): The lowest number that begins with a token.
+    lowest (Dict[Tuple[int, ...], int]): The lowest number that begins with some tokens.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         super().__init__(sequences)
-        self.by_first = {s[0]: n for n, s in reversed(list(enumerate(self.sequences)))}
+        self.lowest: Dict[Tuple[int, ...], int] = {}
+        for n, sequence in enumerate(self.sequences):
+            for k in range(len(sequence) + 1):
+                self.lowest.setdefault(sequence[:k], n)
 
 
 class Wording:

@@ -242,8 +242,11 @@ class RAIT(AdapterPipe):
 
         docs (Iterable[Doc]): The Docs.
         RETURNS (List[FoundInContext]): For each Doc.
-        RAISES (LLMNERError): If there is nothing to ask for, or the LLM is not the one trained on.
+        RAISES (LLMNERError): If there is nothing to ask for, the LLM is not the one trained on, or a
+            setting in `cfg` makes no sense.
         """
+        # Settings may be changed at any time.
+        check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         docs = list(docs)
         texts = [doc.text for doc in docs]
         llm, view, wording = self.ready()

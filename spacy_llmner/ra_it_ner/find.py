@@ -14,9 +14,6 @@ from ..llm.json_lists import TextLists
 from .answers import Listed, find_strings, parse_list
 from .conversation import Wording
 
-# Types whose answers are written at the same time.
-TYPES_AT_ONCE = 64
-
 
 @dataclass(frozen=True)
 class FindSettings:
@@ -66,9 +63,7 @@ def asker(
                 _ask_freely(tree, stem, prompts[x][shared:], rule, wording, text, bounds, settings)
                 for x in labels
             ]
-        found: List[List[Listed]] = []
-        for first in range(0, len(labels), TYPES_AT_ONCE):
-            found += yield from together(branches[first : first + TYPES_AT_ONCE])
+        found = yield from together(tree, branches)
         return dict(zip(labels, found))
 
     return program

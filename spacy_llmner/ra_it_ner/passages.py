@@ -12,7 +12,7 @@ from ..learn import known_windows
 from ..llm.tokenization import LLMTokenizer
 from ..llm.words import WordTokens
 from ..retrieval.examples import LabelledText
-from ..windows import Window, read_windows
+from ..windows import Window, read_windows, readable
 from .context import Context
 from .conversation import Wording
 
@@ -74,8 +74,7 @@ class Room:
                 )
             )
         windows = read_windows(doc, wording.chat.tokenizer, min(self.window, most))
-        # A single word that the LLM can't read at once is no name.
-        return [w for w in windows if 0 < len(w.words.ids) <= most]
+        return readable(windows, most, self.name)
 
     def fit(self, context: Context, passage: Passage, wording: Wording) -> Context:
         """Leave out examples, the least similar first, until there is room for the question."""

@@ -1,11 +1,11 @@
 """The architecture of `ra_it_ner`: its conversation, and what is trained of the LLM."""
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 from thinc.api import Model
 
-from ..adapter_pipe import make_adapter_settings
+from ..adapter_pipe import make_adapter_settings, named
 from ..errors import Errors, LLMNERError, wrong
 from ..llm.adapters import AdapterSettings
 from ..llm.chat import Chat
@@ -45,6 +45,16 @@ class RAITSettings:
             self.label_words,
             self.label_descriptions,
         )
+
+    def trained_with(self, labels: Sequence[str]) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What an adapter fits, besides its own settings. What labels are called
+        is open."""
+        return {
+            **named("conversation", self.conversation),
+            "system": self.system,
+            "notation": self.notation,
+            "occurrences": self.occurrences,
+        }
 
     def check_labels(self, name: str, labels: Sequence[str]) -> None:
         """RAISES (LLMNERError): If two labels are asked for with the same question."""

@@ -161,5 +161,5 @@ def test_a_small_context(tiny_models, monkeypatch, keep):
     (true,) = at_work.verify([union], [claims])
     assert len(types) == len(true) == len(union)
     assert all(sum(by.values()) == pytest.approx(1.0) for by in types)
-    assert 200 < at_work.decoder._positions.max() < 256
+    assert 200 < at_work.decoder.slots.positions.max() < 256
     at_work.close()

@@ -50,7 +50,7 @@ def writing(text, prompts=((33, 34), (35,), (36, 37, 38)), constraint=None, **ho
         parent = tree.add(None, text)
         rule = constraint or spelt(text)
         branches = [decode(tree, parent, prompt, rule, **how) for prompt in prompts]
-        return (yield from together(branches))
+        return (yield from together(tree, branches))
 
     return program
 

@@ -121,7 +121,7 @@ def test_nothing_is_read_behind_the_last_token(llama, most):
     how = {"max_tokens": most, "guess": [17] * 8}
     answer = decoder.run([writing([5, 6], ((7,),), Anything(8), **how)])[0][0]
     assert len(answer.ids) == most
-    assert decoder._positions.max() < 3 + most - 1
+    assert decoder.slots.positions.max() < 3 + most - 1
 
 
 def test_empty_constraint(llama):

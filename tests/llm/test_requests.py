@@ -54,7 +54,7 @@ def test_finished_branches_add_nothing(llama):
         parent = tree.add(None, [5, 6, 7])
         lengths = [1, 5, 2]
         branches = [decode(tree, parent, [9 + n], Anything(n), draft=0) for n in lengths]
-        return (yield from together(branches))
+        return (yield from together(tree, branches))
 
     decoder = Decoder(llama)
     tokens = []
@@ -157,6 +157,59 @@ def test_slots_are_used_again(llama):
     second = decoder.run(map(program, range(100)))
     assert max(slot for slot, _ in first + second) < 128
     assert [ids for _, ids in first] == [ids for _, ids in second]
+
+
+def most_slots(decoder, program):
+    """RETURNS: what a program returned, and the most slots that were in use."""
+    rounds = [(decoder.slots.used, results) for results in decoder.steps([program])]
+    return rounds[-1][1][0], max(used for used, _ in rounds)
+
+
+def test_branches_of_one_request_wait_for_memory(llm):
+    """As many as the budget allows; what ended gives its slots back, to itself and to those within it."""
+
+    def leaf(tree, parent, k):
+        return decode(tree, parent, [6, 10 + k % 50], Anything(1 + k % 7), draft=k % 3)
+
+    def branch(tree, stem, k):
+        node = tree.add(stem, [30 + k % 40, 31, 32])
+        yield
+        return (yield from together(tree, [leaf(tree, node, k + n) for n in range(k % 5)]))
+
+    def program(tree):
+        stem = tree.add(None, TEXTS[3])
+        return (yield from together(tree, [branch(tree, stem, k) for k in range(80)]))
+
+    found, most = most_slots(Decoder(llm, max_slots=100), program)
+    expected, without_budget = most_slots(Decoder(llm, max_slots=100_000), program)
+    # One step of one branch and the rest of the first one may come on top.
+    assert most <= 100 + 25
+    assert without_budget > 800
+    assert_same(found, expected)
+
+
+def test_what_was_not_read_is_dropped(llama):
+    """A branch that ends gives back the slots also of what it did not want to know."""
+
+    def careless(tree, parent):
+        tree.add(parent, [6] * 20)
+        return 7
+        yield
+
+    def program(tree):
+        parent = tree.add(None, [5])
+        return (yield from together(tree, [careless(tree, parent), decode_after(tree, parent)]))
+
+    def decode_after(tree, parent):
+        yield
+        return (yield from decode(tree, parent, [6], Anything(2), draft=0)).ids
+
+    decoder = Decoder(llama)
+    (found,) = decoder.run([program])
+    (alone,) = decoder.run([lambda tree: decode(tree, tree.add(None, [5]), [6], Anything(2))])
+    assert found == [7, alone.ids]
+    assert decoder.slots.used == 0
+    assert decoder.tokens == 2 * 3
 
 
 @pytest.mark.parametrize("when", ["at once", 0, 1, 2])

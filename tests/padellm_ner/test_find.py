@@ -146,6 +146,25 @@ def test_one_label_and_many(wording):
     assert decoder.passes < 20
 
 
+def test_many_labels_keep_to_the_budget(wording):
+    """Of 200 labels with mentions, those are asked at the same time that there is memory for."""
+    labels = [f"L{k}." for k in range(200)]
+    mentions = {label: [(0, 2), (6, 7), (8, 10)] for label in labels}
+    words = words_of(wording, TEXT)
+    sequences = training_sequences(wording, words, TEXT, labels, mentions)
+    most, found = {}, {}
+    for budget in (300, 100_000):
+        decoder = KnowingDecoder(sequences, max_slots=budget)
+        program = finder(wording, words, TEXT, labels, FindSettings())
+        rounds = [(decoder.slots.used, results) for results in decoder.steps([program])]
+        most[budget], found[budget] = max(used for used, _ in rounds), rounds[-1][1][0]
+    assert most[300] < 300 + 60 and most[100_000] > 3000
+    assert places(found[300]) == places(found[100_000]) == spans(TEXT, mentions, labels)
+    for label in labels:
+        for one, other in zip(found[300][label], found[100_000][label]):
+            assert one.log_probs == other.log_probs and one.p_there == other.p_there
+
+
 @pytest.mark.parametrize("label", ["a\nb", 'say "x"', "<mention 1>", "2", "<num>2", "\n\n<num>"])
 def test_any_label(wording, label):
     found, _ = find(wording, mentions={label: [(0, 2), (6, 7)]}, labels=[label, "X"])
@@ -216,6 +235,56 @@ def test_calibrated_counts_of_several_digits(wording):
     p_there = [w.p_there for w in found["LOC"]]
     assert len(p_there) == 12 and min(p_there) >= SURE * SURE - 1e-6
     assert p_there == sorted(p_there, reverse=True)
+
+
+class CountingByDigits(KnowingDecoder):
+    """Says how likely each digit of the count is: it begins with 1, but how it goes on is open."""
+
+    FIRST = {0: 0.01, 1: 0.95, 2: 0.04}
+    THEN = {None: 0.02, 0: 0.15, 1: 0.16, 3: 0.2, 4: 0.18, 5: 0.16, 6: 0.13}  # "12" is a token
+
+    def __init__(self, sequences, wording):
+        super().__init__(sequences)
+        numbers = wording.numbers(30).sequences
+        self.first = {numbers[n][0]: p for n, p in self.FIRST.items()}
+        self.then = {numbers[1][1]: self.THEN[None]}
+        self.then.update({numbers[10 + n][1]: p for n, p in self.THEN.items() if n is not None})
+        self.one = numbers[1][0]
+
+    def _knows(self, path, allowed):
+        scores = super()._knows(path, allowed)
+        known = None
+        if set(self.first) <= set(allowed.tolist()):
+            known = self.first
+        elif path[-1] == self.one and set(self.then) <= set(allowed.tolist()):
+            known = self.then
+        if known is not None:
+            p = np.array([known.get(token, 1e-9) for token in allowed.tolist()])
+            scores.log_probs = np.log(p / p.sum())
+        return scores
+
+
+@pytest.mark.parametrize("threshold,n", [(0.9, 10), (0.5, 13), (0.3, 14), (0.2, 15)])
+def test_a_long_number_that_is_not_sure(wording, threshold, n):
+    """What the LLM says of all second digits counts, not of the written one only."""
+    text = " and ".join(["Bonn"] * 16)
+    words = words_of(wording, text)
+    gold = [(2 * k, 2 * k + 1) for k in range(16)]
+    known = [
+        s
+        for k in range(1, 17)
+        for s in training_sequences(wording, words, text, ["LOC"], {"LOC": gold[:k]})
+    ]
+    decoder = CountingByDigits(known, wording)
+    (found,) = decoder.run(
+        [finder(wording, words, text, ["LOC"], FindSettings(count_threshold=threshold))]
+    )
+    p_first, p_then = CountingByDigits.FIRST, CountingByDigits.THEN
+    ten = {1 if digit is None else 10 + digit: p_first[1] * p for digit, p in p_then.items()}
+    by_number = {**p_first, **ten}
+    at_least = [sum(p for m, p in by_number.items() if m >= k) for k in range(1, 17)]
+    assert [w.p_there for w in found["LOC"]] == pytest.approx(at_least[:n], abs=1e-6)
+    assert places(found)["LOC"] == spans(text, {"LOC": gold[:n]})["LOC"]
 
 
 def test_each_label_is_told_when_it_is_done(wording):

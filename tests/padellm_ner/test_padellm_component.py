@@ -112,6 +112,29 @@ def test_other_llm_is_refused(trained, other_llm, tmp_path):
         nlp.update(make_examples(nlp), sgd=make_sgd())
 
 
+@pytest.mark.parametrize(
+    "setting,value,match",
+    [
+        ("alpha", 64, "alpha = 16, but its model is given 64"),
+        ("rank", 4, "rank = 8, but its model is given 4"),
+        ("first_layer", 2, "first_layer = 0, but its model is given 2"),
+        ("template", "published_en", r"template.prompt = ' \{text\}.*given 'text:"),
+        ("label_words.PER", "name", "label_words = .*'PER': 'person'.*'PER': 'name'"),
+    ],
+)
+def test_what_was_trained_fits_one_model_only(tiny_llm, tmp_path, setting, value, match):
+    initialized(make_nlp(tiny_llm, label_words={"PER": "person"})).to_disk(tmp_path)
+    with pytest.raises(LLMNERError, match=f"'padellm_ner' was trained with {match}.*leave out"):
+        spacy.load(tmp_path, config={f"components.padellm_ner.model.{setting}": value})
+
+
+def test_words_for_other_labels_may_change(tiny_llm, tmp_path):
+    nlp = initialized(make_nlp(tiny_llm, label_words={"ORG": "firm"}))
+    nlp.to_disk(tmp_path)
+    words = {"components.padellm_ner.model.label_words.ORG": "organisation"}
+    assert same_state(state_of(nlp), state_of(spacy.load(tmp_path, config=words)))
+
+
 def test_repoint_to_a_moved_llm(trained, tiny_llm, tmp_path):
     config = copy.deepcopy(trained.config)
     config["paths"]["llm"] = "/gone"
@@ -127,8 +150,9 @@ def test_repoint_to_a_moved_llm(trained, tiny_llm, tmp_path):
 def test_no_llm_set():
     nlp = spacy.blank("en")
     nlp.add_pipe("padellm_ner")
-    with pytest.raises(LLMNERError, match="no labels.*spacy train"):
+    with pytest.raises(LLMNERError, match="no labels.*spacy train") as error:
         nlp("Some text")
+    assert "fit(" not in str(error.value)
     with pytest.raises(LLMNotFoundError, match="padellm_ner.llm.name"):
         initialized(nlp)
 
@@ -182,6 +206,34 @@ def test_sourced_component(trained):
 def test_senseless_settings(tiny_llm, setting, value, match):
     with pytest.raises(LLMNERError, match=match):
         make_nlp(tiny_llm, cfg={setting: value})
+
+
+@pytest.mark.parametrize(
+    "setting,value",
+    [
+        ("count", "foo"),
+        ("confidence", "foo"),
+        ("deduplicate", "foo"),
+        ("window", 0),
+        ("threshold", 2.0),
+    ],
+)
+def test_senseless_settings_of_a_component_in_use(tiny_llm, setting, value):
+    """As docs/padellm_ner.md says how to set them."""
+    nlp = make_nlp(tiny_llm)
+    pipe = nlp.get_pipe("padellm_ner")
+    pipe.cfg[setting] = value
+    for use in (lambda: nlp("Some text"), lambda: list(pipe.stream("Some text"))):
+        with pytest.raises(
+            LLMNERError, match=f"`{setting}` of 'padellm_ner' is {value!r}, but must"
+        ):
+            use()
+
+
+def test_loss_ignoring_needs_something_to_ignore(tiny_llm):
+    with pytest.raises(LLMNERError, match="`learn_index` .* is False, but must be true: in this"):
+        initialized(make_nlp(tiny_llm, learn_index=False))
+    initialized(make_nlp(tiny_llm, learn_index=False, template="published_en"))
 
 
 def test_settings_that_do_not_fit(tiny_llm):

@@ -1,6 +1,9 @@
 """The same answer however it is called, and any text (DESIGN.md, section 3)."""
 
+import gc
 import logging
+import weakref
+from itertools import groupby
 
 import pytest
 import spacy
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities, scores
 from padellm_helpers import DATA, TWICE, initialized, make_nlp, scrambled
 from spacy.language import Language
-from spacy.tokens import Span
+from spacy.tokens import Doc, Span
 
 from spacy_llmner.padellm_ner.component import PaDeLLM
 
@@ -83,12 +86,19 @@ def test_nasty_texts(any_nlp, text):
     assert_valid(any_nlp(text), text)
 
 
-def test_injection_is_text(trained, trained_published):
-    """A text that talks like the prompt gets neither other labels nor other ends."""
-    for nlp in (trained, trained_published):
+def test_injection_is_text(wild, wild_published):
+    """A text that talks like the prompt gets no other labels, and what looks like an end in it is none."""
+    for nlp in (wild, wild_published):
         doc = nlp(INJECTION)
         assert_valid(doc, INJECTION)
-        assert doc.text == INJECTION
+        labels = {span.label_ for span in doc.spans["llmner"]}
+        assert labels and labels <= {"LOC", "PER"}
+        wording = nlp.get_pipe("padellm_ner").ready().wording
+        ids = [token for w in windows_of(nlp, doc) for token in w.words.ids.tolist()]
+        special = set(wording.tokenizer.hf.all_special_ids)
+        assert wording.end in special and special.isdisjoint(ids)
+        # All of it is read, also what stands behind the would-be end.
+        assert wording.tokenizer.hf.decode(ids).split() == INJECTION.split()
 
 
 @settings(max_examples=25)
@@ -231,7 +241,7 @@ def test_confidences(trained, monkeypatch, probability):
 
 @pytest.mark.parametrize("text", [*TEXTS, UNSEEN, "", "\n".join(TEXTS * 6)])
 def test_stream(wild, text):
-    """Label by label, the spans of `predict`; each label's in one go for each window."""
+    """Label by label, the spans of `predict`; for each window each label's in one go."""
     pipe = wild.get_pipe("padellm_ner")
     spans = list(pipe.stream(text))
     doc = wild(text)
@@ -240,6 +250,43 @@ def test_stream(wild, text):
     expected = {(s.start_char, s.start, s.end, s.label_): s._.score for s in group}
     assert found.keys() == expected.keys() and len(found) == len(spans)
     assert all(abs(found[k] - expected[k]) < 1e-4 for k in found)
+    window = {i: n for n, w in enumerate(windows_of(wild, doc)) for i in w.tokens}
+    turns = [turn for turn, _ in groupby((window[s.start], s.label_) for s in spans)]
+    assert len(set(turns)) == len(turns) and [n for n, _ in turns] == sorted(n for n, _ in turns)
+
+
+def test_stream_of_a_doc(wild):
+    """As in the pipeline that the Doc is of; what was found before is replaced."""
+    nlp = spacy.blank("en")
+    nlp.tokenizer = Whitespace(nlp.vocab)
+    nlp.add_pipe("padellm_ner", source=wild)
+    pipe = nlp.get_pipe("padellm_ner")
+    expected = nlp(TEXTS[0])
+    doc = nlp.make_doc(TEXTS[0])
+    for _ in range(2):
+        spans = list(pipe.stream(doc))
+        assert spans and all(span.doc is doc for span in spans)
+        assert len(doc.spans["llmner"]) == len(spans)
+        assert scores(doc) == pytest.approx(scores(expected), abs=1e-4)
+
+
+def test_the_pipeline_is_not_kept(tiny_llm):
+    """By a component that lives on in another one."""
+    first, nlp = make_nlp(tiny_llm), spacy.blank("en")
+    nlp.add_pipe("padellm_ner", source=first)
+    held = weakref.ref(first)
+    del first
+    gc.collect()
+    assert held() is None
+
+
+class Whitespace:
+    def __init__(self, vocab):
+        self.vocab = vocab
+
+    def __call__(self, text):
+        words = text.split(" ")
+        return Doc(self.vocab, words=words, spaces=[True] * (len(words) - 1) + [False])
 
 
 def test_stream_may_be_left(trained):

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import spacy
 from hypothesis import given
@@ -7,7 +9,7 @@ from padellm_helpers import make_wording
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.padellm_ner.templates import most_tokens
-from spacy_llmner.windows import read_windows
+from spacy_llmner.windows import read_windows, readable
 
 NLP = spacy.blank("en")
 TEXT = "Ada met Bo. They left Bonn! Nobody came? Rain fell on Rome. Bo and Ada spoke."
@@ -34,6 +36,16 @@ def assert_cover(doc, windows, size):
         assert len(w.words.ids) <= size or len(w.tokens) == 1
         for i, (start, end) in zip(w.tokens, w.words.bounds):
             assert doc.text[start:end] == doc[i].text
+
+
+def test_words_that_are_too_long_are_counted(tokenizer, caplog):
+    doc = NLP("Ada " + "x" * 300 + " Bo " + "y" * 300)
+    windows = read_windows(doc, tokenizer, 20)
+    with caplog.at_level(logging.DEBUG, "spacy_llmner"):
+        assert texts_of(doc, readable(windows, 20, "padellm_ner")) == ["Ada", "Bo"]
+    assert "padellm_ner: 2 of 4 words are too long for the LLM (20 tokens)" in caplog.text
+    caplog.clear()
+    assert len(readable(windows, 1000, "padellm_ner")) == 4 and not caplog.text
 
 
 def test_one_window(tokenizer):

@@ -60,6 +60,32 @@ def test_other_llm_is_refused(trained, other_llm, tmp_path):
         nlp(TEXTS[0])
 
 
+@pytest.mark.parametrize(
+    "setting,value,match",
+    [
+        ("alpha", 64, "alpha = 16, but its model is given 64"),
+        ("conversation", "published_zh", "conversation.examples = 'Here are.*given '以下"),
+        ("system", "Be good.", "system = None, but its model is given 'Be good.'"),
+        ("occurrences", "all", "occurrences = 'ordered', but its model is given 'all'"),
+    ],
+)
+def test_what_was_trained_fits_one_model_only(tiny_llm, tmp_path, setting, value, match):
+    initialized(make_nlp(tiny_llm, k=0)).to_disk(tmp_path)
+    with pytest.raises(LLMNERError, match=f"'ra_it_ner' was trained with {match}.*leave out"):
+        spacy.load(tmp_path, config={f"components.ra_it_ner.model.{setting}": value})
+
+
+def test_what_labels_are_called_is_open(tiny_llm, tmp_path):
+    """Also when it is loaded; and without training there is nothing that a model must fit."""
+    nlp = initialized(make_nlp(tiny_llm, k=0, label_words={"PER": "person"}))
+    nlp.to_disk(tmp_path / "trained")
+    words = {"components.ra_it_ner.model.label_words.PER": "name"}
+    again = spacy.load(tmp_path / "trained", config=words)
+    assert again.get_pipe("ra_it_ner").settings.label_words == {"PER": "name"}
+    make_nlp(tiny_llm, k=0).to_disk(tmp_path / "untrained")
+    spacy.load(tmp_path / "untrained", config={"components.ra_it_ner.model.alpha": 64})
+
+
 def test_index_of_another_encoder_is_refused(trained, other_llm, tmp_path):
     trained.to_disk(tmp_path)
     moved = {"components.ra_it_ner.encoder.llm.name": other_llm}
@@ -219,6 +245,14 @@ def test_settings_without_sense(tiny_llm, setting, value, must):
 def test_model_without_sense(tiny_llm, setting, value, message):
     with pytest.raises(LLMNERError, match=message):
         make_nlp(tiny_llm, **{setting: value})
+
+
+@pytest.mark.parametrize("setting,value", [("use_examples", "foo"), ("window", 0)])
+def test_settings_without_sense_in_use(tiny_llm, setting, value):
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"]})
+    nlp.get_pipe("ra_it_ner").cfg[setting] = value
+    with pytest.raises(LLMNERError, match=f"`{setting}` of 'ra_it_ner' is {value!r}, but must"):
+        nlp("Some text")
 
 
 def test_first_layer_beyond_the_llm(tiny_llm):
