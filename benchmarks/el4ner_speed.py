@@ -154,11 +154,8 @@ def main(
 
 def naively(pipe: EL4NER, nlp: Any, kind: Type[NaiveSession], prompts: Counter) -> EL4NER:
     """RETURNS (EL4NER): The same ensemble with the same pool, asked the naive way."""
-    voters = {
-        name: NaiveVoter(kind, prompts, voter)
-        for name, voter in pipe.voters.items()
-        if isinstance(voter, LLMVoter)
-    }
+    members: Dict[str, Any] = pipe.voters
+    voters = {name: NaiveVoter(kind, prompts, voter) for name, voter in members.items()}
     out = EL4NER(nlp, voters, pipe.pool.encoder, pipe.name)
     out.from_bytes(pipe.to_bytes())
     return out

@@ -210,8 +210,7 @@ class EL4NER(SavedEnsemble):
     @property
     def turns(self) -> Turns:
         """RETURNS (Turns): Which LLMs are in memory."""
-        if self._turns is None:
-            self._turns = Turns(list(self.voters.values()), self.resident)
+        self._turns = self._turns or Turns(list(self.voters.values()), self.resident)
         return self._turns
 
     def predict(self, docs: Iterable[Doc]) -> List[Found]:

@@ -27,7 +27,7 @@ def make_tasks():
 
 def voter_of(folder, **settings):
     voter = make_voter(make_llm(folder, device="cpu"), **settings)
-    voter.join("v", 64)
+    voter.join("v", 64, "el4ner_ensemble")
     return voter
 
 
