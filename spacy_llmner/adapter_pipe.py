@@ -5,15 +5,18 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
+from spacy.tokens import Doc
 from spacy.training import Example, validate_examples
 from thinc.api import Optimizer
 
 from .errors import Errors, LLMNERError, wrong
-from .learn import batches_by_tokens, cross_entropy
+from .gold import gold_mentions
+from .learn import batches_by_tokens, cross_entropy, parts_of, warn_about_left_out
 from .llm.adapters import Adapter, AdapterSettings, new_adapter
 from .llm.packing import Packed, target_logits
 from .llm.pool import LoadedLLM
 from .pipe import LLMNERPipe, drawn_apart
+from .windows import Window
 
 # Tokens of one training pass: more would cost more in attention than they save in calls.
 TRAINED_AT_ONCE = 512
@@ -47,7 +50,7 @@ class AdapterPipe(LLMNERPipe):
 
     A component says what is learnt with `packed`, and how it speaks with `make_wording`. Its settings
     (`model.attrs["settings"]`) hold AdapterSettings as `adapter`, and say with `trained_with` what the
-    adapter fits; its `cfg` has "shapes".
+    adapter fits; its `cfg` has "shapes" and "train_spans".
     """
 
     max_batch_tokens: int
@@ -65,6 +68,25 @@ class AdapterPipe(LLMNERPipe):
     def packed(self, examples: List[Example]) -> List[Packed]:
         """RETURNS (List[Packed]): What is learnt from some examples, text by text."""
         raise NotImplementedError
+
+    def learnt_windows(self, doc: Doc) -> List[Window]:
+        """RETURNS (List[Window]): What is learnt of a Doc, if all of it is known."""
+        raise NotImplementedError
+
+    def check_corpus(self, examples: Iterable[Example]) -> None:
+        """Warn about what can't be learnt of the training data.
+
+        RAISES (LLMNERError): If it is all of them."""
+        parts = (
+            part
+            for eg in examples
+            for part in parts_of(
+                eg.predicted,
+                self.learnt_windows(eg.predicted),
+                gold_mentions(eg, self.cfg["train_spans"]),
+            )
+        )
+        warn_about_left_out(self.name, parts)
 
     def make_wording(self, llm: LoadedLLM) -> Any:
         """RETURNS (Any): The component's prompts in the tokens of an LLM."""

@@ -139,6 +139,12 @@ class Errors:
         "not fit what it learnt. Load it with the config it was saved with: leave out what overrides "
         "[components.{name}.model]. Or train again."
     )
+    E040 = (
+        "'{name}' can learn nothing of its training data: of {total} windows of text, in {unknown} tokens "
+        "are not annotated or cut an entity, and the end of {cut} cuts an entity. Annotate all tokens "
+        "(doc.set_ents(ents, default='outside')), name the spans to learn from in `train_spans`, use the "
+        "tokenizer that the annotation fits, or raise `window`."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"
@@ -256,6 +262,11 @@ class Warnings:
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
     W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+    W004 = (
+        "'{name}' does not learn {n} of {total} windows of the training data, since not all entities in "
+        "them are known: in {unknown}, tokens are not annotated or cut an entity; the end of {cut} cuts an "
+        "entity (raise `window` to learn these)."
+    )
     W010 = (
         "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Give it "
         "some with nlp.initialize(get_examples), or `paths.train` of its config."

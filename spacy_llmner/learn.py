@@ -1,12 +1,15 @@
 """What is learnt from a batch: its windows, batches of packed texts, the loss."""
 
 import logging
+import warnings
+from dataclasses import dataclass
 from typing import Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
 
+from .errors import Errors, LLMNERError, Warnings
 from .gold import Gold
 from .llm.packing import Packed
 from .llm.words import WordTokens
@@ -18,6 +21,22 @@ logger = logging.getLogger("spacy_llmner")
 Mentions = Dict[str, List[Tuple[int, int]]]
 
 
+@dataclass
+class Part:
+    """A window of a training text.
+
+    words (WordTokens): Its words.
+    mentions (Mentions): The mentions in them.
+    known (bool): Whether all of it is annotated, and no token's border cuts an entity.
+    cut (bool): Whether its end cuts a mention.
+    """
+
+    words: WordTokens
+    mentions: Mentions
+    known: bool
+    cut: bool
+
+
 def known_windows(
     doc: Doc, windows: Iterable[Window], gold: Gold
 ) -> Iterator[Tuple[WordTokens, Mentions]]:
@@ -27,21 +46,48 @@ def known_windows(
     can be counted there.
     YIELDS (Tuple[WordTokens, Mentions]): The words of a window, and the mentions in them.
     """
+    for part in parts_of(doc, windows, gold):
+        if part.known and not part.cut:
+            yield part.words, part.mentions
+
+
+def parts_of(doc: Doc, windows: Iterable[Window], gold: Gold) -> Iterator[Part]:
+    """YIELDS (Part): For each window, what is known about it."""
     mentions, unknown = gold
     for window in windows:
         word = {i: k for k, i in enumerate(window.tokens)}
         known = not any(i in word for start, end in unknown for i in range(start, end))
-        inside: Mentions = {}
+        part = Part(window.words, {}, known, cut=False)
         for start, end, label in mentions:
             there = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
             if max(there, default=-1) < 0:
                 continue
             if -1 in there:
                 logger.debug("'%s' is cut by the end of a window", doc[start:end])
-                known = False
-            inside.setdefault(label, []).append((there[0], there[-1] + 1))
-        if known:
-            yield window.words, inside
+                part.cut = True
+            part.mentions.setdefault(label, []).append((there[0], there[-1] + 1))
+        yield part
+
+
+def warn_about_left_out(name: str, parts: Iterable[Part]) -> None:
+    """Say what the component `name` can't learn of its training data.
+
+    RAISES (LLMNERError): If it is all of them.
+    """
+    parts = list(parts)
+    unknown = sum(1 for part in parts if not part.known)
+    cut = sum(1 for part in parts if part.known and part.cut)
+    if not unknown + cut:
+        return
+    if unknown + cut == len(parts):
+        message = Errors.E040.format(name=name, total=len(parts), unknown=unknown, cut=cut)
+        raise LLMNERError(message)
+    warnings.warn(
+        Warnings.W004.format(
+            name=name, n=unknown + cut, total=len(parts), unknown=unknown, cut=cut
+        ),
+        stacklevel=2,
+    )
 
 
 def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Packed]]:

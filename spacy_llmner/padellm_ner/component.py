@@ -284,8 +284,8 @@ class PaDeLLM(AdapterPipe):
         get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
         nlp (Optional[Language]): The pipeline.
         labels (Optional[List[str]]): The labels; None takes those of the examples.
-        RAISES (LLMNERError): Without examples, entities or labels, with labels that are not given, or if
-            a setting does not fit them or the LLM.
+        RAISES (LLMNERError): Without examples, entities or labels, with labels that are not given, if
+            nothing of the examples can be learnt, or if a setting does not fit them or the LLM.
         """
         validate_get_examples(get_examples, "PaDeLLM.initialize")
         examples = [eg for eg in get_examples() if len(eg.predicted)]
@@ -297,6 +297,7 @@ class PaDeLLM(AdapterPipe):
         llm = self.adopt_llm()
         self.settings.check(self.name, self.labels, llm)
         self.start_adapter(llm)
+        self.check_corpus(examples)
 
     def labels_of(self, eg: Example) -> List[str]:
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
@@ -313,8 +314,11 @@ class PaDeLLM(AdapterPipe):
         doc = eg.predicted
         return [
             pack(self.sequences(wording, words, doc.text, inside))
-            for words, inside in known_windows(doc, self._windows(doc, wording), mentions)
+            for words, inside in known_windows(doc, self.learnt_windows(doc), mentions)
         ]
+
+    def learnt_windows(self, doc: Doc) -> List[Window]:
+        return self._windows(doc, self.ready().wording)
 
     def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
         most = most_tokens(wording, self.labels, self.shared_llm().max_length, self.name)

@@ -26,6 +26,7 @@ from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
+from ..windows import Window
 from .answers import mentions_of
 from .calibration import best_threshold
 from .checks import check_labels, check_settings
@@ -333,7 +334,8 @@ class RAIT(AdapterPipe):
         labels (Optional[List[str]]): What is asked for after training; None takes the labels of the
             component, or else those of the examples.
         pool (Optional[str]): Folder of `spacy llmner index` with further examples.
-        RAISES (LLMNERError): Without examples or entities, or if a setting does not fit the LLM.
+        RAISES (LLMNERError): Without examples or entities, if nothing of the examples can be learnt, or if
+            a setting does not fit the LLM.
         """
         validate_get_examples(get_examples, "RAIT.initialize")
         examples = [eg for eg in get_examples() if len(eg.predicted)]
@@ -353,6 +355,7 @@ class RAIT(AdapterPipe):
             self._take(index if pool is None else index.from_disk(pool))
             self.add_examples((eg.reference for eg in examples), progress=len(examples) > 1000)
         self.start_adapter(llm)
+        self.check_corpus(examples)
 
     def labels_of(self, eg: Example) -> List[str]:
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
@@ -367,6 +370,10 @@ class RAIT(AdapterPipe):
             self._rng = random.Random(random.getrandbits(31))
         room = self._room(llm)
         return lessons(examples, wording, room, self.chooser, self.settings, self.cfg, self._rng)
+
+    def learnt_windows(self, doc: Doc) -> List[Window]:
+        llm, _, wording = self.ready()
+        return self._room(llm).windows(doc, wording, list(self.cfg["frequencies"]))
 
     def _passages(self, docs: Sequence[Doc], llm: LoadedLLM, wording: Wording) -> List[Passage]:
         """RETURNS (List[Passage]): All that is asked about, with examples in front."""

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -273,6 +274,27 @@ def test_docs_without_annotation_teach_nothing(nlp):
     assert loss == weight == 0.0
 
 
+def test_what_is_not_learnt_is_told(tiny_llm):
+    """When training begins: the loss would not show it."""
+    nlp = make_nlp(tiny_llm)
+    known = make_examples(nlp, DATA)
+    bare = [Example(nlp.make_doc(text), nlp.make_doc(text)) for text in TEXTS[:2]]
+    words, spaces = ["Mira", "Stonemet", "Oskar"], [True, True, False]
+    data = {"entities": [(0, 10, "PER")], "words": ["Mira", "Stone", "met", "Oskar"]}
+    data["spaces"] = [True, False, True, False]
+    misaligned = [Example.from_dict(Doc(nlp.vocab, words=words, spaces=spaces), data)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nlp.initialize(lambda: known)
+    told = (
+        f"'padellm_ner' does not learn 3 of {len(DATA) + 3} windows.*in 3, tokens are not annotated"
+    )
+    with pytest.warns(UserWarning, match=told):
+        nlp.initialize(lambda: [*known, *bare, *misaligned])
+    with pytest.raises(LLMNERError, match="can learn nothing.*of 3 windows of text, in 3 tokens"):
+        nlp.initialize(lambda: [*bare, *misaligned])
+
+
 def test_entity_cut_by_a_token_leaves_its_window_out(nlp):
     predicted = Doc(nlp.vocab, words=["Mira", "Stonemet", "Oskar"])
     words, spaces = ["Mira", "Stone", "met", "Oskar"], [True, False, True, True]
@@ -290,7 +312,8 @@ def test_windows_that_cut_a_mention_teach_nothing(tiny_llm, caplog):
     nlp = make_nlp(tiny_llm, cfg={"window": 14})
     data = [("Rain fell. Mira Stone and the cold and deep river sang", [(11, 43, "PER")])]
     examples = make_examples(nlp, data)
-    nlp.initialize(lambda: examples)
+    with pytest.warns(UserWarning, match="does not learn 2 of . windows.* the end of 2 cuts"):
+        nlp.initialize(lambda: examples)
     pipe = nlp.get_pipe("padellm_ner")
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         packed = pipe.packed(examples)

@@ -12,6 +12,7 @@ import torch
 from ner_helpers import TEXTS, TRAIN, assert_same, make_examples, make_sgd, same_state, state_of
 from ra_it_helpers import ADA, BO, initialized, make_nlp, scrambled, train
 from spacy.tokens import Span
+from spacy.training import Example
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
@@ -273,6 +274,16 @@ def test_a_corpus_without_entities(tiny_llm):
         initialized(nlp, [("Nobody came.", [])])
     with pytest.raises(LLMNERError, match="There are no training examples for 'ra_it_ner'"):
         nlp.initialize(lambda: make_examples(nlp, [("", [])]))
+
+
+def test_what_is_not_learnt_is_told(tiny_llm):
+    nlp = make_nlp(tiny_llm, k=0)
+    bare = [Example(nlp.make_doc(text), nlp.make_doc(text)) for text in TEXTS[:2]]
+    told = (
+        f"'ra_it_ner' does not learn 2 of {len(TRAIN) + 2} windows.*in 2, tokens are not annotated"
+    )
+    with pytest.warns(UserWarning, match=told):
+        nlp.initialize(lambda: [*make_examples(nlp), *bare])
 
 
 def test_update_before_initialize(tiny_llm):
