@@ -148,16 +148,16 @@ def read(nlp: Language, data: Path, domain: str, mode: str, n: int) -> Dict[str,
         gate = {"gate": "bm25", "threshold": 20.0} if mode == "gated" else {}
         if mode == "in-domain":
             own = type(index)(pipe.encoder)
-            pipe._take(own)
+            pipe.take(own)
             pipe.add_examples(train)
         # Plain tuning may be read behind examples too.
         pipe.retrieval = type(strategy)(k=2, **gate)
         own_pool = strategy.k or mode == "in-domain"
-        pipe._take(pipe.index if own_pool else tuning_pool(pipe, nlp, data))
+        pipe.take(pipe.index if own_pool else tuning_pool(pipe, nlp, data))
         found = list(nlp.pipe(bare(nlp, doc) for doc in gold))
     finally:
         pipe.retrieval = strategy
-        pipe._take(index)
+        pipe.take(index)
     shown = [len(c["examples"]) for doc in found for c in doc._.llmner_examples]
     strict = [({span(e) for e in a.ents}, {span(e) for e in b.ents}) for a, b in zip(found, gold)]
     paper = [
@@ -182,7 +182,7 @@ def tuning_pool(pipe: Any, nlp: Language, data: Path) -> Any:
     """RETURNS (ExampleIndex): The texts that were tuned on, for a component that was tuned without."""
     if "mix" not in _POOLS:
         index = type(pipe.index)(pipe.encoder)
-        pipe._take(index)
+        pipe.take(index)
         pipe.add_examples(eg.reference for eg in mix(nlp, data, 1000))
         _POOLS["mix"] = index
     return _POOLS["mix"]

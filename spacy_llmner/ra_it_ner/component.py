@@ -5,16 +5,14 @@ import logging
 import random
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
 
-import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..adapter_pipe import AdapterPipe, Made, check_llm
+from ..adapter_pipe import Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..gold import gold_mentions
@@ -30,16 +28,15 @@ from ..windows import Window
 from .answers import mentions_of
 from .calibration import best_threshold
 from .checks import check_labels, check_settings
-from .context import Chooser, Context, FoundInContext
+from .context import Context, FoundInContext
 from .conversation import Wording
+from .example_pipe import ExamplePipe
 from .find import FindSettings, asker
 from .lessons import lessons
-from .passages import Passage, Room, labelled_passages, passage_text
+from .passages import Passage, Room, passage_text
 from .settings import RAITSettings
 
 logger = logging.getLogger("spacy_llmner")
-
-POOL = "pool"
 
 default_config = """
 [ra_it_ner]
@@ -168,7 +165,7 @@ def make_ra_it_ner_pipe(
     )
 
 
-class RAIT(AdapterPipe):
+class RAIT(ExamplePipe):
     """The LLM, with an adapter of its own, is asked for each type in turn, behind similar texts whose
     entities are known. Types are words: others can be asked for at any time."""
 
@@ -195,11 +192,19 @@ class RAIT(AdapterPipe):
         for apart in ("labels", "max_batch_tokens"):
             cfg.pop(apart, None)
         check_settings(name, max_batch_tokens=max_batch_tokens, **cfg)
-        super().__init__(nlp, llm, model, name, scorer=scorer, shapes={}, frequencies={}, **cfg)
-        self.encoder = encoder
-        self.retrieval = retrieval
+        super().__init__(
+            nlp,
+            llm,
+            model,
+            encoder,
+            retrieval,
+            name,
+            scorer=scorer,
+            shapes={},
+            frequencies={},
+            **cfg,
+        )
         self.max_batch_tokens = max_batch_tokens
-        self._take(ExampleIndex(encoder))
         self._rng: Optional[random.Random] = None
         self.set_labels(labels)
 
@@ -225,18 +230,6 @@ class RAIT(AdapterPipe):
         before = len(self.labels)
         self.set_labels([*self.labels, label])
         return len(self.labels) - before
-
-    def add_examples(self, docs: Iterable[Doc], *, progress: bool = False) -> int:
-        """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
-        what is not annotated, or in part only, makes none.
-
-        progress (bool): Show a progress bar.
-        RETURNS (int): How many examples were new.
-        """
-        tokenizer = self.shared_llm().tokenizer
-        window, key = self.cfg["window"], self.cfg["train_spans"]
-        examples = (x for doc in docs for x in labelled_passages(doc, tokenizer, window, key))
-        return self.index.add(examples, progress=progress)
 
     def predict(self, docs: Iterable[Doc]) -> List[FoundInContext]:
         """Find entities, without changing the Docs.
@@ -352,7 +345,7 @@ class RAIT(AdapterPipe):
         check_llm(self.name, self.settings.adapter, llm)
         if self.retrieval.k:
             index = ExampleIndex(self.encoder)
-            self._take(index if pool is None else index.from_disk(pool))
+            self.take(index if pool is None else index.from_disk(pool))
             self.add_examples((eg.reference for eg in examples), progress=len(examples) > 1000)
         self.start_adapter(llm)
         self.check_corpus(examples)
@@ -411,33 +404,6 @@ class RAIT(AdapterPipe):
         settings = self.find_settings
         settings = replace(settings, max_tokens=min(settings.max_tokens, left))
         return asker(wording, prompts, text, passage.bounds, settings)
-
-    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""
-        pipe = super().to_bytes(exclude=exclude)
-        return srsly.msgpack_dumps({"pipe": pipe, POOL: self.index.to_bytes()})
-
-    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "RAIT":
-        """Load what `to_bytes` gave. RETURNS (RAIT): The component itself."""
-        state = srsly.msgpack_loads(bytes_data)
-        super().from_bytes(state["pipe"], exclude=exclude)
-        self._take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
-        return self
-
-    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
-        """Write settings, adapter and examples to a folder."""
-        super().to_disk(path, exclude=exclude)
-        self.index.to_disk(Path(path) / POOL)
-
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "RAIT":
-        """Load a folder. RETURNS (RAIT): The component itself."""
-        super().from_disk(path, exclude=exclude)
-        self._take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
-        return self
-
-    def _take(self, index: ExampleIndex) -> None:
-        self.index = index
-        self.chooser = Chooser(index, self.retrieval, self.settings.label_words)
 
 
 # Not by the component: one that is unpickled in another process needs them too.

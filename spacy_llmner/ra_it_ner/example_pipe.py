@@ -1,0 +1,88 @@
+"""ExamplePipe: annotated examples that are kept, found again and saved with a component."""
+
+from pathlib import Path
+from typing import Any, Callable, Iterable, Optional
+
+import srsly
+from spacy.language import Language
+from spacy.tokens import Doc
+from thinc.api import Model
+
+from ..adapter_pipe import AdapterPipe
+from ..llm.pool import LLM
+from ..retrieval.encoder import Encoder
+from ..retrieval.index import ExampleIndex
+from ..retrieval.strategies import Strategy
+from .context import Chooser
+from .passages import labelled_passages
+
+POOL = "pool"
+
+
+class ExamplePipe(AdapterPipe):
+    """Base class: an AdapterPipe that has an index of examples, and chooses from it.
+
+    index (ExampleIndex): The examples.
+    chooser (Chooser): Chooses those that stand in front of a text.
+    """
+
+    def __init__(
+        self,
+        nlp: Language,
+        llm: LLM,
+        model: Model,
+        encoder: Encoder,
+        retrieval: Strategy,
+        name: str,
+        *,
+        scorer: Optional[Callable],
+        **cfg: Any,
+    ) -> None:
+        """See LLMNERPipe, and make_ra_it_ner_pipe for encoder and retrieval."""
+        super().__init__(nlp, llm, model, name, scorer=scorer, **cfg)
+        self.encoder = encoder
+        self.retrieval = retrieval
+        self.take(ExampleIndex(encoder))
+
+    def take(self, index: ExampleIndex) -> None:
+        """Choose from other examples from now on.
+
+        index (ExampleIndex): Made by the component's own encoder.
+        """
+        self.index = index
+        self.chooser = Chooser(index, self.retrieval, self.settings.label_words)
+
+    def add_examples(self, docs: Iterable[Doc], *, progress: bool = False) -> int:
+        """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
+        what is not annotated, or in part only, makes none.
+
+        progress (bool): Show a progress bar.
+        RETURNS (int): How many examples were new.
+        """
+        tokenizer = self.shared_llm().tokenizer
+        window, key = self.cfg["window"], self.cfg["train_spans"]
+        examples = (x for doc in docs for x in labelled_passages(doc, tokenizer, window, key))
+        return self.index.add(examples, progress=progress)
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""
+        pipe = super().to_bytes(exclude=exclude)
+        return srsly.msgpack_dumps({"pipe": pipe, POOL: self.index.to_bytes()})
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "ExamplePipe":
+        """Load what `to_bytes` gave. RETURNS (ExamplePipe): The component itself."""
+        state = srsly.msgpack_loads(bytes_data)
+        super().from_bytes(state["pipe"], exclude=exclude)
+        self.take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+        return self
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
+        """Write settings, adapter and examples to a folder."""
+        super().to_disk(path, exclude=exclude)
+        self.index.to_disk(Path(path) / POOL)
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "ExamplePipe":
+        """Load a folder. RETURNS (ExamplePipe): The component itself."""
+        super().from_disk(path, exclude=exclude)
+        self.take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+        return self
