@@ -221,37 +221,29 @@ def _tapped(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> 
     end = n_blocks if decoder_end is None else decoder_end
     view = _shallow(decoder)
     # Layer l is the input of block l (counted from 0), which is the output of the block before.
-    tapped = [_Tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
+    tapped = [_tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
     view._modules[layers_name] = nn.ModuleList(tapped)
     if end < n_blocks:
-        view._modules[norm_name] = _Tap(nn.Identity(), end)
+        view._modules[norm_name] = _tap(nn.Identity(), end)
     elif end in layers:
-        view._modules[norm_name] = _Tap(norm, end, output=True)
+        view._modules[norm_name] = _tap(norm, end, output=True)
     return view
 
 
-class _Tap(nn.Module):
-    """Stands for a module and records what goes into it, or what comes out."""
+def _tap(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
+    """RETURNS (nn.Module): A copy of a module, of the same parameters, that records what goes into it, or
+    what comes out."""
 
-    def __init__(self, inner: nn.Module, layer: int, output: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.layer = layer
-        self.output = output
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = self.inner(hidden, *args, **kwargs)
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = module.forward(hidden, *args, **kwargs)
         taps = _TAPS.get()
         if taps is not None:
-            taps[self.layer] = out if self.output else hidden
+            taps[layer] = out if output else hidden
         return out
 
-    def __getattr__(self, name: str) -> Any:
-        # Gemma's loop asks its layers for their attention type, for example.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.inner, name)
+    view = _shallow(module)
+    view.forward = forward
+    return view
 
 
 _TAPS: ContextVar[Optional[Dict[int, torch.Tensor]]] = ContextVar("taps", default=None)
