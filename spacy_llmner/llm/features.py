@@ -184,7 +184,8 @@ def _recorded(
     llm: LoadedLLM, probed: Probed, recorder: Recorder
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """RETURNS (Tuple[Tensor, Optional[Tensor]]): As in Features, of each text of a batch."""
-    hidden = torch.stack([recorder.hidden[layer] for layer in probed.layers], dim=2).float()
+    states = [recorder.hidden[layer] for layer in probed.layers]
+    hidden = torch.cat(states, dim=2).view(*states[0].shape[:2], len(states), -1).float()
     if not probed.window:
         return hidden, None
     return hidden, torch.stack([recorder.rows[k] for k in range(llm.n_layers)], dim=2)
