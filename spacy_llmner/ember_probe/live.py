@@ -2,7 +2,7 @@
 
 import bisect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Dict, List, Optional, Set, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 
 import numpy as np
 import torch
@@ -56,6 +56,23 @@ Event = Union[TextPiece, EntityEvent]
 Key = Tuple[int, int, int]
 
 
+class Word(NamedTuple):
+    """A token of spaCy's in a piece of text.
+
+    start (int): First character.
+    end (int): One past the last character.
+    is_space (bool): As a Token says.
+    is_punct (bool): As a Token says.
+    surface (ndarray): Its row of `batch.surface`.
+    """
+
+    start: int
+    end: int
+    is_space: bool
+    is_punct: bool
+    surface: np.ndarray
+
+
 class LiveText:
     """Follows a text token by token: pieces to words, words to scores, scores to events.
 
@@ -70,7 +87,7 @@ class LiveText:
         self.pieces = PieceDecoder(self.llm.tokenizer.hf)
         # Tokens whose character is not complete yet.
         self.pending: List[Tuple[int, Features]] = []
-        # Tokens that carry text: ids, characters, features.
+        # Tokens that carry text: ids, characters, features (each with a first dimension of 1).
         self.ids: List[int] = []
         self.starts: List[int] = []
         self.ends: List[int] = []
@@ -79,8 +96,9 @@ class LiveText:
         # Words that can't change any more, and where the rest of the text starts.
         self.words: List[Tuple[int, int]] = []
         self.spaces: Set[int] = set()
-        self.no_words = ember.make_doc("")
         self.released = 0
+        # Most words of a text come again: what was between two spaces, and the words in it.
+        self.known: Dict[str, List[Word]] = {}
         probe = ember.trained_probe()
         self.probe = probe.stream()
         self.decoder = probe.decoder(ember.threshold)
@@ -104,8 +122,8 @@ class LiveText:
         self.ids += encoding.ids
         self.starts += [offset + int(i) for i in encoding.starts]
         self.ends += [offset + int(i) for i in encoding.ends]
-        self.hidden += list(features.hidden)
-        self.attention += [] if features.attention is None else list(features.attention)
+        self.hidden += list(features.hidden[:, None])
+        self.attention += [] if features.attention is None else list(features.attention[:, None])
         self.pieces.follow(encoding.ids)
         return self._update()
 
@@ -134,7 +152,7 @@ class LiveText:
         """
         self._add_piece("")  # a character that was cut
         if end is not None and end.attention is not None:
-            self.attention.append(end.attention[0])
+            self.attention.append(end.attention)
         events = self._update(ended=True)
         doc = self.ember.make_doc(self.text)
         encoding = self.llm.tokenizer.encode(self.text)
@@ -158,25 +176,23 @@ class LiveText:
             self.ids.append(token)
             self.starts.append(start + (inner if inner < len(piece) else 0))
             self.ends.append(len(self.text))
-            self.hidden.append(features.hidden[0])
+            self.hidden.append(features.hidden)
             if features.attention is not None:
-                self.attention.append(features.attention[0])
+                self.attention.append(features.attention)
         self.pending = []
 
     def _update(self, ended: bool = False) -> List[EntityEvent]:
-        doc, n_words = self._tail(ended)
-        if not (n_words or ended):
+        words = self._new_words(ended)
+        if not (words or ended):
             return []
         n_before = len(self.rows)
-        ids = surface(doc)
-        for i in range(n_words):
-            token = doc[i]
-            start = self.released + token.idx
-            if token.is_space:
+        offset = self.released
+        for word in words:
+            if word.is_space:
                 self.spaces.add(len(self.words))
-            self.words.append((start, start + len(token)))
-            self._add_row(self.probe.push(self._last_word(), ids[i]))
-        if n_words:
+            self.words.append((offset + word.start, offset + word.end))
+            self._add_row(self.probe.push(self._last_word(), word.surface))
+        if words:
             self.released = self.words[-1][1]
             # A single space belongs to the word before it.
             if self.text[self.released : self.released + 1] == " ":
@@ -185,28 +201,34 @@ class LiveText:
             self._add_row(self.probe.end())
         return self._events(ended) if ended or len(self.rows) > n_before else []
 
-    def _tail(self, ended: bool) -> Tuple[Doc, int]:
-        """Tokenize what is not released yet.
-
-        RETURNS (Tuple[Doc, int]): The words, and how many of them can't change any more.
-        """
+    def _new_words(self, ended: bool) -> List[Word]:
+        """RETURNS (List[Word]): Words of the text behind what is released that can't change any more."""
         tail = self.text[self.released :]
+        if ended:
+            return self._words_in(tail)
         tokenizer = self.ember.tokenizer
-        if isinstance(tokenizer, Tokenizer) and not ended:
+        if isinstance(tokenizer, Tokenizer):
             # spaCy's rules look at what stands between two spaces. The last piece may still grow.
             closed = len(tail)
             while closed and not tail[closed - 1].isspace():
                 closed -= 1
             head = tail[:closed].rstrip()
-            doc = self.ember.make_doc(head) if head else self.no_words
-            return doc, len(doc)
-        doc = self.ember.make_doc(tail)
-        if ended:
-            return doc, len(doc)
+            if head not in self.known:
+                self.known[head] = self._words_in(head)
+            return self.known[head]
+        words = self._words_in(tail)
         if getattr(tokenizer, "segmenter", None) == "char":
-            return doc, max(len(doc) - 1, 0)
+            return words[:-1]
         # Other segmenters may change their mind until a clause ends.
-        return doc, max((t.i + 1 for t in doc[:-1] if t.is_punct), default=0)
+        closed = max((i + 1 for i, word in enumerate(words[:-1]) if word.is_punct), default=0)
+        return words[:closed]
+
+    def _words_in(self, text: str) -> List[Word]:
+        doc = self.ember.make_doc(text)
+        return [
+            Word(t.idx, t.idx + len(t), t.is_space, t.is_punct, row)
+            for t, row in zip(doc, surface(doc))
+        ]
 
     def _encoding(self) -> Encoding:
         return Encoding(self.ids, np.array(self.starts, dtype=int), np.array(self.ends, dtype=int))
@@ -216,7 +238,7 @@ class LiveText:
         if self.hidden and not self.attention:
             # That of the last token which begins in front of the word's end, as `gather` has it.
             last = bisect.bisect_left(self.starts, self.words[-1][1]) - 1
-            return WordFeatures(self.hidden[max(last, 0)][None])
+            return WordFeatures(self.hidden[max(last, 0)])
         words = self.words[-self.reader.max_words :] if self.attention else self.words[-1:]
         first = max(bisect.bisect_right(self.ends, words[0][0]), 0)
         last = bisect.bisect_left(self.starts, words[-1][1])
@@ -224,10 +246,10 @@ class LiveText:
         first = max(min(first, last) - 1, 0)
         last = min(last + 1, len(self.starts))
         part = slice(first, last)
-        tokens = Features(torch.stack(self.hidden[part])) if last else Features(self._no_state())
+        tokens = Features(torch.cat(self.hidden[part])) if last else Features(self._no_state())
         if self.attention:
             # One more row: the token behind the word looks back at it.
-            tokens.attention = torch.stack(self.attention[first : last + 1])
+            tokens.attention = torch.cat(self.attention[first : last + 1])
         encoding = Encoding(self.ids[part], np.array(self.starts[part]), np.array(self.ends[part]))
         bounds = np.array(words)
         features = self.reader.gather(bounds[:, 0], bounds[:, 1], encoding, tokens)
@@ -239,9 +261,9 @@ class LiveText:
 
     def _rows_of(self, doc: Doc, encoding: Encoding) -> np.ndarray:
         """Score the words of a whole text, from what the LLM said when it read its tokens."""
-        tokens = Features(torch.stack(self.hidden) if self.hidden else self._no_state())
+        tokens = Features(torch.cat(self.hidden) if self.hidden else self._no_state())
         if self.attention:
-            tokens.attention = torch.stack(self.attention)
+            tokens.attention = torch.cat(self.attention)
         starts, ends = word_bounds(doc)
         return self.ember.rows(doc, self.reader.gather(starts, ends, encoding, tokens))
 

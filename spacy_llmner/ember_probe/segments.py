@@ -84,7 +84,10 @@ class Chain:
         RETURNS (int): A boundary, at least `since`.
         """
         n = len(self.segments)
-        heads = set(range(max(n - self.max_words + 1, since), n + 1))
+        low = max(n - self.max_words + 1, since)
+        # The boundaries behind `low` lead to each other, and at last to it or past it.
+        firsts = (i - length for i, (length, _) in enumerate(self.segments[low:], low + 1))
+        heads = {low, *(max(i, since) for i in firsts if i < low)}
         while len(heads) > 1:
             last = max(heads)
             heads.remove(last)

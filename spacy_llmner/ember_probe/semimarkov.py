@@ -6,6 +6,7 @@ segmentations with mentions of at most `max_words` words (Sarawagi and Cohen, 20
 computed in float64 with numpy: the recursions are long chains of tiny steps.
 """
 
+import math
 from typing import List, Sequence, Tuple
 
 import numpy as np
@@ -69,19 +70,23 @@ class SemiMarkovDecoder:
         self.bias = float(np.log(1 - threshold) - np.log(threshold))
         self.rows: List[np.ndarray] = []
         self.best: List[float] = [0.0]
+        # Up to the last word that a score was asked at: log-sums of the spans over the labels, and alpha,
+        # log-sums over the segmentations up to each boundary.
+        self.spans: List[List[float]] = []
         self.alpha: List[float] = [0.0]
 
     def push(self, row: np.ndarray) -> None:
         """row (ndarray): Shape (max_words, labels): scores of the mentions that end here."""
-        n = min(len(self.best), len(row))
-        row = row.astype(np.float64)
         self.rows.append(row)
-        totals = row[:n].max(axis=1) + self.bias + self.best[: -n - 1 : -1]
-        k = int(totals.argmax())
-        outside = self.best[-1]
-        if totals[k] > outside:
-            self.best.append(float(totals[k]))
-            self.chain.push(k + 1, int(row[k].argmax()))
+        scores = row.tolist()
+        spans = [max(labels) for labels in scores]
+        befores = self.best[: -len(spans) - 1 : -1]
+        totals = [span + self.bias + before for span, before in zip(spans, befores)]
+        best, outside = max(totals), self.best[-1]
+        if best > outside:
+            k = totals.index(best)
+            self.best.append(best)
+            self.chain.push(k + 1, scores[k].index(spans[k]))
         else:
             self.best.append(outside)
             self.chain.push(1, None)
@@ -91,20 +96,20 @@ class SemiMarkovDecoder:
         self._sum_up()
         beta = [0.0]
         for i in range(len(self.rows) - 1, end - 1, -1):
-            total = beta[0]
-            for k in range(min(self.chain.max_words, len(self.rows) - i)):
-                span = float(_logsumexp(self.rows[i + k][k], 0))
-                total = float(np.logaddexp(total, span + beta[k]))
-            beta.insert(0, total)
-        log = self.alpha[start] + self.rows[end - 1][end - start - 1, label] + beta[0]
-        return float(np.exp(min(log - self.alpha[-1], 0.0)))
+            ends = self.spans[i : i + self.chain.max_words]
+            logs = [ends[k][k] + beta[k] for k in range(len(ends))]
+            beta.insert(0, _log_add(beta[0], *logs))
+        log = self.alpha[start] + float(self.rows[end - 1][end - start - 1, label]) + beta[0]
+        return math.exp(min(log - self.alpha[-1], 0.0))
 
     def _sum_up(self) -> None:
-        """Bring alpha, the log-sums over the segmentations up to each boundary, up to the last word."""
-        for row in self.rows[len(self.alpha) - 1 :]:
-            n = min(len(self.alpha), len(row))
-            logs = np.logaddexp.reduce(row[:n], axis=1) + self.alpha[: -n - 1 : -1]
-            self.alpha.append(float(np.logaddexp.reduce(logs, initial=self.alpha[-1])))
+        """Bring the log-sums up to the last word."""
+        if new := self.rows[len(self.spans) :]:
+            self.spans += _logsumexp(np.array(new, dtype=np.float64), -1).tolist()
+        for spans in self.spans[len(self.alpha) - 1 :]:
+            befores = self.alpha[: -len(spans) - 1 : -1]
+            logs = [span + before for span, before in zip(spans, befores)]
+            self.alpha.append(_log_add(self.alpha[-1], *logs))
 
 
 def _over_labels(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -146,3 +151,8 @@ def _backward(spans: np.ndarray) -> np.ndarray:
 def _logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
     top = x.max(axis=axis, keepdims=True)
     return np.squeeze(top, axis) + np.log(np.exp(x - top).sum(axis=axis))
+
+
+def _log_add(*logs: float) -> float:
+    top = max(logs)
+    return top + math.log(sum(math.exp(log - top) for log in logs))

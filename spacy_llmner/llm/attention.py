@@ -6,9 +6,8 @@ window of keys, from the same queries and keys. So nothing is switched on the mo
 left behind, and two threads don't see each other's recorder.
 """
 
-from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -22,32 +21,36 @@ ATTENTION = "llmner_sdpa"
 SLICE = 128
 
 
-class AttentionRows:
-    """Collects attention rows of one forward pass.
+class Recorder:
+    """Records what the forward passes say that this thread makes while it is entered.
 
-    window (int): Number of keys kept per query: the query itself and the window - 1 before it.
+    window (int): Number of keys kept per query: the query itself and the window - 1 before it. 0 records
+        no attention.
     rows (Dict[int, Tensor]): By layer: attention probabilities, float32, shape (batch, queries,
         heads, window). Cell [..., w] is the weight of the key w places before the query; cells
         before the start of the text are 0.
+    hidden (Dict[int, Tensor]): By layer: hidden states, where a view has taps (features.py).
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int = 0) -> None:
         self.window = window
         self.rows: Dict[int, torch.Tensor] = {}
+        self.hidden: Dict[int, torch.Tensor] = {}
+
+    def __enter__(self) -> "Recorder":
+        self._outer = _RECORDER.set(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _RECORDER.reset(self._outer)
 
 
-_RECORDER: ContextVar[Optional[AttentionRows]] = ContextVar("attention_rows", default=None)
+_RECORDER: ContextVar[Optional[Recorder]] = ContextVar("recorder", default=None)
 
 
-@contextmanager
-def record_attention(window: int) -> Iterator[AttentionRows]:
-    """Record the attention rows of the forward passes made by this thread inside the block."""
-    recorder = AttentionRows(window)
-    token = _RECORDER.set(recorder)
-    try:
-        yield recorder
-    finally:
-        _RECORDER.reset(token)
+def current_recorder() -> Optional[Recorder]:
+    """RETURNS (Optional[Recorder]): The one that this thread is in."""
+    return _RECORDER.get()
 
 
 def attention_forward(
@@ -67,7 +70,7 @@ def attention_forward(
         window = kwargs.get("sliding_window")
         return tree_pass.attend(module.layer_idx, query, key, value, scaling, window), None
     recorder = _RECORDER.get()
-    if recorder is not None:
+    if recorder is not None and recorder.window:
         recorder.rows[module.layer_idx] = attention_rows(
             query, key, attention_mask, scaling, recorder.window
         )
@@ -89,7 +92,7 @@ def attention_rows(
     key (Tensor): Shape (batch, key heads, keys, head width); the queries are the last keys.
     mask (Optional[Tensor]): Additive or boolean, broadcast to (batch, heads, queries, keys);
         None is plain causal attention.
-    RETURNS (Tensor): float32, shape (batch, queries, heads, window); see AttentionRows.
+    RETURNS (Tensor): float32, shape (batch, queries, heads, window); see Recorder.
     """
     n_batch, n_heads, n_queries, width = query.shape
     key = repeat_kv(key, n_heads // key.shape[1])

@@ -7,16 +7,15 @@ changed, and a view for finished text ends above the highest tapped layer.
 """
 
 import copy
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from ..errors import Errors, LLMNERError
-from .attention import record_attention
+from .attention import Recorder, current_recorder
 from .pool import LoadedLLM
 from .tree_attention import KVCache, causal_pass, run_decoder
 
@@ -89,15 +88,12 @@ def _read_batch(
     ids = torch.zeros((len(texts), longest), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.as_tensor(text)
-    with torch.no_grad(), _tapping() as taps, _maybe_attention(probed) as rows:
+    with torch.no_grad(), Recorder(probed.window) as recorder:
         if prefix:
             _read_behind(llm, view, prefix, ids.to(llm.device))
         else:
             view(input_ids=ids.to(llm.device), use_cache=False)
-        hidden = torch.stack([taps[layer] for layer in probed.layers], dim=2).float()
-        attention = None
-        if rows is not None:
-            attention = torch.stack([rows.rows[k] for k in range(llm.n_layers)], dim=2)
+        hidden, attention = _recorded(llm, probed, recorder)
     out = []
     for row, text in enumerate(texts):
         n = len(text)
@@ -139,6 +135,7 @@ class Steps:
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
         self.cache: Any = None
+        self._recorder = Recorder(probed.window)
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tuple[torch.Tensor, Features]:
@@ -147,13 +144,13 @@ class Steps:
         RETURNS (Tuple[Tensor, Features]): Logits of the last position, shape (vocabulary,), and the
             features of the tokens fed.
         """
-        with tap_generation(self.llm, self.probed) as read:
+        with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
             out = self.model(
                 input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1
             )
-            self.cache = out.past_key_values
-            return out.logits[0, -1], read()
+        self.cache = out.past_key_values
+        return out.logits[0, -1], _last_pass(self.llm, self.probed, self._recorder)
 
     @torch.no_grad()
     def feed_last(self, ids: Sequence[int]) -> Features:
@@ -162,29 +159,36 @@ class Steps:
         RETURNS (Features): Of the tokens fed.
         """
         view = _reading_view(self.llm, self.probed)
-        with tap_generation(self.llm, self.probed) as read:
+        with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
             view(input_ids=inputs, past_key_values=self.cache, use_cache=True)
-            return read()
+        return _last_pass(self.llm, self.probed, self._recorder)
 
 
 @contextmanager
-def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Any]:
+def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Callable[[], Features]]:
     """Tap the passes that this thread sends through a generating view inside the block.
 
     YIELDS (Callable[[], Features]): Gives the features of the last forward pass (batch size 1).
     """
-    with _tapping() as taps, _maybe_attention(probed) as rows:
+    with Recorder(probed.window) as recorder:
+        yield lambda: _last_pass(llm, probed, recorder)
 
-        def read() -> Features:
-            hidden = torch.stack([taps[layer][0] for layer in probed.layers], dim=1).float()
-            if rows is None:
-                return Features(hidden)
-            return Features(
-                hidden, torch.stack([rows.rows[k][0] for k in range(llm.n_layers)], dim=1)
-            )
 
-        yield read
+def _last_pass(llm: LoadedLLM, probed: Probed, recorder: Recorder) -> Features:
+    hidden, attention = _recorded(llm, probed, recorder)
+    return Features(hidden[0], None if attention is None else attention[0])
+
+
+def _recorded(
+    llm: LoadedLLM, probed: Probed, recorder: Recorder
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """RETURNS (Tuple[Tensor, Optional[Tensor]]): As in Features, of each text of a batch."""
+    states = [recorder.hidden[layer] for layer in probed.layers]
+    hidden = torch.cat(states, dim=2).view(*states[0].shape[:2], len(states), -1).float()
+    if not probed.window:
+        return hidden, None
+    return hidden, torch.stack([recorder.rows[k] for k in range(llm.n_layers)], dim=2)
 
 
 def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
@@ -221,54 +225,29 @@ def _tapped(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> 
     end = n_blocks if decoder_end is None else decoder_end
     view = _shallow(decoder)
     # Layer l is the input of block l (counted from 0), which is the output of the block before.
-    tapped = [_Tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
+    tapped = [_tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
     view._modules[layers_name] = nn.ModuleList(tapped)
     if end < n_blocks:
-        view._modules[norm_name] = _Tap(nn.Identity(), end)
+        view._modules[norm_name] = _tap(nn.Identity(), end)
     elif end in layers:
-        view._modules[norm_name] = _Tap(norm, end, output=True)
+        view._modules[norm_name] = _tap(norm, end, output=True)
     return view
 
 
-class _Tap(nn.Module):
-    """Stands for a module and records what goes into it, or what comes out."""
+def _tap(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
+    """RETURNS (nn.Module): A copy of a module, of the same parameters, that records what goes into it, or
+    what comes out."""
 
-    def __init__(self, inner: nn.Module, layer: int, output: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.layer = layer
-        self.output = output
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = self.inner(hidden, *args, **kwargs)
-        taps = _TAPS.get()
-        if taps is not None:
-            taps[self.layer] = out if self.output else hidden
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = module.forward(hidden, *args, **kwargs)
+        recorder = current_recorder()
+        if recorder is not None:
+            recorder.hidden[layer] = out if output else hidden
         return out
 
-    def __getattr__(self, name: str) -> Any:
-        # Gemma's loop asks its layers for their attention type, for example.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.inner, name)
-
-
-_TAPS: ContextVar[Optional[Dict[int, torch.Tensor]]] = ContextVar("taps", default=None)
-
-
-@contextmanager
-def _tapping() -> Iterator[Dict[int, torch.Tensor]]:
-    taps: Dict[int, torch.Tensor] = {}
-    token = _TAPS.set(taps)
-    try:
-        yield taps
-    finally:
-        _TAPS.reset(token)
-
-
-def _maybe_attention(probed: Probed) -> Any:
-    return record_attention(probed.window) if probed.window else nullcontext()
+    view = _shallow(module)
+    view.forward = forward
+    return view
 
 
 def _shallow(module: Any) -> Any:

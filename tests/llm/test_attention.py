@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spacy_llmner.llm.attention import SLICE, attention_rows, record_attention
+from spacy_llmner.llm.attention import SLICE, Recorder, attention_rows
 from spacy_llmner.llm.features import Probed, read_texts
 
 
@@ -78,13 +78,13 @@ def test_half_precision_does_not_overflow():
 def test_recorders_are_nested(tiny_llm, load):
     llm = load(tiny_llm)
     ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad(), record_attention(2) as outer:
-        with pytest.raises(RuntimeError), record_attention(3) as inner:
+    with torch.no_grad(), Recorder(2) as outer:
+        with pytest.raises(RuntimeError), Recorder(3) as inner:
             llm.model(ids)
             raise RuntimeError
         assert not outer.rows
         llm.model(ids)
-        with record_attention(4) as last:
+        with Recorder(4) as last:
             pass
     assert not last.rows
     assert {rows.shape[-1] for rows in inner.rows.values()} == {3}
