@@ -182,7 +182,8 @@ def test_two_in_one_pipeline(trained):
     second.cfg["spans_key"] = "second"
     doc = nlp(TEXTS[0])
     assert set(doc.spans) == {"llmner", "second"}
-    assert doc.spans["second"].attrs == doc.spans["llmner"].attrs
+    assert doc.spans["second"].attrs["scores"] == doc.spans["llmner"].attrs["scores"]
+    assert [doc.spans[key].attrs["method"] for key in doc.spans] == ["ember_probe", "second"]
     assert second.shared_llm() is first.shared_llm()
 
 

@@ -57,15 +57,16 @@ def test_handles_share_the_weights(tiny_llm):
 
 
 def test_one_folder_by_several_names(tiny_llm, tmp_path, monkeypatch):
-    folder = Path(tiny_llm)
+    folder = tmp_path / "llm"  # one that no other test has handles on
+    shutil.copytree(tiny_llm, folder)
     (tmp_path / "link").symlink_to(folder)
-    monkeypatch.chdir(folder.parent)
-    names = [tiny_llm, f"{tiny_llm}/", folder.name, f"{folder}/../{folder.name}", tmp_path / "link"]
+    monkeypatch.chdir(tmp_path)
+    names = [folder, f"{folder}/", "llm", f"{folder}/../llm", tmp_path / "link"]
     handles = [cpu(name) for name in names]
-    handles.append(cpu(tiny_llm, revision="v1"))  # means nothing of a folder
+    handles.append(cpu(folder, revision="v1"))  # means nothing of a folder
     assert len({id(handle.load()) for handle in handles}) == 1 == len(pool.loaded())
     assert pool.count(handles[1].spec) == len(handles)
-    assert handles[1].spec.name == f"{tiny_llm}/"  # saved as it was given
+    assert handles[1].spec.name == f"{folder}/"  # saved as it was given
     handles[2].unload()
     assert not pool.loaded()
 
