@@ -72,7 +72,8 @@ class Errors:
     )
     E022 = (
         "There are no training examples for '{name}': the corpus is empty or none of its documents "
-        "has a token. Check `paths.train` (`python -m spacy debug data CONFIG`)."
+        "has a token. Check `paths.train` (`python -m spacy init fill-config CONFIG filled.cfg`, then "
+        "`python -m spacy debug data filled.cfg`)."
     )
     E023 = (
         "None of the training examples for '{name}' has an entity. Check that the corpus was "
@@ -144,6 +145,11 @@ class Errors:
         "are not annotated or cut an entity, and the end of {cut} cuts an entity. Annotate all tokens "
         "(doc.set_ents(ents, default='outside')), name the spans to learn from in `train_spans`, use the "
         "tokenizer that the annotation fits, or raise `window`."
+    )
+    E041 = (
+        "'{name}' can learn none of the {total} entities of the training data: they are cut by the tokens "
+        "of {tokenizer}, or overlap others. Use the tokenizer that the corpus was converted with: set "
+        "`nlp.lang` (`--nlp.lang`) to its language, and leave `nlp.tokenizer` out unless you need another."
     )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
@@ -261,7 +267,10 @@ class Warnings:
         "{n} of {total} entities of the training data are longer than {max_words} tokens and "
         "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
     )
-    W003 = "{n} of {total} entities of the training data overlap others or are cut by a token."
+    W003 = (
+        "{n} of {total} entities of the training data overlap others or are cut by a token of {tokenizer}, "
+        "so '{name}' does not learn them."
+    )
     W004 = (
         "'{name}' does not learn {n} of {total} windows of the training data, since not all entities in "
         "them are known: in {unknown}, tokens are not annotated or cut an entity; the end of {cut} cuts an "

@@ -283,7 +283,8 @@ class EmberProbe(LLMNERPipe):
         self.cfg["calibration"] = list(calibration.IDENTITY)
         with drawn_apart(llm.device):
             self.module = self.build().to(llm.device)
-        warn_about_lost(self.name, examples, getattr(settings, "max_words", None))
+        tokenizer = type(self.tokenizer).__name__
+        warn_about_lost(self.name, examples, getattr(settings, "max_words", None), tokenizer)
         sample = read_corpus(self, [eg.predicted for eg in examples])
         if hasattr(self.module, "fit_scale"):
             self.module.fit_scale(sample)

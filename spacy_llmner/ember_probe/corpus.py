@@ -8,7 +8,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from tqdm import tqdm
 
-from ..errors import Warnings
+from ..errors import Errors, LLMNERError, Warnings
 from ..gold import aligned_entities
 from .words import WordFeatures
 
@@ -42,10 +42,14 @@ def read_corpus(ember: "EmberProbe", docs: List[Doc]) -> WordFeatures:
     return WordFeatures(torch.cat(hidden), torch.cat(attention) if attention else None)
 
 
-def warn_about_lost(name: str, examples: List[Example], max_words: Optional[int]) -> None:
+def warn_about_lost(
+    name: str, examples: List[Example], max_words: Optional[int], tokenizer: str
+) -> None:
     """Warn about entities that no span of the component can be.
 
     max_words (Optional[int]): Longest mention that can be learnt, if there is a limit.
+    tokenizer (str): What the pipeline's tokenizer is called.
+    RAISES (LLMNERError): If tokens cut all of them.
     """
     total = lost = cut = 0
     for eg in examples:
@@ -57,4 +61,7 @@ def warn_about_lost(name: str, examples: List[Example], max_words: Optional[int]
         message = Warnings.W002.format(n=lost, total=total, max_words=max_words, name=name)
         warnings.warn(message, stacklevel=2)
     if cut:
-        warnings.warn(Warnings.W003.format(n=cut, total=total), stacklevel=2)
+        if cut == total:
+            raise LLMNERError(Errors.E041.format(name=name, total=total, tokenizer=tokenizer))
+        message = Warnings.W003.format(n=cut, total=total, name=name, tokenizer=tokenizer)
+        warnings.warn(message, stacklevel=2)

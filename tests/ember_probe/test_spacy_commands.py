@@ -96,18 +96,44 @@ def test_resume(folder, corpus):
     assert nlp.update(examples, sgd=nlp.resume_training())["ember_probe"] < 0.5
 
 
-def test_debug_data(run, corpus, tiny_llm):
+def test_debug_data(run, corpus, tiny_llm, tmp_path):
     paths = ("--paths.train", corpus, "--paths.dev", corpus, "--paths.llm", tiny_llm)
     feature_cache = ("--components.ember_probe.feature_cache", "off")
+    filled = tmp_path / "filled.cfg"
+    run("init", "fill-config", CONFIG, filled)  # it says which tokenizer the language has
     out = run(
-        "debug", "data", CONFIG, *paths, *feature_cache, code=1
+        "debug", "data", filled, *paths, *feature_cache, code=1
     )  # so few examples are an error
     assert "Pipeline can be initialized with data" in out and "Corpus is loadable" in out
 
 
 def test_fill_config(run, tmp_path):
-    """The project's config lacks nothing that spaCy would add."""
+    """The project's config lacks nothing that spaCy would add but the language's tokenizer."""
     run("init", "fill-config", CONFIG, tmp_path / "filled.cfg")
     filled = spacy.util.load_config(tmp_path / "filled.cfg", interpolate=False)
     config = spacy.util.load_config(CONFIG, interpolate=False)
+    assert filled["nlp"].pop("tokenizer") == {"@tokenizers": "spacy.Tokenizer.v1"}
     assert filled == config
+
+
+@pytest.mark.parametrize("config", sorted(CONFIG.parent.glob("*.cfg")), ids=lambda path: path.stem)
+def test_debug_config(run, config, corpus, tiny_llm, tmp_path):
+    run("init", "fill-config", config, tmp_path / "filled.cfg")
+    paths = ("--paths.train", corpus, "--paths.dev", corpus, "--paths.llm", tiny_llm)
+    assert "Config is valid" in run("debug", "config", tmp_path / "filled.cfg", *paths)
+
+
+def test_chinese(run, tiny_llm, tmp_path):
+    """The config takes the tokenizer of the language that is given."""
+    doc = spacy.blank("zh")("林小燕住在成都。")
+    doc.ents = [doc.char_span(0, 3, label="PER")]
+    DocBin(docs=[doc]).to_disk(tmp_path / "zh.spacy")
+    run(
+        *("train", CONFIG, "--output", tmp_path / "out", "--nlp.lang", "zh"),
+        *("--paths.train", tmp_path / "zh.spacy", "--paths.dev", tmp_path / "zh.spacy"),
+        *("--paths.llm", tiny_llm, "--components.ember_probe.feature_cache", "off"),
+        *("--components.ember_probe.llm.device", "cpu", "--training.max_steps", "1"),
+        *("--training.eval_frequency", "1"),
+    )
+    nlp = spacy.load(tmp_path / "out" / "model-last")
+    assert [token.text for token in nlp.make_doc("住在成都")] == ["住", "在", "成", "都"]

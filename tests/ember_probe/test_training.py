@@ -283,6 +283,11 @@ def test_entity_cut_by_a_token_is_masked(nlp):
     assert d_scores[0, 2, 0].any()
     with pytest.warns(UserWarning, match="1 of 2 entities.*cut by a token"):
         pipe.initialize(lambda: [eg], nlp=nlp)
+    reference.set_ents([Span(reference, 0, 2, label="PER")])
+    with pytest.raises(
+        LLMNERError, match="none of the 1 entities.*tokens of Tokenizer.*--nlp.lang"
+    ):
+        pipe.initialize(lambda: [eg], nlp=nlp)
 
 
 @pytest.mark.parametrize("words", [["a", " ", " ", "b"], ["a  ", "b"], ["a", "  b"]])
