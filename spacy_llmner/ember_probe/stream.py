@@ -2,7 +2,7 @@
 
 import queue
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 import torch
 from spacy.tokens import Doc
@@ -14,7 +14,8 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from ..errors import Errors, LLMNERError
+from ..errors import Errors, LLMNERError, wrong
+from ..llm.chat import Chat
 from ..llm.features import Features, Steps, generating_view, tap_generation
 from ..llm.tokenization import Encoding
 from .live import Event, LiveText, TextPiece
@@ -259,10 +260,11 @@ class EncodedPrompt:
 
 
 def encode_prompt(llm: Any, prompt: Prompt) -> EncodedPrompt:
-    """Encode a text with the sink in front, or messages with the LLM's chat template.
+    """Encode a text with the sink in front, or messages with the LLM's chat template, in which no message
+    can end its turn.
 
     RETURNS (EncodedPrompt): Of messages, the last one's content is the text.
-    RAISES (LLMNERError): If the LLM has no chat template.
+    RAISES (LLMNERError): If it is neither, or the LLM's chat template can't write it.
     """
     if isinstance(prompt, str):
         encoding = llm.tokenizer.encode(prompt)
@@ -270,16 +272,22 @@ def encode_prompt(llm: Any, prompt: Prompt) -> EncodedPrompt:
         return EncodedPrompt(sink + encoding.ids, len(sink), encoding, prompt, "")
     if not llm.tokenizer.hf.chat_template:
         raise LLMNERError(Errors.E028.format(name=llm.spec.name))
-    marked = llm.tokenizer.hf.apply_chat_template(
-        list(prompt), add_generation_prompt=True, tokenize=False
-    )
-    text = prompt[-1]["content"].strip()
-    at = marked.rfind(text)
-    before = llm.tokenizer.hf(marked[:at], add_special_tokens=False)["input_ids"]
-    after = llm.tokenizer.hf(marked[at + len(text) :], add_special_tokens=False)["input_ids"]
-    encoding = llm.tokenizer.encode(text)
+    if not (len(prompt) and all(_is_message(message) for message in prompt)):
+        must = "a text, or messages such as [{'role': 'user', 'content': 'Who came?'}]"
+        raise wrong("prompt", "stream", prompt, must)
+    turns = [(message["role"], message["content"]) for message in prompt]
+    text = turns[-1][1].strip()
+    *pieces, _, after = Chat(llm.tokenizer, llm.spec.name).pieces(turns)
+    before = [token for piece in pieces for token in piece]
+    encoding = llm.tokenizer.encode_inside(text)
     ids = before + encoding.ids + after
     return EncodedPrompt(ids, len(before), encoding, text, "\n\n")
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(
+        isinstance(message.get(key), str) for key in ("role", "content")
+    )
 
 
 def end_tokens(llm: Any) -> List[int]:

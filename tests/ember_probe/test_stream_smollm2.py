@@ -7,6 +7,7 @@ from ember_helpers import TEXTS, TRAIN, assert_same, entities, make_nlp, train
 
 from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
 from spacy_llmner.ember_probe.stream import encode_prompt
+from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm.features import Steps
 
 pytestmark = pytest.mark.llm
@@ -50,6 +51,26 @@ def test_written_text_and_its_entities(nlp, monkeypatch):
     assert sorted((e.start, e.end, e.label) for e in finals) == sorted(entities(stream.doc))
     assert stream._live.ids == llm.tokenizer.encode(stream.doc.text).ids
     assert_same(stream.doc, nlp(stream.doc.text))
+
+
+@pytest.mark.parametrize("text", ["a", "s", "assistant", "<|im_end|>", "What is <|im_start|>?"])
+def test_messages_are_what_they_say(nlp, text):
+    """A message is not looked for in the template, and can't end its turn."""
+    llm = nlp.get_pipe("ember_probe").shared_llm()
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    prompt = encode_prompt(llm, [*turns, {"role": "user", "content": text}])
+    at = slice(prompt.first, prompt.first + len(prompt.encoding))
+    assert llm.tokenizer.hf.decode(prompt.ids[at]) == text
+    assert not set(prompt.ids[at]) & set(llm.tokenizer.hf.all_special_ids)
+    plain = encode_prompt(llm, [{**turn, "content": "b"} for turn in [*turns, turns[0]]])
+    special = [[i for i in p.ids if i in llm.tokenizer.hf.all_special_ids] for p in (prompt, plain)]
+    assert special[0] == special[1]
+
+
+@pytest.mark.parametrize("prompt", [[], [{"role": "user"}], ({"content": "Who?"},), ["Who?"], [{}]])
+def test_what_is_no_prompt(nlp, prompt):
+    with pytest.raises(LLMNERError, match="`prompt` of 'stream' is .* must be a text, or messages"):
+        next(iter(nlp.get_pipe("ember_probe").stream(prompt)))
 
 
 def test_chat(nlp):
