@@ -4,7 +4,8 @@ from typing import Any, Mapping, Sequence
 
 
 class LLMNERError(ValueError):
-    """Base class of the errors raised by spacy-llmner."""
+    """Base class of the errors raised by spacy-llmner. They are about the set-up, which is the same for
+    all documents, so no error handler of spaCy's gets them."""
 
 
 class LLMNotFoundError(LLMNERError):
@@ -15,6 +16,10 @@ class LLMMismatchError(LLMNERError):
     """The component was trained on other weights than those it is given."""
 
 
+class DocumentError(LLMNERError):
+    """One document can't be read as it is: spaCy's error handler gets it."""
+
+
 class Errors:
     E001 = (
         "No LLM is set. Name one with `paths.llm` in the config (`--paths.llm NAME` at the command "
@@ -22,18 +27,15 @@ class Errors:
         "`components.{component}.llm.name`: "
         "a local folder, a name of `spacy llmner info`, or a hub id."
     )
-    E002 = (
-        "The LLM '{name}' is in the catalogue but not downloaded yet. "
-        "Get it with: python -m spacy llmner download {name}"
-    )
+    E002 = "The LLM '{name}' is in the catalogue but not downloaded yet. Get it with: {command}"
     E003 = (
-        "Can't find the LLM '{name}': it is no folder with a config.json, no name of the catalogue "
-        "({known}) and not in the local hub cache. Correct the path, or get a small LLM with: "
+        "Can't find the LLM {name}: it is no folder with a config.json, no name of the catalogue "
+        "({known}) and not in the local hub cache ({reason}). Correct the path, or get a small LLM with: "
         "python -m spacy llmner download {first}"
     )
     E004 = (
-        "The LLM folder '{path}' is incomplete or broken ({reason}). Delete it and get the model "
-        "again (for models of the catalogue: python -m spacy llmner download NAME)."
+        "The LLM folder '{path}' is incomplete or broken ({reason}). Get the model again from where it "
+        "came from; if `spacy llmner download` made the folder, delete it and run that again."
     )
     E005 = (
         "The device '{device}' is not there: {reason}. Set `device` of the LLM to 'cpu' or 'auto', "
@@ -41,8 +43,8 @@ class Errors:
     )
     E006 = "'{value}' is no {what}. Possible: {known}."
     E007 = (
-        "Models of the type '{model_type}' are not supported: no list of decoder layers was found "
-        "in {cls}. Models shaped like Llama, Qwen2, Gemma3 and GPT-2 work."
+        "Models of the type '{model_type}' are not supported: {reason}. Name a causal LM shaped like "
+        "Llama, Qwen2, Gemma3 or GPT-2."
     )
     E008 = (
         "'{name}' was trained on the LLM {trained} (fingerprint {trained_print}), but is given "

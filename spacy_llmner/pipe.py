@@ -19,7 +19,7 @@ from spacy.training import Example
 from spacy.util import ensure_path, minibatch
 from thinc.api import Model, Optimizer, noop
 
-from .errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError
+from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError
 from .llm.pool import LLM, LoadedLLM
 from .scorers import span_scores
 
@@ -204,6 +204,7 @@ class LLMNERPipe(TrainablePipe):
         that one goes to the error handler; running out of memory is mended in the same way.
 
         YIELDS (Doc): The Docs in order, without failed ones.
+        RAISES (LLMNERError): If the set-up is at fault, whatever the error handler is.
         """
         if multiprocessing.parent_process() is not None:
             # torch's thread pool does not survive a fork: a second thread would wait for ever.
@@ -215,9 +216,9 @@ class LLMNERPipe(TrainablePipe):
         try:
             self.set_annotations(docs, self.predict(docs))
             return docs
-        except (LLMNotFoundError, LLMMismatchError):
-            raise  # no document's fault
         except Exception as e:
+            if isinstance(e, LLMNERError) and not isinstance(e, DocumentError):
+                raise
             if len(docs) == 1:
                 self.get_error_handler()(self.name, self, docs, e)
                 return []

@@ -8,7 +8,7 @@ import torch
 from spacy.tokens import Span
 from thinc.api import Adam, noop
 
-from spacy_llmner.errors import LLMMismatchError, LLMNotFoundError
+from spacy_llmner.errors import DocumentError, LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm.pool import make_llm
 from spacy_llmner.pipe import Found, FoundSpan, LLMNERPipe
 
@@ -84,16 +84,17 @@ def test_old_entities_stay_without_overwrite(nlp, pipe):
     assert [e.label_ for e in doc.ents] == ["PER", "PER"]
 
 
-def fail_for(text):
+def fail_for(text, error=ValueError):
     def fail(docs):
         if any(doc.text == text for doc in docs):
-            raise ValueError("bad document")
+            raise error("bad document")
 
     return fail
 
 
-def test_bad_document_costs_only_itself(nlp, pipe):
-    pipe.fail = fail_for(TEXTS[3])
+@pytest.mark.parametrize("error", [ValueError, DocumentError])
+def test_bad_document_costs_only_itself(nlp, pipe, error):
+    pipe.fail = fail_for(TEXTS[3], error)
     seen = []
     pipe.set_error_handler(lambda name, proc, docs, e: seen.append((name, [d.text for d in docs])))
     docs = run(nlp, pipe)
@@ -120,8 +121,8 @@ def test_out_of_memory_halves_the_batch(nlp, pipe, error):
     assert pipe.batches == [7, 3, 1, 2, 4, 2, 2]
 
 
-@pytest.mark.parametrize("error", [LLMNotFoundError, LLMMismatchError])
-def test_no_document_is_blamed_for_the_llm(nlp, pipe, error):
+@pytest.mark.parametrize("error", [LLMNotFoundError, LLMMismatchError, LLMNERError])
+def test_no_document_is_blamed_for_the_set_up(nlp, pipe, error):
     def fail(docs):
         raise error("wrong LLM")
 

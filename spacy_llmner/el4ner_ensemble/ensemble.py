@@ -17,7 +17,7 @@ from typing import (
     Tuple,
 )
 
-from ..errors import Errors, LLMNERError
+from ..errors import DocumentError, Errors, LLMNERError
 from .calibration import corrected
 from .panel import Panel
 from .tasks import NONE, Asked, Chars, Task, Voter
@@ -118,7 +118,7 @@ class Ensemble:
 
         tasks (Sequence[Task]): The texts with their demonstrations.
         RETURNS (List[List[Decision]]): For each task, in the order of the text.
-        RAISES (LLMNERError): If all voters failed on a task, or one can't be used at all.
+        RAISES (LLMNERError): If all voters failed on a task (DocumentError), or one can't be used at all.
         """
         with closing(self._panels(tasks)) as panels:
             return [decisions for panel in panels for decisions in self._stages(panel)]
@@ -154,11 +154,11 @@ class Ensemble:
         return len(task.failed) == len(self.voters)
 
     def check_any_left(self, tasks: Sequence[Task]) -> None:
-        """RAISES (LLMNERError): If no voter is left for a task."""
+        """RAISES (DocumentError): If no voter is left for a task."""
         for task in tasks:
             if self.all_failed(task):
                 failed = "; ".join(f"{name}: {why}" for name, why in task.failed.items())
-                raise LLMNERError(Errors.E069.format(name=self.name, failed=failed))
+                raise DocumentError(Errors.E069.format(name=self.name, failed=failed))
 
     def _chunks(self, tasks: Sequence[Task]) -> Iterator[List[Task]]:
         """Keep together what is in memory at the same time. LLMs that take turns read all texts, stage by

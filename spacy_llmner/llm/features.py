@@ -272,7 +272,8 @@ def _layout(decoder: Any) -> Tuple[str, str]:
         if hasattr(decoder, layers_name) and hasattr(decoder, norm_name):
             return layers_name, norm_name
     model_type = getattr(decoder.config, "model_type", "?")
-    raise LLMNERError(Errors.E007.format(model_type=model_type, cls=type(decoder).__name__))
+    reason = f"no list of decoder layers was found in {type(decoder).__name__}"
+    raise LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
 
 
 def _check_layers(llm: LoadedLLM, probed: Probed) -> None:

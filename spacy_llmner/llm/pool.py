@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..errors import Errors, LLMNERError, LLMNotFoundError
 from . import catalogue
@@ -201,7 +202,8 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
     if name in catalogue.CATALOGUE:
         path = catalogue.path_of(name)
         if path is None:
-            raise LLMNotFoundError(Errors.E002.format(name=name))
+            command = catalogue.CATALOGUE[name].command
+            raise LLMNotFoundError(Errors.E002.format(name=name, command=command))
         return str(path)
     return name
 
@@ -220,22 +222,38 @@ def _load(spec: LLMSpec) -> LoadedLLM:
     except Exception as e:
         if _out_of_memory(e):  # no fault of the folder
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
-        if Path(path).is_dir():
-            reason = f"{type(e).__name__}: {e}"
-            raise LLMNERError(Errors.E004.format(path=path, reason=reason)) from e
-        known = [n for n, m in catalogue.CATALOGUE.items() if m.kind == "causal-lm"]
-        message = Errors.E003.format(name=spec.name, known=", ".join(known), first=known[0])
-        raise LLMNotFoundError(message) from e
+        raise _not_loaded(spec, path, e) from e
     if info["missing_keys"]:  # transformers fills them with random numbers
         reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
         raise LLMNERError(Errors.E004.format(path=path, reason=reason))
     if not hf_tokenizer.is_fast:
         raise LLMNERError(Errors.E011.format(name=spec.name))
     if not hasattr(model.config, "num_hidden_layers"):  # text and images in one model
-        cls = type(model).__name__
-        raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, cls=cls))
+        reason = f"no list of decoder layers was found in {type(model).__name__}"
+        raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, reason=reason))
     model.eval().requires_grad_(False).to(spec.device)
-    return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), _fingerprint(path, model))
+    fingerprint = _fingerprint(path, spec.revision, model)
+    return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), fingerprint)
+
+
+def _not_loaded(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
+    """RETURNS (LLMNERError): Why transformers can't load an LLM."""
+    try:
+        config = AutoConfig.from_pretrained(path, revision=spec.revision)
+    except Exception:
+        config = None
+    causal = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # as BERT's
+        reason = "it is no causal LM whose attention can be replaced"
+        return LLMNERError(Errors.E007.format(model_type=config.model_type, reason=reason))
+    reason = f"{type(error).__name__}: {error}"
+    if Path(path).is_dir():
+        return LLMNERError(Errors.E004.format(path=path, reason=reason))
+    name = f"'{spec.name}'" + (f" of revision '{spec.revision}'" if spec.revision else "")
+    known = [n for n, m in catalogue.CATALOGUE.items() if m.kind == "causal-lm"]
+    return LLMNotFoundError(
+        Errors.E003.format(name=name, known=", ".join(known), reason=reason, first=known[0])
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -246,7 +264,7 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _fingerprint(path: str, model: Any) -> str:
+def _fingerprint(path: str, revision: Optional[str], model: Any) -> str:
     """Hash the shape of the model and samples of its weight files: a few reads, also for 70 B.
 
     Values in memory would not do, since they depend on the dtype they were loaded with.
@@ -258,7 +276,7 @@ def _fingerprint(path: str, model: Any) -> str:
     if not Path(path).is_dir():
         from transformers.utils import cached_file
 
-        path = str(Path(str(cached_file(path, "config.json"))).parent)
+        path = str(Path(str(cached_file(path, "config.json", revision=revision))).parent)
     files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
     for file in files:
         size = file.stat().st_size

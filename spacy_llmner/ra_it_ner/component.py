@@ -14,7 +14,7 @@ from thinc.api import Config, Model
 
 from ..adapter_pipe import Made, check_llm
 from ..align import Mention, flat, found_spans
-from ..errors import Errors, LLMNERError
+from ..errors import DocumentError, Errors, LLMNERError
 from ..gold import gold_mentions
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
@@ -374,13 +374,8 @@ class RAIT(ExamplePipe):
         room = self._room(llm)
         doc_ids = [LabelledText(doc.text).hash for doc in docs]
         for number, doc in enumerate(docs):
-            own = doc._.llmner_labels
-            labels = list(self.labels) if own is None else check_labels(self.name, own)
-            if own is not None:
-                self.settings.check_labels(self.name, labels)
-            if not labels and own is None:
-                raise LLMNERError(Errors.E037.format(name=self.name))
-            for window in room.windows(doc, wording, labels) if labels else []:
+            labels, windows = self._asked(doc, room, wording)
+            for window in windows:
                 text = passage_text(doc, window.words)
                 out.append(Passage(number, window.words, text, labels))
         contexts = self.chooser.choose(
@@ -392,6 +387,20 @@ class RAIT(ExamplePipe):
         for passage, context in zip(out, contexts):
             passage.context = room.fit(context, passage, wording)
         return out
+
+    def _asked(self, doc: Doc, room: Room, wording: Wording) -> Tuple[List[str], List[Window]]:
+        """RETURNS (Tuple[List[str], List[Window]]): Labels of a Doc, and where they are looked for."""
+        own = doc._.llmner_labels
+        if own is None:
+            if not self.labels:
+                raise DocumentError(Errors.E037.format(name=self.name))
+            return list(self.labels), room.windows(doc, wording, self.labels)
+        try:
+            labels = check_labels(self.name, own)
+            self.settings.check_labels(self.name, labels)
+            return labels, room.windows(doc, wording, labels) if labels else []
+        except LLMNERError as e:
+            raise DocumentError(str(e)) from e
 
     def _room(self, llm: LoadedLLM) -> Room:
         context = min(self.cfg["context"], llm.max_length)

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 
 import pytest
 import spacy
@@ -203,3 +204,14 @@ def test_senseless_settings(tiny_llm, setting, value, match):
 def test_layer_that_the_llm_does_not_have(tiny_llm):
     with pytest.raises(LLMNERError, match="Layer 9 was asked for.*has 4 layers"):
         train(make_nlp(tiny_llm, layers=[0, 9]))
+
+
+def test_no_document_is_blamed_for_a_broken_llm(trained, tiny_llm, tmp_path):
+    shutil.copytree(tiny_llm, tmp_path / "llm")
+    (tmp_path / "llm/config.json").write_text("{}")
+    trained.to_disk(tmp_path / "pipeline")
+    config = {"components.ember_probe.llm.name": str(tmp_path / "llm")}
+    nlp = spacy.load(tmp_path / "pipeline", config=config)
+    nlp.set_error_handler(lambda *args: None)
+    with pytest.raises(LLMNERError, match="is incomplete or broken"):
+        list(nlp.pipe(TEXTS))

@@ -9,6 +9,7 @@ import pytest
 import spacy
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import catalogue, pool
@@ -230,7 +231,8 @@ def test_no_llm_is_set():
 def test_unknown_name(name):
     with pytest.raises(LLMNotFoundError) as error:
         cpu(name).load()
-    assert f"Can't find the LLM '{name}'" in str(error.value)
+    assert f"Can't find the LLM '{name}': " in str(error.value)
+    assert "Error: " in str(error.value)  # what the hub said
     assert "python -m spacy llmner download smollm2-135m-instruct" in str(error.value)
 
 
@@ -241,7 +243,7 @@ def test_not_downloaded(name, monkeypatch, tmp_path):
     with pytest.raises(LLMNotFoundError) as error:
         handle.load()
     assert f"'{name}' is in the catalogue but not downloaded" in str(error.value)
-    assert str(error.value).endswith(f"python -m spacy llmner download {name}")
+    assert str(error.value).endswith(catalogue.CATALOGUE[name].command)
     assert not list(tmp_path.iterdir())
 
 
@@ -265,7 +267,7 @@ def test_truncated_weights(broken, left):
     with pytest.raises(LLMNERError) as error:
         cpu(broken).load()
     assert f"'{broken}' is incomplete or broken" in str(error.value)
-    assert "python -m spacy llmner download" in str(error.value)
+    assert "spacy llmner download" in str(error.value)
     assert not pool.loaded()
 
 
@@ -300,6 +302,35 @@ def test_slow_tokenizer(broken):
     (broken / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
     with pytest.raises(LLMNERError, match="is no fast tokenizer.*use_fast=True"):
         cpu(broken).load()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "t5"])
+def test_no_causal_lm(broken, model_type):
+    """A sentence encoder's folder, say: nothing is wrong with it, and none is told to delete it."""
+    AutoConfig.for_model(model_type).save_pretrained(broken)
+    with pytest.raises(LLMNERError, match=f"type '{model_type}' are not supported.*causal LM") as e:
+        cpu(broken).load()
+    assert "elete" not in str(e.value)
+
+
+def test_revisions_of_a_hub_id(make_tiny, tmp_path, monkeypatch):
+    """Each is another LLM; it does not matter which of them is `main`, or whether one is."""
+    root = tmp_path / "models--someone--tiny"
+    for revision, seed in ("a" * 40, 1), ("b" * 40, 2):
+        shutil.copytree(
+            make_tiny(tmp_path / revision, "llama", seed), root / "snapshots" / revision
+        )
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    first, second = (
+        cpu("someone/tiny", revision=revision * 40).load().fingerprint for revision in "ab"
+    )
+    assert first == cpu(tmp_path / ("a" * 40)).load().fingerprint
+    assert second == cpu(tmp_path / ("b" * 40)).load().fingerprint
+    with pytest.raises(
+        LLMNotFoundError, match="the LLM 'someone/tiny' of revision 'c+': .*OSError"
+    ):
+        cpu("someone/tiny", revision="c" * 40).load()
 
 
 @pytest.mark.llm
