@@ -74,10 +74,13 @@ class SemiMarkovDecoder:
         # log-sums over the segmentations up to each boundary.
         self.spans: List[List[float]] = []
         self.alpha: List[float] = [0.0]
+        # Log-sums over the segmentations from each boundary on, the last one first.
+        self.beta: List[float] = [0.0]
 
     def push(self, row: np.ndarray) -> None:
         """row (ndarray): Shape (max_words, labels): scores of the mentions that end here."""
         self.rows.append(row)
+        self.beta = [0.0]
         scores = row.tolist()
         spans = [max(labels) for labels in scores]
         befores = self.best[: -len(spans) - 1 : -1]
@@ -94,12 +97,14 @@ class SemiMarkovDecoder:
     def score(self, start: int, end: int, label: int) -> float:
         """Posterior probability of a mention given the words pushed so far."""
         self._sum_up()
-        beta = [0.0]
-        for i in range(len(self.rows) - 1, end - 1, -1):
-            ends = self.spans[i : i + self.chain.max_words]
-            logs = [ends[k][k] + beta[k] for k in range(len(ends))]
-            beta.insert(0, _log_add(beta[0], *logs))
-        log = self.alpha[start] + float(self.rows[end - 1][end - start - 1, label]) + beta[0]
+        n_words, beta = len(self.rows), self.beta
+        while len(beta) <= n_words - end:
+            first = n_words - len(beta)
+            ends = self.spans[first : first + self.chain.max_words]
+            logs = [ends[k][k] + beta[-1 - k] for k in range(len(ends))]
+            beta.append(_log_add(beta[-1], *logs))
+        score = float(self.rows[end - 1][end - start - 1, label])
+        log = self.alpha[start] + score + beta[n_words - end]
         return math.exp(min(log - self.alpha[-1], 0.0))
 
     def _sum_up(self) -> None:
