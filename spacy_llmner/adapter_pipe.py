@@ -9,7 +9,7 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_examples
 from thinc.api import Optimizer
 
-from .errors import Errors, LLMNERError, wrong
+from .errors import Errors, LLMNERError, check_values, wrong
 from .gold import gold_mentions
 from .learn import batches_by_tokens, cross_entropy, parts_of, warn_about_left_out
 from .llm.adapters import Adapter, AdapterSettings, new_adapter
@@ -185,13 +185,8 @@ def make_adapter_settings(
 ) -> AdapterSettings:
     """RETURNS (AdapterSettings): Of a component's architecture.
     RAISES (LLMNERError): If one of them makes no sense."""
-    for setting, value, least in (
-        ("rank", rank, 0),
-        ("alpha", alpha, 1),
-        ("first_layer", first_layer, 0),
-    ):
-        if value is not None and value < least:
-            raise wrong(setting, name, value, f"at least {least}")
+    settings = {"rank": rank, "alpha": alpha, "first_layer": first_layer or 0}
+    check_values(name, settings, least={"rank": 0, "alpha": 1, "first_layer": 0})
     return AdapterSettings(rank, alpha, first_layer)
 
 

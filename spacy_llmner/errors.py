@@ -1,5 +1,6 @@
 """Every message a user may meet: what is wrong, with which value, and what mends it."""
 
+from numbers import Integral, Real
 from typing import Any, Mapping, Sequence
 
 
@@ -305,23 +306,29 @@ def check_values(
     name: str,
     settings: Mapping[str, Any],
     *,
-    choices: Mapping[str, Sequence[str]],
-    shares: Sequence[str],
-    sizes: Sequence[str],
+    choices: Mapping[str, Sequence[str]] = {},
+    shares: Sequence[str] = (),
+    least: Mapping[str, int] = {},
 ) -> None:
     """Check the settings of the component `name`.
 
     choices (Mapping[str, Sequence[str]]): The values that some settings may have.
     shares (Sequence[str]): Settings that are between 0 and 1.
-    sizes (Sequence[str]): Settings that are positive.
+    least (Mapping[str, int]): The least values of settings that are whole numbers.
     RAISES (LLMNERError): About the first setting with a value that makes no sense.
     """
     for setting, known in choices.items():
         if settings[setting] not in known:
             raise wrong(setting, name, settings[setting], f"one of {', '.join(known)}")
     for setting in shares:
-        if not 0.0 <= settings[setting] <= 1.0:
+        if not (isinstance(settings[setting], Real) and 0.0 <= settings[setting] <= 1.0):
             raise wrong(setting, name, settings[setting], "between 0 and 1")
-    for setting in sizes:
-        if settings[setting] < 1:
-            raise wrong(setting, name, settings[setting], "positive")
+    for setting, lowest in least.items():
+        if not is_at_least(lowest, settings[setting]):
+            must = {0: "0 or more", 1: "positive"}.get(lowest, f"at least {lowest}")
+            raise wrong(setting, name, settings[setting], must)
+
+
+def is_at_least(least: int, value: Any) -> bool:
+    """RETURNS (bool): Whether a value is a whole number that is not below another."""
+    return isinstance(value, Integral) and int(value) >= least

@@ -19,7 +19,7 @@ from spacy.training import Example
 from spacy.util import ensure_path, minibatch
 from thinc.api import Model, Optimizer, noop
 
-from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError
+from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from .llm.pool import LLM, LoadedLLM
 from .scorers import span_scores
 
@@ -124,9 +124,7 @@ class LLMNERPipe(TrainablePipe):
             return 0
         if self.module is not None:
             must = "set before training, since the trained part has one output for each label"
-            raise LLMNERError(
-                Errors.E027.format(setting="labels", name=self.name, value=label, must=must)
-            )
+            raise wrong("labels", self.name, label, must)
         self.cfg["labels"].append(label)
         self.vocab.strings.add(label)
         return 1

@@ -1,11 +1,10 @@
 """Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
 
-from numbers import Integral
 from typing import Any, Dict, Mapping, Optional
 
 from thinc.api import Config
 
-from ..errors import Errors, LLMNERError, wrong
+from ..errors import Errors, LLMNERError, check_values, is_at_least, wrong
 from .demonstrate import RETRIEVAL
 from .tasks import Voter
 from .votes import VOTES
@@ -50,24 +49,10 @@ ATTRIBUTES = ("weight", "memory", "manner")
 
 def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
     """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
-    for setting, known in CHOICES.items():
-        if settings[setting] not in known:
-            raise wrong(setting, name, settings[setting], f"one of {', '.join(known)}")
-    threshold = settings["verify_threshold"]
-    if not (isinstance(threshold, (int, float)) and 0.0 <= threshold <= 1.0):
-        raise wrong("verify_threshold", name, threshold, "between 0 and 1")
-    for setting in ("k", "pool_size"):
-        if not _at_least(0, settings[setting]):
-            raise wrong(setting, name, settings[setting], "0 or more")
-    for setting in ("window", "max_batch_tokens"):
-        if not _at_least(1, settings[setting]):
-            raise wrong(setting, name, settings[setting], "positive")
-    if resident is not None and not _at_least(1, resident):
+    least = {"k": 0, "pool_size": 0, "window": 1, "max_batch_tokens": 1}
+    check_values(name, settings, choices=CHOICES, shares=("verify_threshold",), least=least)
+    if resident is not None and not is_at_least(1, resident):
         raise wrong("resident", name, resident, "positive, or null for all LLMs")
-
-
-def _at_least(least: int, value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= least
 
 
 def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) -> Dict[str, Voter]:

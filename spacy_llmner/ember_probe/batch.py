@@ -1,7 +1,7 @@
 """Padded batches of words: what a probe takes in."""
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -94,6 +94,24 @@ def batches_by_words(lengths: Sequence[int], max_words: int = 8192) -> List[List
         else:
             batches.append([i])
     return batches
+
+
+def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int]]:
+    """Cut a row of texts into groups of at most `max_words` words, or of one text.
+
+    YIELDS (List[int]): Indices; empty texts are left out.
+    """
+    group: List[int] = []
+    n_words = 0
+    for i, length in enumerate(lengths):
+        if group and n_words + length > max_words:
+            yield group
+            group, n_words = [], 0
+        if length:
+            group.append(i)
+            n_words += length
+    if group:
+        yield group
 
 
 Gold = Tuple[List[Tuple[int, int, int]], List[Tuple[int, int]]]

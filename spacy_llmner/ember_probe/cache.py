@@ -55,18 +55,32 @@ class FeatureCache:
         RETURNS (List[WordFeatures]): On the CPU, rounded to float16 whether they were cached or not.
         """
         keys = [doc_key(doc) for doc in docs]
-        missing = {key: i for i, key in enumerate(keys) if key not in self.index}
-        fresh: Dict[str, WordFeatures] = {}
+        known: Dict[str, WordFeatures] = {}
+        missing: Dict[str, Doc] = {}
+        for key, doc in zip(keys, docs):
+            if key not in known and key not in missing:
+                features = self.get(key)
+                if features is None:
+                    missing[key] = doc
+                else:
+                    known[key] = features
         if missing:
-            read = reader.read(llm, [docs[i] for i in missing.values()])
-            for key, features in zip(missing, read):
-                fresh[key] = _half(features)
-                self.put(key, fresh[key])
-        return [fresh[key] if key in fresh else self.get(key) for key in keys]
+            for key, features in zip(missing, reader.read(llm, list(missing.values()))):
+                known[key] = _half(features)
+                self.put(key, known[key])
+        return [known[key] for key in keys]
 
-    def get(self, key: str) -> WordFeatures:
-        """RETURNS (WordFeatures): Of a key that is in the index; float16."""
-        path, start, shapes = self.index[key]
+    def get(self, key: str) -> Optional[WordFeatures]:
+        """RETURNS (Optional[WordFeatures]): What is cached under a key, in float16."""
+        if key not in self.index:
+            return None
+        try:
+            return self._get(*self.index[key])
+        except (OSError, ValueError):  # someone has emptied the folder
+            del self.index[key]
+            return None
+
+    def _get(self, path: Path, start: int, shapes: List[List[int]]) -> WordFeatures:
         if path not in self.maps or len(self.maps[path]) < start + _size(shapes):
             self.maps[path] = np.memmap(path, dtype=np.float16, mode="r")
         out = []
@@ -88,7 +102,7 @@ class FeatureCache:
         if not _size(shapes):
             return
         try:
-            if self.writer is None or self.pid != os.getpid():  # not in a file of before a fork
+            if not self._writes():
                 self._open()
             start = self.writer.tell() // 2
             for array in arrays:
@@ -103,6 +117,11 @@ class FeatureCache:
             return
         self.index[key] = (Path(self.writer.name), start, shapes)
 
+    def _writes(self) -> bool:
+        """RETURNS (bool): Whether there are files to append to: not those of before a fork."""
+        own = self.writer is not None and self.pid == os.getpid()
+        return own and Path(self.writer.name).exists() and Path(self.lines.name).exists()
+
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "settings.json").write_text(self.settings)
@@ -114,12 +133,13 @@ class FeatureCache:
     def _read_index(self, path: Path) -> None:
         data = path.with_suffix(".bin")
         size = data.stat().st_size // 2 if data.exists() else 0
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf8", errors="replace").splitlines():
             try:
                 key, start, shapes = json.loads(line)
-            except ValueError:
-                continue  # the last line of a process that was killed
-            if start + _size(shapes) <= size:
+                complete = start + _size(shapes) <= size
+            except (TypeError, ValueError):
+                continue  # the last line of a process that was killed, or a bad block of the disk
+            if complete:
                 self.index[key] = (data, start, shapes)
 
 

@@ -15,7 +15,7 @@ from ..llm.pool import LLM
 from ..pipe import FACTORY, Found, FoundSpan, LLMNERPipe, drawn_apart
 from ..scorers import scored_entities
 from . import calibration
-from .batch import Gold, WordBatch, batches_by_words, collate, surface
+from .batch import Gold, WordBatch, batches_by_words, collate, groups_by_words, surface
 from .cache import FeatureCache, open_cache
 from .corpus import read_corpus, warn_about_lost
 from .decode import decode
@@ -111,7 +111,7 @@ class EmberProbe(LLMNERPipe):
 
         RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        check_settings(name, threshold, max_batch_tokens)
+        check_settings(name, threshold=threshold, max_batch_tokens=max_batch_tokens)
         self.tokenizer = nlp.tokenizer
         self.make_doc = nlp.make_doc
         super().__init__(
@@ -159,21 +159,27 @@ class EmberProbe(LLMNERPipe):
         RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
         """
         docs = list(docs)
+        self._check()
         probe = self.trained_probe()
         out = [Found([], []) for _ in docs]
-        places = [i for i, doc in enumerate(docs) if len(doc)]
-        if not places:
-            return out
         probe.eval()
-        features = self.read([docs[i] for i in places])
-        for group in batches_by_words([len(f) for f in features]):
-            batch = self._batch([docs[places[i]] for i in group], [features[i] for i in group])
-            with torch.no_grad():
-                scores = probe(batch)
-            for row, i in enumerate(group):
-                doc = docs[places[i]]
-                out[places[i]] = self.decode(doc, probe.rows(scores, row, len(doc)))
+        # Features of a few thousand words are held at a time: they take some 10 to 100 KB a word.
+        for places in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
+            read = [docs[i] for i in places]
+            features = self.read(read)
+            for group in batches_by_words([len(f) for f in features]):
+                batch = self._batch([read[i] for i in group], [features[i] for i in group])
+                with torch.no_grad():
+                    scores = probe(batch)
+                for row, i in enumerate(group):
+                    rows = probe.rows(scores, row, len(read[i]))
+                    out[places[i]] = self.decode(read[i], rows)
         return out
+
+    def _check(self) -> None:
+        # Settings may be changed at any time.
+        threshold = self.cfg["threshold"]
+        check_settings(self.name, threshold=threshold, max_batch_tokens=self.max_batch_tokens)
 
     def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
         """Score the words of one Doc. RETURNS (ndarray): One row for each word, for `decode`."""
@@ -328,6 +334,7 @@ class EmberProbe(LLMNERPipe):
         return streaming(self)
 
     def _check_streams(self) -> None:
+        self._check()
         self.trained_probe()
         if not self.model.attrs["settings"].streams:
             raise LLMNERError(Errors.E025.format(name=self.name))

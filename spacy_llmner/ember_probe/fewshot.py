@@ -27,14 +27,14 @@ from spacy.training import Example
 from thinc.api import Model
 from torch import nn
 
-from ..errors import Errors, LLMNERError
+from ..errors import Errors, LLMNERError, wrong
 from ..gold import aligned_entities
 from ..pipe import carry
 from . import calibration
 from .batch import Gold, WordBatch, collate, one_word, surface
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
 from .segments import IMPOSSIBLE, Mention, mask_crossing
-from .settings import Dims
+from .settings import Dims, check_model
 from .words import WordFeatures, WordReader
 
 if TYPE_CHECKING:
@@ -105,13 +105,8 @@ def make_ember_few_shot(
         known = "null, next"
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
     if attention and read_twice:
-        must = "null with read_twice"
-        setting = {"setting": "model.attention", "name": "ember_probe", "value": attention}
-        raise LLMNERError(Errors.E027.format(**setting, must=must))
-    if k < 1:
-        raise LLMNERError(
-            Errors.E027.format(setting="model.k", name="ember_probe", value=k, must="at least 1")
-        )
+        raise wrong("model.attention", "ember_probe", attention, "null with read_twice")
+    check_model(None if layer is None else [layer], k=(k, 1), max_words=(max_words, 1))
     return carry("ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words))
 
 

@@ -19,7 +19,7 @@ from ..errors import Errors, LLMNERError
 from ..pipe import carry
 from .batch import Gold, WordBatch, one_word
 from .segments import IMPOSSIBLE, Chain, Mention, mask_crossing
-from .settings import Dims
+from .settings import Dims, check_model
 from .standardize import Standardize
 from .words import ATTENTION_KINDS, WordFeatures, WordReader
 
@@ -69,6 +69,8 @@ def make_ember_paper(
     if attention not in ATTENTION_KINDS:
         known = ", ".join(ATTENTION_KINDS)
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
+    layers = None if layer is None else [layer]
+    check_model(layers, width=(width, 1), max_words=(max_words, 1))
     return carry("ember_paper", PaperSettings(layer, attention, width, max_words))
 
 

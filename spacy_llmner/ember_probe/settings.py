@@ -1,11 +1,11 @@
 """What the architectures of `ember_probe` have in common."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Optional, Protocol, Sequence, Tuple
 
 from torch import nn
 
-from ..errors import Errors, LLMNERError
+from ..errors import check_values, is_at_least, wrong
 from .words import WordReader
 
 # As probable an entity must be, and its opposite, whatever the threshold is.
@@ -42,17 +42,22 @@ class ProbeSettings(Protocol):
         """RETURNS (Module): The probe, with random weights."""
 
 
-def check_settings(name: str, threshold: float, max_batch_tokens: int) -> None:
-    """RAISES (LLMNERError): If a setting of the component has a value that makes no sense."""
-    if not 0.0 <= threshold <= 1.0:
-        raise LLMNERError(
-            Errors.E027.format(
-                setting="threshold", name=name, value=threshold, must="between 0 and 1"
-            )
+def check_settings(name: str, **settings: Any) -> None:
+    """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
+    check_values(name, settings, shares=("threshold",), least={"max_batch_tokens": 1})
+
+
+def check_model(layers: Optional[Sequence[int]], **sizes: Tuple[int, int]) -> None:
+    """Check the settings of an architecture.
+
+    layers (Optional[Sequence[int]]): Layers that are read; None leaves them to the architecture.
+    sizes (Tuple[int, int]): The value of each other setting, and the least it may be.
+    RAISES (LLMNERError): About the first one with a value that makes no sense.
+    """
+    if layers is not None and not (layers and all(is_at_least(0, layer) for layer in layers)):
+        raise wrong(
+            "model.layers", "ember_probe", layers, "numbers of layers, 0 for the embeddings"
         )
-    if max_batch_tokens < 1:
-        raise LLMNERError(
-            Errors.E027.format(
-                setting="max_batch_tokens", name=name, value=max_batch_tokens, must="positive"
-            )
-        )
+    settings = {f"model.{setting}": value for setting, (value, _) in sizes.items()}
+    least = {f"model.{setting}": least for setting, (_, least) in sizes.items()}
+    check_values("ember_probe", settings, least=least)

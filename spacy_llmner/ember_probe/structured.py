@@ -18,7 +18,7 @@ from ..pipe import carry
 from .batch import SURFACE, Gold, WordBatch
 from .segments import IMPOSSIBLE, Mention, mask_crossing
 from .semimarkov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
-from .settings import Dims
+from .settings import Dims, check_model
 from .standardize import Standardize
 from .structured_stream import StructuredStream
 from .words import WordFeatures, WordReader
@@ -81,7 +81,9 @@ def make_ember_probe(
     prefix (str): What the LLM reads in front of every finished text, so that it knows what matters in
         it; "" for nothing. It is encoded once. While the LLM writes, its prompt stands there instead.
     RETURNS (Model): Carries the settings.
+    RAISES (LLMNERError): If one of them makes no sense.
     """
+    check_model(layers, width=(width, 2), max_words=(max_words, 1))
     chosen = None if layers is None else tuple(layers)
     return carry(
         "ember_probe", StructuredSettings(chosen, width, max_words, look_right, read_twice, prefix)

@@ -15,5 +15,5 @@ def check_settings(name: str, **settings: Any) -> None:
         "deduplicate": DEDUPLICATION,
     }
     shares = ("count_threshold", "threshold")
-    sizes = ("window", "max_mention_tokens", "max_batch_tokens")
-    check_values(name, settings, choices=choices, shares=shares, sizes=sizes)
+    least = {"window": 1, "max_mention_tokens": 1, "max_batch_tokens": 1}
+    check_values(name, settings, choices=choices, shares=shares, least=least)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Dict, List, Sequence, Tuple
 
-from ..errors import Errors, LLMNERError
+from ..errors import Errors, LLMNERError, wrong
 from ..llm.constraints import Choices
 from ..llm.tokenization import LLMTokenizer
 
@@ -53,11 +53,7 @@ class Template:
             raise self._wrong("mention", "a text in which {count} occurs at most once")
 
     def _wrong(self, setting: str, must: str) -> LLMNERError:
-        value = getattr(self, setting)
-        name = "padellm_ner"
-        return LLMNERError(
-            Errors.E027.format(setting=f"template.{setting}", name=name, value=value, must=must)
-        )
+        return wrong(f"template.{setting}", "padellm_ner", getattr(self, setting), must)
 
 
 TEMPLATES: Dict[str, Template] = {

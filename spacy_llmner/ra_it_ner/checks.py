@@ -1,5 +1,6 @@
 """Settings and labels of `ra_it_ner` that make no sense are said when they are set."""
 
+from numbers import Real
 from typing import Any, List, Sequence
 
 from ..errors import check_values, wrong
@@ -13,13 +14,17 @@ def check_settings(name: str, **settings: Any) -> None:
         settings,
         choices={"use_examples": POLICIES},
         shares=("list_threshold", "threshold", "negative_rate"),
-        sizes=("context", "window", "max_answer_tokens", "max_batch_tokens"),
+        least={
+            "context": 1,
+            "window": 1,
+            "max_answer_tokens": 1,
+            "max_batch_tokens": 1,
+            "least_negatives": 0,
+        },
     )
     similar = settings["example_threshold"]
-    if similar is not None and not -1.0 <= similar <= 1.0:
+    if similar is not None and not (isinstance(similar, Real) and -1.0 <= float(similar) <= 1.0):
         raise wrong("example_threshold", name, similar, "a cosine, from -1 to 1")
-    if settings["least_negatives"] < 0:
-        raise wrong("least_negatives", name, settings["least_negatives"], "0 or more")
 
 
 def check_labels(name: str, labels: Sequence[str]) -> List[str]:

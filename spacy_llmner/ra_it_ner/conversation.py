@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from ..errors import Errors, LLMNERError
+from ..errors import wrong
 from ..llm.chat import Chat, Turn
 from ..llm.constraints import Anything
 from ..retrieval.examples import LabelledText
@@ -35,14 +35,8 @@ class Conversation:
         slots = {"example": ("{text}", "{entities}"), "passage": ("{text}",)}
         for setting, needed in {**slots, "question": ("{label}",)}.items():
             if any(getattr(self, setting).count(slot) != 1 for slot in needed):
-                raise LLMNERError(
-                    Errors.E027.format(
-                        setting=f"conversation.{setting}",
-                        name="ra_it_ner",
-                        value=getattr(self, setting),
-                        must=f"a text in which {' and '.join(needed)} occurs once",
-                    )
-                )
+                must = f"a text in which {' and '.join(needed)} occurs once"
+                raise wrong(f"conversation.{setting}", "ra_it_ner", getattr(self, setting), must)
 
 
 CONVERSATIONS: Dict[str, Conversation] = {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..errors import Errors, LLMNERError, LLMNotFoundError
+from ..errors import Errors, LLMNERError, LLMNotFoundError, wrong
 from ..llm import catalogue
 from ..llm.spec import LLMSpec
 from ..llm.tokenization import trim_offsets
@@ -56,10 +56,7 @@ class SentenceEncoder:
     def __init__(self, name: str = DEFAULT, device: str = "auto", batch_tokens: int = 4096) -> None:
         LLMSpec(name=name, device=device)  # checks the device
         if batch_tokens < 1:
-            message = Errors.E027.format(
-                setting="batch_tokens", name=name, value=batch_tokens, must="1 or more"
-            )
-            raise LLMNERError(message)
+            raise wrong("batch_tokens", name, batch_tokens, "1 or more")
         self.name = name
         self.device = device
         self.batch_tokens = batch_tokens

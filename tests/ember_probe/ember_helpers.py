@@ -21,6 +21,7 @@ from ner_helpers import (  # noqa: F401
 
 STRUCTURED = "spacy_llmner.EmberProbe.v1"
 PAPER = "spacy_llmner.EmberPaper.v1"
+FEW_SHOT = "spacy_llmner.EmberFewShot.v1"
 
 
 def make_nlp(llm, architecture=STRUCTURED, *, lang="en", cfg=None, **model):

@@ -1,6 +1,7 @@
 import builtins
 import errno
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import spacy
 import torch
-from ember_helpers import TEXTS, assert_same, make_examples, make_nlp, make_sgd, train
+from ember_helpers import TEXTS, TRAIN, assert_same, make_examples, make_nlp, make_sgd, train
 
 from spacy_llmner.ember_probe import cache as cache_module
 from spacy_llmner.ember_probe import words
@@ -196,6 +197,25 @@ def test_half_written_entries_are_ignored(llm, docs, tmp_path, reads):
     assert len(FeatureCache(tmp_path, llm, READER).index) == len(docs) - 1
     data.unlink()
     assert not FeatureCache(tmp_path, llm, READER).index
+
+
+def test_bad_bytes_are_ignored(llm, docs, tmp_path):
+    cache = FeatureCache(tmp_path, llm, READER)
+    cache.read(llm, READER, docs)
+    lines = next(cache.folder.glob("*.jsonl"))
+    lines.write_bytes(lines.read_bytes() + b'\xff\xfe\n["key", "?", [[1]]]\n[1, 2]\n')
+    assert FeatureCache(tmp_path, llm, READER).index == cache.index
+
+
+def test_folder_emptied_while_training(tiny_llm, tmp_path, reads):
+    """By someone who needs the space: the LLM reads the corpus again, once."""
+    nlp = train(make_nlp(tiny_llm, cfg={"feature_cache": str(tmp_path)}), steps=0)
+    shutil.rmtree(next(tmp_path.iterdir()))
+    examples = make_examples(nlp, TRAIN)
+    for expected in (len(TRAIN), 0):
+        reads.clear()
+        nlp.update(examples, sgd=make_sgd())
+        assert len(reads) == expected
 
 
 def test_two_writers_do_not_meet(llm, docs, tmp_path):

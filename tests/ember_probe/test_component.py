@@ -9,6 +9,9 @@ import pytest
 import spacy
 import torch
 from ember_helpers import (
+    FEW_SHOT,
+    PAPER,
+    STRUCTURED,
     TEXTS,
     assert_same,
     entities,
@@ -199,6 +202,36 @@ def test_two_in_one_pipeline(trained):
 def test_senseless_settings(tiny_llm, setting, value, match):
     with pytest.raises(LLMNERError, match=match):
         make_nlp(tiny_llm, cfg={setting: value})
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, "0.3", None, float("nan")])
+def test_senseless_threshold_of_a_component_in_use(trained, value):
+    nlp = copy.deepcopy(trained)
+    nlp.get_pipe("ember_probe").cfg["threshold"] = value
+    with pytest.raises(LLMNERError, match="`threshold` .* must be between 0 and 1"):
+        nlp(TEXTS[0])
+    with pytest.raises(LLMNERError, match="`threshold` .* must be between 0 and 1"):
+        nlp.get_pipe("ember_probe").stream(TEXTS[0])
+
+
+@pytest.mark.parametrize(
+    "architecture,settings,match",
+    [
+        (STRUCTURED, {"width": 1}, "`model.width` of 'ember_probe' is 1, but must be at least 2"),
+        (STRUCTURED, {"max_words": 0}, "`model.max_words` .* must be positive"),
+        (STRUCTURED, {"layers": []}, "`model.layers` .* must be numbers of layers"),
+        (STRUCTURED, {"layers": [-1]}, "`model.layers` .* must be numbers of layers"),
+        (PAPER, {"width": 0}, "`model.width` .* must be positive"),
+        (PAPER, {"layer": -1}, "`model.layers` .* must be numbers of layers"),
+        (PAPER, {"max_words": -2}, "`model.max_words` .* must be positive"),
+        (FEW_SHOT, {"k": 0}, "`model.k` .* must be positive"),
+        (FEW_SHOT, {"max_words": 0}, "`model.max_words` .* must be positive"),
+        (FEW_SHOT, {"layer": -3}, "`model.layers` .* must be numbers of layers"),
+    ],
+)
+def test_senseless_settings_of_an_architecture(tiny_llm, architecture, settings, match):
+    with pytest.raises(LLMNERError, match=match):
+        make_nlp(tiny_llm, architecture, **settings)
 
 
 def test_layer_that_the_llm_does_not_have(tiny_llm):

@@ -3,6 +3,7 @@ import pytest
 import spacy
 import torch
 from ember_helpers import (
+    FEW_SHOT,
     TEXTS,
     TRAIN,
     assert_same,
@@ -24,7 +25,6 @@ from spacy_llmner.ember_probe.words import WordFeatures
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import pool
 
-FEW_SHOT = "spacy_llmner.EmberFewShot.v1"
 DATA = [(text, {"entities": ents}) for text, ents in TRAIN]
 ODD = ["", " ", "\n\n", "🚀", "\u202e\x00 Varnholm", "Mira " * 300]
 

@@ -54,6 +54,16 @@ def test_batches_of_tokens_change_nothing(any_trained, monkeypatch):
         assert_same(one, other)
 
 
+def test_features_of_a_few_texts_are_held_at_once(trained, monkeypatch):
+    """However large the batch of Docs is."""
+    pipe, sizes = trained.get_pipe("ember_probe"), []
+    read = pipe.read
+    monkeypatch.setattr(pipe, "read", lambda docs: sizes.append(sum(map(len, docs))) or read(docs))
+    monkeypatch.setattr(pipe, "max_batch_tokens", 10)
+    docs = list(trained.pipe(TEXTS * 10, batch_size=100))
+    assert max(sizes) <= 40 and sum(sizes) == sum(map(len, docs))
+
+
 def test_as_tuples(trained):
     out = list(trained.pipe([(text, i) for i, text in enumerate(TEXTS)], as_tuples=True))
     assert [i for _, i in out] == list(range(len(TEXTS)))

@@ -216,6 +216,8 @@ def test_senseless_settings(tiny_llm, setting, value, match):
         ("deduplicate", "foo"),
         ("window", 0),
         ("threshold", 2.0),
+        ("threshold", "0.3"),
+        ("window", "long"),
     ],
 )
 def test_senseless_settings_of_a_component_in_use(tiny_llm, setting, value):

@@ -147,9 +147,9 @@ def test_senseless_templates(wrong, match):
     "wrong,match",
     [
         ({"template": "short"}, "'short' is no template. Possible: published_en, .*compact"),
-        ({"rank": -1}, "`rank` of 'padellm_ner' is -1, but must be at least 0"),
-        ({"alpha": 0}, "`alpha`.*at least 1"),
-        ({"first_layer": -1}, "`first_layer`.*at least 0"),
+        ({"rank": -1}, "`rank` of 'padellm_ner' is -1, but must be 0 or more"),
+        ({"alpha": 0}, "`alpha`.*positive"),
+        ({"first_layer": -1}, "`first_layer`.*0 or more"),
     ],
 )
 def test_senseless_model_settings(wrong, match):

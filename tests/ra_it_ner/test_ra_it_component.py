@@ -240,7 +240,7 @@ def test_settings_without_sense(tiny_llm, setting, value, must):
         ("conversation", "mine", "'mine' is no conversation. Possible: published_en"),
         ("notation", "xml", "`notation`.*one of json, python"),
         ("occurrences", "some", "`occurrences`.*one of ordered, all"),
-        ("rank", -1, "`rank`.*at least 0"),
+        ("rank", -1, "`rank`.*0 or more"),
     ],
 )
 def test_model_without_sense(tiny_llm, setting, value, message):
@@ -248,7 +248,15 @@ def test_model_without_sense(tiny_llm, setting, value, message):
         make_nlp(tiny_llm, **{setting: value})
 
 
-@pytest.mark.parametrize("setting,value", [("use_examples", "foo"), ("window", 0)])
+@pytest.mark.parametrize(
+    "setting,value",
+    [
+        ("use_examples", "foo"),
+        ("window", 0),
+        ("threshold", "0.3"),
+        ("example_threshold", "0.3"),
+    ],
+)
 def test_settings_without_sense_in_use(tiny_llm, setting, value):
     nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"]})
     nlp.get_pipe("ra_it_ner").cfg[setting] = value
