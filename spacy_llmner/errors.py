@@ -154,6 +154,11 @@ class Errors:
         "of {tokenizer}, or overlap others. Use the tokenizer that the corpus was converted with: set "
         "`nlp.lang` (`--nlp.lang`) to its language, and leave `nlp.tokenizer` out unless you need another."
     )
+    E042 = (
+        "The streamer can't follow the LLM: {reason}. Make one for each text: call streamer.model.generate("
+        "..., streamer=streamer) inside `with nlp.get_pipe('{name}').streamer() as streamer:` and in its "
+        "thread."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

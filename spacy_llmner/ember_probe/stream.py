@@ -1,7 +1,9 @@
 """Streaming: entities appear while the LLM writes, from the states it computes for writing."""
 
+import math
 import queue
 from contextlib import contextmanager
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 import torch
@@ -14,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from ..errors import Errors, LLMNERError, wrong
+from ..errors import Errors, LLMNERError, check_values, wrong
 from ..llm.chat import Chat
 from ..llm.features import Features, Steps, generating_view, tap_generation
 from ..llm.tokenization import Encoding
@@ -22,6 +24,9 @@ from .live import Event, LiveText, TextPiece
 
 if TYPE_CHECKING:
     from .component import EmberProbe
+
+# The smallest number above 0.
+LEAST = math.ulp(0.0)
 
 Prompt = Union[str, Sequence[Dict[str, str]]]
 
@@ -32,7 +37,7 @@ class EmberStream:
     ember (EmberProbe): The trained component.
     prompt (Prompt): A text to continue, or messages for the LLM's chat template.
     max_new_tokens (int): Tokens to generate at most.
-    stop (Sequence[str]): Strings that end the generation; they stay in the text.
+    stop (Union[str, Sequence[str]]): Strings that end the generation; they stay in the text.
     temperature (float): 0 always takes the most probable token.
     top_p (float): With a temperature: the smallest set of tokens with that probability is drawn from.
     repetition_penalty (float): Above 1, tokens that were there become less probable.
@@ -48,16 +53,27 @@ class EmberStream:
         prompt: Prompt,
         *,
         max_new_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: Union[str, Sequence[str]] = (),
         temperature: float = 0.0,
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None:
+        check_values("stream", {"max_new_tokens": max_new_tokens}, least={"max_new_tokens": 0})
+        for setting, value, low, high in (
+            ("temperature", temperature, 0.0, math.inf),
+            ("top_p", top_p, LEAST, 1.0),
+            ("repetition_penalty", repetition_penalty, LEAST, math.inf),
+        ):
+            if not (isinstance(value, Real) and low <= float(value) <= high):
+                must = (
+                    "0 or more" if not low else "above 0" if high > 1 else "above 0, and at most 1"
+                )
+                raise wrong(setting, "stream", value, must)
         self.ember = ember
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
-        self.stop = [s for s in stop if s]
+        self.stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
         self.doc: Optional[Doc] = None
         self.stop_reason: Optional[str] = None
         self._cancelled = False
@@ -152,7 +168,8 @@ class EmberStreamer(BaseStreamer):
 
     Made by EmberProbe.streamer(). Call `streamer.model.generate(..., streamer=streamer)` inside the
     `with` block and in its thread; `model` is a view of the shared LLM. Iterate over the streamer to get
-    the events (in another thread while they come, or afterwards); then `doc` is the annotated Doc.
+    the events (in another thread while they come, or afterwards); then `doc` is the annotated Doc. It
+    follows one generation of one text; when the block is left, there are no more events.
     The last token of a generation that is cut by its length is never read by the LLM; its word is
     scored from the token before.
     """
@@ -170,12 +187,20 @@ class EmberStreamer(BaseStreamer):
         self._read: Any = None
 
     def put(self, value: torch.Tensor) -> None:
-        """Called by `generate`: with the prompt first, then with each new token."""
+        """Called by `generate`: with the prompt first, then with each new token.
+
+        RAISES (LLMNERError): If this is not what the streamer was made for."""
+        if self.doc is not None:
+            raise self._lost("it has followed a generation already")
+        if value.dim() and len(value) > 1:
+            raise self._lost(f"{len(value)} texts are written at once")
         ids = value.reshape(-1).tolist()
         if not self._prompt:
             self._prompt = ids
             return
         features = self._read()
+        if features is None:
+            raise self._lost("the LLM does not run through it")
         if self._last is None:
             self._add_prompt(features)
         else:
@@ -192,11 +217,19 @@ class EmberStreamer(BaseStreamer):
         self.doc, events = self._live.finish()
         for event in events:
             self._queue.put(event)
+        self.close()
+
+    def close(self) -> None:
+        """Let those who iterate know that nothing more comes."""
         self._queue.put(None)
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self._queue.get()) is not None:
             yield event
+        self.close()  # for whoever else does
+
+    def _lost(self, reason: str) -> LLMNERError:
+        return LLMNERError(Errors.E042.format(reason=reason, name=self.ember.name))
 
     def _add_prompt(self, features: Features) -> None:
         """The prompt's special tokens carry no text; the rest is its decoded text."""
@@ -230,7 +263,10 @@ def streaming(ember: "EmberProbe") -> Iterator[EmberStreamer]:
     streamer = EmberStreamer(ember)
     with tap_generation(streamer.llm, ember.reader.probed) as read:
         streamer._read = read
-        yield streamer
+        try:
+            yield streamer
+        finally:
+            streamer.close()
 
 
 class EncodedPrompt:

@@ -2,7 +2,7 @@
 
 Both come from the model's own forward pass, for whole texts in batches (`read_texts`) and step by
 step while it generates (`Steps`). The layers are tapped through a view: a second module tree over
-the same parameters, whose decoder layers are wrapped in recorders. The shared model itself is never
+the same parameters, whose decoder layers say what goes into them. The shared model itself is never
 changed, and a view for finished text ends above the highest tapped layer.
 """
 
@@ -166,13 +166,22 @@ class Steps:
 
 
 @contextmanager
-def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Callable[[], Features]]:
+def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Callable[[], Optional[Features]]]:
     """Tap the passes that this thread sends through a generating view inside the block.
 
-    YIELDS (Callable[[], Features]): Gives the features of the last forward pass (batch size 1).
+    YIELDS (Callable[[], Optional[Features]]): Gives the features of the last forward pass (batch size 1);
+        None if there was none since it was asked before.
     """
     with Recorder(probed.window) as recorder:
-        yield lambda: _last_pass(llm, probed, recorder)
+
+        def read() -> Optional[Features]:
+            if not recorder.hidden:
+                return None
+            features = _last_pass(llm, probed, recorder)
+            recorder.hidden.clear()
+            return features
+
+        yield read
 
 
 def _last_pass(llm: LoadedLLM, probed: Probed, recorder: Recorder) -> Features:

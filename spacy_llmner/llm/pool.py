@@ -41,7 +41,8 @@ class LoadedLLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        # transformers looks for it in all parameters, each time.
+        return torch.device(self.spec.device)
 
     @property
     def n_layers(self) -> int:

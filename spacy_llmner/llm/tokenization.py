@@ -198,7 +198,7 @@ class PieceDecoder:
     CONTEXT = 4
 
     def __init__(self, tokenizer: Any, skip_special: bool = True) -> None:
-        self.tokenizer = tokenizer
+        self.backend = tokenizer.backend_tokenizer
         self.skip_special = skip_special
         self.done: List[int] = []
         self.before = ""  # what `done` decodes to
@@ -241,5 +241,4 @@ class PieceDecoder:
         if not ids:
             return ""
         # As PreTrainedTokenizerFast.decode does without cleaning up, which would change the text.
-        backend = self.tokenizer.backend_tokenizer
-        return backend.decode(ids, skip_special_tokens=self.skip_special)
+        return self.backend.decode(ids, skip_special_tokens=self.skip_special)

@@ -190,6 +190,31 @@ def test_stop_strings(trained):
     assert_consistent(stream, text, events)
 
 
+def test_one_stop_string(trained):
+    full, _ = run(stream_of(trained, max_new_tokens=30))
+    stop = full[len(PROMPT) + 3 : len(PROMPT) + 5]
+    text, _ = run(stream_of(trained, max_new_tokens=30, stop=stop))
+    assert text == run(stream_of(trained, max_new_tokens=30, stop=[stop]))[0]
+
+
+@pytest.mark.parametrize(
+    "setting,value,must",
+    [
+        ("max_new_tokens", -1, "0 or more"),
+        ("max_new_tokens", 2.5, "0 or more"),
+        ("temperature", -0.5, "0 or more"),
+        ("temperature", "hot", "0 or more"),
+        ("top_p", 2.0, "above 0, and at most 1"),
+        ("top_p", 0.0, "above 0, and at most 1"),
+        ("repetition_penalty", 0, "above 0"),
+    ],
+)
+def test_senseless_settings(trained, setting, value, must):
+    match = f"`{setting}` of 'stream' is {value!r}, but must be {must}"
+    with pytest.raises(LLMNERError, match=match):
+        stream_of(trained, **{setting: value})
+
+
 def test_cancel(trained):
     stream = stream_of(trained, max_new_tokens=50)
     pieces = []

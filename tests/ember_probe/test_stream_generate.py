@@ -8,6 +8,7 @@ from ember_helpers import TEXTS, assert_same, assert_valid, entities
 from transformers import GenerationConfig
 
 from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
+from spacy_llmner.errors import LLMNERError
 
 PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
 
@@ -95,3 +96,48 @@ def test_shared_model_is_as_before(trained):
     assert [type(m).__name__ for m in llm.model.modules()] == modules
     assert not any(m._forward_hooks for m in llm.model.modules())
     assert_same(before, trained(TEXTS[0]))
+
+
+def one_token(nlp, streamer, ids=None, model=None):
+    ids = inputs_of(nlp) if ids is None else ids
+    model = streamer.model if model is None else model
+    model.generate(ids, streamer=streamer, max_new_tokens=2, do_sample=False, pad_token_id=1)
+
+
+def test_several_texts(trained):
+    streamer_of = trained.get_pipe("ember_probe").streamer
+    with streamer_of() as streamer, pytest.raises(LLMNERError, match="2 texts are written at once"):
+        one_token(trained, streamer, inputs_of(trained).repeat(2, 1))
+
+
+def test_another_model_than_the_streamers(trained):
+    pipe, match = trained.get_pipe("ember_probe"), "the LLM does not run through it.*streamer.model"
+    with pipe.streamer() as streamer, pytest.raises(LLMNERError, match=match):
+        one_token(trained, streamer, model=pipe.shared_llm().model)
+
+
+def test_outside_the_block(trained):
+    with trained.get_pipe("ember_probe").streamer() as streamer:
+        pass
+    with pytest.raises(LLMNERError, match="the LLM does not run through it.*inside `with nlp"):
+        one_token(trained, streamer)
+
+
+def test_a_second_generation(trained):
+    with trained.get_pipe("ember_probe").streamer() as streamer:
+        one_token(trained, streamer)
+        text = streamer.doc.text
+        with pytest.raises(LLMNERError, match="it has followed a generation already"):
+            one_token(trained, streamer)
+    assert streamer.doc.text == text
+    assert list(streamer) and not list(streamer)
+
+
+def test_who_listens_hears_the_end(trained):
+    """Also if `generate` failed, or was never called."""
+    with pytest.raises(RuntimeError), trained.get_pipe("ember_probe").streamer() as streamer:
+        thread = threading.Thread(target=lambda: list(streamer), daemon=True)
+        thread.start()
+        raise RuntimeError
+    thread.join(timeout=60)
+    assert not thread.is_alive()

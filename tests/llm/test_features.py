@@ -339,7 +339,7 @@ def test_unsupported_model():
         with pytest.raises(LLMNERError) as error:
             call(Probed((1,)))
         assert "'opt' are not supported" in str(error.value)
-        assert "Llama, Qwen2, Gemma3 and GPT-2" in str(error.value)
+        assert "Llama, Qwen2, Gemma3 or GPT-2" in str(error.value)
 
 
 @pytest.mark.llm
