@@ -7,7 +7,7 @@ from ember_helpers import TEXTS, TRAIN, assert_same, assert_valid, entities, mak
 from spacy.training import Example
 
 from spacy_llmner.ember_probe.live import EntityEvent, LiveText, TextPiece
-from spacy_llmner.ember_probe.stream import encode_prompt
+from spacy_llmner.ember_probe.stream import _row, encode_prompt
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm.features import Steps, read_texts
 from spacy_llmner.llm.pool import make_llm
@@ -121,19 +121,9 @@ def test_nothing_is_read_again(trained, monkeypatch):
 )
 def test_fixed_text_token_by_token(any_streaming, text):
     """A text that arrives in the tokens that it would be read in gets the entities of nlp(text)."""
-    ember = any_streaming.get_pipe("ember_probe")
-    llm = ember.shared_llm()
-    ids = llm.tokenizer.encode(text).ids
-    end = llm.tokenizer.end if ember.reader.attention else []
-    features = read_texts(llm, [llm.tokenizer.sink + ids + end], ember.reader.probed)[0]
-    n_sink = len(llm.tokenizer.sink)
-    live = LiveText(ember)
-    events = []
-    for i, token in enumerate(ids):
-        events += live.add_token(token, part(features, n_sink + i))
-        # What is final stays.
-    last = part(features, n_sink + len(ids)) if end else None
-    doc, more = live.finish(last)
+    live = LiveText(any_streaming.get_pipe("ember_probe"))
+    *steps, (doc, more) = fed_with(live, text)
+    events = sum(steps, [])
     assert_same(doc, any_streaming(text))
     assert not [e for e in more if e.status == "dropped" and e in live.finals.values()]
     shown = remaining(events + more)
@@ -144,10 +134,43 @@ def test_fixed_text_token_by_token(any_streaming, text):
         assert shown[key].status == "final"
 
 
-def part(features, i):
-    from spacy_llmner.ember_probe.stream import _row
+@pytest.mark.parametrize("kind", ["next", "both"])
+def test_delay_of_one_token(paper, kind):
+    """What looks from the token behind a mention is said once that token was read. Where no white space
+    follows a mention, its last word is known to be complete when the next one ends."""
+    nlp = paper(kind)
+    n_found = 0
+    for text in TEXTS:
+        live = LiveText(nlp.get_pipe("ember_probe"))
+        *steps, (doc, more) = fed_with(live, text)
+        for ent in doc.ents:
+            if text[ent.end_char].isspace():
+                behind = sum(start < ent.end_char for start in live.starts)
+                step = next(i for i, events in enumerate(steps) if ent.text in texts_of(events))
+                assert step == behind
+                n_found += 1
+            else:
+                assert ent.text in texts_of(more) and ent.text not in texts_of(sum(steps, []))
+    assert n_found > 4
 
-    return _row(features, i)
+
+def texts_of(events):
+    return [event.text for event in events]
+
+
+def fed_with(live, text):
+    """Feed a text token by token, with what the LLM says when it reads it at once.
+
+    YIELDS: The events of each token, then the Doc and the last events.
+    """
+    llm, reader = live.llm, live.reader
+    ids = llm.tokenizer.encode(text).ids
+    end = llm.tokenizer.end if reader.attention else []
+    n_sink = len(llm.tokenizer.sink)
+    features = read_texts(llm, [llm.tokenizer.sink + ids + end], reader.probed)[0]
+    for i, token in enumerate(ids):
+        yield live.add_token(token, _row(features, n_sink + i))
+    yield live.finish(_row(features, n_sink + len(ids)) if end else None)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 30])
