@@ -1,18 +1,24 @@
-"""F1 of the presets of `ember_probe`, and of spaCy's own `ner`, over several seeds.
+"""F1 of the presets of `ember_probe`, of spaCy's own `ner` and of what any of them should beat, over
+several seeds.
 
     python benchmarks/ember_quality.py NAME train.spacy dev.spacy test.spacy --preset default
 
 The .spacy files come from scripts/convert.py (`--docs-of 10` for documents). The LLM reads each text
 once: its features are cached, so only the first run waits for it. Everything is chosen on dev; test
 is scored once a seed.
+
+`--random-llm` probes an LLM of the same shape with random weights: what is left is what the probe learns of
+the words by itself. `--preset majority` finds the strings that are mentions in train, the longest first,
+with the label that they have there most often.
 """
 
 import random
 import statistics
 import tempfile
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import spacy
 import torch
@@ -20,13 +26,16 @@ import typer
 from common import earlier_runs, read_examples, save, strict_scores
 from spacy.cli.init_config import init_config
 from spacy.language import Language
+from spacy.tokens import Span
 from spacy.training import Example
 from spacy.training.initialize import init_nlp
 from spacy.training.loop import train as spacy_train
 from spacy.util import fix_random_seed
 from thinc.api import Adam
 from thinc.schedules import warmup_linear
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from spacy_llmner.llm.pool import resolve_path
 from spacy_llmner.scorers import calibration_error, scored_entities
 
 PRESETS: Dict[str, Dict[str, Any]] = {
@@ -58,15 +67,21 @@ def main(
     rate: float = 0.003,
     dropout: float = 0.4,
     tune_threshold: bool = typer.Option(False, help="Choose the threshold on dev"),
+    random_llm: bool = typer.Option(False, "--random-llm", help="Give the LLM random weights"),
 ) -> None:
-    result = f"ember_quality_{name}_{preset}"
+    result = f"ember_quality_{name}_{preset}" + ("_random-llm" if random_llm else "")
     runs = earlier_runs(result, first_seed)
     for seed in range(first_seed, first_seed + seeds):
         if preset == "spacy-ner":
             runs.append(run_spacy(train, dev, test, seed))
+        elif preset == "majority":
+            runs.append(run_majority(train, dev, test, seed))
         else:
             settings = (epochs, batch_words, rate, dropout)
-            runs.append(run_ember(train, dev, test, preset, llm, seed, settings, tune_threshold))
+            with tempfile.TemporaryDirectory() as folder:
+                used = randomized(llm, Path(folder), seed) if random_llm else llm
+                run = run_ember(train, dev, test, preset, used, seed, settings, tune_threshold)
+                runs.append(run)
         print(seed, runs[-1], flush=True)
         f1 = [r["test"]["f"] for r in runs]
         save(
@@ -74,7 +89,8 @@ def main(
             {
                 "set": name,
                 "preset": preset,
-                "llm": None if preset == "spacy-ner" else llm,
+                "llm": None if preset in ("spacy-ner", "majority") else llm,
+                **({"note": "LLM of random weights"} if random_llm else {}),
                 "test_f1_mean": statistics.mean(f1),
                 "test_f1_spread": max(f1) - min(f1),
                 "runs": runs,
@@ -152,6 +168,41 @@ def predict(nlp: Language, path: Path, sentences: bool = True) -> List[Example]:
 def score(nlp: Language, path: Path, sentences: bool = True) -> Dict[str, float]:
     examples = predict(nlp, path, sentences)
     return strict_scores([eg.reference for eg in examples], [eg.predicted for eg in examples])
+
+
+def randomized(llm: str, folder: Path, seed: int) -> str:
+    """RETURNS (str): Folder of an LLM of the same shape and tokenizer with random weights."""
+    path = resolve_path(llm)
+    AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).save_pretrained(folder)
+    return str(folder)
+
+
+def run_majority(train: Path, dev: Path, test: Path, seed: int) -> Dict[str, Any]:
+    nlp = spacy.blank("en")
+    counts: Dict[Tuple[str, ...], Counter] = defaultdict(Counter)
+    for eg in read_examples(nlp, train):
+        for ent in eg.reference.ents:
+            counts[tuple(t.text for t in ent)][ent.label_] += 1
+    labels = {words: count.most_common(1)[0][0] for words, count in counts.items()}
+    longest = max(map(len, labels))
+
+    def score_of(path: Path) -> Dict[str, float]:
+        examples = read_examples(nlp, path)
+        for eg in examples:
+            words, ents, start = [t.text for t in eg.predicted], [], 0
+            while start < len(words):
+                ends = range(min(start + longest, len(words)), start, -1)
+                end = next((e for e in ends if tuple(words[start:e]) in labels), None)
+                if end is not None:
+                    label = labels[tuple(words[start:end])]
+                    ents.append(Span(eg.predicted, start, end, label=label))
+                start = end or start + 1
+            eg.predicted.set_ents(ents)
+        return strict_scores(*zip(*((eg.reference, eg.predicted) for eg in examples)))
+
+    return {"seed": seed, "train_cpu_seconds": 0.0, "dev": score_of(dev), "test": score_of(test)}
 
 
 def run_spacy(train: Path, dev: Path, test: Path, seed: int) -> Dict[str, Any]:
