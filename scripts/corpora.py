@@ -5,7 +5,7 @@ A line that can't be read as it stands ends the reading with `FILE:LINE: reason`
 
 import json
 import re
-from enum import Enum
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
@@ -21,7 +21,7 @@ NO_SPACES = {"bo", "ja", "km", "lo", "my", "th", "zh"}
 TAG = re.compile(r"O|[BIESLU]-\S.*")
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     auto = "auto"
     jsonl = "jsonl"
     conll = "conll"

@@ -80,7 +80,7 @@ class Errors:
     )
     E023 = (
         "None of the training examples for '{name}' has an entity. Check that the corpus was "
-        "converted with entities (`python scripts/convert.py`)."
+        "converted with entities (`python -m spacy convert`, or scripts/convert.py of the repository)."
     )
     E024 = (
         "'{name}' is not trained yet: there is nothing to predict with. Run `spacy train`, or load "
@@ -184,8 +184,8 @@ class Errors:
     )
     E055 = "Can't find the corpus '{path}'. It may be a .spacy file, a folder of them, or a .jsonl file."
     E056 = (
-        "Can't read the corpus '{path}': {reason}. It may be a .spacy file, a folder of them (make "
-        "them with: python scripts/convert.py CORPUS DATA.spacy --lang LANG), or a .jsonl file of "
+        "Can't read the corpus '{path}': {reason}. It may be a .spacy file, a folder of them (made "
+        "with `python -m spacy convert`, or scripts/convert.py of the repository), or a .jsonl file of "
         'lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": "LOC"}}]}}.'
     )
     E057 = (

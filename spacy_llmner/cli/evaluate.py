@@ -211,7 +211,7 @@ def colors_of(labels: Iterable[str]) -> Dict[str, str]:
 
 def check_data_path(path: Path) -> None:
     """Say what is wrong with the path of annotated Docs, if anything is."""
-    convert = "Make it with: python scripts/convert.py CORPUS DATA.spacy --lang LANG"
+    convert = "Make it with `python -m spacy convert`, or scripts/convert.py of the repository."
     if not path.exists():
         raise LLMNERError(f"Can't find the data '{path}'. {convert}")
     if path.is_file() and path.suffix != FILE_TYPE:
@@ -264,7 +264,7 @@ def read_examples(nlp: Language, path: Path, spans_key: Optional[str] = None) ->
     if not any(eg.reference.has_annotation("ENT_IOB") for eg in examples):
         raise LLMNERError(
             f"The data '{path}' hold no entity annotation. Mark documents without entities as "
-            'outside: doc.set_ents([], default="outside"). scripts/convert.py does.'
+            'outside: doc.set_ents([], default="outside"). scripts/convert.py of the repository does.'
         )
     keys: Set[str] = {key for eg in examples for key in eg.reference.spans}
     if spans_key is not None and spans_key not in keys:

@@ -54,6 +54,10 @@ def generate(
     RETURNS (Tuple[int, int]): Texts, and entities in what was written.
     RAISES (LLMNERError): If a file, the LLM or the pipeline is not there, or nothing was written.
     """
+    if output.suffix != ".spacy":
+        raise LLMNERError(
+            f"`spacy train` reads '{output}' only if its name ends in .spacy: change it."
+        )
     nlp = load_pipeline(annotator)
     texts = list(islice(read_prompts(prompts, nlp), limit))
     if not texts:

@@ -76,6 +76,11 @@ def layers_cli(
         loaded = make_llm(llm, device=device).load()
         scores = sweep(loaded, train_path, dev_path, lang=lang, limit=limit, progress=True)
         best = max(scores, key=lambda s: s.ents_f)
+        if not best.ents_f:
+            raise LLMNERError(
+                f"No layer finds an entity of '{dev_path}'. Both files must have entities of the same "
+                "labels, in words as spaCy's tokenizer of --lang makes them."
+            )
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
             found = {"llm": llm, "n_layers": loaded.n_layers, "best_layer": best.layer}

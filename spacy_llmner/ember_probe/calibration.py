@@ -1,6 +1,6 @@
 """Platt scaling: scores that mean what they say, fitted on entities of known truth."""
 
-from typing import List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
@@ -12,13 +12,13 @@ LEAST = 20
 def apply(calibration: Sequence[float], score: float) -> float:
     """RETURNS (float): The calibrated probability."""
     slope, offset = calibration
-    return float(_sigmoid(slope * _logit(np.float64(score)) + offset))
+    return float(_sigmoid(slope * _logit(score) + offset))
 
 
 def invert(calibration: Sequence[float], score: float) -> float:
     """RETURNS (float): The probability before calibration."""
     slope, offset = calibration
-    return float(_sigmoid((_logit(np.float64(score)) - offset) / slope))
+    return float(_sigmoid((_logit(score) - offset) / slope))
 
 
 def fit(scored: List[Tuple[float, bool]]) -> Calibration:
@@ -57,7 +57,7 @@ def _loss(x: np.ndarray, right: np.ndarray, prior: np.ndarray, w: np.ndarray) ->
     return float((np.logaddexp(0.0, z) - right * z).sum() + ((w - prior) ** 2).sum() / 2)
 
 
-def _logit(p: np.ndarray) -> np.ndarray:
+def _logit(p: Any) -> Any:
     # Fine enough to undo a calibration that pushed scores towards 0 or 1.
     p = np.clip(p, 1e-12, 1 - 1e-12)
     return np.log(p) - np.log1p(-p)

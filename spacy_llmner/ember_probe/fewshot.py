@@ -120,11 +120,7 @@ def fit_few_shot(ember: "EmberProbe", examples: Iterable[Annotated]) -> None:
     settings = ember.model.attrs["settings"]
     if not isinstance(settings, FewShotSettings):
         raise LLMNERError(Errors.E033.format(name=ember.name, model=ember.model.name))
-    made = [
-        eg if isinstance(eg, Example) else Example.from_dict(ember.make_doc(eg[0]), eg[1])
-        for eg in examples
-    ]
-    chosen = choose(made, settings.k)
+    chosen = choose([_example(ember, eg) for eg in examples], settings.k)
     labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})
     if not labels:
         raise LLMNERError(Errors.E026.format(name=ember.name, k=settings.k))
@@ -143,6 +139,19 @@ def fit_few_shot(ember: "EmberProbe", examples: Iterable[Annotated]) -> None:
     probe: Any = ember.build().to(llm.device)
     probe.store(batch, gold)
     ember.module = probe.eval()
+
+
+def _example(ember: "EmberProbe", given: Any) -> Example:
+    if isinstance(given, Example):
+        return given
+    try:
+        text, annotation = given
+        return Example.from_dict(ember.make_doc(text), annotation)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        must = (
+            f"Examples, or (text, {{'entities': [(start, end, label)]}}) ({type(e).__name__}: {e})"
+        )
+        raise wrong("examples", ember.name, given, must) from e
 
 
 Chosen = Tuple[Example, List[Tuple[int, int, str]], List[Tuple[int, int]]]

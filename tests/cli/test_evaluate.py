@@ -270,7 +270,7 @@ def test_wrong_data_path(model, tmp_path):
     fails("Can't find the data", model, tmp_path / "none.spacy")
     other = tmp_path / "a.jsonl"
     other.write_text("{}")
-    fails("is no .spacy file. Make it with: python scripts/convert.py", model, other)
+    fails("is no .spacy file. Make it with `python -m spacy convert`", model, other)
     (tmp_path / "empty").mkdir()
     fails("holds no .spacy file", model, tmp_path / "empty")
 

@@ -62,12 +62,13 @@ def test_docs_as_prompts(tiny_llm, annotator, tmp_path):
 def test_messages(prompts, tiny_llm, annotator, tmp_path):
     out = tmp_path / "out.spacy"
 
-    def fails(message, source=prompts, llm=tiny_llm, pipeline=annotator):
+    def fails(message, source=prompts, llm=tiny_llm, pipeline=annotator, out=out):
         result = run(source, out, "--llm", llm, "--annotator", pipeline)
         assert result.exit_code == 1
         assert message in result.output
         assert not out.exists()
 
+    fails("only if its name ends in .spacy", out=tmp_path / "out.bin")
     fails("Can't find the prompts", source=tmp_path / "none.txt")
     fails("Can't find the pipeline", pipeline=tmp_path / "none")
     empty = tmp_path / "empty.txt"

@@ -212,6 +212,11 @@ def test_messages(tiny_llm):
     for data in ([], [("Nothing here.", {"entities": []})], [("", {"entities": []})]):
         with pytest.raises(LLMNERError, match="at most 5 sentences per label"):
             ember.fit(data)
+    for data in (["Mira Stone sings."], [("Mira", "PER")], [3], [("Mira", {"entities": [(0, 4)]})]):
+        with pytest.raises(
+            LLMNERError, match="`examples` of 'ember_probe' .* must be Examples, or"
+        ):
+            ember.fit(data)
     with pytest.raises(LLMNERError, match="no labels"):
         ember.predict([spacy.blank("en")("Tea")])
     with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberFewShot.v1"):
