@@ -164,7 +164,7 @@ class Errors:
         "The example index was made by the encoder '{trained}' (fingerprint {trained_print}), but is "
         "searched with '{given}' (fingerprint {given_print}): their vectors can't be compared. Give "
         "it the encoder it was made by, or build it again: python -m spacy llmner index CORPUS "
-        "OUT --encoder {given}"
+        "OUT {options}"
     )
     E053 = (
         "{path} holds no complete example index ({reason}). Build it again with: "
@@ -183,6 +183,10 @@ class Errors:
     E057 = (
         "The corpus '{path}' has no example: no document with text is annotated ({where}). One without "
         "entities counts if they were set, to none. Span groups are read with --spans-key KEY."
+    )
+    E058 = (
+        "An index is made by one encoder. Give --encoder, or --llm with or without --layer, such as the "
+        "component that will search it has in its block `encoder`."
     )
     E060 = (
         "The voter '{voter}' of '{name}' and the voter '{other}' are the same: the same LLM with the same "

@@ -14,16 +14,26 @@ from tqdm import tqdm
 from wasabi import Printer
 
 from ..errors import Errors, LLMNERError, Warnings
+from ..llm.pool import make_llm
+from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
 from ..retrieval.examples import LabelledText, labelled_text
-
-DEFAULT_ENCODER = "all-minilm-l6-v2"
+from ..retrieval.llm_encoder import make_llm_encoder
 
 
 def index_cli(
     corpus: Path = typer.Argument(..., help="Examples: a .spacy file, a folder of them, or .jsonl"),
     output: Path = typer.Argument(..., metavar="OUT", help="Folder for the index"),
-    encoder: str = typer.Option(
-        DEFAULT_ENCODER, "--encoder", "-e", help="Sentence encoder: a name, a folder or a hub id"
+    encoder: Optional[str] = typer.Option(
+        None,
+        "--encoder",
+        "-e",
+        help=f"Sentence encoder: a name, a folder or a hub id  [default: {DEFAULT}]",
+    ),
+    llm: Optional[str] = typer.Option(
+        None, "--llm", help="Encode with the shared LLM instead: a name, a folder or a hub id"
+    ),
+    layer: Optional[int] = typer.Option(
+        None, "--layer", min=0, help="Its layer; five sixths of the way up if not given"
     ),
     spans_key: Optional[str] = typer.Option(
         None, "--spans-key", "-sk", help="Take entities from doc.spans[KEY], not from doc.ents"
@@ -41,7 +51,15 @@ def index_cli(
     start = perf_counter()
     try:
         index, n_read = build_index(
-            corpus, output, encoder, spans_key=spans_key, kind=kind, device=device, progress=True
+            corpus,
+            output,
+            encoder,
+            llm=llm,
+            layer=layer,
+            spans_key=spans_key,
+            kind=kind,
+            device=device,
+            progress=True,
         )
     except (LLMNERError, OSError) as e:
         typer.echo(f"✘ {e}", err=True)
@@ -60,8 +78,10 @@ def index_cli(
 def build_index(
     corpus: Path,
     output: Path,
-    encoder: str = DEFAULT_ENCODER,
+    encoder: Optional[str] = None,
     *,
+    llm: Optional[str] = None,
+    layer: Optional[int] = None,
     spans_key: Optional[str] = None,
     kind: str = "exact",
     device: str = "auto",
@@ -71,17 +91,18 @@ def build_index(
 
     corpus (Path): A .spacy file, a folder of them, or a .jsonl file.
     output (Path): Folder for the index.
+    encoder (Optional[str]): Sentence encoder, or
+    llm (Optional[str]): the shared LLM; all-minilm-l6-v2 if neither is given.
+    layer (Optional[int]): Of the LLM, see LLMEncoder.
     RETURNS (Tuple[ExampleIndex, int]): The index, and how many examples were read.
     RAISES (LLMNERError): If the corpus can't be read or is empty, or the encoder is not there.
     """
     # Imported here, since FAISS is needed by no other command.
-    from ..retrieval.encoder import make_sentence_encoder
     from ..retrieval.index import ExampleIndex
 
     total = count_examples(corpus)
-    sentence_encoder = make_sentence_encoder(encoder, device)
-    index = ExampleIndex(sentence_encoder, kind)
-    sentence_encoder.load()  # so that an error comes before the bar
+    index = ExampleIndex(_encoder(encoder, llm, layer, device), kind)
+    index.encoder.encode([])  # so that an error comes before the bar
     with tqdm(total=total, unit="example", disable=not progress) as bar:
 
         def counted() -> Iterator[LabelledText]:
@@ -94,6 +115,16 @@ def build_index(
         raise LLMNERError(Errors.E057.format(path=corpus, where=_where(spans_key)))
     index.to_disk(output)
     return index, total
+
+
+def _encoder(
+    encoder: Optional[str], llm: Optional[str], layer: Optional[int], device: str
+) -> Encoder:
+    if (llm and encoder) or (layer is not None and not llm):
+        raise LLMNERError(Errors.E058)
+    if llm:
+        return make_llm_encoder(make_llm(llm, device=device), layer)
+    return make_sentence_encoder(encoder, device)
 
 
 def count_examples(corpus: Path) -> int:

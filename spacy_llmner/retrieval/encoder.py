@@ -1,5 +1,6 @@
 """Sentence and span vectors from a small sentence transformer."""
 
+import shlex
 import threading
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,9 +31,14 @@ class Encoder(Protocol):
     """What an ExampleIndex needs of an encoder.
 
     name (str): What the user calls it.
+    options (str): Which `spacy llmner index` makes an index with it.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> str: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -101,6 +107,11 @@ class SentenceEncoder:
                     span_mean(vectors, t.starts, t.ends, span) for span in spans[wanted[n]]
                 ]
         return fill_spans(found, texts, spans, self)
+
+    @property
+    def options(self) -> str:
+        """Of `spacy llmner index`."""
+        return f"--encoder {shlex.quote(self.name)}"
 
     @property
     def fingerprint(self) -> str:

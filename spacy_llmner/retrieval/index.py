@@ -215,6 +215,7 @@ class ExampleIndex:
                 trained_print=made_by["fingerprint"],
                 given=self.encoder.name,
                 given_print=self.encoder.fingerprint,
+                options=self.encoder.options,
             )
             raise LLMMismatchError(message)
 

@@ -1,5 +1,6 @@
 """Sentence and span vectors from the shared LLM, where no second model is wanted."""
 
+import shlex
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -57,6 +58,12 @@ class LLMEncoder:
     def name(self) -> str:
         """What the user calls the LLM, and the layer."""
         return self.llm.spec.name + ("" if self.layer is None else f" (layer {self.layer})")
+
+    @property
+    def options(self) -> str:
+        """Of `spacy llmner index`."""
+        layer = "" if self.layer is None else f" --layer {self.layer}"
+        return f"--llm {shlex.quote(self.llm.spec.name)}{layer}"
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """Encode whole texts. Those longer than 512 tokens are cut.

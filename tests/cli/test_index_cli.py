@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 import spacy
@@ -10,9 +11,12 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from typer.testing import CliRunner
 
 from spacy_llmner.cli.index import build_index, index_cli
+from spacy_llmner.errors import LLMMismatchError
+from spacy_llmner.llm.pool import make_llm
 from spacy_llmner.retrieval.encoder import make_sentence_encoder
 from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex
+from spacy_llmner.retrieval.llm_encoder import make_llm_encoder
 
 TEXTS = ["Ada met Bo", "Bo in Bonn", "nobody came"]
 
@@ -45,7 +49,8 @@ def run(encoder, tmp_path):
     app.command()(index_cli)
 
     def run(corpus, *args, encoder=encoder):
-        args = [str(corpus), str(tmp_path / "out"), "--encoder", encoder, *args]
+        chosen = [] if encoder is None else ["--encoder", encoder]
+        args = [str(corpus), str(tmp_path / "out"), *chosen, *args]
         return CliRunner().invoke(app, args)
 
     return run
@@ -121,6 +126,37 @@ def test_jsonl(run, encoder, tmp_path):
         LabelledText(TEXTS[1], ((0, 2, "PER"), (6, 10, "LOC")), "c.jsonl:1"),
         LabelledText(TEXTS[2], (), "c.jsonl:3"),
     ]
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+def test_llm(run, tiny_llm, other_llm, tmp_path, layer):
+    """The index fits a component with the same LLM and layer; the message of another names its own."""
+    chosen = [] if layer is None else ["--layer", str(layer)]
+    corpus = write(tmp_path / "train.spacy")
+    result = run(corpus, "--llm", tiny_llm, *chosen, "--device", "cpu", encoder=None)
+    assert result.exit_code == 0, result.output
+    index = ExampleIndex(make_llm_encoder(make_llm(tiny_llm), layer)).from_disk(tmp_path / "out")
+    assert len(index.search([LabelledText("Ada in Bonn")], 2)[0]) == 2
+    other = ExampleIndex(make_llm_encoder(make_llm(other_llm), layer)).from_disk(tmp_path / "out")
+    with pytest.raises(LLMMismatchError) as raised:
+        other.search([LabelledText("Ada in Bonn")], 2)
+    command = shlex.split(str(raised.value).split("index CORPUS OUT ")[1])
+    assert command == ["--llm", other_llm, *chosen]
+    assert run(corpus, *command, encoder=None).exit_code == 0
+    assert len(other.from_disk(tmp_path / "out").search([LabelledText("Ada in Bonn")], 2)[0]) == 2
+
+
+def test_one_encoder(run, tiny_llm, tmp_path):
+    corpus = write(tmp_path / "train.spacy")
+    for args, encoder in ((["--llm", tiny_llm], "e"), (["--layer", "2"], None)):
+        result = run(corpus, *args, encoder=encoder)
+        assert result.exit_code == 1
+        assert "Give --encoder, or --llm with or without --layer" in " ".join(result.output.split())
+    assert (
+        "Layer 9 was asked for"
+        in run(corpus, "--llm", tiny_llm, "--layer", "9", encoder=None).output
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_in_python(encoder, tmp_path):

@@ -195,7 +195,10 @@ def test_what_is_saved(tmp_path):
 def test_another_encoder(tmp_path):
     make_index().to_disk(tmp_path)
     other = ExampleIndex(FakeEncoder(name="other", fingerprint="f1")).from_disk(tmp_path)
-    message = r"made by the encoder 'fake' \(fingerprint f0\).*'other' \(fingerprint f1\)"
+    message = (
+        r"made by the encoder 'fake' \(fingerprint f0\).*'other' \(fingerprint f1\).*"
+        "llmner index CORPUS OUT --encoder other$"
+    )
     with pytest.raises(LLMMismatchError, match=message):
         other.search([example("a")], 1)
     with pytest.raises(LLMMismatchError, match=message):
