@@ -8,12 +8,14 @@ from typing import Any, Dict, Iterable, List, Sequence, Set, Tuple, Union
 
 import numpy as np
 import srsly
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_arrays
 from tqdm import tqdm
 
 from ..errors import Errors, LLMMismatchError, LLMNERError
+from ..files import replaced
 from .encoder import Encoder
 from .examples import LabelledText
 from .vectors import KINDS, VectorStore
@@ -220,14 +222,17 @@ class ExampleIndex:
             raise LLMMismatchError(message)
 
     def to_disk(self, path: Union[str, Path]) -> None:
-        """Save to a folder. The encoder isn't saved but named."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        # Written last, so that what is half written can't be read.
-        (path / META).unlink(missing_ok=True)
-        srsly.write_jsonl(path / EXAMPLES, (_to_json(example) for example in self.examples))
-        save_file(self._arrays(), path / VECTORS)
-        srsly.write_json(path / META, self._meta())
+        """Save to a folder, in place of an index that is there. The encoder isn't saved but named.
+
+        RAISES (OSError): If it can't be written, such as for lack of room; what was there stays.
+        """
+        with replaced(Path(path), last=META) as folder:
+            srsly.write_jsonl(folder / EXAMPLES, (_to_json(example) for example in self.examples))
+            try:
+                save_file(self._arrays(), folder / VECTORS)
+            except SafetensorError as e:
+                raise OSError(str(e)) from e
+            srsly.write_json(folder / META, self._meta())
 
     def from_disk(self, path: Union[str, Path]) -> "ExampleIndex":
         """Load in place of what is there. The encoder isn't loaded.
