@@ -188,6 +188,10 @@ class Errors:
         "An index is made by one encoder. Give --encoder, or --llm with or without --layer, such as the "
         "component that will search it has in its block `encoder`."
     )
+    E059 = (
+        "Can't write the index to '{path}' ({reason}). Name a folder that can be written to, on a disk "
+        "with room for it."
+    )
     E060 = (
         "The voter '{voter}' of '{name}' and the voter '{other}' are the same: the same LLM with the same "
         "prompts would only vote twice. Give one of them other `prompts`, or leave it out "

@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, Iterator, Optional, Tuple
 
@@ -95,12 +97,15 @@ def build_index(
     llm (Optional[str]): the shared LLM; all-minilm-l6-v2 if neither is given.
     layer (Optional[int]): Of the LLM, see LLMEncoder.
     RETURNS (Tuple[ExampleIndex, int]): The index, and how many examples were read.
-    RAISES (LLMNERError): If the corpus can't be read or is empty, or the encoder is not there.
+    RAISES (LLMNERError): If the corpus can't be read or is empty, the encoder is not there, or the
+        folder can't be written.
     """
     # Imported here, since FAISS is needed by no other command.
     from ..retrieval.index import ExampleIndex
 
     total = count_examples(corpus)
+    with _explain_os_errors(output):
+        _check_writable(output)
     index = ExampleIndex(_encoder(encoder, llm, layer, device), kind)
     index.encoder.encode([])  # so that an error comes before the bar
     with tqdm(total=total, unit="example", disable=not progress) as bar:
@@ -113,7 +118,8 @@ def build_index(
         index.add(counted())
     if not len(index):
         raise LLMNERError(Errors.E057.format(path=corpus, where=_where(spans_key)))
-    index.to_disk(output)
+    with _explain_os_errors(output):
+        index.to_disk(output)
     return index, total
 
 
@@ -125,6 +131,21 @@ def _encoder(
     if llm:
         return make_llm_encoder(make_llm(llm, device=device), layer)
     return make_sentence_encoder(encoder, device)
+
+
+def _check_writable(folder: Path) -> None:
+    """RAISES (OSError): If the folder, which may not be there yet, can't be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with TemporaryDirectory(dir=there):
+        pass
+
+
+@contextmanager
+def _explain_os_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise LLMNERError(Errors.E059.format(path=output, reason=e.strerror or e)) from e
 
 
 def count_examples(corpus: Path) -> int:

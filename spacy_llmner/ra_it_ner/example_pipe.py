@@ -9,9 +9,10 @@ from spacy.tokens import Doc
 from thinc.api import Model
 
 from ..adapter_pipe import AdapterPipe
+from ..errors import LLMNERError
 from ..llm.pool import LLM
 from ..retrieval.encoder import Encoder
-from ..retrieval.index import ExampleIndex
+from ..retrieval.index import ExampleIndex, incomplete_pool
 from ..retrieval.strategies import Strategy
 from .context import Chooser
 from .passages import labelled_passages
@@ -73,7 +74,10 @@ class ExamplePipe(AdapterPipe):
         """Load what `to_bytes` gave. RETURNS (ExamplePipe): The component itself."""
         state = srsly.msgpack_loads(bytes_data)
         super().from_bytes(state["pipe"], exclude=exclude)
-        self.take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+        try:
+            self.take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+        except LLMNERError as e:
+            raise incomplete_pool("The given bytes", e) from e
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
@@ -84,5 +88,8 @@ class ExamplePipe(AdapterPipe):
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "ExamplePipe":
         """Load a folder. RETURNS (ExamplePipe): The component itself."""
         super().from_disk(path, exclude=exclude)
-        self.take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+        try:
+            self.take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+        except LLMNERError as e:
+            raise incomplete_pool(Path(path) / POOL, e) from e
         return self

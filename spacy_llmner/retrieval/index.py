@@ -300,6 +300,12 @@ class ExampleIndex:
         return self
 
 
+def incomplete_pool(path: Union[str, Path], error: Exception) -> LLMNERError:
+    """RETURNS (LLMNERError): About the examples of a saved pipeline, which `spacy llmner index`, named by
+    the index, can't make again."""
+    return LLMNERError(Errors.E072.format(path=path, reason=_reason(error.__cause__ or error)))
+
+
 def _from_bytes(encoder: Encoder, data: bytes) -> ExampleIndex:
     return ExampleIndex(encoder).from_bytes(data)
 
@@ -319,5 +325,5 @@ def _from_json(line: Dict[str, Any]) -> LabelledText:
     return LabelledText(line["text"], entities, line["doc_id"])
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,3 +1,4 @@
+import errno
 import json
 import shlex
 
@@ -11,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from typer.testing import CliRunner
 
 from spacy_llmner.cli.index import build_index, index_cli
-from spacy_llmner.errors import LLMMismatchError
+from spacy_llmner.errors import LLMMismatchError, LLMNERError
 from spacy_llmner.llm.pool import make_llm
 from spacy_llmner.retrieval.encoder import make_sentence_encoder
 from spacy_llmner.retrieval.examples import LabelledText
@@ -195,3 +196,26 @@ def test_messages(run, tmp_path):
     fails("Can't load the sentence encoder", good, encoder="/no/such/encoder")
     fails("'tree' is no kind of index", good, "--kind", "tree")
     fails("'gpu' is no device", good, "--device", "gpu")
+
+
+@pytest.mark.parametrize("out", ["good.spacy", "good.spacy/index"])
+def test_no_place_to_write_to(encoder, tmp_path, monkeypatch, out):
+    """It is told before a minute was spent."""
+    good = write(tmp_path / "good.spacy")
+    monkeypatch.setattr("spacy_llmner.retrieval.encoder.SentenceEncoder.encode", None)
+    with pytest.raises(LLMNERError, match="Can't write the index to .*good.spacy.* \\(.*folder"):
+        build_index(good, tmp_path / out, encoder)
+    assert sorted(tmp_path.iterdir()) == [good]
+
+
+def test_a_full_disk(run, encoder, tmp_path, monkeypatch):
+    run(write(tmp_path / "good.spacy"))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("spacy_llmner.retrieval.index.save_file", full)
+    result = run(write(tmp_path / "more.spacy", [*TEXTS, "Ada left"]))
+    assert result.exit_code == 1
+    assert "Can't write the index to" in result.output and "No space left" in result.output
+    assert len(saved(tmp_path, encoder)) == 3

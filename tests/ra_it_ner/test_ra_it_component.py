@@ -95,6 +95,16 @@ def test_index_of_another_encoder_is_refused(trained, other_llm, tmp_path):
         nlp(TEXTS[0])
 
 
+def test_broken_examples_of_a_saved_pipeline(trained, tmp_path):
+    """`spacy llmner index` can't mend them."""
+    trained.to_disk(tmp_path)
+    path = tmp_path / "ra_it_ner" / "pool" / "vectors.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(LLMNERError, match="pool holds no complete .*SafetensorError") as raised:
+        spacy.load(tmp_path)
+    assert "nlp.to_disk" in str(raised.value) and "llmner index" not in str(raised.value)
+
+
 def test_source(trained):
     nlp = spacy.blank("en")
     nlp.add_pipe("ra_it_ner", source=trained)
