@@ -3,23 +3,35 @@
 import json
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import spacy
 import typer
-from spacy.tokens import DocBin
+from spacy.tokenizer import Tokenizer
+from spacy.tokens import Doc, DocBin
 from spacy.training.corpus import FILE_TYPE, walk_corpus
+from spacy.util import compile_infix_regex
 from tqdm import tqdm
 from wasabi import Printer
 
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.pool import make_llm
+from ..retrieval.bm25 import CJK
 from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
-from ..retrieval.examples import LabelledText, labelled_text
+from ..retrieval.examples import LabelledText, PoolText, labelled_text
 from ..retrieval.llm_encoder import make_llm_encoder
+from ..windows import cut, may_begin
+
+# Words of an example at most: about as many as the components read of a text at once, 256 tokens.
+WORDS = 128
+
+# Of a text, None for what can't be an example.
+Parts = List[Optional[LabelledText]]
 
 
 def index_cli(
@@ -47,7 +59,8 @@ def index_cli(
 ) -> None:
     """
     Encode the texts of an annotated corpus and save them as an index of examples. Each Doc, or
-    each line of a .jsonl file, is an example. Duplicates and Docs that are not annotated are left out.
+    each line of a .jsonl file, is an example; long ones are cut into several. Duplicates and Docs
+    that are not annotated are left out.
     """
     msg = Printer()
     start = perf_counter()
@@ -67,7 +80,7 @@ def index_cli(
         typer.echo(f"✘ {e}", err=True)
         raise typer.Exit(1) from None
     left_out = n_read - len(index)
-    more = f", {left_out} duplicate, blank or unannotated texts left out" if left_out else ""
+    more = f", {left_out} duplicate, blank, unannotated or cut texts left out" if left_out else ""
     seconds = perf_counter() - start
     msg.good(f"{len(index)} examples in {seconds:.0f} s{more}", str(output))
     labels = index.labels()
@@ -96,23 +109,26 @@ def build_index(
     encoder (Optional[str]): Sentence encoder, or
     llm (Optional[str]): the shared LLM; all-minilm-l6-v2 if neither is given.
     layer (Optional[int]): Of the LLM, see LLMEncoder.
-    RETURNS (Tuple[ExampleIndex, int]): The index, and how many examples were read.
+    RETURNS (Tuple[ExampleIndex, int]): The index, and how many texts and parts of texts were read.
     RAISES (LLMNERError): If the corpus can't be read or is empty, the encoder is not there, or the
         folder can't be written.
     """
     # Imported here, since FAISS is needed by no other command.
     from ..retrieval.index import ExampleIndex
 
-    total = count_examples(corpus)
+    total = count_texts(corpus)
     with _explain_os_errors(output):
         _check_writable(output)
     index = ExampleIndex(_encoder(encoder, llm, layer, device), kind)
     index.encoder.encode([])  # so that an error comes before the bar
-    with tqdm(total=total, unit="example", disable=not progress) as bar:
+    n_read = 0
+    with tqdm(total=total, unit="text", disable=not progress) as bar:
 
         def counted() -> Iterator[LabelledText]:
-            for example in read_examples(corpus, spans_key):
-                yield example
+            nonlocal n_read
+            for parts in read_examples(corpus, spans_key):
+                n_read += len(parts)
+                yield from (part for part in parts if part is not None)
                 bar.update()
 
         index.add(counted())
@@ -120,7 +136,7 @@ def build_index(
         raise LLMNERError(Errors.E057.format(path=corpus, where=_where(spans_key)))
     with _explain_os_errors(output):
         index.to_disk(output)
-    return index, total
+    return index, n_read
 
 
 def _encoder(
@@ -148,29 +164,59 @@ def _explain_os_errors(output: Path) -> Iterator[None]:
         raise LLMNERError(Errors.E059.format(path=output, reason=e.strerror or e)) from e
 
 
-def count_examples(corpus: Path) -> int:
-    """RETURNS (int): How many examples a corpus has, blank ones among them."""
+def count_texts(corpus: Path) -> int:
+    """RETURNS (int): How many texts a corpus has, blank ones among them."""
     if _is_jsonl(corpus):
         with corpus.open("rb") as file_:
             return sum(1 for line in file_ if line.strip())
     return sum(len(_open_docs(path)) for path in _doc_files(corpus))
 
 
-def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[LabelledText]:
+def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Parts]:
     """Read a corpus, a .jsonl file line by line, a folder file by file.
 
-    YIELDS (LabelledText): Its doc_id is the file's name and the number of the example, from 1.
+    YIELDS (List[Optional[LabelledText]]): The parts of each text, one if it isn't long. Its doc_id is the
+        file's name and the number of the text, from 1; that of several parts is the text's hash, as the
+        component knows it. None for one that is not annotated, or an end of which cuts an entity.
     RAISES (LLMNERError): If there is nothing to read, or it can't be read.
     """
     if _is_jsonl(corpus):
-        yield from _read_jsonl(corpus)
+        tokenizer = _tokenizer()
+        for example in _read_jsonl(corpus):
+            # It has no more words than characters.
+            yield (
+                _parts(example, tokenizer(example.text)) if len(example.text) > WORDS else [example]
+            )
         return
     vocab = spacy.blank("xx").vocab
     for path in _doc_files(corpus):
         for number, doc in enumerate(_open_docs(path).get_docs(vocab), 1):
             known = all(t.ent_iob for t in doc) if spans_key is None else spans_key in doc.spans
-            if known:  # else it would be shown as a text without entities
-                yield labelled_text(doc, spans_key, f"{path.name}:{number}")
+            # Else it would be shown as a text without entities.
+            example = labelled_text(doc, spans_key, f"{path.name}:{number}")
+            yield _parts(example, doc) if known else [None]
+
+
+def _parts(example: LabelledText, doc: Doc) -> Parts:
+    """Cut a text into parts that fit into a prompt, between sentences as the components do."""
+    tokens = [token for token in doc if not token.is_space]
+    begins = partial(may_begin, tokens, known=doc.has_annotation("SENT_START"))
+    windows = cut([1 / WORDS] * len(tokens), begins)
+    if len(windows) < 2:
+        return [example]
+    words = [(token.idx, token.idx + len(token)) for token in tokens]
+    text = PoolText(replace(example, doc_id=example.hash), words)
+    parts = [text.part(start, end) for start, end in windows]
+    return [part and part.example for part in parts]
+
+
+def _tokenizer() -> Tokenizer:
+    """RETURNS (Tokenizer): For any language: each Chinese character is a word, as for BM25."""
+    nlp = spacy.blank("xx")
+    tokenizer: Any = nlp.tokenizer
+    infixes = compile_infix_regex([*(nlp.Defaults.infixes or ()), f"[{CJK}]"])
+    tokenizer.infix_finditer = infixes.finditer
+    return tokenizer
 
 
 def _is_jsonl(corpus: Path) -> bool:

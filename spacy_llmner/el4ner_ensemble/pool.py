@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import (
     Any,
     Dict,
-    FrozenSet,
     Iterable,
     Iterator,
     List,
     NamedTuple,
-    Optional,
     Sequence,
     Set,
     Tuple,
@@ -23,38 +21,12 @@ from spacy.tokens import Doc, Span
 
 from ..files import replaced
 from ..retrieval.encoder import SentenceEncoder
-from ..retrieval.examples import LabelledText
+from ..retrieval.examples import LabelledText, PoolText
 from ..retrieval.index import META, ExampleIndex, incomplete_pool
 from ..windows import may_begin
 from .tasks import Chars, Demonstration
 
 SPANS, VECTORS = "spans.json", "spans.safetensors"
-
-
-class PoolText(NamedTuple):
-    """A text that may get into the pool.
-
-    example (LabelledText): Text and entities.
-    words (List[Chars]): Its words.
-    begins (FrozenSet[int]): Numbers of those that a sentence may begin with.
-    """
-
-    example: LabelledText
-    words: List[Chars]
-    begins: FrozenSet[int] = frozenset()
-
-    def part(self, start: int, end: int) -> Optional["PoolText"]:
-        """RETURNS (Optional[PoolText]): Some of its words; None if that cuts an entity."""
-        first, last = self.words[start][0], self.words[end - 1][1]
-        inside = [(a, b, x) for a, b, x in self.example.entities if a < last and first < b]
-        if any(a < first or last < b for a, b, _ in inside):
-            return None
-        example = LabelledText(
-            self.example.text[first:last],
-            tuple((a - first, b - first, x) for a, b, x in inside),
-            self.example.doc_id,
-        )
-        return PoolText(example, [(a - first, b - first) for a, b in self.words[start:end]])
 
 
 class PoolSpans(NamedTuple):

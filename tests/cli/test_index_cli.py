@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import shlex
 
 import pytest
@@ -19,6 +20,7 @@ from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex
 from spacy_llmner.retrieval.llm_encoder import make_llm_encoder
 
+NAME = re.compile("Ada")
 TEXTS = ["Ada met Bo", "Bo in Bonn", "nobody came"]
 
 
@@ -95,10 +97,65 @@ def test_folder_and_kind(run, encoder, tmp_path):
     write(tmp_path / "corpus" / "a.spacy", TEXTS[:2])
     write(tmp_path / "corpus" / "b.spacy", [*TEXTS[1:], " "])
     result = run(tmp_path / "corpus", "--kind", "hnsw", "--device", "cpu")
-    assert "2 duplicate, blank or unannotated texts left out" in " ".join(result.output.split())
+    assert "2 duplicate, blank, unannotated or cut texts left out" in " ".join(
+        result.output.split()
+    )
     index = saved(tmp_path, encoder)
     assert index.kind == "hnsw"
     assert [e.doc_id for e in index.examples] == ["a.spacy:1", "a.spacy:2", "b.spacy:2"]
+
+
+LONG = " ".join(f"Ada met Bo on day {number} of the year." for number in range(40))
+LONG_ZH = "".join(f"王小明第{number}天在北京大学学习。" for number in range(40))
+
+
+def assert_cut(index, text, name):
+    """Into whole sentences, whose entities are where they were."""
+    parts = [e for e in index.examples if e.doc_id == LabelledText(text).hash]
+    assert len(parts) > 2 and len(parts) == len(index)
+    assert "".join("".join(p.text.split()) for p in parts) == "".join(text.split())
+    for part in parts:
+        assert part.text.endswith((".", "。")) and len(part.text) < len(text) / 2
+        assert {part.text[start:end] for start, end, _ in part.entities} == {name}
+    assert sum(len(p.entities) for p in parts) == text.count(name)
+
+
+@pytest.mark.parametrize("kind", ["spacy", "spans", "jsonl"])
+def test_long_texts_are_cut(run, encoder, tmp_path, kind):
+    """Else they fit into no prompt."""
+    if kind == "jsonl":
+        spans = [{"start": m.start(), "end": m.end(), "label": "NAME"} for m in NAME.finditer(LONG)]
+        path, args = jsonl(tmp_path / "long.jsonl", {"text": LONG, "spans": spans}), []
+    else:
+        key, args = ("sc", ["--spans-key", "sc"]) if kind == "spans" else (None, [])
+        path = write(tmp_path / "long.spacy", [LONG.replace("Ada", "We")], key)
+    result = run(path, *args)
+    assert result.exit_code == 0 and "left out" not in result.output
+    index = saved(tmp_path, encoder)
+    if kind == "jsonl":
+        assert_cut(index, LONG, "Ada")
+    else:
+        assert_cut(index, LONG.replace("Ada", "We"), "Bo")
+
+
+def test_long_chinese_texts_are_cut(run, encoder, tmp_path):
+    """Though no spaces are between the words."""
+    spans = [
+        {"start": m.start(), "end": m.end(), "label": "NAME"}
+        for m in re.finditer("王小明", LONG_ZH)
+    ]
+    run(jsonl(tmp_path / "long.jsonl", {"text": LONG_ZH, "spans": spans}))
+    assert_cut(saved(tmp_path, encoder), LONG_ZH, "王小明")
+
+
+def test_parts_that_cut_an_entity_are_left_out(run, encoder, tmp_path):
+    text = "a " * 200
+    spans = [{"start": 250, "end": 265, "label": "NAME"}]
+    result = run(jsonl(tmp_path / "long.jsonl", {"text": text, "spans": spans}, {"text": "Bo"}))
+    assert "2 duplicate, blank, unannotated or cut texts left out" in " ".join(
+        result.output.split()
+    )
+    assert [e.text for e in saved(tmp_path, encoder).examples] == ["Bo"]
 
 
 def test_spans_key(run, encoder, tmp_path):

@@ -10,12 +10,11 @@ from spacy.tokens import Doc
 from spacy_llmner.el4ner_ensemble.demonstrate import Demonstrator
 from spacy_llmner.el4ner_ensemble.pool import (
     DemonstrationPool,
-    PoolText,
     choose_texts,
     pool_texts,
 )
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.retrieval.examples import LabelledText
+from spacy_llmner.retrieval.examples import LabelledText, PoolText
 
 LABELS = ["LOC", "PER"]
 

@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import spacy
+import srsly
 import torch
 from ner_helpers import TEXTS, TRAIN, assert_same, make_examples, make_sgd, same_state, state_of
 from ra_it_helpers import ADA, BO, initialized, make_nlp, scrambled, train
 from spacy.tokens import Span
 from spacy.training import Example
 
+from spacy_llmner.cli.index import build_index
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
 from spacy_llmner.ra_it_ner.find import asker
@@ -120,6 +122,21 @@ def test_pool_from_a_folder(tiny_llm, trained, tmp_path):
     initialized(nlp)
     examples = nlp.get_pipe("ra_it_ner").index.examples
     assert len(examples) == 2 + len(TRAIN) and BO in examples
+
+
+def test_long_texts_of_a_pool_are_shown(tiny_llm, trained, tmp_path):
+    """By parts: `spacy llmner index` cuts them. None is shown to the text it is of."""
+    corpus, sentence = tmp_path / "corpus.jsonl", "Bo is in Bern now. "
+    text = "".join(f"{number} {sentence}" for number in range(100))
+    srsly.write_jsonl(corpus, [{"text": text, "spans": [{"start": 2, "end": 4, "label": "PER"}]}])
+    build_index(corpus, tmp_path / "index", llm=tiny_llm, device="cpu")
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"], "use_examples": "always", "window": 64})
+    pipe = nlp.get_pipe("ra_it_ner")
+    pipe.take(pipe.index.from_disk(tmp_path / "index"))
+    (context,) = nlp(TEXTS[0])._.llmner_examples
+    assert context["reason"] == "always" and len(context["examples"]) == 1
+    assert {c["reason"] for c in nlp(text)._.llmner_examples} == {"always"}
+    assert not any(c["examples"] for c in nlp(text)._.llmner_examples)
 
 
 def test_without_examples_nothing_is_indexed(vanilla):
