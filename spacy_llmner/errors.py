@@ -151,6 +151,16 @@ class Errors:
         "of {tokenizer}, or overlap others. Use the tokenizer that the corpus was converted with: set "
         "`nlp.lang` (`--nlp.lang`) to its language, and leave `nlp.tokenizer` out unless you need another."
     )
+    E045 = (
+        "'{name}' can't be calibrated: of {total} texts, {annotated} are annotated and {n} have an entity. "
+        "Give calibrate() annotated texts (doc.set_ents(ents, default='outside')) that were held out from "
+        "training."
+    )
+    E046 = (
+        "'{name}' can't be calibrated: it has {n} examples and retrieval.k = {k}, so none can be shown. "
+        "Add some with nlp.get_pipe('{name}').add_examples(docs), or raise `k` of "
+        "[components.{name}.retrieval]."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

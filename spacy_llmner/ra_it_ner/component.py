@@ -26,7 +26,6 @@ from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
 from ..windows import Window
 from .answers import mentions_of
-from .calibration import best_threshold
 from .checks import check_labels, check_settings
 from .context import Context, FoundInContext
 from .conversation import Wording
@@ -289,28 +288,6 @@ class RAIT(ExamplePipe):
             ordered=self.settings.ordered,
             max_tokens=self.cfg["max_answer_tokens"],
         )
-
-    def calibrate(self, examples: Iterable[Example]) -> float:
-        """Find out from annotated Docs how similar examples must be to help, and set
-        `example_threshold` to it.
-
-        examples (Iterable[Example]): Held out from training.
-        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
-            if examples never help.
-        """
-        examples = list(examples)
-        before = self.cfg["use_examples"]
-        docs = [eg.predicted for eg in examples]
-        try:
-            self.cfg["use_examples"] = "never"
-            without = self.predict(docs)
-            self.cfg["use_examples"] = "always"
-            behind = self.predict(docs)
-        finally:
-            self.cfg["use_examples"] = before
-        threshold = best_threshold(examples, without, behind, self.cfg["train_spans"])
-        self.cfg["example_threshold"] = threshold
-        return threshold
 
     def initialize(
         self,

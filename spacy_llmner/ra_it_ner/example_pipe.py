@@ -1,23 +1,28 @@
 """ExamplePipe: annotated examples that are kept, found again and saved with a component."""
 
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.util import minibatch
 from thinc.api import Model
 
 from ..adapter_pipe import AdapterPipe
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 from ..llm.pool import LLM
 from ..retrieval.encoder import Encoder
 from ..retrieval.index import ExampleIndex, incomplete_pool
 from ..retrieval.strategies import Strategy
-from .context import Chooser
+from .calibration import best_threshold, texts_to_measure
+from .context import Chooser, FoundInContext
 from .passages import labelled_passages
 
 POOL = "pool"
+# Texts that are read at once, as by nlp.pipe.
+CALIBRATION_BATCH = 128
 
 
 class ExamplePipe(AdapterPipe):
@@ -64,6 +69,33 @@ class ExamplePipe(AdapterPipe):
         window, key = self.cfg["window"], self.cfg["train_spans"]
         examples = (x for doc in docs for x in labelled_passages(doc, tokenizer, window, key))
         return self.index.add(examples, progress=progress)
+
+    def calibrate(self, examples: Iterable[Example]) -> float:
+        """Find out from annotated Docs how similar examples must be to help, and set
+        `example_threshold` to it.
+
+        examples (Iterable[Example]): Held out from training. Those that are not annotated don't count.
+        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
+            if examples never help.
+        RAISES (LLMNERError): If no text has an entity, or there are no examples to show.
+        """
+        known = texts_to_measure(self.name, list(examples), self.cfg["train_spans"])
+        if not len(self.index) or not self.retrieval.k:
+            counts = {"n": len(self.index), "k": self.retrieval.k}
+            raise LLMNERError(Errors.E046.format(name=self.name, **counts))
+        without, behind = (self._predict_all(known, policy) for policy in ("never", "always"))
+        threshold = best_threshold(known, without, behind, self.cfg["train_spans"])
+        self.cfg["example_threshold"] = threshold
+        return threshold
+
+    def _predict_all(self, examples: Sequence[Example], policy: str) -> List[FoundInContext]:
+        before = self.cfg["use_examples"]
+        self.cfg["use_examples"] = policy
+        try:
+            batches = minibatch((eg.predicted for eg in examples), CALIBRATION_BATCH)
+            return [found for docs in batches for found in self.predict(docs)]
+        finally:
+            self.cfg["use_examples"] = before
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""

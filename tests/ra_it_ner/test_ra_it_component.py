@@ -243,6 +243,41 @@ def test_calibrate(wild, monkeypatch):
     assert max([e["similarity"] for e in context["examples"]], default=1.0) >= threshold
 
 
+def test_calibrate_needs_texts_with_entities(wild, monkeypatch):
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "example_threshold", None)
+    bare = [Example(wild.make_doc(text), wild.make_doc(text)) for text in TEXTS[:2]]
+    for examples, counts in (
+        ([], "of 0 texts, 0 are annotated and 0 have an entity"),
+        (bare, "of 2 texts, 0 are annotated and 0 have an entity"),
+        ([*bare, *make_examples(wild, TRAIN[3:4])], "of 3 texts, 1 are annotated and 0 have an en"),
+    ):
+        with pytest.raises(LLMNERError, match=f"'ra_it_ner' can't be calibrated.*{counts}"):
+            pipe.calibrate(examples)
+    assert pipe.cfg["example_threshold"] is None
+    found = pipe.calibrate([*bare, *make_examples(wild)])
+    assert found == pipe.calibrate(make_examples(wild))  # what is not annotated does not count
+
+
+def test_calibrate_needs_examples(wild, vanilla, monkeypatch):
+    monkeypatch.setattr(wild.get_pipe("ra_it_ner"), "index", ExampleIndex(None))
+    for nlp, has in ((wild, "0 examples and retrieval.k = 2"), (vanilla, "0 .*retrieval.k = 0")):
+        pipe = nlp.get_pipe("ra_it_ner")
+        with pytest.raises(LLMNERError, match=f"'ra_it_ner' can't be calibrated.*{has}.*add_exa"):
+            pipe.calibrate(make_examples(nlp))
+        assert pipe.cfg["example_threshold"] is None and pipe.cfg["use_examples"] == "auto"
+
+
+def test_calibrate_reads_in_batches(wild, monkeypatch):
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "example_threshold", None)
+    monkeypatch.setattr("spacy_llmner.ra_it_ner.example_pipe.CALIBRATION_BATCH", 4)
+    at_once, predict = [], pipe.predict
+    monkeypatch.setattr(pipe, "predict", lambda docs: at_once.append(len(docs)) or predict(docs))
+    pipe.calibrate(make_examples(wild))
+    assert at_once == [4, 2, 4, 2]
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "must"),
     [
