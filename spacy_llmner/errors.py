@@ -161,6 +161,18 @@ class Errors:
         "Add some with nlp.get_pipe('{name}').add_examples(docs), or raise `k` of "
         "[components.{name}.retrieval]."
     )
+    E047 = (
+        "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
+        "for a text, since `context` is {context}, of which {answer} are for the answer. Raise it in "
+        "[components.{name}], or nlp.get_pipe('{name}').cfg['context'] (the LLM reads {reads}), or give "
+        "the label a shorter name in [components.{name}.model.label_words]."
+    )
+    E048 = (
+        "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
+        "for a text, since the LLM reads {reads}, of which {answer} are for the answer. Give the label a "
+        "shorter name in [components.{name}.model.label_words], lower `max_answer_tokens` of "
+        "[components.{name}], or use an LLM that reads more."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

@@ -371,8 +371,10 @@ class RAIT(ExamplePipe):
         return out
 
     def _room(self, llm: LoadedLLM) -> Room:
-        context = min(self.cfg["context"], llm.max_length)
-        return Room(self.name, context, self.cfg["window"], self.cfg["max_answer_tokens"])
+        context, window, answer = (
+            self.cfg[size] for size in ("context", "window", "max_answer_tokens")
+        )
+        return Room(self.name, context, llm.max_length, window, answer)
 
     def _program(self, wording: Wording, passage: Passage, text: str, room: Room) -> Program:
         shown = passage.context.examples

@@ -94,8 +94,17 @@ def test_examples_are_cut_before_the_text(trained, monkeypatch):
     assert len(reasons[1024]["examples"]) == 1 and reasons[1024]["reason"] == "in-domain"
     assert reasons[120] == {"reason": "in-domain, cut", "examples": []}
     monkeypatch.setitem(cfg, "context", 20)
-    with pytest.raises(LLMNERError, match="leave no room for a text, since the LLM reads 20"):
+    told = r"no room for a text, since `context` is 20, of which 5 are.*Raise it.*reads 1024"
+    with pytest.raises(LLMNERError, match=told):
         trained(TEXTS[0])
+
+
+def test_an_llm_that_reads_too_little(tiny_llm, monkeypatch):
+    """Raising `context` would not help."""
+    nlp = make_nlp(tiny_llm, k=0, cfg={"labels": ["PER", "dis" + "like " * 300]})
+    told = r"'dislike .*\.\.\.'.*no room for a text, since the LLM reads 1024, of which 256 are"
+    with pytest.raises(LLMNERError, match=told):
+        nlp(TEXTS[0])
 
 
 def test_one_bad_document_costs_no_other(trained, monkeypatch):
