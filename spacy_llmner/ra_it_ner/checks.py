@@ -1,6 +1,6 @@
-"""Settings and labels of `ra_it_ner` that make no sense are said when they are set."""
+"""Settings of `ra_it_ner` that make no sense are said when they are set."""
 
-from typing import Any, List, Sequence
+from typing import Any
 
 from ..errors import check_values, wrong
 from .context import POLICIES
@@ -20,14 +20,3 @@ def check_settings(name: str, **settings: Any) -> None:
         raise wrong("example_threshold", name, similar, "a cosine, from -1 to 1")
     if settings["least_negatives"] < 0:
         raise wrong("least_negatives", name, settings["least_negatives"], "0 or more")
-
-
-def check_labels(name: str, labels: Sequence[str]) -> List[str]:
-    """RETURNS (List[str]): The labels, each once.
-    RAISES (LLMNERError): If they are no list of words."""
-    must = "a list of words, such as ['disease', 'chemical']"
-    if isinstance(labels, str) or any(not isinstance(label, str) for label in labels):
-        raise wrong("labels", name, labels, must)
-    if any(not label.strip() for label in labels):
-        raise wrong("labels", name, list(labels), must)
-    return list(dict.fromkeys(labels))

@@ -16,6 +16,7 @@ from ..adapter_pipe import Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..gold import gold_mentions
+from ..labels import check_labels
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
@@ -26,7 +27,7 @@ from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
 from ..windows import Window
 from .answers import mentions_of
-from .checks import check_labels, check_settings
+from .checks import check_settings
 from .context import Context, FoundInContext
 from .conversation import Wording
 from .example_pipe import ExamplePipe
@@ -212,10 +213,10 @@ class RAIT(ExamplePipe):
         """RETURNS (RAITSettings): Conversation and adapter."""
         return self.model.attrs["settings"]
 
-    def set_labels(self, labels: Sequence[str]) -> None:
+    def set_labels(self, labels: Iterable[str]) -> None:
         """Say what to ask for from now on. Any words do, also such that were never trained on.
 
-        labels (Sequence[str]): The labels; each counts once.
+        labels (Iterable[str]): The labels; each counts once.
         RAISES (LLMNERError): If they are no words, or two of them go by the same word.
         """
         kept = check_labels(self.name, labels)

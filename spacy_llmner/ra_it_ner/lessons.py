@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Sequence, Tuple
 from spacy.training import Example
 
 from ..gold import gold_mentions
+from ..labels import check_labels
 from ..learn import Mentions, known_windows
 from ..llm.json_lists import TextLists
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..retrieval.examples import LabelledText
-from .checks import check_labels
 from .context import Chooser, Context
 from .conversation import Wording
 from .passages import Passage, Room, passage_text

@@ -250,10 +250,18 @@ def test_500_labels(tiny_llm):
     assert len({s.label_ for s in doc.spans["llmner"]}) > 5
 
 
-@pytest.mark.parametrize("labels", ["PER", [1], ["PER", " "]])
+@pytest.mark.parametrize("labels", ["PER", [1], ["PER", " "], None, 5, [None]])
 def test_labels_that_are_none(wild, labels):
     with pytest.raises(LLMNERError, match="`labels` of 'ra_it_ner'.*must be a list of words"):
         wild.get_pipe("ra_it_ner").set_labels(labels)
+
+
+def test_labels_of_any_iterable(tiny_llm):
+    nlp = make_nlp(tiny_llm, cfg={"labels": [" PER"]})
+    pipe = nlp.get_pipe("ra_it_ner")
+    assert pipe.labels == ("PER",) and pipe.add_label("PER ") == 0
+    pipe.set_labels(label for label in [" river ", "PER", "river", "PER\n"])
+    assert pipe.labels == ("river", "PER")
 
 
 def test_labels_with_the_same_word(tiny_llm):
