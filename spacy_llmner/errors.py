@@ -173,6 +173,11 @@ class Errors:
         "shorter name in [components.{name}.model.label_words], lower `max_answer_tokens` of "
         "[components.{name}], or use an LLM that reads more."
     )
+    E049 = (
+        "add_examples() of '{name}' takes annotated Docs, but was given a {kind}: {given}. Make a Doc with "
+        "doc = nlp.make_doc(text) and doc.set_ents(ents, default='outside'); of an Example give its "
+        "`reference`."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"

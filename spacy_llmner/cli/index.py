@@ -122,7 +122,7 @@ def build_index(
     index = ExampleIndex(_encoder(encoder, llm, layer, device), kind)
     index.encoder.encode([])  # so that an error comes before the bar
     n_read = 0
-    with tqdm(total=total, unit="text", disable=not progress) as bar:
+    with tqdm(total=total, unit="text", disable=None if progress else True) as bar:
 
         def counted() -> Iterator[LabelledText]:
             nonlocal n_read

@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable, List, Optional, Sequence
 import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.training import Example
+from spacy.training import Example, validate_examples
 from spacy.util import minibatch
 from thinc.api import Model
 
@@ -62,13 +62,21 @@ class ExamplePipe(AdapterPipe):
         """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
         what is not annotated, or in part only, makes none.
 
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         RETURNS (int): How many examples were new.
+        RAISES (LLMNERError): If one is no Doc.
         """
         tokenizer = self.shared_llm().tokenizer
         window, key = self.cfg["window"], self.cfg["train_spans"]
-        examples = (x for doc in docs for x in labelled_passages(doc, tokenizer, window, key))
+        known = (self._checked(doc) for doc in docs)
+        examples = (x for doc in known for x in labelled_passages(doc, tokenizer, window, key))
         return self.index.add(examples, progress=progress)
+
+    def _checked(self, doc: Doc) -> Doc:
+        if not isinstance(doc, Doc):
+            given, kind = repr(doc)[:60], type(doc).__name__
+            raise LLMNERError(Errors.E049.format(name=self.name, given=given, kind=kind))
+        return doc
 
     def calibrate(self, examples: Iterable[Example]) -> float:
         """Find out from annotated Docs how similar examples must be to help, and set
@@ -79,7 +87,9 @@ class ExamplePipe(AdapterPipe):
             if examples never help.
         RAISES (LLMNERError): If no text has an entity, or there are no examples to show.
         """
-        known = texts_to_measure(self.name, list(examples), self.cfg["train_spans"])
+        examples = list(examples)
+        validate_examples(examples, "RAIT.calibrate")
+        known = texts_to_measure(self.name, examples, self.cfg["train_spans"])
         if not len(self.index) or not self.retrieval.k:
             counts = {"n": len(self.index), "k": self.retrieval.k}
             raise LLMNERError(Errors.E046.format(name=self.name, **counts))

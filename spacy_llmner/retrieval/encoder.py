@@ -74,12 +74,12 @@ class SentenceEncoder:
         """Encode whole texts: the mean of their token vectors, special tokens among them, as the
         sentence transformers were trained. Texts longer than the model's window are cut.
 
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         RETURNS (ndarray): float32, shape (texts, width), rows of length 1; zeros for an empty text.
         """
         model = self.load()
         out = np.zeros((len(texts), model.width), dtype=np.float32)
-        with tqdm(total=len(texts), unit="text", disable=not progress) as bar:
+        with tqdm(total=len(texts), unit="text", disable=None if progress else True) as bar:
             for numbers, _, hidden, mask in model.read(texts, self.batch_tokens):
                 mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
                 out[numbers] = unit(mean.cpu().numpy())

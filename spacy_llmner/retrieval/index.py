@@ -85,14 +85,16 @@ class ExampleIndex:
         white space, with the same entities) and those without text.
 
         examples (Iterable[LabelledText]): May be a generator: only one batch is read at a time.
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         batch_size (int): Examples encoded at once.
         RETURNS (int): How many were added.
         RAISES (LLMMismatchError): If those that are there were encoded by another encoder.
         """
         before = len(self)
         total = len(examples) if isinstance(examples, (list, tuple)) else None
-        stream = iter(tqdm(examples, total=total, unit="example", disable=not progress))
+        stream = iter(
+            tqdm(examples, total=total, unit="example", disable=None if progress else True)
+        )
         while batch := list(islice(stream, batch_size)):
             self._add_batch(batch)
         return len(self) - before

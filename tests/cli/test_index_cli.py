@@ -217,6 +217,15 @@ def test_one_encoder(run, tiny_llm, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_bar_in_a_pipe(run, encoder, tmp_path, capsys):
+    result = run(write(tmp_path / "train.spacy"))
+    assert "%|" not in result.output
+    sentences = make_sentence_encoder(encoder)
+    ExampleIndex(sentences).add([LabelledText("Ada")], progress=True)
+    sentences.encode(["Ada"], progress=True)
+    assert "%|" not in capsys.readouterr().err
+
+
 def test_in_python(encoder, tmp_path):
     index, n_read = build_index(write(tmp_path / "a.spacy"), tmp_path / "out", encoder)
     assert len(index) == n_read == 3 and saved(tmp_path, encoder).examples == index.examples

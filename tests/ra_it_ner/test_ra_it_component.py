@@ -425,6 +425,21 @@ def test_unannotated_docs_are_no_examples(trained):
     assert pipe.index.examples[-1].entities == ((0, 2, "PER"),)
 
 
+def test_what_is_no_annotated_doc(trained):
+    pipe = copy.deepcopy(trained.get_pipe("ra_it_ner"))
+    (eg,) = make_examples(trained, TRAIN[:1])
+    given = {"str": "Bo sang", "Example": eg, "tuple": TRAIN[0]}
+    for kind, thing in given.items():
+        told = f"add_examples.. of 'ra_it_ner' takes annotated Docs.* a {kind}: .*set_ents"
+        with pytest.raises(LLMNERError, match=told):
+            pipe.add_examples([eg.reference, thing])
+    with pytest.raises(LLMNERError, match="annotated Docs"):
+        pipe.add_examples("Bo sang")
+    assert len(pipe.index) == len(TRAIN)
+    with pytest.raises(TypeError, match="Example objects"):
+        pipe.calibrate(["Bo sang"])
+
+
 def test_unpickled_in_another_process(trained, tmp_path):
     """The extensions are there too."""
     path = tmp_path / "nlp.pickle"
