@@ -1,8 +1,14 @@
 """Labels that a user asks for."""
 
-from typing import Iterable, List
+from typing import Iterable, List, Optional
+
+from spacy.tokens import Doc
 
 from .errors import wrong
+
+# Labels that are asked for in one Doc or, on a reference, those that its annotators looked for.
+if not Doc.has_extension("llmner_labels"):
+    Doc.set_extension("llmner_labels", default=None)
 
 
 def check_labels(name: str, labels: Iterable[str]) -> List[str]:
@@ -18,3 +24,10 @@ def check_labels(name: str, labels: Iterable[str]) -> List[str]:
     if any(not isinstance(label, str) or not label.strip() for label in labels):
         raise wrong("labels", name, labels, must)
     return list(dict.fromkeys(label.strip() for label in labels))
+
+
+def own_labels(name: str, doc: Doc) -> Optional[List[str]]:
+    """RETURNS (Optional[List[str]]): What doc._.llmner_labels says, None if it says nothing.
+    RAISES (LLMNERError): If they are no list of words; `name` is who wants to know."""
+    own = doc._.llmner_labels
+    return None if own is None else check_labels(name, own)

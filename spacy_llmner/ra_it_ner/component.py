@@ -16,7 +16,7 @@ from ..adapter_pipe import Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
 from ..gold import gold_mentions
-from ..labels import check_labels
+from ..labels import check_labels, own_labels
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
@@ -352,8 +352,8 @@ class RAIT(ExamplePipe):
         room = self._room(llm)
         doc_ids = [LabelledText(doc.text).hash for doc in docs]
         for number, doc in enumerate(docs):
-            own = doc._.llmner_labels
-            labels = list(self.labels) if own is None else check_labels(self.name, own)
+            own = own_labels(self.name, doc)
+            labels = list(self.labels) if own is None else own
             if own is not None:
                 self.settings.check_labels(self.name, labels)
             if not labels and own is None:
@@ -386,10 +386,9 @@ class RAIT(ExamplePipe):
         return asker(wording, prompts, text, passage.bounds, settings)
 
 
-# Not by the component: one that is unpickled in another process needs them too.
-for extension in ("llmner_labels", "llmner_examples"):
-    if not Doc.has_extension(extension):
-        Doc.set_extension(extension, default=None)
+# Not by the component: one that is unpickled in another process needs it too.
+if not Doc.has_extension("llmner_examples"):
+    Doc.set_extension("llmner_examples", default=None)
 
 
 def _start(item: Tuple[int, Context]) -> int:

@@ -7,10 +7,19 @@ import pytest
 import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, scores, share_found
+from ner_helpers import (
+    NASTY,
+    TEXTS,
+    assert_same,
+    assert_valid,
+    make_examples,
+    scores,
+    share_found,
+)
 from ra_it_helpers import initialized, make_nlp, scrambled
-from spacy.tokens import Span
+from spacy.tokens import DocBin, Span
 
+from spacy_llmner.cli.evaluate import evaluate
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import decoding
 from spacy_llmner.ra_it_ner.component import RAIT
@@ -239,6 +248,18 @@ def test_labels_of_one_document(wild):
     assert not out[1].ents
     for doc, text in zip(out[2:], TEXTS[2:]):
         assert_same(doc, wild(text))
+
+
+def test_labels_of_a_document_are_evaluated(wild, tmp_path):
+    """`llmner evaluate` asks each text for the labels that its annotators looked for."""
+    wild.to_disk(tmp_path / "model")
+    docs = [eg.reference for eg in make_examples(wild)]
+    docs[0]._.llmner_labels = ["ship", "river"]
+    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "dev.spacy")
+    first, second = evaluate(str(tmp_path / "model"), tmp_path / "dev.spacy").examples[:2]
+    labels = {span.label_ for span in first.predicted.spans["llmner"]}
+    assert labels and labels <= {"ship", "river"}
+    assert_same(second.predicted, wild(TEXTS[1]))
 
 
 def test_500_labels(tiny_llm):
