@@ -159,6 +159,33 @@ class Errors:
         "..., streamer=streamer) inside `with nlp.get_pipe('{name}').streamer() as streamer:` and in its "
         "thread."
     )
+    E045 = (
+        "'{name}' can't be calibrated: of {total} texts, {annotated} are annotated and {n} have an entity. "
+        "Give calibrate() annotated texts (doc.set_ents(ents, default='outside')) that were held out from "
+        "training."
+    )
+    E046 = (
+        "'{name}' can't be calibrated: it has {n} examples and retrieval.k = {k}, so none can be shown. "
+        "Add some with nlp.get_pipe('{name}').add_examples(docs), or raise `k` of "
+        "[components.{name}.retrieval]."
+    )
+    E047 = (
+        "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
+        "for a text, since `context` is {context}, of which {answer} are for the answer. Raise it in "
+        "[components.{name}], or nlp.get_pipe('{name}').cfg['context'] (the LLM reads {reads}), or give "
+        "the label a shorter name in [components.{name}.model.label_words]."
+    )
+    E048 = (
+        "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
+        "for a text, since the LLM reads {reads}, of which {answer} are for the answer. Give the label a "
+        "shorter name in [components.{name}.model.label_words], lower `max_answer_tokens` of "
+        "[components.{name}], or use an LLM that reads more."
+    )
+    E049 = (
+        "add_examples() of '{name}' takes annotated Docs, but was given a {kind}: {given}. Make a Doc with "
+        "doc = nlp.make_doc(text) and doc.set_ents(ents, default='outside'); of an Example give its "
+        "`reference`."
+    )
     E050 = (
         "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
         "Get it with: {command}"
@@ -172,7 +199,7 @@ class Errors:
         "The example index was made by the encoder '{trained}' (fingerprint {trained_print}), but is "
         "searched with '{given}' (fingerprint {given_print}): their vectors can't be compared. Give "
         "it the encoder it was made by, or build it again: python -m spacy llmner index CORPUS "
-        "OUT --encoder {given}"
+        "OUT {options}"
     )
     E053 = (
         "{path} holds no complete example index ({reason}). Build it again with: "
@@ -191,6 +218,14 @@ class Errors:
     E057 = (
         "The corpus '{path}' has no example: no document with text is annotated ({where}). One without "
         "entities counts if they were set, to none. Span groups are read with --spans-key KEY."
+    )
+    E058 = (
+        "An index is made by one encoder. Give --encoder, or --llm with or without --layer, such as the "
+        "component that will search it has in its block `encoder`."
+    )
+    E059 = (
+        "Can't write the index to '{path}' ({reason}). Name a folder that can be written to, on a disk "
+        "with room for it."
     )
     E060 = (
         "The voter '{voter}' of '{name}' and the voter '{other}' are the same: the same LLM with the same "

@@ -3,12 +3,15 @@
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from spacy.scorer import Scorer, get_ner_prf
-from spacy.tokens import Doc
+from spacy.tokens import Doc, SpanGroup
 from spacy.training import Example
+
+from .labels import own_labels
 
 
 def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
-    """Precision, recall and F of doc.ents as spaCy counts them, and how honest the scores are.
+    """Precision, recall and F of doc.ents as spaCy counts them, and how honest the scores are. What a
+    reference's annotators did not look for is left out, see `looked_for`.
 
     spans_key (str): Where the predicted docs hold their scores.
     train_spans (Optional[str]): Which doc.spans of the references were learnt from.
@@ -16,7 +19,7 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
         `ents_ece`, the expected calibration error of the entities' scores (None if there are no scores).
         With `train_spans` also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`, of all that was found.
     """
-    examples = list(examples)
+    examples = [looked_for(eg) for eg in examples]
     key, gold_key = kwargs["spans_key"], kwargs.get("train_spans")
     scores = get_ner_prf(examples)
     scores["ents_set_f"] = set_f(examples)
@@ -36,6 +39,23 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
 def make_llmner_scorer() -> Callable:
     """Registered as `spacy_llmner.ner_scorer.v1` in `@scorers`."""
     return llmner_score
+
+
+def looked_for(eg: Example) -> Example:
+    """RETURNS (Example): Without what was found of labels other than those that the annotators of the
+    reference looked for, if that says so in `doc._.llmner_labels`: it may be right."""
+    labels = own_labels("the scorer", eg.reference)
+    if labels is None:
+        return eg
+    doc = eg.predicted.copy()
+    doc.set_ents([ent for ent in doc.ents if ent.label_ in labels], default="outside")
+    for key, group in list(doc.spans.items()):
+        kept = [i for i, span in enumerate(group) if span.label_ in labels]
+        attrs = dict(group.attrs)
+        if "scores" in attrs:
+            attrs["scores"] = [attrs["scores"][i] for i in kept]
+        doc.spans[key] = SpanGroup(doc, name=key, spans=[group[i] for i in kept], attrs=attrs)
+    return Example(doc, eg.reference)
 
 
 def set_f(examples: Iterable[Example]) -> Optional[float]:

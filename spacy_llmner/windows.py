@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Iterable, List, Sequence
+from typing import Callable, Iterable, List, Sequence, Tuple
 
 from spacy.tokens import Doc, Token
 
@@ -47,6 +47,33 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
             end = next(breaks, end)
         out.append(Window(words.part(start, end).stripped(), [t.i for t in tokens[start:end]]))
         start = end
+    return out
+
+
+def cut(shares: Sequence[float], begins: Callable[[int], bool]) -> List[Tuple[int, int]]:
+    """Cut words into windows, between sentences where that is possible.
+
+    shares (Sequence[float]): Of a window, by word.
+    begins (Callable[[int], bool]): Whether a sentence may begin with a word.
+    RETURNS (List[Tuple[int, int]]): First word of each window, and one past its last.
+    """
+    out = []
+    start = 0
+    while start < len(shares):
+        end, used = start, 0.0
+        while end < len(shares) and used + shares[end] <= 1.0 + 1e-9:
+            used += shares[end]
+            end += 1
+        if end == start:
+            start += 1  # a single word that can't be read at once is no name
+            continue
+        if end < len(shares):
+            end = next((k for k in range(end, start, -1) if begins(k)), end)
+        out.append((start, end))
+        start = end
+    n_lost = len(shares) - sum(end - start for start, end in out)
+    if n_lost:
+        logger.debug("%d words are not read: each is longer than a window", n_lost)
     return out
 
 

@@ -92,3 +92,19 @@ def test_span_scores(nlp):
 )
 def test_calibration_error(scored, expected):
     assert calibration_error(scored) == (None if expected is None else pytest.approx(expected))
+
+
+def test_labels_that_were_not_looked_for(nlp):
+    """What a corpus says about its own labels with doc._.llmner_labels: others are not wrong in it."""
+    found = [(0, 2, "PER", 0.9), (3, 5, "LOC", 0.6), (6, 7, "LOC", 0.8)]
+    eg = make_example(nlp, found, [(0, 2, "PER")])
+    eg.reference.spans["gold"] = list(eg.reference.ents)
+    result = llmner_score([eg], spans_key="sc", train_spans="gold")
+    assert result["ents_p"] == result["spans_p"] == pytest.approx(1 / 3)
+    eg.reference._.llmner_labels = ["PER", "river"]
+    result = llmner_score([eg], spans_key="sc", train_spans="gold")
+    assert result["ents_p"] == result["ents_set_f"] == result["spans_p"] == 1.0
+    assert result["ents_ece"] == pytest.approx(0.1) and set(result["ents_per_type"]) == {"PER"}
+    assert len(eg.predicted.ents) == len(eg.predicted.spans["sc"]) == 3  # as before
+    eg.reference._.llmner_labels = []
+    assert llmner_score([eg], spans_key="sc")["ents_p"] == 0.0

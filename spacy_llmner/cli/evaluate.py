@@ -28,7 +28,7 @@ from spacy.util import is_package, load_model
 from tqdm import tqdm
 
 from ..errors import LLMNERError
-from ..scorers import set_f
+from ..scorers import looked_for, set_f
 
 # Start and end in characters, and the label.
 Entity = Tuple[int, int, str]
@@ -134,6 +134,7 @@ def evaluate(
         eg.predicted = doc
         n_done += 1
     seconds = perf_counter() - start
+    examples = [looked_for(eg) for eg in examples]
     n_words = sum(len(eg.predicted) for eg in examples)
     scores = Scorer(nlp).score(examples)
     # A pipe without a scorer of its own, e.g. a function, is scored as well.
@@ -266,6 +267,8 @@ def read_examples(nlp: Language, path: Path, spans_key: Optional[str] = None) ->
             f"The data '{path}' hold no entity annotation. Mark documents without entities as "
             'outside: doc.set_ents([], default="outside"). scripts/convert.py of the repository does.'
         )
+    for eg in examples:  # which labels a Doc is asked for; spaCy's own commands don't carry it over
+        eg.predicted._.llmner_labels = eg.reference._.llmner_labels
     keys: Set[str] = {key for eg in examples for key in eg.reference.spans}
     if spans_key is not None and spans_key not in keys:
         known = ", ".join(sorted(keys)) or "none"

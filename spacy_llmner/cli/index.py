@@ -2,28 +2,52 @@
 
 import json
 import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import spacy
 import typer
-from spacy.tokens import DocBin
+from spacy.tokenizer import Tokenizer
+from spacy.tokens import Doc, DocBin
 from spacy.training.corpus import FILE_TYPE, walk_corpus
+from spacy.util import compile_infix_regex
 from tqdm import tqdm
 from wasabi import Printer
 
 from ..errors import Errors, LLMNERError, Warnings
-from ..retrieval.examples import LabelledText, labelled_text
+from ..llm.pool import make_llm
+from ..retrieval.bm25 import CJK
+from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
+from ..retrieval.examples import LabelledText, PoolText, labelled_text
+from ..retrieval.llm_encoder import make_llm_encoder
+from ..windows import cut, may_begin
 
-DEFAULT_ENCODER = "all-minilm-l6-v2"
+# Words of an example at most: about as many as the components read of a text at once, 256 tokens.
+WORDS = 128
+
+# Of a text, None for what can't be an example.
+Parts = List[Optional[LabelledText]]
 
 
 def index_cli(
     corpus: Path = typer.Argument(..., help="Examples: a .spacy file, a folder of them, or .jsonl"),
     output: Path = typer.Argument(..., metavar="OUT", help="Folder for the index"),
-    encoder: str = typer.Option(
-        DEFAULT_ENCODER, "--encoder", "-e", help="Sentence encoder: a name, a folder or a hub id"
+    encoder: Optional[str] = typer.Option(
+        None,
+        "--encoder",
+        "-e",
+        help=f"Sentence encoder: a name, a folder or a hub id  [default: {DEFAULT}]",
+    ),
+    llm: Optional[str] = typer.Option(
+        None, "--llm", help="Encode with the shared LLM instead: a name, a folder or a hub id"
+    ),
+    layer: Optional[int] = typer.Option(
+        None, "--layer", min=0, help="Its layer; five sixths of the way up if not given"
     ),
     spans_key: Optional[str] = typer.Option(
         None, "--spans-key", "-sk", help="Take entities from doc.spans[KEY], not from doc.ents"
@@ -35,19 +59,28 @@ def index_cli(
 ) -> None:
     """
     Encode the texts of an annotated corpus and save them as an index of examples. Each Doc, or
-    each line of a .jsonl file, is an example. Duplicates and Docs that are not annotated are left out.
+    each line of a .jsonl file, is an example; long ones are cut into several. Duplicates and Docs
+    that are not annotated are left out.
     """
     msg = Printer()
     start = perf_counter()
     try:
         index, n_read = build_index(
-            corpus, output, encoder, spans_key=spans_key, kind=kind, device=device, progress=True
+            corpus,
+            output,
+            encoder,
+            llm=llm,
+            layer=layer,
+            spans_key=spans_key,
+            kind=kind,
+            device=device,
+            progress=True,
         )
     except (LLMNERError, OSError) as e:
         typer.echo(f"✘ {e}", err=True)
         raise typer.Exit(1) from None
     left_out = n_read - len(index)
-    more = f", {left_out} duplicate, blank or unannotated texts left out" if left_out else ""
+    more = f", {left_out} duplicate, blank, unannotated or cut texts left out" if left_out else ""
     seconds = perf_counter() - start
     msg.good(f"{len(index)} examples in {seconds:.0f} s{more}", str(output))
     labels = index.labels()
@@ -60,8 +93,10 @@ def index_cli(
 def build_index(
     corpus: Path,
     output: Path,
-    encoder: str = DEFAULT_ENCODER,
+    encoder: Optional[str] = None,
     *,
+    llm: Optional[str] = None,
+    layer: Optional[int] = None,
     spans_key: Optional[str] = None,
     kind: str = "exact",
     device: str = "auto",
@@ -71,54 +106,117 @@ def build_index(
 
     corpus (Path): A .spacy file, a folder of them, or a .jsonl file.
     output (Path): Folder for the index.
-    RETURNS (Tuple[ExampleIndex, int]): The index, and how many examples were read.
-    RAISES (LLMNERError): If the corpus can't be read or is empty, or the encoder is not there.
+    encoder (Optional[str]): Sentence encoder, or
+    llm (Optional[str]): the shared LLM; all-minilm-l6-v2 if neither is given.
+    layer (Optional[int]): Of the LLM, see LLMEncoder.
+    RETURNS (Tuple[ExampleIndex, int]): The index, and how many texts and parts of texts were read.
+    RAISES (LLMNERError): If the corpus can't be read or is empty, the encoder is not there, or the
+        folder can't be written.
     """
     # Imported here, since FAISS is needed by no other command.
-    from ..retrieval.encoder import make_sentence_encoder
     from ..retrieval.index import ExampleIndex
 
-    total = count_examples(corpus)
-    sentence_encoder = make_sentence_encoder(encoder, device)
-    index = ExampleIndex(sentence_encoder, kind)
-    sentence_encoder.load()  # so that an error comes before the bar
-    with tqdm(total=total, unit="example", disable=not progress) as bar:
+    total = count_texts(corpus)
+    with _explain_os_errors(output):
+        _check_writable(output)
+    index = ExampleIndex(_encoder(encoder, llm, layer, device), kind)
+    index.encoder.encode([])  # so that an error comes before the bar
+    n_read = 0
+    with tqdm(total=total, unit="text", disable=None if progress else True) as bar:
 
         def counted() -> Iterator[LabelledText]:
-            for example in read_examples(corpus, spans_key):
-                yield example
+            nonlocal n_read
+            for parts in read_examples(corpus, spans_key):
+                n_read += len(parts)
+                yield from (part for part in parts if part is not None)
                 bar.update()
 
         index.add(counted())
     if not len(index):
         raise LLMNERError(Errors.E057.format(path=corpus, where=_where(spans_key)))
-    index.to_disk(output)
-    return index, total
+    with _explain_os_errors(output):
+        index.to_disk(output)
+    return index, n_read
 
 
-def count_examples(corpus: Path) -> int:
-    """RETURNS (int): How many examples a corpus has, blank ones among them."""
+def _encoder(
+    encoder: Optional[str], llm: Optional[str], layer: Optional[int], device: str
+) -> Encoder:
+    if (llm and encoder) or (layer is not None and not llm):
+        raise LLMNERError(Errors.E058)
+    if llm:
+        return make_llm_encoder(make_llm(llm, device=device), layer)
+    return make_sentence_encoder(encoder, device)
+
+
+def _check_writable(folder: Path) -> None:
+    """RAISES (OSError): If the folder, which may not be there yet, can't be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with TemporaryDirectory(dir=there):
+        pass
+
+
+@contextmanager
+def _explain_os_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise LLMNERError(Errors.E059.format(path=output, reason=e.strerror or e)) from e
+
+
+def count_texts(corpus: Path) -> int:
+    """RETURNS (int): How many texts a corpus has, blank ones among them."""
     if _is_jsonl(corpus):
         with corpus.open("rb") as file_:
             return sum(1 for line in file_ if line.strip())
     return sum(len(_open_docs(path)) for path in _doc_files(corpus))
 
 
-def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[LabelledText]:
+def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Parts]:
     """Read a corpus, a .jsonl file line by line, a folder file by file.
 
-    YIELDS (LabelledText): Its doc_id is the file's name and the number of the example, from 1.
+    YIELDS (List[Optional[LabelledText]]): The parts of each text, one if it isn't long. Its doc_id is the
+        file's name and the number of the text, from 1; that of several parts is the text's hash, as the
+        component knows it. None for one that is not annotated, or an end of which cuts an entity.
     RAISES (LLMNERError): If there is nothing to read, or it can't be read.
     """
     if _is_jsonl(corpus):
-        yield from _read_jsonl(corpus)
+        tokenizer = _tokenizer()
+        for example in _read_jsonl(corpus):
+            # It has no more words than characters.
+            yield (
+                _parts(example, tokenizer(example.text)) if len(example.text) > WORDS else [example]
+            )
         return
     vocab = spacy.blank("xx").vocab
     for path in _doc_files(corpus):
         for number, doc in enumerate(_open_docs(path).get_docs(vocab), 1):
             known = all(t.ent_iob for t in doc) if spans_key is None else spans_key in doc.spans
-            if known:  # else it would be shown as a text without entities
-                yield labelled_text(doc, spans_key, f"{path.name}:{number}")
+            # Else it would be shown as a text without entities.
+            example = labelled_text(doc, spans_key, f"{path.name}:{number}")
+            yield _parts(example, doc) if known else [None]
+
+
+def _parts(example: LabelledText, doc: Doc) -> Parts:
+    """Cut a text into parts that fit into a prompt, between sentences as the components do."""
+    tokens = [token for token in doc if not token.is_space]
+    begins = partial(may_begin, tokens, known=doc.has_annotation("SENT_START"))
+    windows = cut([1 / WORDS] * len(tokens), begins)
+    if len(windows) < 2:
+        return [example]
+    words = [(token.idx, token.idx + len(token)) for token in tokens]
+    text = PoolText(replace(example, doc_id=example.hash), words)
+    parts = [text.part(start, end) for start, end in windows]
+    return [part and part.example for part in parts]
+
+
+def _tokenizer() -> Tokenizer:
+    """RETURNS (Tokenizer): For any language: each Chinese character is a word, as for BM25."""
+    nlp = spacy.blank("xx")
+    tokenizer: Any = nlp.tokenizer
+    infixes = compile_infix_regex([*(nlp.Defaults.infixes or ()), f"[{CJK}]"])
+    tokenizer.infix_finditer = infixes.finditer
+    return tokenizer
 
 
 def _is_jsonl(corpus: Path) -> bool:

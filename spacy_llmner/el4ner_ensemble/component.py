@@ -12,6 +12,7 @@ from thinc.api import Optimizer
 
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
+from ..labels import check_labels
 from ..llm.pool import make_llm
 from ..pipe import FACTORY, Found, carry
 from ..retrieval.encoder import SentenceEncoder
@@ -192,14 +193,13 @@ class EL4NER(SavedEnsemble):
         self._demonstrator: Optional[Tuple[Any, Demonstrator]] = None
         self._warned = False
         self._compared = False
-        for label in labels or []:
-            self.add_label(label)
+        self.set_labels([] if labels is None else labels)
 
     def set_labels(self, labels: Iterable[str]) -> None:
-        """Find other entities from now on: any words will do."""
-        self.cfg["labels"], self.cfg["read_labels"] = [], []
-        for label in labels:
-            self.add_label(label)
+        """Find other entities from now on: any words will do. RAISES (LLMNERError): If they are none."""
+        self.cfg["labels"], self.cfg["read_labels"] = check_labels(self.name, labels), []
+        for label in self.labels:
+            self.vocab.strings.add(label)
 
     @property
     def asked(self) -> Asked:

@@ -7,9 +7,11 @@ from typing import Any, Dict, List, Mapping, Sequence
 from tqdm import tqdm
 
 from ..errors import Warnings
+from ..retrieval.examples import PoolText
+from ..windows import cut
 from .ensemble import Ensemble
-from .pool import DemonstrationPool, PoolText, choose_texts, is_about
-from .reading import cut, word_shares
+from .pool import DemonstrationPool, choose_texts, is_about
+from .reading import word_shares
 from .tasks import Task
 
 logger = logging.getLogger("spacy_llmner")

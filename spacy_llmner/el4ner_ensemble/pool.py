@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import (
     Any,
     Dict,
-    FrozenSet,
     Iterable,
     Iterator,
     List,
     NamedTuple,
-    Optional,
     Sequence,
     Set,
     Tuple,
@@ -21,40 +19,14 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from spacy.tokens import Doc, Span
 
-from ..errors import Errors, LLMNERError
+from ..files import replaced
 from ..retrieval.encoder import SentenceEncoder
-from ..retrieval.examples import LabelledText
-from ..retrieval.index import META, ExampleIndex
+from ..retrieval.examples import LabelledText, PoolText
+from ..retrieval.index import META, ExampleIndex, incomplete_pool
 from ..windows import may_begin
 from .tasks import Chars, Demonstration
 
 SPANS, VECTORS = "spans.json", "spans.safetensors"
-
-
-class PoolText(NamedTuple):
-    """A text that may get into the pool.
-
-    example (LabelledText): Text and entities.
-    words (List[Chars]): Its words.
-    begins (FrozenSet[int]): Numbers of those that a sentence may begin with.
-    """
-
-    example: LabelledText
-    words: List[Chars]
-    begins: FrozenSet[int] = frozenset()
-
-    def part(self, start: int, end: int) -> Optional["PoolText"]:
-        """RETURNS (Optional[PoolText]): Some of its words; None if that cuts an entity."""
-        first, last = self.words[start][0], self.words[end - 1][1]
-        inside = [(a, b, x) for a, b, x in self.example.entities if a < last and first < b]
-        if any(a < first or last < b for a, b, _ in inside):
-            return None
-        example = LabelledText(
-            self.example.text[first:last],
-            tuple((a - first, b - first, x) for a, b, x in inside),
-            self.example.doc_id,
-        )
-        return PoolText(example, [(a - first, b - first) for a, b in self.words[start:end]])
 
 
 class PoolSpans(NamedTuple):
@@ -136,15 +108,13 @@ class DemonstrationPool:
             index = ExampleIndex(self.encoder).from_bytes(saved["index"])
             return self._restore(index, saved["spans"], saved["vectors"])
         except Exception as e:
-            raise _incomplete("The given bytes", e) from e
+            raise incomplete_pool("The given bytes", e) from e
 
     def to_disk(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        # The index writes this last, so that what is half written can't be read.
-        (path / META).unlink(missing_ok=True)
-        srsly.write_json(path / SPANS, self._spans())
-        (path / VECTORS).write_bytes(self._vectors())
-        self.index.to_disk(path)
+        with replaced(path, last=META) as folder:
+            srsly.write_json(folder / SPANS, self._spans())
+            (folder / VECTORS).write_bytes(self._vectors())
+            self.index.to_disk(folder)
 
     def from_disk(self, path: Path) -> "DemonstrationPool":
         """RAISES (LLMNERError): If the folder is incomplete or broken."""
@@ -153,7 +123,7 @@ class DemonstrationPool:
             spans, vectors = srsly.read_json(path / SPANS), (path / VECTORS).read_bytes()
             return self._restore(index, spans, vectors)
         except Exception as e:
-            raise _incomplete(str(path), e) from e
+            raise incomplete_pool(path, e) from e
 
     def _spans(self) -> List[Dict[str, Any]]:
         return [{"proposed": s.proposed, "others": s.others} for s in self.spans]
@@ -260,12 +230,6 @@ def _spans(text: PoolText, by_voter: Dict[str, List[Chars]]) -> PoolSpans:
         free = [word for word in text.words if not _touches(word, entities)]
         others = sorted(free, key=lambda word: word[0] - word[1])[:1]
     return PoolSpans(proposed, others)
-
-
-def _incomplete(path: str, error: Exception) -> LLMNERError:
-    cause = error.__cause__ or error  # the index names a command that makes no pool
-    reason = f"{type(cause).__name__}: {cause}"
-    return LLMNERError(Errors.E072.format(path=path, reason=reason))
 
 
 def _touches(span: Chars, entities: Iterable[Tuple[int, int, str]]) -> bool:

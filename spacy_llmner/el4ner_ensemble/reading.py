@@ -1,19 +1,16 @@
 """What is read: windows of Docs that every voter can read."""
 
-import logging
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from spacy.tokens import Doc
 
 from ..errors import LLMNERError
 from ..retrieval.examples import LabelledText
-from ..windows import may_begin
+from ..windows import cut, may_begin
 from .pos import span_weight
 from .tasks import Asked, Chars, Task, Voter
 from .voters import Turns
-
-logger = logging.getLogger("spacy_llmner")
 
 
 def read_tasks(
@@ -67,33 +64,6 @@ def word_shares(
             turns.forget(voter)
             failed[voter.name] = e
     return shares, failed
-
-
-def cut(shares: Sequence[float], may_begin: Callable[[int], bool]) -> List[Chars]:
-    """Cut words into windows, between sentences where that is possible.
-
-    shares (Sequence[float]): Of a window, by word.
-    may_begin (Callable[[int], bool]): Whether a sentence may begin with a word.
-    RETURNS (List[Tuple[int, int]]): First word of each window, and one past its last.
-    """
-    out = []
-    start = 0
-    while start < len(shares):
-        end, used = start, 0.0
-        while end < len(shares) and used + shares[end] <= 1.0 + 1e-9:
-            used += shares[end]
-            end += 1
-        if end == start:
-            start += 1  # a single word that can't be read at once is no name
-            continue
-        if end < len(shares):
-            end = next((k for k in range(end, start, -1) if may_begin(k)), end)
-        out.append((start, end))
-        start = end
-    n_lost = len(shares) - sum(end - start for start, end in out)
-    if n_lost:
-        logger.debug("%d words are not read: each is longer than a window", n_lost)
-    return out
 
 
 class Reading:

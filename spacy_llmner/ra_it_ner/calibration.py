@@ -2,8 +2,10 @@
 
 from typing import Any, List, Optional, Sequence, Tuple
 
+from spacy.tokens import Doc
 from spacy.training import Example
 
+from ..errors import Errors, LLMNERError
 from ..gold import gold_mentions
 
 # No example is that similar: those above 0.98 are duplicates, and never shown.
@@ -11,6 +13,23 @@ NEVER = 1.0
 
 # (right, found, there) entities of one text
 Counts = Tuple[int, int, int]
+
+
+def texts_to_measure(
+    name: str, examples: Sequence[Example], spans_key: Optional[str]
+) -> List[Example]:
+    """RETURNS (List[Example]): Those that are annotated.
+    RAISES (LLMNERError): If nothing can be measured, since none has an entity."""
+
+    def annotated(doc: Doc) -> bool:
+        return doc.has_annotation("ENT_IOB") if spans_key is None else spans_key in doc.spans
+
+    known = [eg for eg in examples if annotated(eg.reference)]
+    n = sum(1 for eg in known if gold_mentions(eg, spans_key)[0])
+    if not n:
+        counts = {"total": len(examples), "annotated": len(known), "n": n}
+        raise LLMNERError(Errors.E045.format(name=name, **counts))
+    return known
 
 
 def best_threshold(

@@ -1,7 +1,7 @@
-"""Settings and labels of `ra_it_ner` that make no sense are said when they are set."""
+"""Settings of `ra_it_ner` that make no sense are said when they are set."""
 
 from numbers import Real
-from typing import Any, List, Sequence
+from typing import Any
 
 from ..errors import check_values, wrong
 from .context import POLICIES
@@ -25,14 +25,3 @@ def check_settings(name: str, **settings: Any) -> None:
     similar = settings["example_threshold"]
     if similar is not None and not (isinstance(similar, Real) and -1.0 <= float(similar) <= 1.0):
         raise wrong("example_threshold", name, similar, "a cosine, from -1 to 1")
-
-
-def check_labels(name: str, labels: Sequence[str]) -> List[str]:
-    """RETURNS (List[str]): The labels, each once.
-    RAISES (LLMNERError): If they are no list of words."""
-    must = "a list of words, such as ['disease', 'chemical']"
-    if isinstance(labels, str) or any(not isinstance(label, str) for label in labels):
-        raise wrong("labels", name, labels, must)
-    if any(not label.strip() for label in labels):
-        raise wrong("labels", name, list(labels), must)
-    return list(dict.fromkeys(labels))

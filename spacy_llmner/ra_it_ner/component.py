@@ -16,6 +16,7 @@ from ..adapter_pipe import Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import DocumentError, Errors, LLMNERError
 from ..gold import gold_mentions
+from ..labels import check_labels, own_labels
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
@@ -26,8 +27,7 @@ from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
 from ..windows import Window
 from .answers import mentions_of
-from .calibration import best_threshold
-from .checks import check_labels, check_settings
+from .checks import check_settings
 from .context import Context, FoundInContext
 from .conversation import Wording
 from .example_pipe import ExamplePipe
@@ -213,10 +213,10 @@ class RAIT(ExamplePipe):
         """RETURNS (RAITSettings): Conversation and adapter."""
         return self.model.attrs["settings"]
 
-    def set_labels(self, labels: Sequence[str]) -> None:
+    def set_labels(self, labels: Iterable[str]) -> None:
         """Say what to ask for from now on. Any words do, also such that were never trained on.
 
-        labels (Sequence[str]): The labels; each counts once.
+        labels (Iterable[str]): The labels; each counts once.
         RAISES (LLMNERError): If they are no words, or two of them go by the same word.
         """
         kept = check_labels(self.name, labels)
@@ -289,28 +289,6 @@ class RAIT(ExamplePipe):
             ordered=self.settings.ordered,
             max_tokens=self.cfg["max_answer_tokens"],
         )
-
-    def calibrate(self, examples: Iterable[Example]) -> float:
-        """Find out from annotated Docs how similar examples must be to help, and set
-        `example_threshold` to it.
-
-        examples (Iterable[Example]): Held out from training.
-        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
-            if examples never help.
-        """
-        examples = list(examples)
-        before = self.cfg["use_examples"]
-        docs = [eg.predicted for eg in examples]
-        try:
-            self.cfg["use_examples"] = "never"
-            without = self.predict(docs)
-            self.cfg["use_examples"] = "always"
-            behind = self.predict(docs)
-        finally:
-            self.cfg["use_examples"] = before
-        threshold = best_threshold(examples, without, behind, self.cfg["train_spans"])
-        self.cfg["example_threshold"] = threshold
-        return threshold
 
     def initialize(
         self,
@@ -390,21 +368,22 @@ class RAIT(ExamplePipe):
 
     def _asked(self, doc: Doc, room: Room, wording: Wording) -> Tuple[List[str], List[Window]]:
         """RETURNS (Tuple[List[str], List[Window]]): Labels of a Doc, and where they are looked for."""
-        own = doc._.llmner_labels
-        if own is None:
+        if doc._.llmner_labels is None:
             if not self.labels:
                 raise DocumentError(Errors.E037.format(name=self.name))
             return list(self.labels), room.windows(doc, wording, self.labels)
         try:
-            labels = check_labels(self.name, own)
+            labels = own_labels(self.name, doc) or []
             self.settings.check_labels(self.name, labels)
             return labels, room.windows(doc, wording, labels) if labels else []
         except LLMNERError as e:
             raise DocumentError(str(e)) from e
 
     def _room(self, llm: LoadedLLM) -> Room:
-        context = min(self.cfg["context"], llm.max_length)
-        return Room(self.name, context, self.cfg["window"], self.cfg["max_answer_tokens"])
+        context, window, answer = (
+            self.cfg[size] for size in ("context", "window", "max_answer_tokens")
+        )
+        return Room(self.name, context, llm.max_length, window, answer)
 
     def _program(self, wording: Wording, passage: Passage, text: str, room: Room) -> Program:
         shown = passage.context.examples
@@ -415,10 +394,9 @@ class RAIT(ExamplePipe):
         return asker(wording, prompts, text, passage.bounds, settings)
 
 
-# Not by the component: one that is unpickled in another process needs them too.
-for extension in ("llmner_labels", "llmner_examples"):
-    if not Doc.has_extension(extension):
-        Doc.set_extension(extension, default=None)
+# Not by the component: one that is unpickled in another process needs it too.
+if not Doc.has_extension("llmner_examples"):
+    Doc.set_extension("llmner_examples", default=None)
 
 
 def _start(item: Tuple[int, Context]) -> int:

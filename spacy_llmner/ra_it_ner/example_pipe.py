@@ -1,22 +1,28 @@
 """ExamplePipe: annotated examples that are kept, found again and saved with a component."""
 
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
+from spacy.training import Example, validate_examples
+from spacy.util import minibatch
 from thinc.api import Model
 
 from ..adapter_pipe import AdapterPipe
+from ..errors import Errors, LLMNERError
 from ..llm.pool import LLM
 from ..retrieval.encoder import Encoder
-from ..retrieval.index import ExampleIndex
+from ..retrieval.index import ExampleIndex, incomplete_pool
 from ..retrieval.strategies import Strategy
-from .context import Chooser
+from .calibration import best_threshold, texts_to_measure
+from .context import Chooser, FoundInContext
 from .passages import labelled_passages
 
 POOL = "pool"
+# Texts that are read at once, as by nlp.pipe.
+CALIBRATION_BATCH = 128
 
 
 class ExamplePipe(AdapterPipe):
@@ -56,13 +62,50 @@ class ExamplePipe(AdapterPipe):
         """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
         what is not annotated, or in part only, makes none.
 
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         RETURNS (int): How many examples were new.
+        RAISES (LLMNERError): If one is no Doc.
         """
         tokenizer = self.shared_llm().tokenizer
         window, key = self.cfg["window"], self.cfg["train_spans"]
-        examples = (x for doc in docs for x in labelled_passages(doc, tokenizer, window, key))
+        known = (self._checked(doc) for doc in docs)
+        examples = (x for doc in known for x in labelled_passages(doc, tokenizer, window, key))
         return self.index.add(examples, progress=progress)
+
+    def _checked(self, doc: Doc) -> Doc:
+        if not isinstance(doc, Doc):
+            given, kind = repr(doc)[:60], type(doc).__name__
+            raise LLMNERError(Errors.E049.format(name=self.name, given=given, kind=kind))
+        return doc
+
+    def calibrate(self, examples: Iterable[Example]) -> float:
+        """Find out from annotated Docs how similar examples must be to help, and set
+        `example_threshold` to it.
+
+        examples (Iterable[Example]): Held out from training. Those that are not annotated don't count.
+        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
+            if examples never help.
+        RAISES (LLMNERError): If no text has an entity, or there are no examples to show.
+        """
+        examples = list(examples)
+        validate_examples(examples, "RAIT.calibrate")
+        known = texts_to_measure(self.name, examples, self.cfg["train_spans"])
+        if not len(self.index) or not self.retrieval.k:
+            counts = {"n": len(self.index), "k": self.retrieval.k}
+            raise LLMNERError(Errors.E046.format(name=self.name, **counts))
+        without, behind = (self._predict_all(known, policy) for policy in ("never", "always"))
+        threshold = best_threshold(known, without, behind, self.cfg["train_spans"])
+        self.cfg["example_threshold"] = threshold
+        return threshold
+
+    def _predict_all(self, examples: Sequence[Example], policy: str) -> List[FoundInContext]:
+        before = self.cfg["use_examples"]
+        self.cfg["use_examples"] = policy
+        try:
+            batches = minibatch((eg.predicted for eg in examples), CALIBRATION_BATCH)
+            return [found for docs in batches for found in self.predict(docs)]
+        finally:
+            self.cfg["use_examples"] = before
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""
@@ -73,7 +116,10 @@ class ExamplePipe(AdapterPipe):
         """Load what `to_bytes` gave. RETURNS (ExamplePipe): The component itself."""
         state = srsly.msgpack_loads(bytes_data)
         super().from_bytes(state["pipe"], exclude=exclude)
-        self.take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+        try:
+            self.take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+        except LLMNERError as e:
+            raise incomplete_pool("The given bytes", e) from e
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
@@ -84,5 +130,8 @@ class ExamplePipe(AdapterPipe):
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "ExamplePipe":
         """Load a folder. RETURNS (ExamplePipe): The component itself."""
         super().from_disk(path, exclude=exclude)
-        self.take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+        try:
+            self.take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+        except LLMNERError as e:
+            raise incomplete_pool(Path(path) / POOL, e) from e
         return self

@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Sequence, Tuple
 from spacy.training import Example
 
 from ..gold import gold_mentions
+from ..labels import own_labels
 from ..learn import Mentions, known_windows
 from ..llm.json_lists import TextLists
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..retrieval.examples import LabelledText
-from .checks import check_labels
 from .context import Chooser, Context
 from .conversation import Wording
 from .passages import Passage, Room, passage_text
@@ -35,9 +35,7 @@ def lessons(
     asked: List[Tuple[Passage, Mentions]] = []
     for number, eg in enumerate(examples):
         gold = gold_mentions(eg, cfg["train_spans"])
-        known = eg.reference._.llmner_labels
-        if known is not None:
-            known = check_labels(room.name, known)
+        known = own_labels(room.name, eg.reference)
         windows = room.windows(eg.predicted, wording, list(cfg["frequencies"]))
         for words, mentions in known_windows(eg.predicted, windows, gold):
             labels = sample_labels(

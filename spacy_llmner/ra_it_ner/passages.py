@@ -43,16 +43,23 @@ class Room:
     """How long things may be.
 
     name (str): The component.
-    context (int): Tokens of a conversation, its answer included.
+    setting (int): Tokens of a conversation at most, as `context` says.
+    reads (int): Tokens that the LLM can read.
     window (int): Tokens of a passage.
     answer (int): Tokens of an answer.
     """
 
     name: str
-    context: int
+    setting: int
+    reads: int
     window: int
     answer: int
     _longest: Dict[Tuple[str, ...], Tuple[int, str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a conversation, its answer included."""
+        return min(self.setting, self.reads)
 
     @property
     def prompt(self) -> int:
@@ -68,9 +75,15 @@ class Room:
         most = self.prompt - tokens
         if most < 1:
             label = longest if len(longest) < 80 else f"{longest[:80]}..."
+            message = Errors.E047 if self.setting < self.reads else Errors.E048
             raise LLMNERError(
-                Errors.E034.format(
-                    name=self.name, tokens=tokens, label=label, max_length=self.context
+                message.format(
+                    name=self.name,
+                    label=label,
+                    tokens=tokens,
+                    context=self.setting,
+                    reads=self.reads,
+                    answer=self.context - self.prompt,
                 )
             )
         windows = read_windows(doc, wording.chat.tokenizer, min(self.window, most))

@@ -1,5 +1,6 @@
 """Sentence and span vectors from a small sentence transformer."""
 
+import shlex
 import threading
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,9 +31,14 @@ class Encoder(Protocol):
     """What an ExampleIndex needs of an encoder.
 
     name (str): What the user calls it.
+    options (str): Which `spacy llmner index` makes an index with it.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> str: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -65,12 +71,12 @@ class SentenceEncoder:
         """Encode whole texts: the mean of their token vectors, special tokens among them, as the
         sentence transformers were trained. Texts longer than the model's window are cut.
 
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         RETURNS (ndarray): float32, shape (texts, width), rows of length 1; zeros for an empty text.
         """
         model = self.load()
         out = np.zeros((len(texts), model.width), dtype=np.float32)
-        with tqdm(total=len(texts), unit="text", disable=not progress) as bar:
+        with tqdm(total=len(texts), unit="text", disable=None if progress else True) as bar:
             for numbers, _, hidden, mask in model.read(texts, self.batch_tokens):
                 mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
                 out[numbers] = unit(mean.cpu().numpy())
@@ -98,6 +104,11 @@ class SentenceEncoder:
                     span_mean(vectors, t.starts, t.ends, span) for span in spans[wanted[n]]
                 ]
         return fill_spans(found, texts, spans, self)
+
+    @property
+    def options(self) -> str:
+        """Of `spacy llmner index`."""
+        return f"--encoder {shlex.quote(self.name)}"
 
     @property
     def fingerprint(self) -> str:

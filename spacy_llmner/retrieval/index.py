@@ -8,12 +8,14 @@ from typing import Any, Dict, Iterable, List, Sequence, Set, Tuple, Union
 
 import numpy as np
 import srsly
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_arrays
 from tqdm import tqdm
 
 from ..errors import Errors, LLMMismatchError, LLMNERError
+from ..files import replaced
 from .encoder import Encoder
 from .examples import LabelledText
 from .vectors import KINDS, VectorStore
@@ -83,14 +85,16 @@ class ExampleIndex:
         white space, with the same entities) and those without text.
 
         examples (Iterable[LabelledText]): May be a generator: only one batch is read at a time.
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         batch_size (int): Examples encoded at once.
         RETURNS (int): How many were added.
         RAISES (LLMMismatchError): If those that are there were encoded by another encoder.
         """
         before = len(self)
         total = len(examples) if isinstance(examples, (list, tuple)) else None
-        stream = iter(tqdm(examples, total=total, unit="example", disable=not progress))
+        stream = iter(
+            tqdm(examples, total=total, unit="example", disable=None if progress else True)
+        )
         while batch := list(islice(stream, batch_size)):
             self._add_batch(batch)
         return len(self) - before
@@ -215,18 +219,22 @@ class ExampleIndex:
                 trained_print=made_by["fingerprint"],
                 given=self.encoder.name,
                 given_print=self.encoder.fingerprint,
+                options=self.encoder.options,
             )
             raise LLMMismatchError(message)
 
     def to_disk(self, path: Union[str, Path]) -> None:
-        """Save to a folder. The encoder isn't saved but named."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        # Written last, so that what is half written can't be read.
-        (path / META).unlink(missing_ok=True)
-        srsly.write_jsonl(path / EXAMPLES, (_to_json(example) for example in self.examples))
-        save_file(self._arrays(), path / VECTORS)
-        srsly.write_json(path / META, self._meta())
+        """Save to a folder, in place of an index that is there. The encoder isn't saved but named.
+
+        RAISES (OSError): If it can't be written, such as for lack of room; what was there stays.
+        """
+        with replaced(Path(path), last=META) as folder:
+            srsly.write_jsonl(folder / EXAMPLES, (_to_json(example) for example in self.examples))
+            try:
+                save_file(self._arrays(), folder / VECTORS)
+            except SafetensorError as e:
+                raise OSError(str(e)) from e
+            srsly.write_json(folder / META, self._meta())
 
     def from_disk(self, path: Union[str, Path]) -> "ExampleIndex":
         """Load in place of what is there. The encoder isn't loaded.
@@ -294,6 +302,12 @@ class ExampleIndex:
         return self
 
 
+def incomplete_pool(path: Union[str, Path], error: Exception) -> LLMNERError:
+    """RETURNS (LLMNERError): About the examples of a saved pipeline, which `spacy llmner index`, named by
+    the index, can't make again."""
+    return LLMNERError(Errors.E072.format(path=path, reason=_reason(error.__cause__ or error)))
+
+
 def _from_bytes(encoder: Encoder, data: bytes) -> ExampleIndex:
     return ExampleIndex(encoder).from_bytes(data)
 
@@ -313,5 +327,5 @@ def _from_json(line: Dict[str, Any]) -> LabelledText:
     return LabelledText(line["text"], entities, line["doc_id"])
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """Sentence and span vectors from the shared LLM, where no second model is wanted."""
 
+import shlex
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -58,14 +59,20 @@ class LLMEncoder:
         """What the user calls the LLM, and the layer."""
         return self.llm.spec.name + ("" if self.layer is None else f" (layer {self.layer})")
 
+    @property
+    def options(self) -> str:
+        """Of `spacy llmner index`."""
+        layer = "" if self.layer is None else f" --layer {self.layer}"
+        return f"--llm {shlex.quote(self.llm.spec.name)}{layer}"
+
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """Encode whole texts. Those longer than 512 tokens are cut.
 
-        progress (bool): Show a progress bar.
+        progress (bool): Show a progress bar, if standard error is a terminal.
         RETURNS (ndarray): float32, shape (texts, width), rows of length 1; zeros for an empty text.
         """
         out = np.zeros((len(texts), self.width), dtype=np.float32)
-        with tqdm(total=len(texts), unit="text", disable=not progress) as bar:
+        with tqdm(total=len(texts), unit="text", disable=None if progress else True) as bar:
             for number, _, tokens in self._read(texts):
                 if len(tokens):
                     out[number] = unit(tokens.mean(0).numpy())

@@ -133,9 +133,14 @@ class VectorStore:
             if store.graph.ntotal != len(vectors):
                 raise ValueError("the graph is of other vectors")
         if "centres" in arrays:
+            list_of, n_lists = arrays["list_of"], len(arrays["centres"])
+            # FAISS would read and write whatever memory they point to.
+            inside = ((list_of >= 0) & (list_of < n_lists)).all()
+            if list_of.shape != (len(vectors),) or list_of.dtype != np.int64 or not inside:
+                raise ValueError("the lists are of other vectors")
             store._make_lists(arrays["centres"], int(arrays["listed_for"][0]))
             # As they were: a vector between two centres could come into the other's list.
-            pointers = [faiss.swig_ptr(a) for a in (store.vectors, arrays["list_of"])]
+            pointers = [faiss.swig_ptr(a) for a in (store.vectors, list_of)]
             store.lists.add_core(len(vectors), pointers[0], None, pointers[1])
         return store
 

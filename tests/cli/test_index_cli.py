@@ -1,4 +1,7 @@
+import errno
 import json
+import re
+import shlex
 
 import pytest
 import spacy
@@ -10,10 +13,14 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from typer.testing import CliRunner
 
 from spacy_llmner.cli.index import build_index, index_cli
+from spacy_llmner.errors import LLMMismatchError, LLMNERError
+from spacy_llmner.llm.pool import make_llm
 from spacy_llmner.retrieval.encoder import make_sentence_encoder
 from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex
+from spacy_llmner.retrieval.llm_encoder import make_llm_encoder
 
+NAME = re.compile("Ada")
 TEXTS = ["Ada met Bo", "Bo in Bonn", "nobody came"]
 
 
@@ -45,7 +52,8 @@ def run(encoder, tmp_path):
     app.command()(index_cli)
 
     def run(corpus, *args, encoder=encoder):
-        args = [str(corpus), str(tmp_path / "out"), "--encoder", encoder, *args]
+        chosen = [] if encoder is None else ["--encoder", encoder]
+        args = [str(corpus), str(tmp_path / "out"), *chosen, *args]
         return CliRunner().invoke(app, args)
 
     return run
@@ -89,10 +97,65 @@ def test_folder_and_kind(run, encoder, tmp_path):
     write(tmp_path / "corpus" / "a.spacy", TEXTS[:2])
     write(tmp_path / "corpus" / "b.spacy", [*TEXTS[1:], " "])
     result = run(tmp_path / "corpus", "--kind", "hnsw", "--device", "cpu")
-    assert "2 duplicate, blank or unannotated texts left out" in " ".join(result.output.split())
+    assert "2 duplicate, blank, unannotated or cut texts left out" in " ".join(
+        result.output.split()
+    )
     index = saved(tmp_path, encoder)
     assert index.kind == "hnsw"
     assert [e.doc_id for e in index.examples] == ["a.spacy:1", "a.spacy:2", "b.spacy:2"]
+
+
+LONG = " ".join(f"Ada met Bo on day {number} of the year." for number in range(40))
+LONG_ZH = "".join(f"王小明第{number}天在北京大学学习。" for number in range(40))
+
+
+def assert_cut(index, text, name):
+    """Into whole sentences, whose entities are where they were."""
+    parts = [e for e in index.examples if e.doc_id == LabelledText(text).hash]
+    assert len(parts) > 2 and len(parts) == len(index)
+    assert "".join("".join(p.text.split()) for p in parts) == "".join(text.split())
+    for part in parts:
+        assert part.text.endswith((".", "。")) and len(part.text) < len(text) / 2
+        assert {part.text[start:end] for start, end, _ in part.entities} == {name}
+    assert sum(len(p.entities) for p in parts) == text.count(name)
+
+
+@pytest.mark.parametrize("kind", ["spacy", "spans", "jsonl"])
+def test_long_texts_are_cut(run, encoder, tmp_path, kind):
+    """Else they fit into no prompt."""
+    if kind == "jsonl":
+        spans = [{"start": m.start(), "end": m.end(), "label": "NAME"} for m in NAME.finditer(LONG)]
+        path, args = jsonl(tmp_path / "long.jsonl", {"text": LONG, "spans": spans}), []
+    else:
+        key, args = ("sc", ["--spans-key", "sc"]) if kind == "spans" else (None, [])
+        path = write(tmp_path / "long.spacy", [LONG.replace("Ada", "We")], key)
+    result = run(path, *args)
+    assert result.exit_code == 0 and "left out" not in result.output
+    index = saved(tmp_path, encoder)
+    if kind == "jsonl":
+        assert_cut(index, LONG, "Ada")
+    else:
+        assert_cut(index, LONG.replace("Ada", "We"), "Bo")
+
+
+def test_long_chinese_texts_are_cut(run, encoder, tmp_path):
+    """Though no spaces are between the words."""
+    spans = [
+        {"start": m.start(), "end": m.end(), "label": "NAME"}
+        for m in re.finditer("王小明", LONG_ZH)
+    ]
+    run(jsonl(tmp_path / "long.jsonl", {"text": LONG_ZH, "spans": spans}))
+    assert_cut(saved(tmp_path, encoder), LONG_ZH, "王小明")
+
+
+def test_parts_that_cut_an_entity_are_left_out(run, encoder, tmp_path):
+    text = "a " * 200
+    spans = [{"start": 250, "end": 265, "label": "NAME"}]
+    result = run(jsonl(tmp_path / "long.jsonl", {"text": text, "spans": spans}, {"text": "Bo"}))
+    assert "2 duplicate, blank, unannotated or cut texts left out" in " ".join(
+        result.output.split()
+    )
+    assert [e.text for e in saved(tmp_path, encoder).examples] == ["Bo"]
 
 
 def test_spans_key(run, encoder, tmp_path):
@@ -121,6 +184,46 @@ def test_jsonl(run, encoder, tmp_path):
         LabelledText(TEXTS[1], ((0, 2, "PER"), (6, 10, "LOC")), "c.jsonl:1"),
         LabelledText(TEXTS[2], (), "c.jsonl:3"),
     ]
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+def test_llm(run, tiny_llm, other_llm, tmp_path, layer):
+    """The index fits a component with the same LLM and layer; the message of another names its own."""
+    chosen = [] if layer is None else ["--layer", str(layer)]
+    corpus = write(tmp_path / "train.spacy")
+    result = run(corpus, "--llm", tiny_llm, *chosen, "--device", "cpu", encoder=None)
+    assert result.exit_code == 0, result.output
+    index = ExampleIndex(make_llm_encoder(make_llm(tiny_llm), layer)).from_disk(tmp_path / "out")
+    assert len(index.search([LabelledText("Ada in Bonn")], 2)[0]) == 2
+    other = ExampleIndex(make_llm_encoder(make_llm(other_llm), layer)).from_disk(tmp_path / "out")
+    with pytest.raises(LLMMismatchError) as raised:
+        other.search([LabelledText("Ada in Bonn")], 2)
+    command = shlex.split(str(raised.value).split("index CORPUS OUT ")[1])
+    assert command == ["--llm", other_llm, *chosen]
+    assert run(corpus, *command, encoder=None).exit_code == 0
+    assert len(other.from_disk(tmp_path / "out").search([LabelledText("Ada in Bonn")], 2)[0]) == 2
+
+
+def test_one_encoder(run, tiny_llm, tmp_path):
+    corpus = write(tmp_path / "train.spacy")
+    for args, encoder in ((["--llm", tiny_llm], "e"), (["--layer", "2"], None)):
+        result = run(corpus, *args, encoder=encoder)
+        assert result.exit_code == 1
+        assert "Give --encoder, or --llm with or without --layer" in " ".join(result.output.split())
+    assert (
+        "Layer 9 was asked for"
+        in run(corpus, "--llm", tiny_llm, "--layer", "9", encoder=None).output
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_bar_in_a_pipe(run, encoder, tmp_path, capsys):
+    result = run(write(tmp_path / "train.spacy"))
+    assert "%|" not in result.output
+    sentences = make_sentence_encoder(encoder)
+    ExampleIndex(sentences).add([LabelledText("Ada")], progress=True)
+    sentences.encode(["Ada"], progress=True)
+    assert "%|" not in capsys.readouterr().err
 
 
 def test_in_python(encoder, tmp_path):
@@ -159,3 +262,26 @@ def test_messages(run, tmp_path):
     fails("Can't load the sentence encoder", good, encoder="/no/such/encoder")
     fails("'tree' is no kind of index", good, "--kind", "tree")
     fails("'gpu' is no device", good, "--device", "gpu")
+
+
+@pytest.mark.parametrize("out", ["good.spacy", "good.spacy/index"])
+def test_no_place_to_write_to(encoder, tmp_path, monkeypatch, out):
+    """It is told before a minute was spent."""
+    good = write(tmp_path / "good.spacy")
+    monkeypatch.setattr("spacy_llmner.retrieval.encoder.SentenceEncoder.encode", None)
+    with pytest.raises(LLMNERError, match="Can't write the index to .*good.spacy.* \\(.*folder"):
+        build_index(good, tmp_path / out, encoder)
+    assert sorted(tmp_path.iterdir()) == [good]
+
+
+def test_a_full_disk(run, encoder, tmp_path, monkeypatch):
+    run(write(tmp_path / "good.spacy"))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("spacy_llmner.retrieval.index.save_file", full)
+    result = run(write(tmp_path / "more.spacy", [*TEXTS, "Ada left"]))
+    assert result.exit_code == 1
+    assert "Can't write the index to" in result.output and "No space left" in result.output
+    assert len(saved(tmp_path, encoder)) == 3

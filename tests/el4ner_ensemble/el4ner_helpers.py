@@ -18,6 +18,7 @@ class FakeEncoder:
     """Texts that share letters are similar. Counts the texts and spans that it encodes."""
 
     name = "fake"
+    options = "--encoder fake"
     width = WIDTH
 
     def __init__(self, fingerprint="fake-1"):

@@ -112,6 +112,21 @@ def test_settings_changed_in_cfg_are_checked(setting, value, match):
         pipe.initialize(lambda: make_examples(nlp))
 
 
+@pytest.mark.parametrize("labels", ["PER", [1], ["PER", " "], None, 5, [None]])
+def test_labels_that_are_none(labels):
+    nlp, pipe = make_mock_nlp({"a": MockVoter()}, initialize=False, labels=["river"])
+    with pytest.raises(LLMNERError, match="`labels` of 'el4ner.*' is .*must be a list of words"):
+        pipe.set_labels(labels)
+    assert pipe.labels == ("river",)  # as before
+
+
+def test_labels_of_any_iterable():
+    nlp, pipe = make_mock_nlp({"a": MockVoter()}, initialize=False, labels=[" PER"])
+    assert pipe.labels == ("PER",)
+    pipe.set_labels(label for label in [" river ", "PER", "river", "PER\n"])
+    assert pipe.labels == ("river", "PER")
+
+
 def test_some_pos_weights_in_cfg():
     nlp, pipe = make_mock_nlp({"a": MockVoter({"Oskar": {"PER": 1.0}})})
     pipe.cfg["pos_weights"] = {"noun": 3.0}

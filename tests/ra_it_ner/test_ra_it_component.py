@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import spacy
+import srsly
 import torch
 from ner_helpers import TEXTS, TRAIN, assert_same, make_examples, make_sgd, same_state, state_of
 from ra_it_helpers import ADA, BO, initialized, make_nlp, scrambled, train
 from spacy.tokens import Span
 from spacy.training import Example
 
+from spacy_llmner.cli.index import build_index
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
 from spacy_llmner.ra_it_ner.find import asker
@@ -95,6 +97,16 @@ def test_index_of_another_encoder_is_refused(trained, other_llm, tmp_path):
         nlp(TEXTS[0])
 
 
+def test_broken_examples_of_a_saved_pipeline(trained, tmp_path):
+    """`spacy llmner index` can't mend them."""
+    trained.to_disk(tmp_path)
+    path = tmp_path / "ra_it_ner" / "pool" / "vectors.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(LLMNERError, match="pool holds no complete .*SafetensorError") as raised:
+        spacy.load(tmp_path)
+    assert "nlp.to_disk" in str(raised.value) and "llmner index" not in str(raised.value)
+
+
 def test_source(trained):
     nlp = spacy.blank("en")
     nlp.add_pipe("ra_it_ner", source=trained)
@@ -110,6 +122,21 @@ def test_pool_from_a_folder(tiny_llm, trained, tmp_path):
     initialized(nlp)
     examples = nlp.get_pipe("ra_it_ner").index.examples
     assert len(examples) == 2 + len(TRAIN) and BO in examples
+
+
+def test_long_texts_of_a_pool_are_shown(tiny_llm, trained, tmp_path):
+    """By parts: `spacy llmner index` cuts them. None is shown to the text it is of."""
+    corpus, sentence = tmp_path / "corpus.jsonl", "Bo is in Bern now. "
+    text = "".join(f"{number} {sentence}" for number in range(100))
+    srsly.write_jsonl(corpus, [{"text": text, "spans": [{"start": 2, "end": 4, "label": "PER"}]}])
+    build_index(corpus, tmp_path / "index", llm=tiny_llm, device="cpu")
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["PER"], "use_examples": "always", "window": 64})
+    pipe = nlp.get_pipe("ra_it_ner")
+    pipe.take(pipe.index.from_disk(tmp_path / "index"))
+    (context,) = nlp(TEXTS[0])._.llmner_examples
+    assert context["reason"] == "always" and len(context["examples"]) == 1
+    assert {c["reason"] for c in nlp(text)._.llmner_examples} == {"always"}
+    assert not any(c["examples"] for c in nlp(text)._.llmner_examples)
 
 
 def test_without_examples_nothing_is_indexed(vanilla):
@@ -214,6 +241,41 @@ def test_calibrate(wild, monkeypatch):
     (context,) = wild(TEXTS[0])._.llmner_examples
     assert context["reason"] == "threshold"
     assert max([e["similarity"] for e in context["examples"]], default=1.0) >= threshold
+
+
+def test_calibrate_needs_texts_with_entities(wild, monkeypatch):
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "example_threshold", None)
+    bare = [Example(wild.make_doc(text), wild.make_doc(text)) for text in TEXTS[:2]]
+    for examples, counts in (
+        ([], "of 0 texts, 0 are annotated and 0 have an entity"),
+        (bare, "of 2 texts, 0 are annotated and 0 have an entity"),
+        ([*bare, *make_examples(wild, TRAIN[3:4])], "of 3 texts, 1 are annotated and 0 have an en"),
+    ):
+        with pytest.raises(LLMNERError, match=f"'ra_it_ner' can't be calibrated.*{counts}"):
+            pipe.calibrate(examples)
+    assert pipe.cfg["example_threshold"] is None
+    found = pipe.calibrate([*bare, *make_examples(wild)])
+    assert found == pipe.calibrate(make_examples(wild))  # what is not annotated does not count
+
+
+def test_calibrate_needs_examples(wild, vanilla, monkeypatch):
+    monkeypatch.setattr(wild.get_pipe("ra_it_ner"), "index", ExampleIndex(None))
+    for nlp, has in ((wild, "0 examples and retrieval.k = 2"), (vanilla, "0 .*retrieval.k = 0")):
+        pipe = nlp.get_pipe("ra_it_ner")
+        with pytest.raises(LLMNERError, match=f"'ra_it_ner' can't be calibrated.*{has}.*add_exa"):
+            pipe.calibrate(make_examples(nlp))
+        assert pipe.cfg["example_threshold"] is None and pipe.cfg["use_examples"] == "auto"
+
+
+def test_calibrate_reads_in_batches(wild, monkeypatch):
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "example_threshold", None)
+    monkeypatch.setattr("spacy_llmner.ra_it_ner.example_pipe.CALIBRATION_BATCH", 4)
+    at_once, predict = [], pipe.predict
+    monkeypatch.setattr(pipe, "predict", lambda docs: at_once.append(len(docs)) or predict(docs))
+    pipe.calibrate(make_examples(wild))
+    assert at_once == [4, 2, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -369,6 +431,21 @@ def test_unannotated_docs_are_no_examples(trained):
     part.set_ents([Span(part, 0, 1, label="PER")])
     assert pipe.add_examples([part, part]) == 1
     assert pipe.index.examples[-1].entities == ((0, 2, "PER"),)
+
+
+def test_what_is_no_annotated_doc(trained):
+    pipe = copy.deepcopy(trained.get_pipe("ra_it_ner"))
+    (eg,) = make_examples(trained, TRAIN[:1])
+    given = {"str": "Bo sang", "Example": eg, "tuple": TRAIN[0]}
+    for kind, thing in given.items():
+        told = f"add_examples.. of 'ra_it_ner' takes annotated Docs.* a {kind}: .*set_ents"
+        with pytest.raises(LLMNERError, match=told):
+            pipe.add_examples([eg.reference, thing])
+    with pytest.raises(LLMNERError, match="annotated Docs"):
+        pipe.add_examples("Bo sang")
+    assert len(pipe.index) == len(TRAIN)
+    with pytest.raises(TypeError, match="Example objects"):
+        pipe.calibrate(["Bo sang"])
 
 
 def test_unpickled_in_another_process(trained, tmp_path):

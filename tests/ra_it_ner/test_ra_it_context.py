@@ -22,7 +22,7 @@ VECTORS = {QUERY.text: (1.0, 0.0), NEAR.text: (0.8, 0.6), FAR.text: (0.3, 0.954)
 
 
 class ToyEncoder:
-    name, fingerprint, width = "toy", "toy", 2
+    name, options, fingerprint, width = "toy", "--encoder toy", "toy", 2
 
     def encode(self, texts, *, progress=False):
         rows = np.array([VECTORS[text] for text in texts], dtype=np.float32)

@@ -7,10 +7,19 @@ import pytest
 import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, scores, share_found
+from ner_helpers import (
+    NASTY,
+    TEXTS,
+    assert_same,
+    assert_valid,
+    make_examples,
+    scores,
+    share_found,
+)
 from ra_it_helpers import initialized, make_nlp, scrambled
-from spacy.tokens import Span
+from spacy.tokens import DocBin, Span
 
+from spacy_llmner.cli.evaluate import evaluate
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import decoding
 from spacy_llmner.ra_it_ner.component import RAIT
@@ -94,8 +103,17 @@ def test_examples_are_cut_before_the_text(trained, monkeypatch):
     assert len(reasons[1024]["examples"]) == 1 and reasons[1024]["reason"] == "in-domain"
     assert reasons[120] == {"reason": "in-domain, cut", "examples": []}
     monkeypatch.setitem(cfg, "context", 20)
-    with pytest.raises(LLMNERError, match="leave no room for a text, since the LLM reads 20"):
+    told = r"no room for a text, since `context` is 20, of which 5 are.*Raise it.*reads 1024"
+    with pytest.raises(LLMNERError, match=told):
         trained(TEXTS[0])
+
+
+def test_an_llm_that_reads_too_little(tiny_llm, monkeypatch):
+    """Raising `context` would not help."""
+    nlp = make_nlp(tiny_llm, k=0, cfg={"labels": ["PER", "dis" + "like " * 300]})
+    told = r"'dislike .*\.\.\.'.*no room for a text, since the LLM reads 1024, of which 256 are"
+    with pytest.raises(LLMNERError, match=told):
+        nlp(TEXTS[0])
 
 
 def test_one_bad_document_costs_no_other(trained, monkeypatch):
@@ -232,6 +250,18 @@ def test_labels_of_one_document(wild):
         assert_same(doc, wild(text))
 
 
+def test_labels_of_a_document_are_evaluated(wild, tmp_path):
+    """`llmner evaluate` asks each text for the labels that its annotators looked for."""
+    wild.to_disk(tmp_path / "model")
+    docs = [eg.reference for eg in make_examples(wild)]
+    docs[0]._.llmner_labels = ["ship", "river"]
+    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "dev.spacy")
+    first, second = evaluate(str(tmp_path / "model"), tmp_path / "dev.spacy").examples[:2]
+    labels = {span.label_ for span in first.predicted.spans["llmner"]}
+    assert labels and labels <= {"ship", "river"}
+    assert_same(second.predicted, wild(TEXTS[1]))
+
+
 def test_500_labels(tiny_llm):
     nlp = scrambled(initialized(make_nlp(tiny_llm)))
     pipe = nlp.get_pipe("ra_it_ner")
@@ -241,10 +271,18 @@ def test_500_labels(tiny_llm):
     assert len({s.label_ for s in doc.spans["llmner"]}) > 5
 
 
-@pytest.mark.parametrize("labels", ["PER", [1], ["PER", " "]])
+@pytest.mark.parametrize("labels", ["PER", [1], ["PER", " "], None, 5, [None]])
 def test_labels_that_are_none(wild, labels):
     with pytest.raises(LLMNERError, match="`labels` of 'ra_it_ner'.*must be a list of words"):
         wild.get_pipe("ra_it_ner").set_labels(labels)
+
+
+def test_labels_of_any_iterable(tiny_llm):
+    nlp = make_nlp(tiny_llm, cfg={"labels": [" PER"]})
+    pipe = nlp.get_pipe("ra_it_ner")
+    assert pipe.labels == ("PER",) and pipe.add_label("PER ") == 0
+    pipe.set_labels(label for label in [" river ", "PER", "river", "PER\n"])
+    assert pipe.labels == ("river", "PER")
 
 
 def test_labels_with_the_same_word(tiny_llm):

@@ -22,6 +22,7 @@ class FakeEncoder:
         self.width = width
         self.name = name
         self.fingerprint = fingerprint
+        self.options = f"--encoder {name}"
         self.encoded = []
 
     def encode(self, texts, *, progress=False):

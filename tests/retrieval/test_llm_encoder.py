@@ -31,8 +31,9 @@ def test_loads_late(tiny_llm):
     assert pool.loaded() == []
 
 
-def test_text_vectors(encoder, monkeypatch):
+def test_text_vectors(encoder, monkeypatch, capsys):
     out = encoder.encode(["", *TEXTS, " \n"], progress=True)
+    assert not capsys.readouterr().err  # no bar, since this is no terminal
     assert out.shape == (8, 32) and out.dtype == np.float32
     assert not out[[0, 7]].any()
     close(np.linalg.norm(out[1:7], axis=1), np.ones(6))

@@ -1,5 +1,8 @@
 import json
+import os
 import pickle
+import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from retrieval_helpers import FakeEncoder, at, example
+from safetensors.numpy import load_file, save_file
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError
 from spacy_llmner.retrieval import index as index_module
@@ -14,6 +18,7 @@ from spacy_llmner.retrieval import vectors
 from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex, Hit
 
+FILES = ["examples.jsonl", "meta.json", "vectors.safetensors"]
 # From the query, at 0 degrees: b, d, c, a.
 ANGLES = {"query": 0, "a": 80, "b": 20, "c": 60, "d": -40}
 
@@ -195,7 +200,10 @@ def test_what_is_saved(tmp_path):
 def test_another_encoder(tmp_path):
     make_index().to_disk(tmp_path)
     other = ExampleIndex(FakeEncoder(name="other", fingerprint="f1")).from_disk(tmp_path)
-    message = r"made by the encoder 'fake' \(fingerprint f0\).*'other' \(fingerprint f1\)"
+    message = (
+        r"made by the encoder 'fake' \(fingerprint f0\).*'other' \(fingerprint f1\).*"
+        "llmner index CORPUS OUT --encoder other$"
+    )
     with pytest.raises(LLMMismatchError, match=message):
         other.search([example("a")], 1)
     with pytest.raises(LLMMismatchError, match=message):
@@ -221,6 +229,66 @@ def test_broken_folder(spoil, how, tmp_path):
     with pytest.raises(LLMNERError, match="no complete example index.*llmner index CORPUS OUT"):
         index.from_disk(tmp_path)
     assert [e.text for e in index.examples] == ["c"]  # nothing was replaced
+
+
+@pytest.mark.parametrize("room", [10, 5_000, 70_000])
+def test_a_full_disk_leaves_the_old_index(tmp_path, room):
+    """Whichever file it is that does not fit."""
+    old = make_index()
+    old.to_disk(tmp_path)
+    index, examples = many(600, width=40)
+    index.add(examples)
+    with little_room(room), pytest.raises(OSError, match="large"):
+        index.to_disk(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == FILES
+    assert make_index("c").from_disk(tmp_path).examples == old.examples
+    index.to_disk(tmp_path)
+    assert len(make_index("c").from_disk(tmp_path)) == 600
+
+
+@contextmanager
+def little_room(n):
+    """No file can become longer than n bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_killed_while_files_are_replaced(tmp_path, monkeypatch):
+    """What is half new can't be read."""
+    make_index().to_disk(tmp_path)
+    replace, replaced = os.replace, []
+
+    def killed(one, other):
+        replaced.append(replace(one, other))
+        if len(replaced) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_index("dcba").to_disk(tmp_path)
+    with pytest.raises(LLMNERError, match="no complete example index .*meta.json"):
+        make_index().from_disk(tmp_path)
+
+
+@pytest.mark.parametrize("number", [-1, 10**9])
+def test_broken_lists(tmp_path, small_lists, number):
+    """FAISS would read any memory."""
+    index, examples = many(200)
+    index.kind = "ivf"
+    index.add(examples)
+    index.to_disk(tmp_path)
+    arrays = load_file(tmp_path / "vectors.safetensors")
+    arrays["list_of"][7] = number
+    save_file(arrays, tmp_path / "vectors.safetensors")
+    with pytest.raises(LLMNERError, match="no complete example index .*lists"):
+        ExampleIndex(FakeEncoder(width=16)).from_disk(tmp_path)
+    save_file({**arrays, "list_of": arrays["list_of"][:3]}, tmp_path / "vectors.safetensors")
+    with pytest.raises(LLMNERError, match="no complete example index .*lists"):
+        ExampleIndex(FakeEncoder(width=16)).from_disk(tmp_path)
 
 
 def test_messages(tmp_path):
