@@ -50,6 +50,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     "paper-next": {"@architectures": "spacy_llmner.EmberPaper.v1", "attention": "next"},
     "paper-current": {"@architectures": "spacy_llmner.EmberPaper.v1", "attention": "current"},
 }
+LLM = "smollm2-135m-instruct"
 THRESHOLDS = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6]
 
 
@@ -59,7 +60,7 @@ def main(
     dev: Path,
     test: Path,
     preset: str = "default",
-    llm: str = "smollm2-135m-instruct",
+    llm: str = LLM,
     seeds: int = 3,
     first_seed: int = typer.Option(0, help="Goes on behind the JSON's lower seeds"),
     epochs: int = 6,
@@ -68,8 +69,10 @@ def main(
     dropout: float = 0.4,
     tune_threshold: bool = typer.Option(False, help="Choose the threshold on dev"),
     random_llm: bool = typer.Option(False, "--random-llm", help="Give the LLM random weights"),
+    lang: str = typer.Option("en", help="Language of the corpus"),
 ) -> None:
-    result = f"ember_quality_{name}_{preset}" + ("_random-llm" if random_llm else "")
+    notes = ["LLM of random weights"] * random_llm + [llm] * (llm != LLM)
+    result = "_".join(["ember_quality", name, preset, *notes]).replace(" ", "-")
     runs = earlier_runs(result, first_seed)
     for seed in range(first_seed, first_seed + seeds):
         if preset == "spacy-ner":
@@ -80,7 +83,10 @@ def main(
             settings = (epochs, batch_words, rate, dropout)
             with tempfile.TemporaryDirectory() as folder:
                 used = randomized(llm, Path(folder), seed) if random_llm else llm
-                run = run_ember(train, dev, test, preset, used, seed, settings, tune_threshold)
+                blank = spacy.blank(lang)
+                run = run_ember(
+                    blank, train, dev, test, preset, used, seed, settings, tune_threshold
+                )
                 runs.append(run)
         print(seed, runs[-1], flush=True)
         f1 = [r["test"]["f"] for r in runs]
@@ -90,7 +96,7 @@ def main(
                 "set": name,
                 "preset": preset,
                 "llm": None if preset in ("spacy-ner", "majority") else llm,
-                **({"note": "LLM of random weights"} if random_llm else {}),
+                **({"note": ", ".join(notes)} if notes else {}),
                 "test_f1_mean": statistics.mean(f1),
                 "test_f1_spread": max(f1) - min(f1),
                 "runs": runs,
@@ -99,12 +105,19 @@ def main(
 
 
 def run_ember(
-    train: Path, dev: Path, test: Path, preset: str, llm: str, seed: int, settings: Any, tune: bool
+    nlp: Language,
+    train: Path,
+    dev: Path,
+    test: Path,
+    preset: str,
+    llm: str,
+    seed: int,
+    settings: Any,
+    tune: bool,
 ) -> Dict[str, Any]:
     epochs, batch_words, rate, dropout = settings
     fix_random_seed(seed)
     rng = random.Random(seed)
-    nlp = spacy.blank("en")
     ember = nlp.add_pipe("ember_probe", config={"llm": {"name": llm}, "model": PRESETS[preset]})
     examples = read_examples(nlp, train)
     started = time.process_time()

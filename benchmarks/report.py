@@ -17,6 +17,7 @@ QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
     "conll-documents": "CoNLL-2003, documents of ten sentences",
     "wnut17": "WNUT-17",
+    "own-chinese": "This project's Chinese corpus (138 sentences to learn from)",
 }
 
 

@@ -34,7 +34,6 @@ from .example_pipe import ExamplePipe
 from .find import FindSettings, asker
 from .lessons import lessons
 from .passages import Passage, Room, passage_text
-from .settings import RAITSettings
 
 logger = logging.getLogger("spacy_llmner")
 
@@ -207,11 +206,6 @@ class RAIT(ExamplePipe):
         self.max_batch_tokens = max_batch_tokens
         self._rng: Optional[random.Random] = None
         self.set_labels(labels)
-
-    @property
-    def settings(self) -> RAITSettings:
-        """RETURNS (RAITSettings): Conversation and adapter."""
-        return self.model.attrs["settings"]
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Say what to ask for from now on. Any words do, also such that were never trained on.
