@@ -105,6 +105,19 @@ def test_update_moves_the_adapter_only(tiny_llm):
     assert all(torch.equal(v, base[k]) for k, v in pipe.shared_llm().model.state_dict().items())
 
 
+def test_what_was_held_out_is_learnt_too(tiny_llm):
+    """Checklist 9: the loss of texts that it was not tuned on falls."""
+    held_out = [("Oskar Blum sings in Port Ellam.", [(0, 10, "PER"), (20, 30, "LOC")])]
+    nlp = initialized(make_nlp(tiny_llm, cfg={"random_k": False, "negative_rate": 1.0}))
+    losses = [nlp.update(make_examples(nlp, held_out), sgd=None, losses={})["ra_it_ner"]]
+    nlp.get_pipe("ra_it_ner").module.zero_grad()
+    sgd = make_sgd(0.01, grad_clip=1.0)
+    for _ in range(15):
+        nlp.update(make_examples(nlp), sgd=sgd)
+    losses.append(nlp.update(make_examples(nlp, held_out), sgd=None, losses={})["ra_it_ner"])
+    assert losses[1] < 0.8 * losses[0]
+
+
 def test_a_seed_repeats_training(tiny_llm):
     one, other = (train(make_nlp(tiny_llm), steps=3) for _ in range(2))
     assert same_state(state_of(one), state_of(other))
