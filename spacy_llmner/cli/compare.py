@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..combine import Combine
 from ..errors import LLMNERError
 from ..pipe import LLMNERPipe
+from ..scorers import looked_for
 from .evaluate import check_data_path, colors_of, load_pipeline, read_examples
 from .peak import gpu_peak_mb, peak_mb, reset_peak
 
@@ -100,17 +101,17 @@ def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any
     components = [name for name, pipe in nlp.pipeline if isinstance(pipe, LLMNERPipe)]
     others = [name for name in nlp.pipe_names if name not in (*components, COMBINED)]
     results: Dict[str, Dict[str, Any]] = {}
-    texts = [eg.reference.text for eg in references]
     for name in [*components, COMBINED]:
         used = [*others, name] if name != COMBINED else nlp.pipe_names
         with nlp.select_pipes(enable=used):
-            list(nlp.pipe(texts[:1]))  # the LLM is loaded at first use: no part of the speed
+            first, *texts = (eg.predicted.copy() for eg in [references[0], *references])
+            list(nlp.pipe([first]))  # the LLM is loaded at first use: no part of the speed
             reset_peak()
             start = perf_counter()
             stream = tqdm(nlp.pipe(texts), total=len(texts), desc=name, leave=False, disable=None)
             docs = list(stream)
             seconds = perf_counter() - start
-        examples = [Example(doc, eg.reference) for doc, eg in zip(docs, references)]
+        examples = [looked_for(Example(doc, eg.reference)) for doc, eg in zip(docs, references)]
         results[name] = {
             "docs": docs,
             **get_ner_prf(examples),

@@ -53,6 +53,23 @@ def test_compare(folders):
     assert page.count("<th>ra_it_ner_1</th>") == len(TEXTS)
 
 
+def test_documents_with_labels_of_their_own(folders):
+    """The components have none, so the first text too is asked for those of its Doc."""
+    for name in ("one", "other"):
+        nlp = spacy.load(folders / name)
+        nlp.get_pipe("ra_it_ner").set_labels([])
+        nlp.to_disk(folders / name)
+    docs = [eg.reference for eg in make_examples(spacy.blank("en"))]
+    for doc in docs:
+        doc._.llmner_labels = ["PER"]
+    DocBin(docs=docs, store_user_data=True).to_disk(folders / "test.spacy")
+    result = run(folders / "test.spacy", folders / "one", folders / "other")
+    assert result.exit_code == 0, result.output
+    command = ["evaluate", folders / "one", folders / "test.spacy"]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    assert result.exit_code == 0, result.output
+
+
 def test_peaks(folders):
     result = run(folders / "test.spacy", folders / "one", "-o", folders / "out.json")
     assert "peak MB" in result.output and "GPU" not in result.output
