@@ -73,6 +73,21 @@ def _ablations(r: Dict[str, Any]) -> List[str]:
     return out
 
 
+def training_table(r: Dict[str, Any]) -> List[str]:
+    out = [
+        f"## How padellm_ner is trained: {r['set']}",
+        "",
+        f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} test texts: who learns fast, not who",
+        "ends best.",
+        "",
+        "| trained | texts seen | strict F1 | set F1 |",
+        "|---|---|---|---|",
+    ]
+    for way, row in r["ways"].items():
+        out.append(f"| {way} | {row['texts_seen']} | {row['f']:.1f} | {row['set_f']:.1f} |")
+    return out
+
+
 def constraint_table(r: Dict[str, Any]) -> List[str]:
     out = [
         f"## What the constraint is worth: {r['set']}",

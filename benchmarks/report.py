@@ -8,7 +8,7 @@ import statistics
 from typing import Any, Callable, Dict, List
 
 from common import RESULTS
-from padellm_tables import constraint_table, quality_section
+from padellm_tables import constraint_table, quality_section, training_table
 from ra_it_tables import shared_context_table, transfer_table
 from retrieval_tables import index_table
 from retrieval_tables import quality_table as retrieval_table
@@ -218,6 +218,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_generated": generated_table,
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
+    "padellm_training": training_table,
     "ra_it_speed": shared_context_table,
     "ra_it_transfer": transfer_table,
     "el4ner_ablation": ablation_table,
