@@ -77,8 +77,8 @@ def training_table(r: Dict[str, Any]) -> List[str]:
     out = [
         f"## How padellm_ner is trained: {r['set']}",
         "",
-        f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} test texts: who learns fast, not who",
-        "ends best.",
+        f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} test texts: what is learnt fast,",
+        "not what ends best.",
         "",
         "| trained | texts seen | strict F1 | set F1 |",
         "|---|---|---|---|",
