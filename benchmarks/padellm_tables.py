@@ -77,7 +77,7 @@ def training_table(r: Dict[str, Any]) -> List[str]:
     out = [
         f"## How padellm_ner is trained: {r['set']}",
         "",
-        f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} test texts: what is learnt fast,",
+        f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} texts: what is learnt fast,",
         "not what ends best.",
         "",
         "| trained | texts seen | strict F1 | set F1 |",
