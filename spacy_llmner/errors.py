@@ -104,7 +104,7 @@ class Errors:
         "'{reference}'. Both sides of a training example must hold the same text."
     )
     E030 = (
-        "{path} does not hold a trained '{name}' (missing: {missing}). "
+        "{path} does not hold a trained '{name}' ({reason}). "
         "Save the pipeline again with nlp.to_disk, or train it."
     )
     E031 = "There is no component '{name}' in the pipeline at {path}. It has: {known}."

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import srsly
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from spacy.language import Language
@@ -331,12 +332,16 @@ class LLMNERPipe(TrainablePipe):
         (folder / TENSORS).write_bytes(self._tensors())
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "LLMNERPipe":
-        """Load a folder. RETURNS (LLMNERPipe): The component itself."""
+        """Load a folder. RETURNS (LLMNERPipe): The component itself.
+        RAISES (LLMNERError): If it is incomplete or broken."""
         folder = Path(path)
-        for file in ("cfg", TENSORS):
-            if not (folder / file).exists():
-                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
-        self._restore(srsly.read_json(folder / "cfg"), (folder / TENSORS).read_bytes())
+        try:
+            self._restore(srsly.read_json(folder / "cfg"), (folder / TENSORS).read_bytes())
+        except LLMNERError:
+            raise
+        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as e:
+            reason = f"{type(e).__name__}: {e}"
+            raise LLMNERError(Errors.E030.format(path=folder, name=self.name, reason=reason)) from e
         return self
 
     def _tensors(self) -> bytes:

@@ -58,7 +58,8 @@ class SavedEnsemble(LLMNERPipe):
         folder = Path(path)
         for file in ("cfg", POOL):
             if not (folder / file).exists():
-                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, missing=file))
+                reason = f"no {file}"
+                raise LLMNERError(Errors.E030.format(path=folder, name=self.name, reason=reason))
         self.new_pool()
         self.pool.from_disk(folder / POOL)
         self._take_cfg(srsly.read_json(folder / "cfg"))

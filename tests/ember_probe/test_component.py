@@ -156,10 +156,18 @@ def test_untrained(tiny_llm):
         nlp("Some text")
 
 
-def test_broken_folder(trained, tmp_path):
+@pytest.mark.parametrize("file", ["cfg", "model.safetensors"])
+@pytest.mark.parametrize("left", [None, 0, 9, -9])
+def test_broken_folder(trained, tmp_path, file, left):
     trained.to_disk(tmp_path)
-    (tmp_path / "ember_probe" / "model.safetensors").unlink()
-    with pytest.raises(LLMNERError, match="missing: model.safetensors"):
+    path = tmp_path / "ember_probe" / file
+    data = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(data[:left])
+    with pytest.raises(
+        LLMNERError, match="does not hold a trained 'ember_probe'.*again with nlp.to_disk"
+    ):
         spacy.load(tmp_path)
 
 

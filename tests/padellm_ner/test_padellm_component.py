@@ -168,10 +168,18 @@ def test_untrained(tiny_llm, tmp_path):
             use()
 
 
-def test_broken_folder(trained, tmp_path):
+@pytest.mark.parametrize("file", ["cfg", "model.safetensors"])
+@pytest.mark.parametrize("left", [None, 0, 9, -9])
+def test_broken_folder(trained, tmp_path, file, left):
     trained.to_disk(tmp_path)
-    (tmp_path / "padellm_ner" / "model.safetensors").unlink()
-    with pytest.raises(LLMNERError, match="missing: model.safetensors"):
+    path = tmp_path / "padellm_ner" / file
+    data = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(data[:left])
+    with pytest.raises(
+        LLMNERError, match="does not hold a trained 'padellm_ner'.*again with nlp.to_disk"
+    ):
         spacy.load(tmp_path)
 
 
