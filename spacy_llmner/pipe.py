@@ -21,8 +21,8 @@ from spacy.util import ensure_path, minibatch
 from thinc.api import Model, Optimizer, noop
 
 from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
+from .extensions import set_extensions
 from .llm.pool import LLM, LoadedLLM
-from .scorers import span_scores
 
 TENSORS = "model.safetensors"
 
@@ -387,22 +387,5 @@ def carry(name: str, settings: Any) -> Model:
     return model
 
 
-def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
-    """Look up where a component wrote it, so nothing is kept twice. Of several that found the span the
-    last one counts: it wrote doc.ents, as `llmner_combine` behind all others.
-
-    RETURNS (Tuple[Optional[float], Optional[str]]): The span's score and the component's name.
-    """
-    for key, group in reversed(list(span.doc.spans.items())):
-        if "scores" in group.attrs:
-            score = span_scores(span.doc, key).get((span.start, span.end, span.label_))
-            if score is not None:
-                return score, group.attrs.get("method")
-    return None, None
-
-
 # Not by a component: one that is unpickled in another process needs them too.
-if not Span.has_extension("score"):
-    Span.set_extension("score", getter=lambda span: _found_by(span)[0])
-if not Span.has_extension("method"):
-    Span.set_extension("method", getter=lambda span: _found_by(span)[1])
+set_extensions()
