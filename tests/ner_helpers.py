@@ -90,3 +90,11 @@ def state_of(nlp, name=None):
 
 def same_state(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def damage(path, left):
+    """Leave so many bytes of a file, all but so many if it is negative; None removes it."""
+    data = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(data[:left])

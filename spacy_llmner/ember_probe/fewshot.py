@@ -106,7 +106,7 @@ def make_ember_few_shot(
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
     if attention and read_twice:
         raise wrong("model.attention", "ember_probe", attention, "null with read_twice")
-    check_model(None if layer is None else [layer], k=(k, 1), max_words=(max_words, 1))
+    check_model(layer=(layer or 0, 0), k=(k, 1), max_words=(max_words, 1))
     return carry("ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words))
 
 

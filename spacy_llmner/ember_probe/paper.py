@@ -69,8 +69,7 @@ def make_ember_paper(
     if attention not in ATTENTION_KINDS:
         known = ", ".join(ATTENTION_KINDS)
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
-    layers = None if layer is None else [layer]
-    check_model(layers, width=(width, 1), max_words=(max_words, 1))
+    check_model(layer=(layer or 0, 0), width=(width, 1), max_words=(max_words, 1))
     return carry("ember_paper", PaperSettings(layer, attention, width, max_words))
 
 

@@ -1,11 +1,11 @@
 """What the architectures of `ember_probe` have in common."""
 
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol, Sequence, Tuple
+from typing import Any, Protocol, Tuple
 
 from torch import nn
 
-from ..errors import check_values, is_at_least, wrong
+from ..errors import check_values
 from .words import WordReader
 
 # As probable an entity must be, and its opposite, whatever the threshold is.
@@ -47,17 +47,12 @@ def check_settings(name: str, **settings: Any) -> None:
     check_values(name, settings, shares=("threshold",), least={"max_batch_tokens": 1})
 
 
-def check_model(layers: Optional[Sequence[int]], **sizes: Tuple[int, int]) -> None:
+def check_model(**sizes: Tuple[int, int]) -> None:
     """Check the settings of an architecture.
 
-    layers (Optional[Sequence[int]]): Layers that are read; None leaves them to the architecture.
-    sizes (Tuple[int, int]): The value of each other setting, and the least it may be.
+    sizes (Tuple[int, int]): The value of each, and the least it may be.
     RAISES (LLMNERError): About the first one with a value that makes no sense.
     """
-    if layers is not None and not (layers and all(is_at_least(0, layer) for layer in layers)):
-        raise wrong(
-            "model.layers", "ember_probe", layers, "numbers of layers, 0 for the embeddings"
-        )
     settings = {f"model.{setting}": value for setting, (value, _) in sizes.items()}
     least = {f"model.{setting}": least for setting, (_, least) in sizes.items()}
     check_values("ember_probe", settings, least=least)

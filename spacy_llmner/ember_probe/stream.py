@@ -1,6 +1,5 @@
 """Streaming: entities appear while the LLM writes, from the states it computes for writing."""
 
-import math
 import queue
 from contextlib import contextmanager
 from numbers import Real
@@ -24,9 +23,6 @@ from .live import Event, LiveText, TextPiece
 
 if TYPE_CHECKING:
     from .component import EmberProbe
-
-# The smallest number above 0.
-LEAST = math.ulp(0.0)
 
 Prompt = Union[str, Sequence[Dict[str, str]]]
 
@@ -59,16 +55,14 @@ class EmberStream:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None:
+        """RAISES (LLMNERError): If a setting has a value that makes no sense."""
         check_values("stream", {"max_new_tokens": max_new_tokens}, least={"max_new_tokens": 0})
-        for setting, value, low, high in (
-            ("temperature", temperature, 0.0, math.inf),
-            ("top_p", top_p, LEAST, 1.0),
-            ("repetition_penalty", repetition_penalty, LEAST, math.inf),
+        for setting, value, fits, must in (
+            ("temperature", temperature, lambda x: x >= 0, "0 or more"),
+            ("top_p", top_p, lambda x: 0 < x <= 1, "above 0, and at most 1"),
+            ("repetition_penalty", repetition_penalty, lambda x: x > 0, "above 0"),
         ):
-            if not (isinstance(value, Real) and low <= float(value) <= high):
-                must = (
-                    "0 or more" if not low else "above 0" if high > 1 else "above 0, and at most 1"
-                )
+            if not (isinstance(value, Real) and fits(value)):
                 raise wrong(setting, "stream", value, must)
         self.ember = ember
         self.prompt = prompt

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from thinc.api import Model
 from torch import nn
 
+from ..errors import is_at_least, wrong
 from ..pipe import carry
 from .batch import SURFACE, Gold, WordBatch
 from .segments import IMPOSSIBLE, Mention, mask_crossing
@@ -83,7 +84,11 @@ def make_ember_probe(
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If one of them makes no sense.
     """
-    check_model(layers, width=(width, 2), max_words=(max_words, 1))
+    check_model(width=(width, 2), max_words=(max_words, 1))
+    if layers is not None and not (layers and all(is_at_least(0, layer) for layer in layers)):
+        raise wrong(
+            "model.layers", "ember_probe", layers, "numbers of layers, 0 for the embeddings"
+        )
     chosen = None if layers is None else tuple(layers)
     return carry(
         "ember_probe", StructuredSettings(chosen, width, max_words, look_right, read_twice, prefix)

@@ -10,6 +10,7 @@ from ner_helpers import (  # noqa: F401
     TRAIN,
     assert_same,
     assert_valid,
+    damage,
     entities,
     make_examples,
     make_sgd,

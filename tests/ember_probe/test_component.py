@@ -14,6 +14,7 @@ from ember_helpers import (
     STRUCTURED,
     TEXTS,
     assert_same,
+    damage,
     entities,
     make_nlp,
     same_state,
@@ -160,11 +161,7 @@ def test_untrained(tiny_llm):
 @pytest.mark.parametrize("left", [None, 0, 9, -9])
 def test_broken_folder(trained, tmp_path, file, left):
     trained.to_disk(tmp_path)
-    path = tmp_path / "ember_probe" / file
-    data = path.read_bytes()
-    path.unlink()
-    if left is not None:
-        path.write_bytes(data[:left])
+    damage(tmp_path / "ember_probe" / file, left)
     with pytest.raises(
         LLMNERError, match="does not hold a trained 'ember_probe'.*again with nlp.to_disk"
     ):
@@ -230,11 +227,11 @@ def test_senseless_threshold_of_a_component_in_use(trained, value):
         (STRUCTURED, {"layers": []}, "`model.layers` .* must be numbers of layers"),
         (STRUCTURED, {"layers": [-1]}, "`model.layers` .* must be numbers of layers"),
         (PAPER, {"width": 0}, "`model.width` .* must be positive"),
-        (PAPER, {"layer": -1}, "`model.layers` .* must be numbers of layers"),
+        (PAPER, {"layer": -1}, "`model.layer` .* is -1, but must be 0 or more"),
         (PAPER, {"max_words": -2}, "`model.max_words` .* must be positive"),
         (FEW_SHOT, {"k": 0}, "`model.k` .* must be positive"),
         (FEW_SHOT, {"max_words": 0}, "`model.max_words` .* must be positive"),
-        (FEW_SHOT, {"layer": -3}, "`model.layers` .* must be numbers of layers"),
+        (FEW_SHOT, {"layer": -3}, "`model.layer` .* is -3, but must be 0 or more"),
     ],
 )
 def test_senseless_settings_of_an_architecture(tiny_llm, architecture, settings, match):

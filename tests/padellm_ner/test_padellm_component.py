@@ -12,6 +12,7 @@ import torch
 from ner_helpers import (
     TEXTS,
     assert_same,
+    damage,
     entities,
     make_examples,
     make_sgd,
@@ -172,11 +173,7 @@ def test_untrained(tiny_llm, tmp_path):
 @pytest.mark.parametrize("left", [None, 0, 9, -9])
 def test_broken_folder(trained, tmp_path, file, left):
     trained.to_disk(tmp_path)
-    path = tmp_path / "padellm_ner" / file
-    data = path.read_bytes()
-    path.unlink()
-    if left is not None:
-        path.write_bytes(data[:left])
+    damage(tmp_path / "padellm_ner" / file, left)
     with pytest.raises(
         LLMNERError, match="does not hold a trained 'padellm_ner'.*again with nlp.to_disk"
     ):
