@@ -202,8 +202,8 @@ class Told(Decoder):
         super().__init__(*args, **kwargs)
         self._read: Dict[int, int] = {}
 
-    def _pass(self, tokens: Any) -> None:
-        super()._pass(tokens)
+    def _pass(self, tokens: Any, passes: Any) -> None:
+        super()._pass(tokens, passes)
         asked = [(node, k) for node, k in tokens if k in node.ask]
         self._read.update((int(node.path[node.first + k]), node.ids[k]) for node, k in tokens)
         for node, k in asked:

@@ -18,7 +18,7 @@ from .llm.pool import LoadedLLM
 from .pipe import LLMNERPipe, drawn_apart
 from .windows import Window
 
-# Tokens of one training pass: more would cost more in attention than they save in calls.
+# Tokens of one training pass on a CPU, where more take memory and save nothing.
 TRAINED_AT_ONCE = 512
 
 
@@ -120,7 +120,10 @@ class AdapterPipe(LLMNERPipe):
         llm, view, _ = self.ready()
         texts = self.packed(examples)
         weight = sum(float(packed.weights.sum()) for packed in texts)
-        for batch in batches_by_tokens(texts, min(self.max_batch_tokens, TRAINED_AT_ONCE)):
+        at_once = self.max_batch_tokens
+        if llm.device.type == "cpu":
+            at_once = min(at_once, TRAINED_AT_ONCE)
+        for batch in batches_by_tokens(texts, at_once):
             if not any(len(packed.rows) for packed in batch):
                 continue
             scores = target_logits(llm, view, batch)

@@ -31,9 +31,9 @@ from typing import (
 import numpy as np
 import torch
 
+from .passes import Passes, passes_of
 from .pool import LoadedLLM
 from .slots import Slots
-from .tree_attention import KVCache, TreePass, run_decoder
 
 Program = Callable[["Tree"], Generator[None, None, Any]]
 Steps = Generator[None, None, Any]
@@ -184,7 +184,6 @@ class Decoder:
         self.max_batch_tokens = max_batch_tokens
         self.passes = 0
         self.tokens = 0
-        self._cache = KVCache()
 
     def run(self, programs: Iterable[Program]) -> List[Any]:
         """Run programs to their end.
@@ -203,23 +202,25 @@ class Decoder:
         running: Dict[int, Tuple[Tree, Steps]] = {}
         results: List[Any] = [None] * len(waiting)
         try:
-            while running or waiting:
-                while waiting and not (running and self.slots.full):
-                    i, program = waiting.pop()
-                    tree = Tree(self.slots)
-                    running[i] = tree, _start(program, tree)
-                    if not self._resume(i, running, results):
-                        continue
-                    if len(running) > 1 and self.slots.used > self.slots.budget:
-                        # It has to wait for its turn; a new generator starts it afresh.
-                        self._end(i, running)
-                        waiting.append((i, program))
-                        break
-                self._forward([node for tree, _ in running.values() for node in tree.pending])
-                for i, (tree, _) in list(running.items()):
-                    tree.pending = []
-                    self._resume(i, running, results)
-                yield results
+            with passes_of(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
+                while running or waiting:
+                    while waiting and not (running and self.slots.full):
+                        i, program = waiting.pop()
+                        tree = Tree(self.slots)
+                        running[i] = tree, _start(program, tree)
+                        if not self._resume(i, running, results):
+                            continue
+                        if len(running) > 1 and self.slots.used > self.slots.budget:
+                            # It has to wait for its turn; a new generator starts it afresh.
+                            self._end(i, running)
+                            waiting.append((i, program))
+                            break
+                    nodes = [node for tree, _ in running.values() for node in tree.pending]
+                    self._forward(nodes, passes)
+                    for i, (tree, _) in list(running.items()):
+                        tree.pending = []
+                        self._resume(i, running, results)
+                    yield results
         finally:
             # After an error, or if the caller stops in between.
             for i in list(running):
@@ -240,35 +241,27 @@ class Decoder:
         steps.close()
         tree.drop()
 
-    def _forward(self, nodes: Sequence[Node]) -> None:
+    def _forward(self, nodes: Sequence[Node], passes: Passes) -> None:
         """Send the tokens of some nodes through the LLM, and answer what was asked."""
         tokens = [(node, k) for node in nodes for k in range(len(node.ids))]
         for start in range(0, len(tokens), self.max_batch_tokens):
-            self._pass(tokens[start : start + self.max_batch_tokens])
+            self._pass(tokens[start : start + self.max_batch_tokens], passes)
 
     @torch.no_grad()
-    def _pass(self, tokens: Sequence[Tuple[Node, int]]) -> None:
+    def _pass(self, tokens: Sequence[Tuple[Node, int]], passes: Passes) -> None:
         """tokens: Each as a node and the number of the token in it, parents before children."""
-        device = self.llm.device
-        slots = np.array([node.path[node.first + k] for node, k in tokens], dtype=np.int64)
-        positions = np.array([node.first + k for node, k in tokens], dtype=np.int64)
-        self.slots.positions[slots] = positions
+        ids = [node.ids[k] for node, k in tokens]
+        positions = [node.first + k for node, k in tokens]
+        slots = [node.path[place] for (node, _), place in zip(tokens, positions)]
+        numbers = np.array([ids, positions, slots], dtype=np.int64)
+        self.slots.positions[numbers[2]] = positions
         mask, n_slots = tree_mask(tokens)
-        distance = positions[:, None] - self.slots.positions[None, :n_slots]
-        tree_pass = TreePass(
-            torch.from_numpy(mask)[None].to(device),
-            torch.from_numpy(distance)[None].to(device),
-            self._cache,
-            torch.from_numpy(slots).to(device),
-        )
-        ids = torch.tensor([[node.ids[k] for node, k in tokens]], device=device)
-        place = torch.from_numpy(positions)[None].to(device)
-        hidden = run_decoder(self.decoder, ids, place, tree_pass)[0]
+        hidden = passes.forward(self.decoder, numbers, mask, self.slots.positions[:n_slots])
         self.passes += 1
         self.tokens += len(tokens)
         asked = [(row, node, k) for row, (node, k) in enumerate(tokens) if k in node.ask]
         if asked:
-            rows = hidden[torch.tensor([row for row, _, _ in asked], device=device)]
+            rows = hidden[torch.tensor([row for row, _, _ in asked], device=hidden.device)]
             answers = self._scores(rows, [node.ask[k] for _, node, k in asked])
             for (_, node, k), scores in zip(asked, answers):
                 node.answers[k] = scores

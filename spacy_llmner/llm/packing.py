@@ -90,19 +90,42 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
     decoder (nn.Module): The LLM's decoder, or a view with an adapter.
     RETURNS (Tensor): float32, shape (targets of all trees, vocabulary).
     """
-    ids = np.concatenate([packed.ids for packed in batch])
-    positions = np.concatenate([packed.positions for packed in batch])
-    # All trees stand in one row: none sees another, and nothing is padded.
-    mask = np.zeros((len(ids), len(ids)), dtype=bool)
-    starts = np.cumsum([0, *(len(packed) for packed in batch)])
-    for start, end, packed in zip(starts, starts[1:], batch):
-        mask[start:end, start:end] = packed.mask
-    distance = positions[:, None] - positions[None]
-    device = llm.device
-    tree_pass = TreePass(
-        torch.from_numpy(mask)[None].to(device), torch.from_numpy(distance)[None].to(device)
-    )
-    row, place = (torch.from_numpy(x)[None].to(device) for x in (ids, positions))
-    hidden = run_decoder(decoder, row, place, tree_pass)[0]
+    lines = fill_lines([len(packed) for packed in batch])
+    n_tokens = max(len(packed) for packed in batch)
+    ids = np.zeros((len(lines), n_tokens), dtype=np.int64)
+    positions = np.zeros_like(ids)
+    # What pads a line sees itself, since the attention of what sees nothing is NaN.
+    mask = np.tile(np.eye(n_tokens, dtype=bool), (len(lines), 1, 1))
+    starts = np.zeros(len(batch), dtype=np.int64)
+    for line, trees in enumerate(lines):
+        start = 0
+        for k in trees:
+            packed, end = batch[k], start + len(batch[k])
+            ids[line, start:end] = packed.ids
+            positions[line, start:end] = packed.positions
+            mask[line, start:end, start:end] = packed.mask
+            starts[k] = line * n_tokens + start
+            start = end
+    tokens, places, seen = (torch.from_numpy(x).to(llm.device) for x in (ids, positions, mask))
+    hidden = run_decoder(decoder, tokens, places, TreePass(seen, places, places)).flatten(0, 1)
     rows = np.concatenate([start + packed.rows for start, packed in zip(starts, batch)])
-    return llm.logits(hidden[torch.from_numpy(rows).to(device)])
+    return llm.logits(hidden[torch.from_numpy(rows).to(llm.device)])
+
+
+def fill_lines(lengths: Sequence[int]) -> List[List[int]]:
+    """Put trees behind each other into lines no longer than the longest of them, the long ones first:
+    little is padded, and attention does not grow with the batch.
+
+    RETURNS (List[List[int]]): For each line, the numbers of its trees.
+    """
+    room = max(lengths)
+    lines: List[List[int]] = []
+    left: List[int] = []
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        line = next((i for i, free in enumerate(left) if free >= lengths[k]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            left.append(room)
+        lines[line].append(k)
+        left[line] -= lengths[k]
+    return lines

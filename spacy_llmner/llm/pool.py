@@ -90,6 +90,7 @@ class LLM:
 
     def __init__(self, spec: LLMSpec) -> None:
         self.spec = spec
+        self._found: Optional[LLMSpec] = None
         _HANDLES.add(self)
 
     def load(self) -> LoadedLLM:
@@ -100,8 +101,10 @@ class LLM:
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
-        key = self.key
         with _LOCK:
+            if self._found in _LOADED:  # without looking for its files again
+                return _LOADED[self._found]
+            key = self._found = self.key
             if key not in _LOADED:
                 _LOADED[key] = _load(self.spec.resolve())
             return _LOADED[key]

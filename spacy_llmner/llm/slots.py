@@ -5,6 +5,9 @@ from typing import List
 
 import numpy as np
 
+# The slot that is never taken, for what pads a pass.
+NO_SLOT = 0
+
 
 class Slots:
     """The slots of one Decoder.
@@ -15,13 +18,13 @@ class Slots:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.positions = np.zeros(0, dtype=np.int64)
+        self.positions = np.zeros(NO_SLOT + 1, dtype=np.int64)
         self._free: List[int] = []
 
     @property
     def used(self) -> int:
         """How many are in use."""
-        return len(self.positions) - len(self._free)
+        return len(self.positions) - 1 - len(self._free)
 
     @property
     def full(self) -> bool:

@@ -19,11 +19,14 @@ class KVCache:
 
     One tensor of shape (key heads, slots, head width) for each layer. It grows when a higher slot is
     written.
+
+    room (int): Slots there are at first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 64) -> None:
         self.keys: Dict[int, torch.Tensor] = {}
         self.values: Dict[int, torch.Tensor] = {}
+        self.room = room
 
     def write(
         self, layer: int, slots: torch.Tensor, n_slots: int, key: torch.Tensor, value: torch.Tensor
@@ -39,7 +42,7 @@ class KVCache:
         for store, new in ((self.keys, key), (self.values, value)):
             old = store.get(layer)
             if old is None or old.shape[1] < n_slots:
-                size = max(n_slots, 64 if old is None else 2 * old.shape[1])
+                self.room = size = max(n_slots, self.room if old is None else 2 * old.shape[1])
                 store[layer] = new.new_zeros((new.shape[0], size, new.shape[2]))
                 if old is not None:
                     store[layer][:, : old.shape[1]] = old
@@ -60,8 +63,9 @@ class TreePass:
     """What the tokens of one forward pass may see.
 
     mask (Tensor): bool, shape (batch, queries, keys).
-    distance (Tensor): int64, same shape: how many positions a key stands before the query. For
-        models with sliding windows.
+    places (Tensor): int64, shape (batch, queries) or (1, queries): the queries' positions. Models with
+        sliding windows see by them.
+    key_places (Tensor): int64, shape (batch, keys) or (1, keys): those of the keys.
     cache (Optional[KVCache]): Keys and values of earlier passes (batch size 1); None where all keys
         are those of the pass itself.
     slots (Optional[Tensor]): Where this pass's tokens go in the cache.
@@ -70,7 +74,8 @@ class TreePass:
     """
 
     mask: torch.Tensor
-    distance: torch.Tensor
+    places: torch.Tensor
+    key_places: torch.Tensor
     cache: Optional[KVCache] = None
     slots: Optional[torch.Tensor] = None
     prefix: Optional[KVCache] = None
@@ -94,7 +99,7 @@ class TreePass:
             value = torch.cat([_each(self.prefix.values[layer], value), value], dim=2)
         mask = self.mask
         if window is not None:
-            mask = mask & (self.distance < window)
+            mask = mask & (self.places[:, :, None] - self.key_places[:, None] < window)
         # Query heads that share keys stand behind each other as more queries, so nothing is copied.
         n_batch, n_heads, n_queries, width = query.shape
         n_key_heads = key.shape[1]
@@ -130,9 +135,8 @@ def current_pass() -> Optional[TreePass]:
 
 def causal_pass(past: int, n: int, device: torch.device) -> TreePass:
     """RETURNS (TreePass): For n tokens in a row behind `past` others, all of which they see."""
-    place = torch.arange(past + n, device=device)
-    distance = place[past:, None] - place[None]
-    return TreePass((distance >= 0)[None], distance[None])
+    place = torch.arange(past + n, device=device)[None]
+    return TreePass(place[:, past:, None] >= place[:, None], place[:, past:], place)
 
 
 def run_decoder(decoder: Any, ids: torch.Tensor, positions: torch.Tensor, tree_pass: TreePass):

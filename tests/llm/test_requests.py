@@ -9,6 +9,9 @@ from decoding_helpers import TEXTS, Anything, assert_same, plain, writing
 
 from spacy_llmner.llm.branches import decode, together
 from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.llm.slots import NO_SLOT
+
+FIRST = NO_SLOT + 1
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def count_together(lengths, max_slots, llm):
     def program(i):
         def steps(tree):
             node = tree.add(None, [5] * lengths[i])
-            slots.append(int(node.path.max()) + 1)
+            slots.append(int(node.path.max()))
             yield
             inside.add(i)
             most[0] = max(most[0], len(inside))
@@ -237,7 +240,7 @@ def test_program_that_raises(llm, when):
     assert np.array_equal(plain(llm, TEXTS[1]), before)
     # What the broken runs held was given back.
     slots = decoder.run([first_slot])
-    assert slots == [0]
+    assert slots == [FIRST]
 
 
 def test_program_that_never_asks(llama):
@@ -248,7 +251,7 @@ def test_program_that_never_asks(llama):
 
     decoder = Decoder(llama)
     assert decoder.run([program, program]) == [7, 7]
-    assert (decoder.passes, decoder.run([first_slot])) == (0, [0])
+    assert (decoder.passes, decoder.run([first_slot])) == (0, [FIRST])
 
 
 def first_slot(tree):
@@ -271,7 +274,7 @@ def test_steps_that_are_left(llama):
     next(steps)
     steps.close()
     assert closed == [True, True]
-    assert decoder.run([first_slot]) == [0]
+    assert decoder.run([first_slot]) == [FIRST]
 
 
 def test_model_that_fails(llama, monkeypatch):
@@ -286,7 +289,7 @@ def test_model_that_fails(llama, monkeypatch):
         with pytest.raises(torch.OutOfMemoryError):
             decoder.run([writing(TEXTS[1])])
     assert_same(decoder.run([writing(TEXTS[1])]), expected)
-    assert decoder.run([first_slot]) == [0]
+    assert decoder.run([first_slot]) == [FIRST]
 
 
 def test_threads_do_not_mix(llm, monkeypatch):

@@ -57,8 +57,8 @@ def tree_pass(positions, seen):
     mask = torch.zeros((1, n, n), dtype=torch.bool)
     for row, keys in enumerate(seen):
         mask[0, row, keys] = True
-    place = torch.tensor(positions)
-    return TreePass(mask, (place[:, None] - place[None])[None])
+    place = torch.tensor([positions])
+    return TreePass(mask, place, place)
 
 
 @torch.no_grad()
@@ -109,17 +109,18 @@ def test_slots_in_any_order(llm):
     other = torch.tensor([s for s in range(40) if s not in slots])
     cache = KVCache()
     noise = causal_pass(0, len(other), llm.device)
-    mask, distance = (torch.zeros((1, len(other), 40), dtype=kind) for kind in (torch.bool, int))
-    mask[:, :, other], distance[:, :, other] = noise.mask, noise.distance
-    read(llm, [9] * len(other), range(len(other)), TreePass(mask, distance, cache, other))
-    at = torch.full((40,), 1000)  # the other text's positions don't matter
-    at[slots] = torch.arange(len(TEXT))
+    mask, at = torch.zeros((1, len(other), 40), dtype=torch.bool), torch.zeros((1, 40), dtype=int)
+    mask[:, :, other], at[:, other] = noise.mask, noise.key_places
+    one_pass = TreePass(mask, noise.places, at, cache, other)
+    read(llm, [9] * len(other), range(len(other)), one_pass)
+    at = torch.full((1, 40), 1000)  # the other text's positions don't matter
+    at[:, slots] = torch.arange(len(TEXT))
     for start, end in [(0, 11), (11, 20)]:
         mask = torch.zeros((1, end - start, 40), dtype=torch.bool)
         for row in range(start, end):
             mask[0, row - start, slots[: row + 1]] = True
-        distance = torch.arange(start, end)[:, None] - at[None]
-        one_pass = TreePass(mask, distance[None], cache, slots[start:end])
+        place = torch.arange(start, end)[None]
+        one_pass = TreePass(mask, place, at, cache, slots[start:end])
         logits = read(llm, TEXT[start:end], range(start, end), one_pass)
         assert_close(logits, expected[start:end])
 

@@ -96,7 +96,7 @@ class KnowingDecoder(Decoder):
     SURE = 0.8
 
     def __init__(self, sequences, **settings):
-        super().__init__(SimpleNamespace(decoder=None), **settings)
+        super().__init__(SimpleNamespace(decoder=None, device=torch.device("cpu")), **settings)
         self.known = {}
         for s in sequences:
             for k, (token, loss) in enumerate(zip(s.ids, s.loss)):
@@ -106,7 +106,7 @@ class KnowingDecoder(Decoder):
         self.asked = []
         self.read = []
 
-    def _pass(self, tokens):
+    def _pass(self, tokens, passes):
         self.passes += 1
         self.tokens += len(tokens)
         self.asked.append([])
