@@ -45,9 +45,10 @@ def save(name: str, results: Dict[str, Any]) -> None:
 
 def earlier_runs(name: str, first_seed: int) -> List[Dict[str, Any]]:
     """RETURNS (List[Dict[str, Any]]): The runs of lower seeds than the first, from results/NAME.json."""
-    if not first_seed:
+    path = RESULTS / f"{name}.json"
+    if not first_seed or not path.exists():
         return []
-    runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+    runs = json.loads(path.read_text())["runs"]
     return [run for run in runs if run["seed"] < first_seed]
 
 

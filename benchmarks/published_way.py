@@ -11,7 +11,7 @@ write what it writes when nothing constrains it.
 import copy
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -104,6 +104,29 @@ class LeanLoop:
             ids = torch.tensor(chosen, device=device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
             positions = positions[:, -1:] + 1
+        return answers
+
+
+class Alone(LeanLoop):
+    """Each prompt by itself: PaDeLLM_Multi, where each sequence has a GPU of its own, is simulated by the
+    slowest one of each batch.
+
+    seconds (float): Of the slowest ones.
+    """
+
+    def __init__(self, llm: LoadedLLM, decoder: Any, clock: Callable[[], float]) -> None:
+        super().__init__(llm, decoder)
+        self.clock = clock
+        self.seconds = 0.0
+
+    def __call__(self, prompts: Any, ends: Any, max_tokens: int, **given: Any) -> List[List[int]]:
+        answers, seconds = [], []
+        for k, one in enumerate(prompts):
+            start = self.clock()
+            mine = {name: [of_each[k]] for name, of_each in given.items()}
+            answers += super().__call__([one], ends, max_tokens, **mine)
+            seconds.append(self.clock() - start)
+        self.seconds += max(seconds)
         return answers
 
 
