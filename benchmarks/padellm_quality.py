@@ -187,7 +187,7 @@ def fit(
 
 
 class Kept:
-    """What is learnt from an example, made once."""
+    """What is learnt from an example, made once. `nlp.update` copies examples, but not their references."""
 
     def __init__(self, packed: Callable[[List[Example]], Any]) -> None:
         self.make = packed
@@ -195,9 +195,9 @@ class Kept:
 
     def __call__(self, examples: List[Example]) -> List[Any]:
         for eg in examples:
-            if id(eg) not in self.made:
-                self.made[id(eg)] = self.make([eg])
-        return [packed for eg in examples for packed in self.made[id(eg)]]
+            if id(eg.reference) not in self.made:
+                self.made[id(eg.reference)] = self.make([eg])
+        return [packed for eg in examples for packed in self.made[id(eg.reference)]]
 
 
 def clock_for(pipe: Any) -> Callable[[], float]:

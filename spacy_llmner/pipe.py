@@ -181,9 +181,6 @@ class LLMNERPipe(TrainablePipe):
         """
         if not self.llm.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component=self.name))
-        device = self.llm.spec.resolve().device
-        if device.startswith("cuda") and multiprocessing.parent_process() is not None:
-            raise LLMNERError(Errors.E010.format(device=device))
         llm = self.llm.load()
         trained = self.cfg["llm"]
         if trained and trained["fingerprint"] != llm.fingerprint:

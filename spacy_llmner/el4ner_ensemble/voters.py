@@ -1,6 +1,5 @@
 """The members of the ensemble: an LLM of the shared pool with prompts of its own."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -152,9 +151,6 @@ class LLMVoter:
             raise LLMNotFoundError(
                 Errors.E001.format(component=f"{self.component}.llms.{self.name}")
             )
-        device = self.memory.device
-        if device.startswith("cuda") and multiprocessing.parent_process() is not None:
-            raise LLMNERError(Errors.E010.format(device=device))
         if self._facts is None and self.prompts != AUTO:
             # What is wrong with a file is told before minutes of loading.
             self._prompts(self._prompt_text())

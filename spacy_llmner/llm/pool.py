@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..errors import Errors, LLMNERError, LLMNotFoundError
 from . import catalogue
 from .attention import ATTENTION
-from .spec import DTYPES, LLMSpec
+from .spec import DTYPES, LLMSpec, refuse_child_process
 from .tokenization import LLMTokenizer
 
 _LOADED: Dict[LLMSpec, "LoadedLLM"] = {}
@@ -97,10 +97,12 @@ class LLM:
         """Get the shared weights, loading them if no one did before.
 
         RETURNS (LoadedLLM): The same object for every handle of the same place, whatever it is called.
-        RAISES (LLMNERError): If the model or the device is not there, or the folder is broken.
+        RAISES (LLMNERError): If the model or the device is not there, the folder is broken, or this is a
+            child process and the device a GPU.
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
+        refuse_child_process(self.spec.device)
         with _LOCK:
             if self._found in _LOADED:  # without looking for its files again
                 return _LOADED[self._found]

@@ -1,5 +1,6 @@
 """LLMSpec: what identifies loaded weights."""
 
+import multiprocessing
 import re
 from dataclasses import dataclass, replace
 from typing import Optional
@@ -43,7 +44,7 @@ class LLMSpec:
         """Replace every "auto" by what it means on this machine now.
 
         RETURNS (LLMSpec): With the name as it is.
-        RAISES (LLMNERError): If the device is not there.
+        RAISES (LLMNERError): If the device is not there, or is a GPU and this a child process.
         """
         device = _resolve_device(self.device)
         dtype = self.dtype
@@ -52,7 +53,17 @@ class LLMSpec:
         return replace(self, device=device, dtype=dtype)
 
 
+def refuse_child_process(device: str) -> None:
+    """RAISES (LLMNERError): If a device of a spec is a GPU, and this is a child process."""
+    if device == "cpu" or multiprocessing.parent_process() is None:
+        return
+    # After a fork torch may see no GPU, or one that it can't use.
+    if torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
+        raise LLMNERError(Errors.E010.format(device=device.replace("auto", "cuda")))
+
+
 def _resolve_device(device: str) -> str:
+    refuse_child_process(device)
     if device == "auto":
         return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

@@ -20,7 +20,7 @@ from spacy.language import Language
 from spacy.tokens import Span
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import spec as llm_spec
+from spacy_llmner.llm.pool import make_llm
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 20]
@@ -76,11 +76,15 @@ def test_n_process(trained):
         assert_same(doc, trained(text))
 
 
-def test_cuda_in_a_child_process(trained, monkeypatch):
-    monkeypatch.setattr(llm_spec, "_resolve_device", lambda device: "cuda:0")
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+@pytest.mark.parametrize("how", ["is_available", "_is_in_bad_fork"])
+def test_cuda_in_a_child_process(trained, monkeypatch, device, how):
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    with pytest.raises(LLMNERError, match="n_process > 1 can't be used with an LLM on cuda:0"):
+    pipe = trained.get_pipe("ember_probe")
+    monkeypatch.setattr(pipe, "llm", make_llm(pipe.llm.spec.name, device=device))
+    monkeypatch.setattr(torch.cuda, how, lambda: True)
+    with pytest.raises(LLMNERError, match="n_process > 1 can't be used with an LLM on cuda"):
         list(trained.pipe(TEXTS))
 
 

@@ -263,6 +263,6 @@ def test_spacy_train(config, tiny_llm, tmp_path):
         args += ["--components.ember_probe.feature_cache", tmp_path / "features"]
     command = [sys.executable, "-m", "spacy", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.returncode, done.stdout + done.stderr
     nlp = spacy.load(tmp_path / "out" / "model-last")
     assert len(run(nlp)) == len(TEXTS)
