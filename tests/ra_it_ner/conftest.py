@@ -21,7 +21,7 @@ def tiny_llm(tiny_models, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(tiny_llm):
     """With one example in front. Tests leave it as it is."""
-    return train(make_nlp(tiny_llm, cfg={"negative_rate": 1.0}))
+    return train(make_nlp(tiny_llm, cfg={"negative_rate": 1.0}), steps=100)
 
 
 @pytest.fixture(scope="session")
