@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import sys
+import time
 from datetime import date
 from pathlib import Path
-from typing import Any, Dict, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List
 
 import spacy
 import torch
@@ -41,6 +42,20 @@ def save(name: str, results: Dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"saved {path.name}")
+
+
+def clock_of(
+    device: torch.device, on_cpu: Callable[[], float] = time.process_time
+) -> Callable[[], float]:
+    """RETURNS (Callable): CPU seconds; on a GPU those on the wall when all is done there."""
+    if device.type == "cpu":
+        return on_cpu
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
 
 
 def earlier_runs(name: str, first_seed: int) -> List[Dict[str, Any]]:

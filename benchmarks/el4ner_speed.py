@@ -20,7 +20,7 @@ import numpy as np
 import spacy
 import torch
 import typer
-from common import read_examples, save
+from common import clock_of, read_examples, save
 from spacy.tokens import Doc
 
 from spacy_llmner.el4ner_ensemble.component import EL4NER
@@ -174,12 +174,9 @@ def check_calls(pipe: EL4NER, n_windows: int, prompts: Counter) -> None:
 
 def timed(pipe: EL4NER, doc: Doc, found: Dict[str, Any], way: str) -> float:
     """RETURNS (float): Milliseconds."""
-    on_gpu = torch.cuda.is_available()
-    clock = time.perf_counter if on_gpu else time.thread_time
+    clock = clock_of(torch.device(pipe.voters[0].memory.device), time.thread_time)
     start = clock()
     found[way] = pipe.predict([doc])[0]
-    if on_gpu:
-        torch.cuda.synchronize()
     return 1e3 * (clock() - start)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 import spacy
 import torch
 import typer
-from common import save, spacy_ner
+from common import clock_of, save, spacy_ner
 
 from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
 
@@ -31,7 +31,7 @@ def main(pipeline: Path, pairs: int = 10, tokens: int = 256, name: str = "ember_
     nlp = spacy.load(pipeline)
     ember: Any = nlp.get_pipe("ember_probe")
     llm = ember.shared_llm()
-    clock = time.process_time if llm.device.type == "cpu" else time.perf_counter
+    clock = clock_of(llm.device)
     for _ in plain(llm, 8, []):
         pass
     times: Dict[str, List[float]] = {"plain": [], "ember": []}

@@ -8,14 +8,13 @@ process; times are CPU times of one thread (on a GPU: wall times).
 
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any, Dict, List
 
 import spacy
 import torch
 import typer
-from common import save, spacy_ner
+from common import clock_of, save, spacy_ner
 
 from spacy_llmner.llm.features import _batches, _reading_view
 
@@ -36,7 +35,7 @@ def main(pipeline: Path, rounds: int = 5, texts: int = 40, name: str = "ember_th
         for batch in _batches([len(x) for x in ids], ember.max_batch_tokens)
     ]
     view = _reading_view(llm, ember.reader.probed)
-    clock = time.process_time if llm.device.type == "cpu" else time.perf_counter
+    clock = clock_of(llm.device)
     baseline = spacy_ner()
     seconds: Dict[str, List[float]] = {"pipe": [], "whole": [], "used": [], "spacy": []}
     for k in range(rounds + 1):
@@ -76,8 +75,6 @@ def padded(texts: List[List[int]], device: torch.device) -> torch.Tensor:
 def forward(model: Any, batches: List[torch.Tensor]) -> None:
     for batch in batches:
         model(input_ids=batch, use_cache=False)
-    if batches[0].is_cuda:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ before.
 
 import random
 import statistics
-import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -22,7 +21,7 @@ import spacy
 import torch
 import typer
 from autoreg import AutoReg  # noqa: F401  registers autoreg_ner
-from common import earlier_runs, read_examples, save
+from common import clock_of, earlier_runs, read_examples, save
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -94,7 +93,7 @@ def main(
         pipe: Any = nlp.add_pipe(component, config=config)
         run: Dict[str, Any] = {"seed": seed}
         train_examples = read_examples(nlp, train)
-        run.update(fit(nlp, train_examples, minutes, epochs, batch_size, rate, seed))
+        run.update(fit(nlp, train_examples, minutes, batch_size, rate, seed, epochs))
         dev_examples = sample(read_examples(nlp, dev), dev_docs)
         if component == "padellm_ner":
             dev_f1 = []
@@ -145,15 +144,15 @@ def fit(
     nlp: Language,
     examples: List[Example],
     minutes: float,
-    epochs: int,
     batch_size: int,
     rate: float,
     seed: int,
+    epochs: int = 0,
 ) -> Dict[str, Any]:
     """Train for some CPU minutes or epochs; the learning rate falls to 0 with them."""
     nlp.initialize(lambda: examples)
     pipe: Any = nlp.get_pipe(nlp.pipe_names[0])
-    clock = clock_for(pipe)
+    clock = clock_of(pipe.shared_llm().device)
     if epochs:
         pipe.packed = Kept(pipe.packed)
     started = clock()
@@ -200,11 +199,6 @@ class Kept:
         return [packed for eg in examples for packed in self.made[id(eg.reference)]]
 
 
-def clock_for(pipe: Any) -> Callable[[], float]:
-    """RETURNS (Callable): CPU seconds; seconds on the wall where a GPU works."""
-    return time.process_time if pipe.shared_llm().device.type == "cpu" else time.perf_counter
-
-
 def sample(examples: List[Example], n: int) -> List[Example]:
     return random.Random(0).sample(examples, min(n, len(examples)))
 
@@ -213,7 +207,8 @@ def evaluate(
     nlp: Language, examples: List[Example], spans_key: Optional[str], each: bool = False
 ) -> Dict[str, Any]:
     """Strict span F1 and the paper's set F1 (strings by label and text), in percent."""
-    clock = clock_for(nlp.get_pipe(nlp.pipe_names[0]))
+    pipe: Any = nlp.get_pipe(nlp.pipe_names[0])
+    clock = clock_of(pipe.shared_llm().device)
     started = clock()
     fresh = [Example(eg.predicted.copy(), eg.reference) for eg in examples]
     docs = nlp.pipe([eg.predicted for eg in fresh], batch_size=64)

@@ -26,7 +26,7 @@ import spacy
 import torch
 import typer
 from autoreg import AutoReg
-from common import read_examples, save, strict_scores
+from common import clock_of, read_examples, save, strict_scores
 from published_way import Alone, LeanLoop, PlainGenerate, Strings, Work, listed, published
 from spacy.language import Language
 from spacy.tokens import Doc
@@ -194,7 +194,7 @@ def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
             LeanLoop(llm, view), lambda d, w: published(pipe, long, d, w, forced=answers(d))
         ),
         "published way, a GPU for each sequence": Simulated(
-            Alone(llm, view, clock_of(llm.device)),
+            Alone(llm, view, clock_of(llm.device, time.thread_time)),
             lambda d, w: published(pipe, wording, d, w, forced=short_answers(d) if gold else None),
         ),
         "generate": Other(PlainGenerate(llm, view), lambda d, w: published(pipe, wording, d, w)),
@@ -323,24 +323,12 @@ def measure(
 
 def timed(method: Callable[[List[Doc]], Any], docs: List[Doc], device: torch.device) -> float:
     """RETURNS (float): Milliseconds."""
-    clock = clock_of(device)
+    clock = clock_of(device, time.thread_time)
     start = clock()
     method(docs)
     if isinstance(method, Simulated):
         return 1e3 * method.write.seconds
     return 1e3 * (clock() - start)
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """RETURNS (Callable): CPU seconds of the thread; on a GPU those on the wall when all is done."""
-    if device.type == "cpu":
-        return time.thread_time
-
-    def clock() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return clock
 
 
 def table(measured: Dict[str, Any]) -> Dict[str, Dict[str, float]]:

@@ -24,7 +24,7 @@ class Slots:
     @property
     def used(self) -> int:
         """How many are in use."""
-        return len(self.positions) - 1 - len(self._free)
+        return len(self.positions) - (NO_SLOT + 1) - len(self._free)
 
     @property
     def full(self) -> bool:

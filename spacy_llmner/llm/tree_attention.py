@@ -7,7 +7,7 @@ transformers, whose shapes differ from version to version and from model to mode
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
@@ -79,6 +79,7 @@ class TreePass:
     cache: Optional[KVCache] = None
     slots: Optional[torch.Tensor] = None
     prefix: Optional[KVCache] = None
+    _near: Dict[int, torch.Tensor] = field(default_factory=dict)
 
     def attend(
         self,
@@ -97,9 +98,7 @@ class TreePass:
         elif self.prefix is not None:
             key = torch.cat([_each(self.prefix.keys[layer], key), key], dim=2)
             value = torch.cat([_each(self.prefix.values[layer], value), value], dim=2)
-        mask = self.mask
-        if window is not None:
-            mask = mask & (self.places[:, :, None] - self.key_places[:, None] < window)
+        mask = self.mask if window is None else self._in_window(window)
         # Query heads that share keys stand behind each other as more queries, so nothing is copied.
         n_batch, n_heads, n_queries, width = query.shape
         n_key_heads = key.shape[1]
@@ -108,6 +107,13 @@ class TreePass:
         mask = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
         return out.reshape(n_batch, n_heads, n_queries, width).transpose(1, 2)
+
+    def _in_window(self, window: int) -> torch.Tensor:
+        """RETURNS (Tensor): The mask of the layers that see no further back. Made once a pass."""
+        if window not in self._near:
+            distance = self.places[:, :, None] - self.key_places[:, None]
+            self._near[window] = self.mask & (distance < window)
+        return self._near[window]
 
 
 def _each(kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
