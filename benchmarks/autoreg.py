@@ -100,7 +100,7 @@ class AutoReg(PaDeLLM):
             log_probs = answer.log_probs[line.first : line.last]
             raw = answer.raw_log_probs[line.first : line.last]
             k = len(found[label]) + 1
-            found[label].append(Written(label, k, places, log_probs, raw, 1.0))
+            found[label].append(Written(label, k, places, log_probs, raw))
         return found
 
 

@@ -31,7 +31,7 @@ from thinc.api import Adam
 WARMUP = 0.05
 CHOICES: List[Dict[str, Any]] = [
     {"count": "argmax"},
-    *({"count": "calibrated", "count_threshold": t} for t in (0.2, 0.3, 0.4, 0.5)),
+    *({"count": "calibrated", "count_threshold": t} for t in (0.1, 0.15, 0.2, 0.3)),
 ]
 ABLATIONS: Dict[str, Dict[str, Any]] = {
     "argmax": {"count": "argmax"},

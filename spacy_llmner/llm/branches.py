@@ -40,6 +40,8 @@ def decode(
     raw: bool = False,
     max_tokens: int = 256,
     on_choice: Optional[Callable[[Any, Scores], None]] = None,
+    first: Optional[int] = None,
+    behind: Optional[int] = None,
 ) -> Generator[None, None, Answer]:
     """Write greedily behind a node, under a constraint.
 
@@ -55,10 +57,13 @@ def decode(
     raw (bool): Fill `raw_log_probs`, which means asking for every token; the Decoder must have been made
         with it too.
     on_choice (Optional[Callable]): Told the state and the scores wherever one of several tokens is taken.
+    first (Optional[int]): The first token, instead of the likeliest. There may be no prompt then.
+    behind (Optional[int]): How many tokens of `parent` to write behind; None for all. The
+        others are guesses, about which was asked already.
     RETURNS (Answer): By `yield from`.
     """
     answer = Answer([], [], [], constraint.start)
-    node, read = parent, len(parent.ids)
+    node, read = parent, len(parent.ids) if behind is None else behind
     unread = list(prompt)
 
     def write(token: int, log_prob: float, raw_log_prob: float) -> None:
@@ -72,6 +77,10 @@ def decode(
         else:
             unread.append(token)
 
+    if first is not None:
+        scores = node.scores(read - 1)
+        log_prob = scores.of(first)
+        write(first, log_prob, scores.raw(log_prob))
     while True:
         allowed = constraint.allowed(answer.state)
         if not len(allowed):
@@ -83,7 +92,7 @@ def decode(
             write(int(allowed[0]), 0.0, float("nan"))
             continue
         if unread:
-            asks, guessed = _look_ahead(constraint, answer.state, guess, draft, raw)
+            asks, guessed = look_ahead(constraint, answer.state, guess, draft, raw)
             left = max_tokens - len(answer.ids)  # there may be no positions behind
             asks, guessed = asks[:left], guessed[: left - 1]
             last = len(unread) - 1
@@ -98,7 +107,7 @@ def decode(
         write(token, log_prob, scores.raw(log_prob))
 
 
-def _look_ahead(
+def look_ahead(
     constraint: Constraint, state: Any, guess: Sequence[int], draft: int, raw: bool
 ) -> Tuple[List[np.ndarray], List[int]]:
     """Go on from a state along guesses and along what is without choice.

@@ -59,6 +59,10 @@ class Scores:
         k = int(self.log_probs.argmax())
         return int(self.ids[k]), float(self.log_probs[k])
 
+    def of(self, token: int) -> float:
+        """RETURNS (float): The log-probability of a token that was asked for."""
+        return float(self.log_probs[self.ids == token][0])
+
     def raw(self, log_prob: float) -> float:
         """RETURNS (float): A log-probability over the whole vocabulary, NaN if not asked for."""
         return float("nan") if self.total is None else log_prob + self.total

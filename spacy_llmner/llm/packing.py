@@ -18,10 +18,12 @@ from .tree_attention import TreePass, run_decoder
 class TrainingSequence:
     """ids (List[int]): Tokens.
     loss (List[bool]): Same length: which of them are to be learnt.
+    weight (float): How much they count.
     """
 
     ids: List[int]
     loss: List[bool]
+    weight: float = 1.0
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Packed:
     mask (ndarray): bool, shape (tokens, tokens): what each token may see.
     rows (ndarray): int64, shape (targets,): tokens that predict something.
     targets (ndarray): int64, shape (targets,): what they predict.
-    weights (ndarray): float32, shape (targets,): in how many of the sequences.
+    weights (ndarray): float32, shape (targets,): of the sequences that have them, summed.
     """
 
     ids: np.ndarray
@@ -52,13 +54,13 @@ def pack(sequences: Sequence[TrainingSequence]) -> Packed:
     ids: List[int] = []
     parents: List[int] = []
     children: Dict[Tuple[int, int], int] = {}
-    learnt: Dict[Tuple[int, int], int] = {}
+    learnt: Dict[Tuple[int, int], float] = {}
     for sequence in sequences:
         at = -1
         last = len(sequence.ids) - 1
         for k, (token, loss) in enumerate(zip(sequence.ids, sequence.loss)):
             if loss and at >= 0:
-                learnt[at, token] = learnt.get((at, token), 0) + 1
+                learnt[at, token] = learnt.get((at, token), 0.0) + sequence.weight
             if k == last:
                 break  # nothing is predicted from it
             if (at, token) not in children:

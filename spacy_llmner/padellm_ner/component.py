@@ -34,7 +34,7 @@ default_config = """
 spans_key = "llmner"
 overwrite = true
 count = "calibrated"
-count_threshold = 0.2
+count_threshold = 0.15
 confidence = "product"
 probability = "allowed"
 deduplicate = "string"
@@ -84,9 +84,9 @@ def make_padellm_ner_pipe(
     model (Model): Wording and adapter (`spacy_llmner.PaDeLLM.v1`).
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
-    count (str): "argmax" takes the likeliest number of mentions, as published; "calibrated" writes
-        mention k if it is more likely than `count_threshold` that there are k, and counts that
-        probability into its score.
+    count (str): "argmax" takes the likeliest number of mentions, as published; "calibrated" weighs all
+        numbers by their probabilities, and writes what is more likely than `count_threshold` to begin a
+        mention. Its score says how likely that is.
     count_threshold (float): See `count`. Lower finds more.
     confidence (str): "product" of the probabilities of a mention's tokens, as published, or their "mean".
     probability (str): "allowed": among the tokens that could come next; "raw": among the whole
@@ -136,7 +136,7 @@ class PaDeLLM(AdapterPipe):
         spans_key: str = "llmner",
         overwrite: bool = True,
         count: str = "calibrated",
-        count_threshold: float = 0.2,
+        count_threshold: float = 0.15,
         confidence: str = "product",
         probability: str = "allowed",
         deduplicate: str = "string",
@@ -224,6 +224,7 @@ class PaDeLLM(AdapterPipe):
         calibrated = self.cfg["count"] == "calibrated"
         return FindSettings(
             count_threshold=self.cfg["count_threshold"] if calibrated else None,
+            nested=self.cfg["train_spans"] is not None,
             raw=self.cfg["probability"] == "raw",
             max_tokens=self.cfg["max_mention_tokens"],
         )
@@ -265,7 +266,6 @@ class PaDeLLM(AdapterPipe):
             written,
             self.cfg["confidence"],
             raw=self.cfg["probability"] == "raw",
-            counted=self.cfg["count"] == "calibrated",
         )
         if lost:
             total = lost + len(mentions)

@@ -1,14 +1,15 @@
 """Count the mentions of each label, then write all of them in parallel (methods.md 2a.4)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, Generator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..llm.branches import Answer, common_prefix, decode, together
+from ..llm.branches import Answer, Branch, common_prefix, decode, look_ahead, together
 from ..llm.constraints import Substrings
 from ..llm.decoding import Node, Program, Tree
 from ..llm.words import WordTokens, substrings
+from .begins import Beginning, Beginnings
 from .counts import Counts
 from .templates import Numbers, Wording
 
@@ -21,9 +22,9 @@ class Written:
     index (int): Its number among the mentions of the label, from 1.
     places (List[Tuple[int, int]]): Where in the text its string stands: (start, end) in characters. None
         if it was not written to its end.
-    log_probs (List[float]): Of its tokens, the end left out, renormalised over what was allowed.
+    log_probs (List[float]): Of its tokens, the end left out, renormalised over what was allowed. With
+        `count_threshold`, the first says how likely any mention of the label begins so.
     raw_log_probs (List[float]): The same over the whole vocabulary; NaN unless asked for.
-    p_there (float): How likely there are so many mentions of the label.
     """
 
     label: str
@@ -31,15 +32,15 @@ class Written:
     places: List[Tuple[int, int]]
     log_probs: List[float]
     raw_log_probs: List[float]
-    p_there: float
 
 
 @dataclass(frozen=True)
 class FindSettings:
     """How mentions are counted and decoded.
 
-    count_threshold (Optional[float]): Write mention k if it is more likely than this that there are k;
-        None takes the likeliest count, as published.
+    count_threshold (Optional[float]): Write what is more likely than this to begin a mention; None takes
+        the likeliest count and the likeliest mention for each number, as published.
+    nested (bool): Several mentions of a label may begin with the same word.
     raw (bool): Ask for log-probabilities over the whole vocabulary.
     draft (int): Tokens that are guessed ahead; 0 writes token by token.
     max_tokens (int): Tokens of a mention at most.
@@ -47,6 +48,7 @@ class FindSettings:
     """
 
     count_threshold: Optional[float] = None
+    nested: bool = False
     raw: bool = False
     draft: int = 4
     max_tokens: int = 64
@@ -135,41 +137,136 @@ class _Search:
         yield
         counts = Counts(self.numbers)
         counts.tell_apart(self.numbers.start, asked.count.scores(-1))
-        # While the rest of a long number is read, the mentions that its first digit promises are
-        # written already.
-        likely = self._wanted(counts)
         counting = decode(
             self.tree, asked.count, [], self.numbers, draft=0, on_choice=counts.tell_apart
         )
+        if self.settings.count_threshold is None:
+            answers = yield from self._by_number(asked, counts, counting)
+        else:
+            answers = yield from self._by_place(asked, counts, counting)
+        out = self._in_order(label, answers)
+        if on_label is not None:
+            on_label(label, out)
+        return out
+
+    def _by_number(
+        self, asked: _Asked, counts: Counts, counting: Branch
+    ) -> Generator[None, None, List[Answer]]:
+        """Write the likeliest mention for each number up to the likeliest count, as published."""
+        # While the rest of a long number is read, the mentions that its first digit promises are
+        # written already.
+        likely = counts.likeliest()
         both = yield from together(
             self.tree, [counting, self._write(asked, likely, range(1, likely + 1))]
         )
-        exact = self.numbers.sequences.index(tuple(both[0].ids))
-        n = self._wanted(counts, exact)
+        n = self.numbers.sequences.index(tuple(both[0].ids))
         answers: List[Answer] = both[1]
         if n > likely:
             kept = 0 if self.wording.count_first else likely
             rest = yield from self._write(asked, n, range(kept + 1, n + 1))
             answers = answers[:kept] + rest
+        return answers[:n]
+
+    def _by_place(
+        self, asked: _Asked, counts: Counts, counting: Branch
+    ) -> Generator[None, None, List[Answer]]:
+        """Write what is likely enough to begin a mention, whatever its number is (`begins.py`)."""
+        threshold = self.settings.count_threshold
+        assert threshold is not None
+        beginnings = Beginnings(self._first_tokens(), threshold, self.settings.nested)
+        firsts = [] if asked.first is None else [(asked.first, len(asked.first.ids))]
+        still = [True]
+
+        def count() -> Branch:
+            yield from counting
+            still.clear()
+
+        def likely(rows: List[Tuple[Node, int]]) -> List[Beginning]:
+            scores = [node.scores(read - 1) for node, read in rows]
+            there = [counts.at_least(k) for k in range(1, len(rows) + 1)]
+            return beginnings.likely(scores, there)
+
+        def write(rows: List[Tuple[Node, int]], begins: Sequence[Beginning]) -> Branch:
+            branches = [self._go_on(*rows[b.row], b.token) for b in begins]
+            answers = yield from together(self.tree, branches)
+            return {(b.token, b.rank): answer for b, answer in zip(begins, answers)}
+
+        def write_others(before: Sequence[Beginning]) -> Branch:
+            rows, asked_for = list(firsts), 0
+            while True:
+                n = counts.more_likely_than(threshold)
+                if n > asked_for:
+                    rows = [] if self.wording.count_first else rows
+                    guesses = self._guesses(asked, n)
+                    for k in range(len(rows) + 1, n + 1):
+                        rows.append(self._ask_mention(asked, n, k, guesses[k - 1 : k]))
+                    asked_for = n
+                elif not still:
+                    break
+                yield
+            final = likely(rows)
+            known = {(b.token, b.rank) for b in before}
+            new = [b for b in final if (b.token, b.rank) not in known]
+            return final, (yield from write(rows, new))
+
+        # What the first mention promises is written while the others are asked for.
+        first = likely(firsts)
+        _, answers, (final, others) = yield from together(
+            self.tree, [count(), write(firsts, first), write_others(first)]
+        )
+        answers.update(others)
         out = []
-        for k, answer in enumerate(answers[:n], 1):
-            places = self.mentions.spans(answer.state) if answer.complete else []
-            raw = answer.raw_log_probs[:-1]
-            there = counts.at_least(k)
-            out.append(Written(asked.label, k, places, answer.log_probs[:-1], raw, there))
-        if on_label is not None:
-            on_label(asked.label, out)
+        for b in final:
+            answer = answers[b.token, b.rank]
+            more = b.log_prob - answer.log_probs[0]
+            answer.log_probs[0] += more
+            answer.raw_log_probs[0] += more
+            out.append(answer)
         return out
 
-    def _wanted(self, counts: Counts, exact: Optional[int] = None) -> int:
-        """RETURNS (int): How many mentions to write.
+    def _in_order(self, label: str, answers: Sequence[Answer]) -> List[Written]:
+        """RETURNS (List[Written]): What was written by place in the order of the text, where a string that
+        was written twice stands twice; what was written by number in that order."""
+        out = []
+        times: Dict[Tuple[Tuple[int, int], ...], int] = {}
+        for k, answer in enumerate(answers, 1):
+            places = self.mentions.spans(answer.state) if answer.complete else []
+            out.append(Written(label, k, places, answer.log_probs[:-1], answer.raw_log_probs[:-1]))
+        if self.settings.count_threshold is None:
+            return out
+        at = []
+        for written in out:
+            key = tuple(written.places)
+            times[key] = times.get(key, -1) + 1
+            at.append(key[min(times[key], len(key) - 1)] if key else (0, 0))
+        order = sorted(range(len(out)), key=lambda i: at[i])
+        return [replace(out[i], index=k) for k, i in enumerate(order, 1)]
 
-        exact (Optional[int]): The number that was written, if it was already.
-        """
-        threshold = self.settings.count_threshold
-        if threshold is not None:
-            return counts.more_likely_than(threshold)
-        return counts.likeliest() if exact is None else exact
+    def _ask_mention(self, asked: _Asked, n: int, k: int, guess: Sequence[int]) -> Tuple[Node, int]:
+        """RETURNS (Tuple[Node, int]): Where mention k is asked for, with guesses of it behind, and how many
+        of its tokens are the question."""
+        prompt = self.wording.mention(n, k)
+        asks, guessed = look_ahead(
+            self.mentions, self.mentions.start, guess, self.settings.draft, self.settings.raw
+        )
+        last = len(prompt) - 1
+        ask = {last + i: tokens for i, tokens in enumerate(asks)}
+        return self.tree.add(asked.prompt, [*prompt, *guessed], ask), len(prompt)
+
+    def _go_on(self, node: Node, read: int, first: Optional[int] = None) -> Branch:
+        """Write a mention behind the question for it."""
+        settings = self.settings
+        return decode(
+            self.tree,
+            node,
+            [],
+            self.mentions,
+            draft=settings.draft,
+            raw=settings.raw,
+            max_tokens=settings.max_tokens,
+            first=first,
+            behind=read,
+        )
 
     def _write(
         self, asked: _Asked, n: int, indices: Sequence[int]

@@ -11,12 +11,12 @@ CONFIDENCE = ("product", "mean")
 
 
 def placed(
-    written: Iterable[Dict[str, List[Written]]], kind: str, *, raw: bool, counted: bool
+    written: Iterable[Dict[str, List[Written]]], kind: str, *, raw: bool
 ) -> Tuple[List[Mention], int]:
     """Place everything that was written about a text, and say how sure the LLM was of it.
 
     written (Iterable[Dict[str, List[Written]]]): By label, for each window of the text.
-    kind, raw, counted: See `confidence`.
+    kind, raw: See `confidence`.
     RETURNS (Tuple[List[Mention], int]): In the order of the text, and how many had no place.
     """
     out: Dict[Tuple[int, int, str], Mention] = {}
@@ -27,24 +27,23 @@ def placed(
                 if start < 0:
                     lost += 1
                     continue
-                score = confidence(answer, kind, raw=raw, counted=counted)
+                score = confidence(answer, kind, raw=raw)
                 out[start, end, label] = Mention(start, end, label, score)
     return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label)), lost
 
 
-def confidence(mention: Written, kind: str, *, raw: bool, counted: bool) -> float:
+def confidence(mention: Written, kind: str, *, raw: bool) -> float:
     """How sure the LLM was of a mention (methods.md 2a.5).
 
     kind (str): "product" of the tokens' probabilities as published, or their geometric "mean".
     raw (bool): Probabilities over the whole vocabulary, as published, and not only over what was
         allowed.
-    counted (bool): Times the probability that there are so many mentions.
     """
     log_probs = mention.raw_log_probs if raw else mention.log_probs
     total = sum(log_probs)
     if kind == "mean" and log_probs:
         total /= len(log_probs)
-    return math.exp(min(total, 0.0)) * (mention.p_there if counted else 1.0)
+    return math.exp(min(total, 0.0))
 
 
 def deduplicate(text: str, mentions: Iterable[Mention], policy: str) -> List[Mention]:

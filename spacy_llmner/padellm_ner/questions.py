@@ -7,6 +7,9 @@ from ..llm.packing import TrainingSequence
 from ..llm.words import WordTokens, spelling
 from .templates import Wording
 
+# How much a count is learnt that is asked for once, and not, as published, with every mention.
+COUNT_WEIGHT = 3.0
+
 
 def training_sequences(
     wording: Wording,
@@ -21,7 +24,7 @@ def training_sequences(
 
     A label without mention gives one: the prompt, 0 and the end. One with N mentions gives N, which
     all say N, and then write the k-th mention in the order of the text. A template that asks for the
-    count and for mentions apart gives one more for the count.
+    count and for mentions apart gives one more for the count, of more weight.
 
     learn_index (bool): Also learn what stands between the count and the mention; without it is the
         paper's ablation "loss ignoring".
@@ -34,7 +37,8 @@ def training_sequences(
         found = sorted(set(mentions.get(label, [])), key=lambda m: (m[0], -m[1]))
         n = len(found)
         if n == 0 or not wording.count_first:
-            out.append(_sequence(asked, wording.number(n)))
+            weight = 1.0 if wording.count_first else COUNT_WEIGHT
+            out.append(_sequence(asked, wording.number(n), weight))
         for k, mention in enumerate(found, 1):
             head = wording.mention(n, k)
             answer = [*mention_tokens(wording, words, text, mention), wording.end]
@@ -65,8 +69,9 @@ def mention_tokens(
     return bare + inside[int(words.last[start] - words.first[start]) + 1 :]
 
 
-def _sequence(prompt: List[int], answer: List[int]) -> TrainingSequence:
-    return TrainingSequence([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
+def _sequence(prompt: List[int], answer: List[int], weight: float = 1.0) -> TrainingSequence:
+    learnt = [False] * len(prompt) + [True] * len(answer)
+    return TrainingSequence([*prompt, *answer], learnt, weight)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

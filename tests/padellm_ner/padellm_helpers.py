@@ -93,7 +93,7 @@ class KnowingDecoder(Decoder):
     asked (List[List[List[int]]]): For each pass, all tokens from the root to each place asked about.
     """
 
-    SURE = 0.8
+    SURE = 0.99
 
     def __init__(self, sequences, **settings):
         super().__init__(SimpleNamespace(decoder=None, device=torch.device("cpu")), **settings)

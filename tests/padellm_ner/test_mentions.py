@@ -11,8 +11,8 @@ from spacy_llmner.padellm_ner.find import Written
 from spacy_llmner.padellm_ner.mentions import confidence, deduplicate
 
 
-def written(*places, log_probs=(-0.1,), raw=(-0.5,), p_there=1.0):
-    return Written("X", 1, list(places), list(log_probs), list(raw), p_there)
+def written(*places, log_probs=(-0.1,), raw=(-0.5,)):
+    return Written("X", 1, list(places), list(log_probs), list(raw))
 
 
 def strings(text, *found):
@@ -82,18 +82,15 @@ def test_any_strings(words, found):
 
 def test_confidence_by_hand():
     """Checklist 6: the product of the tokens' probabilities."""
-    mention = written(
-        log_probs=[math.log(0.5), math.log(0.8)], raw=[math.log(0.25), math.log(0.4)], p_there=0.9
-    )
-    assert confidence(mention, "product", raw=False, counted=False) == pytest.approx(0.4)
-    assert confidence(mention, "mean", raw=False, counted=False) == pytest.approx(math.sqrt(0.4))
-    assert confidence(mention, "product", raw=True, counted=False) == pytest.approx(0.1)
-    assert confidence(mention, "mean", raw=True, counted=False) == pytest.approx(math.sqrt(0.1))
-    assert confidence(mention, "product", raw=False, counted=True) == pytest.approx(0.36)
+    mention = written(log_probs=[math.log(0.5), math.log(0.8)], raw=[math.log(0.25), math.log(0.4)])
+    assert confidence(mention, "product", raw=False) == pytest.approx(0.4)
+    assert confidence(mention, "mean", raw=False) == pytest.approx(math.sqrt(0.4))
+    assert confidence(mention, "product", raw=True) == pytest.approx(0.1)
+    assert confidence(mention, "mean", raw=True) == pytest.approx(math.sqrt(0.1))
     # Nothing was left to choose.
     sure = written(log_probs=[0.0, 1e-9])
-    assert confidence(sure, "product", raw=False, counted=False) == 1.0
-    assert confidence(written(log_probs=[]), "mean", raw=False, counted=False) == 1.0
+    assert confidence(sure, "product", raw=False) == 1.0
+    assert confidence(written(log_probs=[]), "mean", raw=False) == 1.0
 
 
 TEXT = "Bonn met Bonn in Bonn"

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import weakref
 from itertools import groupby
 
@@ -313,7 +314,7 @@ def test_mentions_that_are_too_long_are_counted(trained, caplog, monkeypatch):
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         doc = trained(TEXTS[0])
     assert not doc.ents and not doc.spans["llmner"]
-    assert "3 of 3 mentions have no place in the text" in caplog.text
+    assert re.search(r"(\d+) of \1 mentions have no place in the text", caplog.text)
 
 
 def test_sentences_of_an_earlier_pipe(trained, monkeypatch):

@@ -1,5 +1,7 @@
 """Several components on one LLM: held once, and none changes what another sees."""
 
+from dataclasses import replace
+
 import pytest
 import spacy
 import torch
@@ -127,6 +129,33 @@ def test_equal_to_plain_decoding(any_llm, template):
                     assert a == pytest.approx(b, abs=1e-4) and a == pytest.approx(c, abs=1e-4)
 
 
+@pytest.mark.parametrize("template", ["compact", "published_en"])
+def test_calibrated_counts_do_not_depend_on_the_speed_ups(any_llm, template):
+    """Batched, one by one, without drafts and without look-ahead: the same, as likely."""
+    nlp = initialized(make_nlp(any_llm, template=template))
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, _, wording = pipe.ready()
+    windows = [pipe._windows(nlp.make_doc(text), wording)[0].words for text in TEXTS[:4]]
+
+    def programs(settings):
+        return [
+            finder(wording, words, text, ["LOC", "PER"], settings)
+            for words, text in zip(windows, TEXTS)
+        ]
+
+    usual = FindSettings(count_threshold=0.05)
+    plain = FindSettings(count_threshold=0.05, draft=0, look_ahead=False)
+    batched = Decoder(llm).run(programs(usual))
+    assert any(written for found in batched for written in found.values())
+    for settings in (usual, replace(usual, draft=0), replace(usual, look_ahead=False), plain):
+        alone = [Decoder(llm).run([program])[0] for program in programs(settings)]
+        for one, other in zip(batched, alone):
+            for label in ("LOC", "PER"):
+                assert [w.places for w in one[label]] == [w.places for w in other[label]]
+                for a, b in zip(one[label], other[label]):
+                    assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+
+
 def plainly(model, wording, words, text, labels):
     """RETURNS (Dict[str, List[Written]]): Token by token, each with a pass over all tokens before it."""
     from spacy_llmner.llm.words import substrings
@@ -157,5 +186,5 @@ def plainly(model, wording, words, text, labels):
         out[label] = []
         for k in range(1, n + 1):
             _, state, log_probs, raw = write([*prompt, *wording.mention(n, k)], mentions)
-            out[label].append(Written(label, k, mentions.spans(state), log_probs, raw, 1.0))
+            out[label].append(Written(label, k, mentions.spans(state), log_probs, raw))
     return out

@@ -148,7 +148,7 @@ def test_any_mentions(wording, words, data):
     prefixes = {tuple(s.ids[: k + 1]) for s in sequences for k in range(len(s.ids) - 1)}
     packed = pack(sequences)
     assert len(packed) == len(prefixes)
-    assert packed.weights.sum() == sum(sum(s.loss) for s in sequences)
+    assert packed.weights.sum() == sum(s.weight * sum(s.loss) for s in sequences)
     text_tokens = len(words_of(wording, text).ids)
     assert len(packed) <= len(wording.before) + text_tokens + sum(
         len(s.ids) - text_tokens for s in sequences
