@@ -5,13 +5,14 @@
 
 The .spacy files come from scripts/convert.py. Both components train the same adapter by the same
 recipe for the same CPU time, and share post-processing. Settings of the decoding are chosen on dev; the
-ablations are scored on test with the same weights. `--save DIR` keeps the trained pipelines;
-`--first-seed 1` goes on behind the lower seeds of an earlier result.
+ablations are scored on test with the same weights. `--save DIR` keeps the trained pipelines, `--saved DIR`
+scores them again instead of training; `--first-seed 1` goes on behind the lower seeds of an earlier result.
 
 On a GPU, `--epochs` is the budget: how often each text is read. `--minutes`, of wall time there, ends it
 before.
 """
 
+import json
 import random
 import statistics
 from pathlib import Path
@@ -29,6 +30,7 @@ from spacy.util import fix_random_seed
 from thinc.api import Adam
 
 WARMUP = 0.05
+TRAINING = "training.json"
 CHOICES: List[Dict[str, Any]] = [
     {"count": "argmax"},
     *({"count": "calibrated", "count_threshold": t} for t in (0.1, 0.15, 0.2, 0.3)),
@@ -70,6 +72,7 @@ def main(
     ablation_docs: int = 1000,
     lang: str = "en",
     save_to: Optional[Path] = typer.Option(None, "--save", help="Folder for the pipelines"),
+    saved: Optional[Path] = typer.Option(None, help="Score the pipelines of this folder again"),
 ) -> None:
     words = dict(pair.split("=") for pair in label_words.split(",") if pair)
     model = {
@@ -83,17 +86,23 @@ def main(
     runs = earlier_runs(result, first_seed)
     for seed in range(first_seed, first_seed + seeds):
         fix_random_seed(seed)
-        nlp = spacy.blank(lang)
-        config = {
-            "llm": {"name": llm, "dtype": dtype, "device": device},
-            "model": model,
-            "train_spans": train_spans,
-            "max_batch_tokens": max_batch_tokens,
-        }
-        pipe: Any = nlp.add_pipe(component, config=config)
         run: Dict[str, Any] = {"seed": seed}
-        train_examples = read_examples(nlp, train)
-        run.update(fit(nlp, train_examples, minutes, batch_size, rate, seed, epochs))
+        pipeline = f"{name}_{component}_{seed}"
+        if saved is not None:
+            nlp = spacy.load(saved / pipeline)
+            run.update(json.loads((saved / pipeline / TRAINING).read_text()))
+        else:
+            nlp = spacy.blank(lang)
+            config = {
+                "llm": {"name": llm, "dtype": dtype, "device": device},
+                "model": model,
+                "train_spans": train_spans,
+                "max_batch_tokens": max_batch_tokens,
+            }
+            nlp.add_pipe(component, config=config)
+            train_examples = read_examples(nlp, train)
+            run.update(fit(nlp, train_examples, minutes, batch_size, rate, seed, epochs))
+        pipe: Any = nlp.get_pipe(component)
         dev_examples = sample(read_examples(nlp, dev), dev_docs)
         if component == "padellm_ner":
             dev_f1 = []
@@ -105,8 +114,9 @@ def main(
             run["dev_f1"] = max(dev_f1)
             pipe.cfg.update(run["chosen"])
         if save_to is not None:
-            save_to.mkdir(parents=True, exist_ok=True)
-            nlp.to_disk(save_to / f"{name}_{component}_{seed}")
+            nlp.to_disk(save_to / pipeline)
+            training = {k: run[k] for k in ("texts_seen", "steps", "train_seconds")}
+            (save_to / pipeline / TRAINING).write_text(json.dumps(training))
         test_examples = read_examples(nlp, test)
         test_examples = sample(test_examples, test_docs or len(test_examples))
         run["test"] = evaluate(nlp, test_examples, train_spans, each=True)
