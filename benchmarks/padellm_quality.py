@@ -114,6 +114,7 @@ def main(
             run["dev_f1"] = max(dev_f1)
             pipe.cfg.update(run["chosen"])
         if save_to is not None:
+            save_to.mkdir(parents=True, exist_ok=True)
             nlp.to_disk(save_to / pipeline)
             training = {k: run[k] for k in ("texts_seen", "steps", "train_seconds")}
             (save_to / pipeline / TRAINING).write_text(json.dumps(training))
