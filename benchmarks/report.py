@@ -15,6 +15,7 @@ from retrieval_tables import quality_table as retrieval_table
 
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
+    "litbank": "LitBank, nested",
     "conll-sentences-bfloat16": "CoNLL-2003, sentence by sentence, LLM in bfloat16",
     "conll-documents": "CoNLL-2003, documents of ten sentences",
     "wnut17": "WNUT-17",
