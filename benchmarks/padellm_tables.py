@@ -4,6 +4,8 @@ import random
 import statistics
 from typing import Any, Dict, List, Tuple
 
+from sources import sources
+
 Counts = List[Tuple[int, int, int]]
 DRAWS = 1000
 
@@ -26,6 +28,7 @@ def quality_section(results: Dict[str, Any], titles: Dict[str, str]) -> List[str
                     f"{a['component']} minus {b['component']}, strict test F1, 95 % interval over the "
                     f"test sentences (paired bootstrap): {low:+.2f} to {high:+.2f}.",
                 ]
+        lines += sources(rows)
     return lines
 
 

@@ -12,6 +12,7 @@ from padellm_tables import constraint_table, quality_section, training_table
 from ra_it_tables import shared_context_table, transfer_table
 from retrieval_tables import index_table
 from retrieval_tables import quality_table as retrieval_table
+from sources import sources
 
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
@@ -249,13 +250,6 @@ def other_tables(results: Dict[str, Any]) -> List[str]:
 
 def show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def sources(rows: List[Dict[str, Any]]) -> List[str]:
-    machines = {
-        f"{r['device']}, {r['threads']} thread(s), {r['date']}, torch {r['torch']}" for r in rows
-    }
-    return ["", "; ".join(sorted(machines)), "", "```", *[r["command"] for r in rows], "```"]
 
 
 if __name__ == "__main__":
