@@ -23,13 +23,10 @@ from typing import Any, Dict, List, Tuple
 import spacy
 import torch
 import typer
-from common import earlier_runs, read_examples, save, strict_scores
-from spacy.cli.init_config import init_config
+from common import earlier_runs, read_examples, save, strict_scores, train_spacy_ner
 from spacy.language import Language
 from spacy.tokens import Span
 from spacy.training import Example
-from spacy.training.initialize import init_nlp
-from spacy.training.loop import train as spacy_train
 from spacy.util import fix_random_seed
 from thinc.api import Adam
 from thinc.schedules import warmup_linear
@@ -76,7 +73,7 @@ def main(
     runs = earlier_runs(result, first_seed)
     for seed in range(first_seed, first_seed + seeds):
         if preset == "spacy-ner":
-            runs.append(run_spacy(train, dev, test, seed))
+            runs.append(run_spacy(train, dev, test, seed, lang))
         elif preset == "majority":
             runs.append(run_majority(train, dev, test, seed))
         else:
@@ -218,19 +215,8 @@ def run_majority(train: Path, dev: Path, test: Path, seed: int) -> Dict[str, Any
     return {"seed": seed, "train_cpu_seconds": 0.0, "dev": score_of(dev), "test": score_of(test)}
 
 
-def run_spacy(train: Path, dev: Path, test: Path, seed: int) -> Dict[str, Any]:
-    """spaCy's efficiency config, trained until its patience ends."""
-    config = init_config(lang="en", pipeline=["ner"], optimize="efficiency", gpu=False)
-    config["paths"].update(train=str(train), dev=str(dev), vectors=None)
-    config["initialize"]["vectors"] = None
-    config["training"]["seed"] = config["system"]["seed"] = seed
-    for part in ("train", "dev"):
-        config["corpora"][part]["gold_preproc"] = True
-    started = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        spacy_train(init_nlp(config), Path(folder))
-        best = spacy.load(Path(folder) / "model-best")
-    seconds = time.process_time() - started
+def run_spacy(train: Path, dev: Path, test: Path, seed: int, lang: str) -> Dict[str, Any]:
+    best, seconds = train_spacy_ner(train, dev, seed, lang)
     return {
         "seed": seed,
         "train_cpu_seconds": seconds,
