@@ -63,10 +63,12 @@ def _ablations(r: Dict[str, Any]) -> List[str]:
     run = r["runs"][0]
     if "ablations" not in run:
         return []
-    chosen = ", ".join(f"{k} {v}" for k, v in run["chosen"].items())
+    chosen = "; ".join(
+        ", ".join(f"{k} {v}" for k, v in each["chosen"].items()) for each in r["runs"]
+    )
     out = [
         "",
-        f"Chosen on dev: {chosen}. One setting changed at a time, first seed, "
+        f"Chosen on dev, seed by seed: {chosen}. One setting changed at a time, first seed, "
         f"{r['ablation_docs']} test sentences:",
         "",
         "| | strict F1 | set F1 |",

@@ -147,7 +147,7 @@ class AdapterPipe(LLMNERPipe):
         """Make a new adapter, which changes nothing yet."""
         with drawn_apart(llm.device):
             self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
-        self.cfg["trained_with"] = self._trained_with()
+        self.cfg["trained_with"] = self.trained_with()
 
     def ready(self) -> InUse:
         """RETURNS (InUse): The LLM with the adapter; without one, as it is.
@@ -164,23 +164,12 @@ class AdapterPipe(LLMNERPipe):
         """RETURNS (LLMNERError): About a component that was never initialized."""
         return LLMNERError((Errors.E024 if self.labels else Errors.E020).format(name=self.name))
 
-    def _trained_with(self) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): The settings that an adapter fits, by name."""
+    def trained_with(self) -> Dict[str, Any]:
         return {**asdict(self.settings.adapter), **self.settings.trained_with(self.labels)}
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
         self._made = Made()
-        if self.module is None:
-            return
-        given = self._trained_with()
-        for setting, value in self.cfg.get("trained_with", {}).items():
-            if given[setting] != value:
-                raise LLMNERError(
-                    Errors.E039.format(
-                        setting=setting, name=self.name, trained=value, given=given[setting]
-                    )
-                )
 
 
 def make_adapter_settings(

@@ -6,14 +6,15 @@ groups have is dropped; of what overlaps the highest mean is kept, then the long
 """
 
 import warnings
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
+from weakref import ref
 
 from spacy.language import Language
-from spacy.tokens import Doc, Span, SpanGroup
+from spacy.tokens import Doc, Span
 
 from .align import Mention, flat
 from .errors import Errors, LLMNERError, Warnings, wrong
-from .pipe import LLMNERPipe, beside
+from .pipe import LLMNERPipe, beside, write_group
 from .scorers import span_scores
 
 
@@ -26,29 +27,29 @@ from .scorers import span_scores
 def make_llmner_combine(
     nlp: Language, name: str, keys: List[str], min_votes: int, spans_key: str, overwrite: bool
 ) -> "Combine":
-    """Build an `llmner_combine`. It warns if two components write the same of its span groups.
+    """Build an `llmner_combine`. Its first call warns if two components write the same of its groups.
 
     keys (List[str]): The span groups to combine.
     min_votes (int): How many of them must have a span.
     spans_key (str): Where all that was kept goes, with `attrs["scores"]`.
-    overwrite (bool): Replace entities on the Doc that are in none of the groups, such as those of an
-        entity ruler, whose components must have `overwrite = false` too.
+    overwrite (bool): Replace entities that none of the groups' components has set, such as those of an
+        entity ruler. To keep them, set it to false in these components too.
     RAISES (LLMNERError): If a setting makes no sense.
     """
-    for key in keys:
-        pipes = [(other, pipe) for other, pipe in nlp.pipeline if isinstance(pipe, LLMNERPipe)]
-        writers = [other for other, pipe in pipes if pipe.cfg["spans_key"] == key]
-        if len(writers) > 1:
-            listed = ", ".join(writers)
-            warnings.warn(Warnings.W012.format(name=name, key=key, writers=listed), stacklevel=2)
-    return Combine(name, keys, min_votes, spans_key, overwrite)
+    return Combine(name, keys, min_votes, spans_key, overwrite, nlp)
 
 
 class Combine:
     """See make_llmner_combine."""
 
     def __init__(
-        self, name: str, keys: List[str], min_votes: int, spans_key: str, overwrite: bool = True
+        self,
+        name: str,
+        keys: List[str],
+        min_votes: int,
+        spans_key: str,
+        overwrite: bool = True,
+        nlp: Optional[Language] = None,
     ) -> None:
         if not keys or len(set(keys)) < len(keys):
             must = "the spans_key of each component to combine, all of them different"
@@ -60,12 +61,18 @@ class Combine:
         self.min_votes = min_votes
         self.spans_key = spans_key
         self.overwrite = overwrite
+        # Until it was looked at once: when the component is made, those in front may not be loaded yet.
+        self._pipeline = None if nlp is None else ref(nlp)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**vars(self), "_pipeline": None}
 
     def __call__(self, doc: Doc) -> Doc:
         """Set doc.ents and doc.spans[spans_key].
 
         RAISES (LLMNERError): If a component has not written its span group.
         """
+        self._warn_about_shared_groups()
         missing = [key for key in self.keys if key not in doc.spans]
         if missing:
             there = ", ".join(doc.spans) or "none"
@@ -80,12 +87,27 @@ class Combine:
             for (start, end, label), found in sorted(scores.items())
             if len(found) >= self.min_votes
         ]
-        spans = [Span(doc, m.start, m.end, label=m.label) for m in kept]
-        attrs = {"scores": [m.score for m in kept], "method": self.name}
-        doc.spans[self.spans_key] = SpanGroup(doc, name=self.spans_key, spans=spans, attrs=attrs)
         ents = [Span(doc, m.start, m.end, label=m.label) for m in flat(kept)]
-        if not self.overwrite:
-            others = [e for e in doc.ents if (e.start, e.end, e.label_) not in scores]
-            ents = others + beside(ents, others)
-        doc.set_ents(ents, default="outside")
+        others = [] if self.overwrite else self._of_others(doc)
+        ents = beside(ents, others)
+        scored = [(Span(doc, m.start, m.end, label=m.label), m.score) for m in kept]
+        write_group(doc, self.spans_key, scored, ents, self.name)
+        doc.set_ents([*others, *ents], default="outside")
         return doc
+
+    def _of_others(self, doc: Doc) -> List[Span]:
+        """RETURNS (List[Span]): Entities that neither the components nor an earlier call have set."""
+        groups = [doc.spans[key] for key in (*self.keys, self.spans_key) if key in doc.spans]
+        own = {tuple(ent) for group in groups for ent in group.attrs.get("ents", [])}
+        return [ent for ent in doc.ents if (ent.start, ent.end, ent.label_) not in own]
+
+    def _warn_about_shared_groups(self) -> None:
+        nlp = self._pipeline and self._pipeline()
+        self._pipeline = None
+        pipes = [(name, p) for name, p in nlp.pipeline if isinstance(p, LLMNERPipe)] if nlp else []
+        for key in self.keys:
+            writers = [name for name, pipe in pipes if pipe.cfg["spans_key"] == key]
+            if len(writers) > 1:
+                listed = ", ".join(writers)
+                message = Warnings.W012.format(name=self.name, key=key, writers=listed)
+                warnings.warn(message, stacklevel=3)

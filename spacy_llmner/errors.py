@@ -50,15 +50,16 @@ class Errors:
     E008 = (
         "'{name}' was trained on the LLM {trained} (fingerprint {trained_print}), but is given "
         "{given} (fingerprint {given_print}). What it learnt fits one set of weights only: point the "
-        "pipeline to the right ones with spacy.load(dir, config={{'paths.llm': PATH}}), or train again."
+        "pipeline to the right ones with spacy.load(dir, config={{'paths.llm': PATH}}), or, if its config "
+        "does not use paths.llm, {{'components.{name}.llm.name': PATH}}. Or train again."
     )
     E009 = (
         "Layer {layer} was asked for, but the LLM '{name}' has {n_layers} layers "
         "(0 is the embeddings, {n_layers} the last)."
     )
     E010 = (
-        "n_process > 1 can't be used with an LLM on {device}: CUDA does not survive a fork. "
-        "Use one process per GPU, or set the LLM's device to 'cpu'."
+        "n_process > 1 can't be used with an LLM on {device}, nor with a sentence encoder there: CUDA does "
+        "not survive a fork. Set `device` to 'cpu' in the blocks of both, or run one process per GPU."
     )
     E011 = (
         "The tokenizer of '{name}' is no fast tokenizer, so it reports no character offsets. "

@@ -1,7 +1,6 @@
 """LLMNERPipe: what the entity components share as spaCy pipes."""
 
 import json
-import multiprocessing
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from thinc.api import Model, Optimizer, noop
 from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from .extensions import set_extensions
 from .llm.pool import LLM, LoadedLLM
+from .llm.spec import is_forked
 
 TENSORS = "model.safetensors"
 
@@ -202,7 +202,7 @@ class LLMNERPipe(TrainablePipe):
         YIELDS (Doc): The Docs in order, without failed ones.
         RAISES (LLMNERError): If the set-up is at fault, whatever the error handler is.
         """
-        if multiprocessing.parent_process() is not None:
+        if is_forked():
             # torch's thread pool does not survive a fork: a second thread would wait for ever.
             torch.set_num_threads(1)
         for docs in minibatch(stream, size=batch_size):
@@ -230,21 +230,19 @@ class LLMNERPipe(TrainablePipe):
         scores (Sequence[Found]): From `predict`.
         """
         for doc, found in zip(docs, scores):
-            spans = [Span(doc, s.start, s.end, label=s.label) for s in found.spans]
-            attrs = {"scores": [s.score for s in found.spans], "method": self.name}
-            key = self.cfg["spans_key"]
-            doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
             ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
-            if not self.cfg["overwrite"]:
-                ents = [*doc.ents, *beside(ents, doc.ents)]
-            doc.set_ents(ents, default="outside")
+            others = () if self.cfg["overwrite"] else doc.ents
+            ents = beside(ents, others)
+            scored = [(Span(doc, s.start, s.end, label=s.label), s.score) for s in found.spans]
+            write_group(doc, self.cfg["spans_key"], scored, ents, self.name)
+            doc.set_ents([*others, *ents], default="outside")
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Make one step with the gradients gathered since the last.
 
-        Learning rate, betas, weight decay, clipping and averaging follow thinc's optimizer, so the
-        schedule of `[training.optimizer]` holds. The step itself is torch's AdamW: it needs no CuPy
-        on a GPU.
+        Learning rate, betas, eps, weight decay, clipping and averaging follow thinc's optimizer, so the
+        schedule of `[training.optimizer]` holds. The step itself is torch's AdamW, whichever optimizer
+        is named there: it needs no CuPy on a GPU.
         sgd (thinc.api.Optimizer): The optimizer of the training loop.
         """
         if self.module is None:
@@ -257,10 +255,11 @@ class LLMNERPipe(TrainablePipe):
             # Gains and biases are not decayed.
             groups = [{"params": [p for p in trained if p.dim() > 1]}]
             groups.append({"params": [p for p in trained if p.dim() <= 1]})
-            self._optimizer = torch.optim.AdamW(groups, lr=sgd.learn_rate, eps=1e-8, fused=True)
+            self._optimizer = torch.optim.AdamW(groups, lr=sgd.learn_rate, fused=True)
         for k, group in enumerate(self._optimizer.param_groups):
             group["lr"] = sgd.learn_rate
             group["betas"] = (sgd.b1, sgd.b2)
+            group["eps"] = sgd.eps
             group["weight_decay"] = sgd.L2 if k == 0 and sgd.L2_is_weight_decay else 0.0
         if sgd.grad_clip:
             torch.nn.utils.clip_grad_norm_(parameters, sgd.grad_clip)
@@ -301,6 +300,10 @@ class LLMNERPipe(TrainablePipe):
             for name, p in self.module.named_parameters() if self.module is not None else []:
                 if name in mine:
                     p.data.copy_(mine[name])
+
+    def trained_with(self) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): The settings of `model` that what is learnt fits, by name."""
+        raise NotImplementedError
 
     def build(self) -> torch.nn.Module:
         """RETURNS (torch.nn.Module): The trained part, for the settings in `cfg`, without weights."""
@@ -351,11 +354,36 @@ class LLMNERPipe(TrainablePipe):
         self._optimizer = None
         self.module = None
         if state:
+            self._check_model()
             self.module = self.build()
             self.module.load_state_dict(state)
             self.module.eval()
         for label in self.labels:
             self.vocab.strings.add(label)
+
+    def _check_model(self) -> None:
+        given = json.loads(json.dumps(self.trained_with()))
+        for setting, value in self.cfg.get("trained_with", {}).items():
+            if given.get(setting) != value:
+                raise LLMNERError(
+                    Errors.E039.format(
+                        setting=setting, name=self.name, trained=value, given=given.get(setting)
+                    )
+                )
+
+
+def write_group(
+    doc: Doc, key: str, scored: Sequence[Tuple[Span, float]], ents: Sequence[Span], method: str
+) -> None:
+    """Write a span group, whose attrs say what only its writer knows: "scores", "method" (its name), and
+    as "ents" what it adds to doc.ents."""
+    spans, scores = [span for span, _ in scored], [score for _, score in scored]
+    attrs = {
+        "scores": scores,
+        "method": method,
+        "ents": [[ent.start, ent.end, ent.label_] for ent in ents],
+    }
+    doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
 
 
 def beside(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:

@@ -1,10 +1,14 @@
 """Several span groups, one doc.ents."""
 
+import pickle
+
 import pytest
 import spacy
+from spacy.language import Language
 from spacy.tokens import Span, SpanGroup
 
 from spacy_llmner.errors import LLMNERError
+from spacy_llmner.pipe import beside, write_group
 
 TEXT = "Ada Hale met Bo in Bonn"
 
@@ -83,23 +87,68 @@ def test_what_makes_no_sense(doc):
         combine(doc, keys=["a", "b"], min_votes=3)
 
 
-def test_entities_that_were_there(doc):
-    """Those that are in no group are of others, for example an entity ruler."""
-    ruled, found = Span(doc, 4, 6, label="PLACE"), Span(doc, 3, 4, label="PER")
-    doc.set_ents([ruled, found])
-    combine(doc, overwrite=False, min_votes=3)
-    assert [(e.text, e.label_) for e in doc.ents] == [("in Bonn", "PLACE")]
-    combine(doc, overwrite=False)
-    ents = [("Ada Hale", "PER"), ("Bo", "PER"), ("in Bonn", "PLACE")]
-    assert [(e.text, e.label_) for e in doc.ents] == ents
-    combine(doc)
-    assert ("Bonn", "LOC") in [(e.text, e.label_) for e in doc.ents]
+def ruled(nlp, ents):
+    """Put a ruler in front, and two components that find the same without an LLM."""
+
+    @Language.component("found_by_two", assigns=["doc.ents"])
+    def found_by_two(doc):
+        for key, found in {"a": [(0, 1, "PER"), (3, 4, "PER")], "b": [(3, 4, "PER")]}.items():
+            spans = [Span(doc, start, end, label=label) for start, end, label in found]
+            others = list(doc.ents)
+            new = beside(spans, others)
+            write_group(doc, key, [(span, 0.8) for span in spans], new, key)
+            doc.set_ents([*others, *new])
+        return doc
+
+    ruler = nlp.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": label, "pattern": text} for text, label in ents])
+    nlp.add_pipe("found_by_two")
+    return nlp
 
 
-def test_components_that_write_the_same_group():
+@pytest.mark.parametrize(
+    "ents", [[("Ada", "PER")], [("in Bonn", "PLACE")], [("Bo in", "OTHER")], [("Bo", "PER")]]
+)
+def test_entities_of_others_stay(ents):
+    """Also those that too few components have found, too."""
+    nlp = ruled(spacy.blank("en"), ents)
+    nlp.add_pipe("llmner_combine", config={"keys": ["a", "b"], "overwrite": False})
+    doc = nlp(TEXT)
+    found = [(e.text, e.label_) for e in doc.ents]
+    assert set(ents) <= set(found)
+    assert ("Ada", "PER") not in set(found) - set(ents)
+    assert ("Bo", "PER") in found or ents == [("Bo in", "OTHER")]
+    again = nlp.get_pipe("llmner_combine")(doc)
+    assert [(e.text, e.label_) for e in again.ents] == found
+
+
+def test_entities_of_others_are_replaced():
+    nlp = ruled(spacy.blank("en"), [("in Bonn", "PLACE")])
+    nlp.add_pipe("llmner_combine", config={"keys": ["a", "b"]})
+    assert [(e.text, e.label_) for e in nlp(TEXT).ents] == [("Bo", "PER")]
+
+
+def test_components_that_write_the_same_group(doc):
     nlp = spacy.blank("en")
-    nlp.add_pipe("ra_it_ner", name="one")
-    nlp.add_pipe("ra_it_ner", name="two")
-    nlp.add_pipe("ra_it_ner", name="three", config={"spans_key": "other"})
-    with pytest.warns(UserWarning, match=r"the span group 'llmner', .*\(one, two\)"):
-        nlp.add_pipe("llmner_combine", config={"keys": ["llmner", "other"]})
+    nlp.add_pipe("ra_it_ner", name="one", config={"spans_key": "a"})
+    nlp.add_pipe("ra_it_ner", name="two", config={"spans_key": "a"})
+    nlp.add_pipe("ra_it_ner", name="three", config={"spans_key": "b"})
+    combine = nlp.add_pipe("llmner_combine", config={"keys": ["a", "b"]})
+    with pytest.warns(UserWarning, match=r"the span group 'a', .*\(one, two\)"):
+        combine(doc)
+    nlp.get_pipe("two").cfg["spans_key"] = "c"
+    combine = nlp.add_pipe("llmner_combine", name="again", config={"keys": ["a", "b"]})
+    combine(doc)  # pytest makes an error of a warning
+
+
+def test_settings_of_a_saved_pipeline_count(doc, tmp_path):
+    """Groups that were named after the components were made, as in the README."""
+    nlp = spacy.blank("en")
+    for name, key in (("one", "a"), ("two", "b")):
+        nlp.add_pipe("ra_it_ner", name=name).cfg["spans_key"] = key
+    nlp.add_pipe("llmner_combine", config={"keys": ["a", "llmner"], "min_votes": 1})
+    nlp.to_disk(tmp_path)
+    combine = spacy.load(tmp_path).get_pipe("llmner_combine")
+    with pytest.raises(LLMNERError, match="finds no spans under llmner"):
+        combine(doc)
+    pickle.loads(pickle.dumps(combine))

@@ -33,7 +33,9 @@ def compare_cli(
     html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
     limit: int = typer.Option(0, "--limit", min=0, help="Docs to compare; 0 for all"),
     min_votes: int = typer.Option(2, "--min-votes", help="See llmner_combine"),
-    gpu_id: int = typer.Option(-1, "--gpu-id", "-g", help="GPU ID or -1 for CPU"),
+    gpu_id: int = typer.Option(
+        -1, "--gpu-id", "-g", help="GPU of spaCy's own arrays, or -1; the LLM's is its `device`"
+    ),
 ) -> None:
     """Compare the entities, speed and memory of several pipelines, alone and combined."""
     console = Console(highlight=False)

@@ -61,7 +61,9 @@ def evaluate_cli(
     data_path: Path = typer.Argument(..., metavar="DATA", help="Test data, in .spacy format"),
     output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
     html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
-    gpu_id: int = typer.Option(-1, "--gpu-id", "-g", help="GPU ID or -1 for CPU"),
+    gpu_id: int = typer.Option(
+        -1, "--gpu-id", "-g", help="GPU of spaCy's own arrays, or -1; the LLM's is its `device`"
+    ),
     limit: int = typer.Option(0, "--limit", min=0, help="Only so many docs, the first ones"),
     limit_html: int = typer.Option(40, "--limit-html", min=0, help="Docs in the web page"),
     show: int = typer.Option(5, "--show", min=0, help="Docs shown in the terminal"),

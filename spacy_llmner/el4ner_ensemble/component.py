@@ -355,10 +355,15 @@ class EL4NER(SavedEnsemble):
 
         examples (Iterable[Example]): Texts as they come to the component, and their entities.
         RETURNS (Factors): By voter and label; "" stands for no entity.
-        RAISES (LLMNERError): As predict does.
+        RAISES (LLMNERError): As predict does, or if no text has an entity.
         """
-        examples = [eg for eg in examples if eg.reference.has_annotation("ENT_IOB")]
-        validate_examples(examples, "EL4NER.calibrate")
+        given = list(examples)
+        validate_examples(given, "EL4NER.calibrate")
+        examples = [eg for eg in given if eg.reference.has_annotation("ENT_IOB")]
+        n = sum(1 for eg in examples if eg.reference.ents)
+        if not n:
+            counts = {"total": len(given), "annotated": len(examples), "n": n}
+            raise LLMNERError(Errors.E045.format(name=self.name, **counts))
         self._ready()
         readings = [self._read(eg.predicted) for eg in examples]
         ensemble = self._ensemble()

@@ -1,5 +1,6 @@
 """`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
 
+from dataclasses import asdict
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -63,7 +64,8 @@ def make_ember_probe_pipe(
     """Build an `ember_probe`; nothing is loaded.
 
     llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
-    model (Model): The probe's settings (`spacy_llmner.EmberProbe.v1` or `spacy_llmner.EmberPaper.v1`).
+    model (Model): The probe's settings (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberPaper.v1` or
+        `spacy_llmner.EmberFewShot.v1`).
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
     threshold (float): Probability at which an entity wins against no entity, before calibration.
@@ -147,6 +149,9 @@ class EmberProbe(LLMNERPipe):
         """RETURNS (WordReader): What the probe reads from the LLM."""
         settings = self.model.attrs["settings"]
         return settings.reader(self.dims, max_batch_tokens=self.max_batch_tokens)
+
+    def trained_with(self) -> Dict[str, Any]:
+        return {"kind": self.model.name, **asdict(self.model.attrs["settings"])}
 
     def build(self) -> torch.nn.Module:
         return self.model.attrs["settings"].build(self.dims)
@@ -287,6 +292,7 @@ class EmberProbe(LLMNERPipe):
         self.cache = None
         self._start_training()
         self.cfg["calibration"] = list(calibration.IDENTITY)
+        self.cfg["trained_with"] = self.trained_with()
         with drawn_apart(llm.device):
             self.module = self.build().to(llm.device)
         tokenizer = type(self.tokenizer).__name__

@@ -129,6 +129,7 @@ def fit_few_shot(ember: "EmberProbe", examples: Iterable[Annotated]) -> None:
     for label in labels:
         ember.add_label(label)
     ember.cfg["calibration"] = list(calibration.IDENTITY)
+    ember.cfg["trained_with"] = ember.trained_with()
     llm = ember.adopt_llm()
     docs = [eg.predicted for eg, _, _ in chosen]
     batch = collate(ember.reader.read(llm, docs), [surface(doc) for doc in docs], llm.device)

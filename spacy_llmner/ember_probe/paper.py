@@ -63,7 +63,7 @@ def make_ember_paper(
         `spacy llmner layers` finds the best one.
     attention (str): "current", "next", "both" or "adjacency": which attention tells spans.
     width (int): Hidden units of both probes (4096 in the paper).
-    max_words (int): Longest mention in words; not used by "adjacency".
+    max_words (int): Longest mention in words.
     RETURNS (Model): Carries the settings.
     """
     if attention not in ATTENTION_KINDS:

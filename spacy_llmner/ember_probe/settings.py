@@ -1,12 +1,9 @@
 """What the architectures of `ember_probe` have in common."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Tuple
-
-from torch import nn
+from typing import Any, Tuple
 
 from ..errors import check_values
-from .words import WordReader
 
 # As probable an entity must be, and its opposite, whatever the threshold is.
 LEAST_THRESHOLD = 0.001
@@ -26,20 +23,6 @@ class Dims:
     width: int
     n_heads: int
     n_labels: int
-
-
-class ProbeSettings(Protocol):
-    """What the architectures of `ember_probe` hand to the component."""
-
-    @property
-    def streams(self) -> bool:
-        """RETURNS (bool): Whether the probe works on a text that is still being written."""
-
-    def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
-        """RETURNS (WordReader): What the probe reads from an LLM of that size."""
-
-    def build(self, dims: Dims) -> nn.Module:
-        """RETURNS (Module): The probe, with random weights."""
 
 
 def check_settings(name: str, **settings: Any) -> None:

@@ -22,6 +22,8 @@ logger = logging.getLogger("spacy_llmner")
 # Tokens of a replayed pass. Longer ones keep the GPU busy by themselves.
 SIZES = (8, 32, 128)
 FEWEST_KEYS = 256
+# Slots that a cache has to begin with, at most: it grows, and a budget may be without limit.
+MOST_ROOM = 4096
 
 Replay = Tuple[Callable[[], None], torch.Tensor]
 
@@ -63,7 +65,7 @@ class GraphedPasses(Passes):
     """Passes of few tokens are replayed as CUDA graphs."""
 
     def __init__(self, device: torch.device, room: int) -> None:
-        super().__init__(device, _power_of_two(room))
+        super().__init__(device, _power_of_two(min(room, MOST_ROOM)))
         self.free = threading.Lock()
         self._graphs: Dict[Tuple[int, int], Tuple[Tuple[torch.Tensor, ...], Replay]] = {}
         self._room = 0  # of the cache that the graphs write to

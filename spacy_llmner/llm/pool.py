@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..errors import Errors, LLMNERError, LLMNotFoundError
 from . import catalogue
 from .attention import ATTENTION
-from .spec import DTYPES, LLMSpec, refuse_child_process
+from .spec import DTYPES, LLMSpec, refuse_forked_process
 from .tokenization import LLMTokenizer
 
 _LOADED: Dict[LLMSpec, "LoadedLLM"] = {}
@@ -98,11 +98,11 @@ class LLM:
 
         RETURNS (LoadedLLM): The same object for every handle of the same place, whatever it is called.
         RAISES (LLMNERError): If the model or the device is not there, the folder is broken, or this is a
-            child process and the device a GPU.
+            forked process and the device a GPU.
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
-        refuse_child_process(self.spec.device)
+        refuse_forked_process(self.spec.device)
         with _LOCK:
             if self._found in _LOADED:  # without looking for its files again
                 return _LOADED[self._found]

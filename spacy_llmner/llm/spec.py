@@ -1,6 +1,7 @@
 """LLMSpec: what identifies loaded weights."""
 
 import multiprocessing
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import Optional
@@ -44,7 +45,7 @@ class LLMSpec:
         """Replace every "auto" by what it means on this machine now.
 
         RETURNS (LLMSpec): With the name as it is.
-        RAISES (LLMNERError): If the device is not there, or is a GPU and this a child process.
+        RAISES (LLMNERError): If the device is not there, or is a GPU and this a forked process.
         """
         device = _resolve_device(self.device)
         dtype = self.dtype
@@ -53,9 +54,27 @@ class LLMSpec:
         return replace(self, device=device, dtype=dtype)
 
 
-def refuse_child_process(device: str) -> None:
-    """RAISES (LLMNERError): If a device of a spec is a GPU, and this is a child process."""
-    if device == "cpu" or multiprocessing.parent_process() is None:
+_was_forked = False
+
+
+def _note_fork() -> None:
+    global _was_forked
+    _was_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def is_forked() -> bool:
+    """RETURNS (bool): Whether multiprocessing forked this process, as `nlp.pipe` with n_process does on
+    Linux: it has neither the threads nor the GPU of its parent. One that was spawned has its own."""
+    return _was_forked and multiprocessing.parent_process() is not None
+
+
+def refuse_forked_process(device: str) -> None:
+    """RAISES (LLMNERError): If a device of a spec is a GPU, and this is a forked process."""
+    if device == "cpu" or not is_forked():
         return
     # After a fork torch may see no GPU, or one that it can't use.
     if torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
@@ -63,7 +82,7 @@ def refuse_child_process(device: str) -> None:
 
 
 def _resolve_device(device: str) -> str:
-    refuse_child_process(device)
+    refuse_forked_process(device)
     if device == "auto":
         return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

@@ -14,6 +14,10 @@ import numpy as np
 
 from ..llm.decoding import Scores
 
+# So likely a mention must be, whatever the threshold is: `spacy find-threshold` tries 0, where every word
+# would begin a mention of every label.
+LEAST_THRESHOLD = 0.001
+
 
 @dataclass(frozen=True)
 class Beginning:

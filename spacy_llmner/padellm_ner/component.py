@@ -20,6 +20,7 @@ from ..llm.pool import LLM, LoadedLLM
 from ..llm.words import WordTokens
 from ..pipe import FACTORY, Found, FoundSpan
 from ..windows import Window, read_windows, readable
+from .begins import LEAST_THRESHOLD
 from .checks import check_settings
 from .find import FindSettings, OnLabel, Written, finder
 from .mentions import deduplicate, placed
@@ -221,9 +222,11 @@ class PaDeLLM(AdapterPipe):
     @property
     def find_settings(self) -> FindSettings:
         """RETURNS (FindSettings): How mentions are counted and decoded."""
-        calibrated = self.cfg["count"] == "calibrated"
+        threshold = None
+        if self.cfg["count"] == "calibrated":
+            threshold = max(self.cfg["count_threshold"], LEAST_THRESHOLD)
         return FindSettings(
-            count_threshold=self.cfg["count_threshold"] if calibrated else None,
+            count_threshold=threshold,
             nested=self.cfg["train_spans"] is not None,
             raw=self.cfg["probability"] == "raw",
             max_tokens=self.cfg["max_mention_tokens"],
@@ -240,7 +243,7 @@ class PaDeLLM(AdapterPipe):
         doc = self.tokenizer(text) if isinstance(text, str) else text
         text = doc.text
         key = self.cfg["spans_key"]
-        doc.spans[key] = SpanGroup(doc, name=key, attrs={"scores": []})
+        doc.spans[key] = SpanGroup(doc, name=key, attrs={"scores": [], "method": self.name})
         group = doc.spans[key]
         decoder, wording = self._decoder()
         for window in self._windows(doc, wording):

@@ -1,10 +1,11 @@
 """Vectors and FAISS: search by inner product, exactly or nearly so."""
 
-import multiprocessing
 from typing import Any, Dict, Tuple
 
 import faiss as _faiss
 import numpy as np
+
+from ..llm.spec import is_forked
 
 faiss: Any = _faiss  # whose type stubs lack half of it
 
@@ -70,7 +71,7 @@ class VectorStore:
         RETURNS (Tuple[ndarray, ndarray]): Similarities and numbers, shape (queries, k). A number of -1
             means that no more were found.
         """
-        if multiprocessing.parent_process() is not None:
+        if is_forked():
             # Like torch's, FAISS's thread pool does not survive a fork.
             faiss.omp_set_num_threads(1)
         queries = np.ascontiguousarray(queries, dtype=np.float32)

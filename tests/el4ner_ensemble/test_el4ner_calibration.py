@@ -6,10 +6,12 @@ import pytest
 import spacy
 from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
 from ner_helpers import make_examples
+from spacy.training import Example
 
 from spacy_llmner.el4ner_ensemble.calibration import Polled, corrected, fit_factors
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.tasks import NONE
+from spacy_llmner.errors import LLMNERError
 
 # It calls most things a person.
 LIKES_PER = {
@@ -83,3 +85,16 @@ def test_calibration_is_with_demonstrations():
     assert all(voters["a"].asked[-1][2])  # demonstrations in front of both texts
     pipe.initialize(lambda: make_examples(nlp))
     assert pipe.cfg["factors"] == {}
+
+
+def test_nothing_to_calibrate_on():
+    """What was fitted before is kept."""
+    nlp, pipe = make_mock_nlp({"a": MockVoter(LIKES_PER)})
+    factors = pipe.calibrate(make_examples(nlp, DEV))
+    bare = [Example(nlp.make_doc(text), nlp.make_doc(text)) for text, _ in DEV]
+    for examples, counts in ((bare, "of 2 texts, 0 are annotated and 0"), ([], "of 0 texts")):
+        with pytest.raises(LLMNERError, match=f"'el4ner_ensemble' can't be calibrated: {counts}"):
+            pipe.calibrate(examples)
+    with pytest.raises(TypeError, match="E978"):
+        pipe.calibrate([nlp.make_doc("Tea!")])
+    assert pipe.cfg["factors"] == factors

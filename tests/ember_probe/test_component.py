@@ -132,6 +132,32 @@ def test_other_llm_is_refused(trained, other_llm, tmp_path):
         list(nlp.pipe(TEXTS))
 
 
+@pytest.mark.parametrize(
+    "setting,value,match",
+    [
+        ("layers", [1], r"layers = None, but its model is given \[1\]"),
+        ("prefix", "In short:", "prefix = '', but its model is given 'In short:'"),
+        ("read_twice", True, "read_twice = False"),
+        ("width", 8, "width = 32"),
+        ("look_right", True, "look_right = False"),
+    ],
+)
+def test_what_was_trained_fits_one_model_only(trained, tmp_path, setting, value, match):
+    trained.to_disk(tmp_path)
+    with pytest.raises(LLMNERError, match=f"'ember_probe' was trained with {match}.*leave out"):
+        spacy.load(tmp_path, config={f"components.ember_probe.model.{setting}": value})
+
+
+def test_other_kind_of_probe_is_refused(trained, tmp_path):
+    trained.to_disk(tmp_path)
+    model = {"@architectures": "spacy_llmner.EmberPaper.v1"}
+    config = spacy.util.load_config(tmp_path / "config.cfg")
+    config["components"]["ember_probe"]["model"] = model
+    config.to_disk(tmp_path / "config.cfg")
+    with pytest.raises(LLMNERError, match="was trained with kind = 'ember_probe'.*'ember_paper'"):
+        spacy.load(tmp_path)
+
+
 def test_repoint_to_a_moved_llm(trained, tiny_llm, tmp_path):
     trained.to_disk(tmp_path / "pipeline")
     moved = tmp_path / "moved"

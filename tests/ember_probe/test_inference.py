@@ -20,6 +20,7 @@ from spacy.language import Language
 from spacy.tokens import Span
 
 from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm import spec as spec_module
 from spacy_llmner.llm.pool import make_llm
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
@@ -80,6 +81,7 @@ def test_n_process(trained):
 @pytest.mark.parametrize("how", ["is_available", "_is_in_bad_fork"])
 def test_cuda_in_a_child_process(trained, monkeypatch, device, how):
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    monkeypatch.setattr(spec_module, "_was_forked", True)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     pipe = trained.get_pipe("ember_probe")
     monkeypatch.setattr(pipe, "llm", make_llm(pipe.llm.spec.name, device=device))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 CUDA = "cuda"
 ROOT = Path(__file__).parents[2]
-PIPES = ["ember", "paper", "few-shot", "padellm", "copies", "ra_it", "el4ner"]
+PIPES = ["ember", "paper", "few-shot", "padellm", "copies", "ra_it", "el4ner", "el4ner zero-shot"]
 TRAINED = ["ember", "paper", "few-shot", "padellm", "ra_it"]
 
 
@@ -50,7 +50,9 @@ def make_nlp(what, llm, dtype="float32", device=CUDA):
         config["model"] = model
     else:
         voters = {"a": {"@misc": "spacy_llmner.Voter.v1", "llm": block}}
-        config = {"llms": voters, "encoder": encoder, "k": 1, "pre_extract": "gold"}
+        # Zero-shot, the first pass is one that keeps its texts.
+        k = 0 if what == "el4ner zero-shot" else 1
+        config = {"llms": voters, "encoder": encoder, "k": k, "pre_extract": "gold"}
         name, config = "el4ner_ensemble", {**config, "verify_threshold": 0.0}
     nlp.add_pipe(name, config=config)
     return nlp

@@ -2,6 +2,7 @@
 so that all but CUDA itself is tested without one."""
 
 import logging
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -83,6 +84,11 @@ def test_what_was_recorded_is_forgotten_when_the_cache_moves(llm, use):
     assert len(written(llm, long, max_slots=4096)[0]) == 3
     assert written(llm, TEXTS) == expected
     assert len(passes.recorded) > before
+
+
+def test_room_for_a_budget_without_limit():
+    """What keeps texts from stage to stage has no budget; the cache grows with what is in it."""
+    assert GraphedPasses(CPU, 2 * sys.maxsize).cache.room <= 4096
 
 
 def test_llm_that_can_not_be_recorded(llm, use, caplog):

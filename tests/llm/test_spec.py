@@ -1,8 +1,12 @@
+import multiprocessing
+import os
+
 import pytest
 import torch
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.spec import DTYPES, LLMSpec
+from spacy_llmner.llm import spec as spec_module
+from spacy_llmner.llm.spec import DTYPES, LLMSpec, is_forked
 
 
 @pytest.fixture
@@ -72,3 +76,21 @@ def test_no_gpu(no_cuda, device):
 def test_missing_gpu(two_gpus):
     with pytest.raises(LLMNERError, match=r"'cuda:2' is not there: torch sees 2 CUDA device\(s\)"):
         LLMSpec("x", device="cuda:2").resolve()
+
+
+def test_forked_process(two_gpus, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    assert not is_forked()  # spawned: it has a GPU of its own
+    assert LLMSpec("x").resolve().device == "cuda:1"
+    monkeypatch.setattr(spec_module, "_was_forked", True)
+    assert LLMSpec("x", device="cpu").resolve().device == "cpu"
+    with pytest.raises(LLMNERError, match="n_process > 1 can't be used with an LLM on cuda"):
+        LLMSpec("x").resolve()
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork here")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_who_was_forked(method):
+    with multiprocessing.get_context(method).Pool(1) as processes:
+        assert processes.apply(is_forked) == (method == "fork")
+    assert not is_forked()

@@ -250,6 +250,7 @@ def test_stream(wild, text):
     group = doc.spans["llmner"]
     expected = {(s.start_char, s.start, s.end, s.label_): s._.score for s in group}
     assert found.keys() == expected.keys() and len(found) == len(spans)
+    assert {s._.method for s in spans} <= {"padellm_ner"}
     assert all(abs(found[k] - expected[k]) < 1e-4 for k in found)
     window = {i: n for n, w in enumerate(windows_of(wild, doc)) for i in w.tokens}
     turns = [turn for turn, _ in groupby((window[s.start], s.label_) for s in spans)]
