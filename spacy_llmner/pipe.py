@@ -303,7 +303,7 @@ class LLMNERPipe(TrainablePipe):
 
     def trained_with(self) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): The settings of `model` that what is learnt fits, by name."""
-        raise NotImplementedError
+        return {}
 
     def build(self) -> torch.nn.Module:
         """RETURNS (torch.nn.Module): The trained part, for the settings in `cfg`, without weights."""

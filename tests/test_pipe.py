@@ -59,7 +59,8 @@ def test_annotations(nlp, pipe):
     (doc,) = run(nlp, pipe, ["We met Mira ."])
     assert [(e.text, e.label_, e._.score) for e in doc.ents] == [("Mira", "PER", 0.75)]
     assert [s.text for s in doc.spans["sc"]] == ["Mira", "met Mira"]
-    assert doc.spans["sc"].attrs == {"scores": [0.75, 0.25], "method": "mira"}
+    attrs = {"scores": [0.75, 0.25], "method": "mira", "ents": [[2, 3, "PER"]]}
+    assert doc.spans["sc"].attrs == attrs
     assert doc.ents[0]._.method == "mira"
     assert doc[1:3]._.score is None and doc[1:3]._.method is None
     assert Span(doc, 1, 3, label="PER")._.score == 0.25
