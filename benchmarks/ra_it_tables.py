@@ -37,20 +37,24 @@ def transfer_table(r: Dict[str, Any]) -> List[str]:
     out = [
         "## ra_it_ner against plain instruction tuning: CrossNER, zero-shot",
         "",
-        f"Tuned on {', '.join(s['tuned_on'])} ({s['texts_to_tune_on']} texts in all,",
-        f"{s['processor_minutes_of_tuning']:g} minutes of processor time each), {s['seeds']} seed(s);",
+        f"Tuned on {', '.join(s['tuned_on'])} ({s['texts_to_tune_on']} texts in all),",
+        f"{s['processor_minutes_of_tuning']:g} minutes of processor time each ('as many texts': on as many",
+        f"as RA-IT sees in that time), {s['seeds']} seed(s);",
         f"{s['test_texts_per_domain']} test texts of each domain, `misc` left out. Strict F1 of spans in",
         "percent, in brackets F1 of strings as UniversalNER counts. The samples are small: a few points",
         f"of one domain mean nothing. {r.get('note', '')}".strip(),
         "",
-        "| tuned | read | " + " | ".join(domains(runs)) + " | mean |",
-        "|" + "---|" * (len(domains(runs)) + 3),
+        "| tuned | texts seen | read | " + " | ".join(domains(runs)) + " | mean |",
+        "|" + "---|" * (len(domains(runs)) + 4),
     ]
     for way in dict.fromkeys(run["way"] for run in runs):
         for mode in dict.fromkeys(run["mode"] for run in runs):
             mine = [x for x in runs if x["way"] == way and x["mode"] == mode]
             cells = [cell([x for x in mine if x["domain"] == d]) for d in domains(runs)]
-            out.append(f"| {way} | {mode} | " + " | ".join(cells) + f" | **{cell(mine)}** |")
+            seen = f"{mean(x['texts_tuned_on'] for x in mine):.0f}" if "steps" in mine[0] else ""
+            out.append(
+                f"| {way} | {seen} | {mode} | " + " | ".join(cells) + f" | **{cell(mine)}** |"
+            )
     return out
 
 
