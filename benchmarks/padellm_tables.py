@@ -33,11 +33,12 @@ def quality_section(results: Dict[str, Any], titles: Dict[str, str]) -> List[str
 
 
 def _table(rows: List[Dict[str, Any]]) -> List[str]:
+    llm = next((r["llm"] for r in rows if r["llm"]), "no LLM")
     out = [
-        f"{rows[0]['test_docs']} test texts. The same adapter, recipe and CPU time for `padellm_ner` and",
-        "the autoregressive list; spaCy's `ner` is trained until its patience ends. Strict F1 of spans",
-        "and the paper's F1 of sets of strings, in percent. Violations: spans that are not what the",
-        "text says there.",
+        f"{llm}, {rows[0]['test_docs']} test texts. The same adapter, recipe and CPU time for",
+        "`padellm_ner` and the autoregressive list; spaCy's `ner` is trained until its patience ends.",
+        "Strict F1 of spans and the paper's F1 of sets of strings, in percent. Violations: spans that",
+        "are not what the text says there.",
         "",
         "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations | ms each |",
         "|" + "---|" * 9,

@@ -17,6 +17,7 @@ from sources import sources
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
     "litbank": "LitBank, nested",
+    "weibo": "Weibo, Chinese",
     "conll-sentences-bfloat16": "CoNLL-2003, sentence by sentence, LLM in bfloat16",
     "conll-documents": "CoNLL-2003, documents of ten sentences",
     "wnut17": "WNUT-17",
