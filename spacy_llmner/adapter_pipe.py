@@ -1,6 +1,8 @@
 """AdapterPipe: what the components share that tune the LLM with an adapter and prompt it."""
 
+import math
 from dataclasses import asdict
+from threading import RLock
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
@@ -40,6 +42,7 @@ class Made:
 
     def __init__(self) -> None:
         self.by_llm: WeakKeyDictionary[LoadedLLM, Tuple[Any, Any]] = WeakKeyDictionary()
+        self.lock = RLock()
 
     def __reduce__(self):
         return Made, ()
@@ -128,6 +131,8 @@ class AdapterPipe(LLMNERPipe):
                 continue
             scores = target_logits(llm, view, batch)
             loss, d_scores = self.get_loss(batch, scores)
+            if not math.isfinite(loss):
+                raise LLMNERError(Errors.E044.format(name=self.name, loss=loss))
             scores.backward(d_scores / weight)
             losses[self.name] += loss / weight
         if sgd is not None:
@@ -153,12 +158,15 @@ class AdapterPipe(LLMNERPipe):
         """RETURNS (InUse): The LLM with the adapter; without one, as it is.
         RAISES (LLMNERError): If the LLM is another one than the component was trained on."""
         llm = self.shared_llm()
-        made = self._made.by_llm
-        if llm not in made:
-            adapter = self.module
-            view = llm.decoder if adapter is None else adapter.attach(llm, self.settings.adapter)
-            made[llm] = view, self.make_wording(llm)
-        return InUse(llm, *made[llm])
+        with self._made.lock:
+            made = self._made.by_llm
+            if llm not in made:
+                adapter = self.module
+                view = (
+                    llm.decoder if adapter is None else adapter.attach(llm, self.settings.adapter)
+                )
+                made[llm] = view, self.make_wording(llm)
+            return InUse(llm, *made[llm])
 
     def not_trained(self) -> LLMNERError:
         """RETURNS (LLMNERError): About a component that was never initialized."""

@@ -6,16 +6,16 @@ groups have is dropped; of what overlaps the highest mean is kept, then the long
 """
 
 import warnings
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 from weakref import ref
 
 from spacy.language import Language
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc, Span, SpanGroup
 
 from .align import Mention, flat
 from .errors import Errors, LLMNERError, Warnings, wrong
-from .pipe import LLMNERPipe, beside, write_group
-from .scorers import span_scores
+from .pipe import LLMNERPipe, beside, blocked_in, write_group
+from .scorers import chars, places_of
 
 
 @Language.factory(
@@ -80,26 +80,32 @@ class Combine:
             raise LLMNERError(message)
         scores: Dict[Tuple[int, int, str], List[float]] = {}
         for key in self.keys:
-            for span, score in span_scores(doc, key).items():
-                scores.setdefault(span, []).append(score)
+            for place, score in _scored(doc.spans[key]).items():
+                scores.setdefault(place, []).append(score)
         kept = [
-            Mention(start, end, label, sum(found) / len(self.keys))
-            for (start, end, label), found in sorted(scores.items())
-            if len(found) >= self.min_votes
+            Mention(start, end, label, sum(each) / len(self.keys))
+            for (start, end, label), each in sorted(scores.items())
+            if len(each) >= self.min_votes
         ]
-        ents = [Span(doc, m.start, m.end, label=m.label) for m in flat(kept)]
-        others = [] if self.overwrite else self._of_others(doc)
-        ents = beside(ents, others)
-        scored = [(Span(doc, m.start, m.end, label=m.label), m.score) for m in kept]
+        others, blocked = ([], []) if self.overwrite else (self._of_others(doc), blocked_in(doc))
+        ents = beside(_spans(doc, flat(kept)), [*others, *blocked])
+        spans = {(s.start_char, s.end_char, s.label_): s for s in _spans(doc, kept)}
+        found = [(spans.get((m.start, m.end, m.label)), m.score) for m in kept]
+        scored = [(span, score) for span, score in found if span is not None]
         write_group(doc, self.spans_key, scored, ents, self.name)
-        doc.set_ents([*others, *ents], default="outside")
+        doc.set_ents([*others, *ents], blocked=blocked, default="outside")
         return doc
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 1) -> Iterator[Doc]:
+        """Annotate a stream of Docs. YIELDS (Doc): The Docs in order.
+        RAISES (LLMNERError): As a call does, whatever the error handler is."""
+        return map(self, stream)
 
     def _of_others(self, doc: Doc) -> List[Span]:
         """RETURNS (List[Span]): Entities that neither the components nor an earlier call have set."""
         groups = [doc.spans[key] for key in (*self.keys, self.spans_key) if key in doc.spans]
-        own = {tuple(ent) for group in groups for ent in group.attrs.get("ents", [])}
-        return [ent for ent in doc.ents if (ent.start, ent.end, ent.label_) not in own]
+        own = [ent for group in groups for ent in group.attrs.get("ents", [])]
+        return [ent for ent in doc.ents if chars(ent) not in own]
 
     def _warn_about_shared_groups(self) -> None:
         nlp = self._pipeline and self._pipeline()
@@ -111,3 +117,21 @@ class Combine:
                 listed = ", ".join(writers)
                 message = Warnings.W012.format(name=self.name, key=key, writers=listed)
                 warnings.warn(message, stacklevel=3)
+
+
+def _scored(group: SpanGroup) -> Dict[Tuple[int, int, str], float]:
+    """RETURNS (Dict[Tuple[int, int, str], float]): Score by start (in characters), end and label; 1.0 where
+    there is none, as in the groups of a `span_ruler`."""
+    places = places_of(group)
+    scores = group.attrs.get("scores", ())
+    known = len(scores) == len(places)
+    return {
+        (start, end, label): float(scores[k]) if known else 1.0
+        for k, (start, end, label) in enumerate(places)
+    }
+
+
+def _spans(doc: Doc, mentions: Sequence[Mention]) -> List[Span]:
+    """RETURNS (List[Span]): Without what tokens that were merged or split since do not fit."""
+    spans = (doc.char_span(m.start, m.end, label=m.label) for m in mentions)
+    return [span for span in spans if span is not None]

@@ -160,6 +160,14 @@ class Errors:
         "..., streamer=streamer) inside `with nlp.get_pipe('{name}').streamer() as streamer:` and in its "
         "thread."
     )
+    E043 = (
+        "The LLM '{name}' computes values that are no numbers in {dtype}. Set `dtype` in its block to "
+        "'bfloat16' or 'float32', and check that its weights are whole."
+    )
+    E044 = (
+        "The loss of '{name}' is no number ({loss}), so nothing can be learnt any more. Lower the learning "
+        "rate, or set `dtype` in the LLM's block to 'float32'."
+    )
     E045 = (
         "'{name}' can't be calibrated: of {total} texts, {annotated} are annotated and {n} have an entity. "
         "Give calibrate() annotated texts (doc.set_ents(ents, default='outside')) that were held out from "
@@ -298,6 +306,10 @@ class Errors:
         "The adapter '{path}' of the voter {name} can't be used ({reason}). `adapter` must be the "
         "folder of a padellm_ner or ra_it_ner that was trained on the voter's LLM, in a saved pipeline, "
         "such as training/padellm_ner/model-best/padellm_ner."
+    )
+    E080 = (
+        "The prompt of the stream takes {tokens} tokens, but the LLM '{name}' has room for {most}. Give it "
+        "a shorter text or fewer messages, or use an LLM that reads more."
     )
 
 

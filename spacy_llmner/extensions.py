@@ -4,7 +4,7 @@ from typing import Optional, Tuple
 
 from spacy.tokens import Span
 
-from .scorers import span_scores
+from .scorers import chars, places_of
 
 
 def set_extensions() -> None:
@@ -21,9 +21,9 @@ def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
 
     RETURNS (Tuple[Optional[float], Optional[str]]): The span's score and the component's name.
     """
-    for key, group in reversed(list(span.doc.spans.items())):
-        if "scores" in group.attrs:
-            score = span_scores(span.doc, key).get((span.start, span.end, span.label_))
-            if score is not None:
-                return score, group.attrs.get("method")
+    place = chars(span)
+    for group in reversed(list(span.doc.spans.values())):
+        places = places_of(group) if "scores" in group.attrs else []
+        if place in places:
+            return float(group.attrs["scores"][places.index(place)]), group.attrs.get("method")
     return None, None

@@ -9,7 +9,6 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import srsly
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from spacy.language import Language
@@ -23,6 +22,7 @@ from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNot
 from .extensions import set_extensions
 from .llm.pool import LLM, LoadedLLM
 from .llm.spec import is_forked
+from .scorers import chars
 
 TENSORS = "model.safetensors"
 
@@ -231,11 +231,11 @@ class LLMNERPipe(TrainablePipe):
         """
         for doc, found in zip(docs, scores):
             ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
-            others = () if self.cfg["overwrite"] else doc.ents
-            ents = beside(ents, others)
+            others, blocked = ((), []) if self.cfg["overwrite"] else (doc.ents, blocked_in(doc))
+            ents = beside(ents, [*others, *blocked])
             scored = [(Span(doc, s.start, s.end, label=s.label), s.score) for s in found.spans]
             write_group(doc, self.cfg["spans_key"], scored, ents, self.name)
-            doc.set_ents([*others, *ents], default="outside")
+            doc.set_ents([*others, *ents], blocked=blocked, default="outside")
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Make one step with the gradients gathered since the last.
@@ -317,11 +317,14 @@ class LLMNERPipe(TrainablePipe):
         return srsly.msgpack_dumps({**state, "tensors": self._tensors()})
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "LLMNERPipe":
-        """Load what `to_bytes` gave. RETURNS (LLMNERPipe): The component itself."""
-        state = srsly.msgpack_loads(bytes_data)
-        if "vocab" not in exclude and "vocab" in state:
-            self.vocab.from_bytes(state["vocab"], exclude=exclude)
-        self._restore(json.loads(state["cfg"]), state["tensors"])
+        """Load what `to_bytes` gave. RETURNS (LLMNERPipe): The component itself.
+        RAISES (LLMNERError): If the bytes are of something else."""
+        with self._restoring("The given bytes"):
+            state = srsly.msgpack_loads(bytes_data)
+            cfg, tensors = json.loads(state["cfg"]), state["tensors"]
+            if "vocab" not in exclude and "vocab" in state:
+                self.vocab.from_bytes(state["vocab"], exclude=exclude)
+            self._restore(cfg, tensors)
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
@@ -335,14 +338,19 @@ class LLMNERPipe(TrainablePipe):
         """Load a folder. RETURNS (LLMNERPipe): The component itself.
         RAISES (LLMNERError): If it is incomplete or broken."""
         folder = Path(path)
-        try:
+        with self._restoring(folder):
             self._restore(srsly.read_json(folder / "cfg"), (folder / TENSORS).read_bytes())
+        return self
+
+    @contextmanager
+    def _restoring(self, path: Any) -> Iterator[None]:
+        try:
+            yield
         except LLMNERError:
             raise
-        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as e:
+        except Exception as e:
             reason = f"{type(e).__name__}: {e}"
-            raise LLMNERError(Errors.E030.format(path=folder, name=self.name, reason=reason)) from e
-        return self
+            raise LLMNERError(Errors.E030.format(path=path, name=self.name, reason=reason)) from e
 
     def _tensors(self) -> bytes:
         state = {} if self.module is None else self.module.state_dict()
@@ -376,14 +384,20 @@ def write_group(
     doc: Doc, key: str, scored: Sequence[Tuple[Span, float]], ents: Sequence[Span], method: str
 ) -> None:
     """Write a span group, whose attrs say what only its writer knows: "scores", "method" (its name), and
-    as "ents" what it adds to doc.ents."""
-    spans, scores = [span for span, _ in scored], [score for _, score in scored]
+    as "ents" what it adds to doc.ents. "chars" says where spans are, also when tokens are merged."""
+    spans = [span for span, _ in scored]
     attrs = {
-        "scores": scores,
+        "scores": [score for _, score in scored],
+        "chars": [chars(span) for span in spans],
         "method": method,
-        "ents": [[ent.start, ent.end, ent.label_] for ent in ents],
+        "ents": [chars(ent) for ent in ents],
     }
     doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
+
+
+def blocked_in(doc: Doc) -> List[Span]:
+    """RETURNS (List[Span]): The tokens that may be no entity, as `doc.set_ents(blocked=...)` says."""
+    return [doc[t.i : t.i + 1] for t in doc if t.ent_iob == 3 and not t.ent_type]
 
 
 def beside(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:

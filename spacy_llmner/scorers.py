@@ -3,7 +3,7 @@
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from spacy.scorer import Scorer, get_ner_prf
-from spacy.tokens import Doc, SpanGroup
+from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example
 
 from .labels import own_labels
@@ -20,14 +20,13 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
         With `train_spans` also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`, of all that was found.
     """
     examples = [looked_for(eg) for eg in examples]
-    key, gold_key = kwargs["spans_key"], kwargs.get("train_spans")
+    key, gold_key = kwargs.get("spans_key", "llmner"), kwargs.get("train_spans")
     scores = get_ner_prf(examples)
     scores["ents_set_f"] = set_f(examples)
     scores["ents_ece"] = calibration_error(scored_entities(examples, key))
     if gold_key:
-        # Predicted docs have the key of what was found only.
         scores |= Scorer.score_spans(
-            examples,
+            [_without_gold(eg, key, gold_key) for eg in examples],
             "spans",
             getter=lambda doc, _: doc.spans.get(gold_key, doc.spans.get(key, ())),
             has_annotation=lambda doc: gold_key in doc.spans or key in doc.spans,
@@ -52,9 +51,18 @@ def looked_for(eg: Example) -> Example:
     for key, group in list(doc.spans.items()):
         kept = [i for i, span in enumerate(group) if span.label_ in labels]
         attrs = dict(group.attrs)
-        if "scores" in attrs:
-            attrs["scores"] = [attrs["scores"][i] for i in kept]
+        for name in {"scores", "chars"}.intersection(attrs):
+            attrs[name] = [attrs[name][i] for i in kept]
         doc.spans[key] = SpanGroup(doc, name=key, spans=[group[i] for i in kept], attrs=attrs)
+    return Example(doc, eg.reference)
+
+
+def _without_gold(eg: Example, key: str, gold_key: str) -> Example:
+    """RETURNS (Example): With nothing under the references' key on the predicted Doc."""
+    if gold_key == key or gold_key not in eg.predicted.spans:
+        return eg
+    doc = eg.predicted.copy()
+    del doc.spans[gold_key]
     return Example(doc, eg.reference)
 
 
@@ -89,19 +97,31 @@ def scored_entities(examples: Iterable[Example], spans_key: str) -> List[Tuple[f
         gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
         scores = span_scores(eg.predicted, spans_key)
         for ent in eg.predicted.ents:
-            score = scores.get((ent.start, ent.end, ent.label_))
-            if score is not None:
-                out.append((score, (ent.start_char, ent.end_char, ent.label_) in gold))
+            place = ent.start_char, ent.end_char, ent.label_
+            if place in scores:
+                out.append((scores[place], place in gold))
     return out
 
 
 def span_scores(doc: Doc, spans_key: str) -> Dict[Tuple[int, int, str], float]:
-    """RETURNS (Dict[Tuple[int, int, str], float]): Score by start, end and label."""
+    """RETURNS (Dict[Tuple[int, int, str], float]): Score by start (in characters), end and label."""
     if spans_key not in doc.spans:
         return {}
     group = doc.spans[spans_key]
-    scores = group.attrs.get("scores", [])
-    return {(s.start, s.end, s.label_): float(x) for s, x in zip(group, scores)}
+    places = (tuple(place) for place in places_of(group))
+    return dict(zip(places, map(float, group.attrs.get("scores", []))))
+
+
+def chars(span: Span) -> List[Any]:
+    """RETURNS (List): Start and end of a span in characters, and its label."""
+    return [span.start_char, span.end_char, span.label_]
+
+
+def places_of(group: SpanGroup) -> List[List[Any]]:
+    """RETURNS (List[List]): `chars` of the spans in a group. Of one of ours, also when tokens were merged
+    or split since, after which the spans themselves are wrong."""
+    known = group.attrs.get("chars")
+    return [chars(span) for span in group] if known is None else known
 
 
 def calibration_error(scored: List[Tuple[float, bool]], n_bins: int = 10) -> Any:

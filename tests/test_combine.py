@@ -152,3 +152,42 @@ def test_settings_of_a_saved_pipeline_count(doc, tmp_path):
     with pytest.raises(LLMNERError, match="finds no spans under llmner"):
         combine(doc)
     pickle.loads(pickle.dumps(combine))
+
+
+def test_groups_without_scores(doc):
+    """As those of a `span_ruler`, whose spans are certain."""
+    doc.spans["c"] = [Span(doc, 0, 2, label="PER"), Span(doc, 2, 3, label="VERB")]
+    combine(doc, min_votes=1)
+    group = doc.spans["combined"]
+    found = {(s.text, s.label_): score for s, score in zip(group, group.attrs["scores"])}
+    assert found["Ada Hale", "PER"] == pytest.approx((0.9 + 1.0) / 3)
+    assert found["met", "VERB"] == pytest.approx(1 / 3)
+
+
+def test_behind_merged_tokens():
+    """By `merge_entities` or the like: the groups' token numbers are wrong then."""
+    doc = spacy.blank("en")("Mira Hale saw Ada and Bo")
+    for key in ("a", "b"):
+        spans = [Span(doc, 1, 2, label="PER"), Span(doc, 3, 4, label="PER")]
+        write_group(doc, key, [(span, 0.8) for span in spans], spans, key)
+    with doc.retokenize() as retokenizer:
+        retokenizer.merge(doc[0:2])
+    combine(doc, keys=["a", "b"])
+    assert [(e.text, e.label_) for e in doc.ents] == [("Ada", "PER")]
+    assert doc.spans["combined"].attrs["scores"] == [0.8]
+
+
+def test_blocked_tokens(doc):
+    doc.set_ents([], blocked=[doc[3:4]], default="missing")
+    combine(doc, overwrite=False)
+    assert [e.text for e in doc.ents] == ["Ada Hale", "Bonn"]
+    combine(doc)
+    assert [e.text for e in doc.ents] == ["Ada Hale", "Bo", "Bonn"]
+
+
+def test_no_document_is_blamed_for_a_missing_group():
+    nlp = spacy.blank("en")
+    nlp.add_pipe("llmner_combine", config={"keys": ["a", "b"]})
+    nlp.set_error_handler(lambda *args: None)
+    with pytest.raises(LLMNERError, match="finds no spans under a, b"):
+        list(nlp.pipe([TEXT]))

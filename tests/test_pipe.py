@@ -4,13 +4,16 @@ from contextlib import contextmanager
 
 import pytest
 import spacy
+import srsly
 import torch
 from spacy.tokens import Span
+from spacy.training import Example
 from thinc.api import Adam, noop
 
 from spacy_llmner.errors import DocumentError, LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm.pool import make_llm
 from spacy_llmner.pipe import Found, FoundSpan, LLMNERPipe
+from spacy_llmner.scorers import scored_entities
 
 TEXTS = [f"Text {i} names Mira" for i in range(7)]
 
@@ -59,8 +62,12 @@ def test_annotations(nlp, pipe):
     (doc,) = run(nlp, pipe, ["We met Mira ."])
     assert [(e.text, e.label_, e._.score) for e in doc.ents] == [("Mira", "PER", 0.75)]
     assert [s.text for s in doc.spans["sc"]] == ["Mira", "met Mira"]
-    attrs = {"scores": [0.75, 0.25], "method": "mira", "ents": [[2, 3, "PER"]]}
-    assert doc.spans["sc"].attrs == attrs
+    assert doc.spans["sc"].attrs == {
+        "scores": [0.75, 0.25],
+        "chars": [[7, 11, "PER"], [3, 11, "PER"]],
+        "method": "mira",
+        "ents": [[7, 11, "PER"]],
+    }
     assert doc.ents[0]._.method == "mira"
     assert doc[1:3]._.score is None and doc[1:3]._.method is None
     assert Span(doc, 1, 3, label="PER")._.score == 0.25
@@ -247,6 +254,43 @@ def test_bytes_and_disk(nlp, pipe, tmp_path):
         assert torch.equal(other.module.weight, pipe.module.weight)
         assert not other.module.training
         assert "PER" in other.vocab.strings
+
+
+@pytest.mark.parametrize("data", [b"abc", b"", srsly.msgpack_dumps({"other": 1})])
+def test_bytes_of_something_else(pipe, data):
+    with pytest.raises(LLMNERError, match="The given bytes does not hold a trained 'mira'"):
+        pipe.from_bytes(data)
+
+
+@pytest.mark.parametrize("text", ["We met Ada Mira .", "Ada Mira met Ada Mira and Mira"])
+def test_scores_after_tokens_were_merged(nlp, pipe, text):
+    """By `merge_entities` or the like, behind the component: token numbers change."""
+    (doc,) = run(nlp, pipe, [text])
+    (other,) = run(nlp, pipe, [text])
+    expected = [(e.text, e._.score, e._.method) for e in doc.ents]
+    with other.retokenize() as retokenizer:
+        for token in other:
+            if token.text == "Ada":
+                retokenizer.merge(other[token.i : token.i + 2])
+    with doc.retokenize() as retokenizer:
+        retokenizer.split(doc[0], [doc[0].text[:1], doc[0].text[1:]], [(doc[0], 0), (doc[0], 1)])
+    assert [(e.text, e._.score, e._.method) for e in doc.ents] == expected
+    # What was merged is a mention that was not found; what is behind it keeps its score.
+    assert [e._.score for e in other.ents if e.text == "Mira"] == [0.75] * text.count(" and ")
+    assert scored_entities([Example(other, other)], "sc") == [(0.75, True)] * text.count(" and ")
+
+
+def test_blocked_tokens_stay_so_without_overwrite(nlp, pipe):
+    pipe.cfg["overwrite"] = False
+    doc = nlp.make_doc("Mira met Mira")
+    doc.set_ents([], blocked=[doc[0:1]], default="missing")
+    pipe.set_annotations([doc], pipe.predict([doc]))
+    assert [e.start for e in doc.ents] == [2]
+    pipe.set_annotations([doc], pipe.predict([doc]))  # still known as blocked
+    assert [e.start for e in doc.ents] == [2]
+    pipe.cfg["overwrite"] = True
+    pipe.set_annotations([doc], pipe.predict([doc]))
+    assert [e.start for e in doc.ents] == [0, 2]
 
 
 def test_labels(pipe):

@@ -73,7 +73,7 @@ def test_annotated_without_entities_counts_as_wrong(nlp):
 
 def test_span_scores(nlp):
     doc = make_example(nlp, [(0, 2, "PER", 0.9)], []).predicted
-    assert span_scores(doc, "sc") == {(0, 2, "PER"): 0.9}
+    assert span_scores(doc, "sc") == {(0, 10, "PER"): 0.9}
     assert span_scores(doc, "no") == {}
     doc.spans["bare"] = [doc[0:1]]
     assert span_scores(doc, "bare") == {}
@@ -108,3 +108,23 @@ def test_labels_that_were_not_looked_for(nlp):
     assert len(eg.predicted.ents) == len(eg.predicted.spans["sc"]) == 3  # as before
     eg.reference._.llmner_labels = []
     assert llmner_score([eg], spans_key="sc")["ents_p"] == 0.0
+
+
+def test_gold_spans_on_the_predicted_doc(nlp):
+    """What was found counts, not what another component or the corpus wrote under the same key."""
+    eg = make_example(nlp, [(0, 2, "PER", 0.9)], [(3, 5, "PER")])
+    eg.reference.spans["gold"] = [Span(eg.reference, 3, 5, "PER")]
+    expected = llmner_score([eg], spans_key="sc", train_spans="gold")
+    assert expected["spans_f"] == 0.0
+    eg.predicted.spans["gold"] = [Span(eg.predicted, 3, 5, "PER")]
+    assert llmner_score([eg], spans_key="sc", train_spans="gold") == expected
+    assert "gold" in eg.predicted.spans
+    same = llmner_score([eg], spans_key="gold", train_spans="gold")
+    assert same["spans_f"] == 1.0
+
+
+def test_scorer_of_another_component(nlp):
+    """One without the setting `spans_key`, such as spaCy's `ner`."""
+    eg = make_example(nlp, [(0, 2, "PER", 0.9)], [(0, 2, "PER")])
+    result = make_llmner_scorer()([eg])
+    assert result["ents_f"] == 1.0 and result["ents_ece"] is None

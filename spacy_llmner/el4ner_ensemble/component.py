@@ -3,6 +3,7 @@
 
 import logging
 import warnings
+from threading import Lock
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from spacy.language import Language
@@ -25,12 +26,20 @@ from .pos import check_weights
 from .provenance import Traced, failures, trace
 from .reading import Reading, read_tasks
 from .saving import SavedEnsemble
-from .settings import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
+from .settings import (
+    DEFAULT_CONFIG,
+    check_different,
+    check_settings,
+    check_spelling,
+    check_verifier,
+    check_voters,
+)
 from .tasks import NONE, Asked, Task
 from .voters import Turns, default_voters
 from .work import Work
 
 logger = logging.getLogger("spacy_llmner")
+_MAKING = Lock()
 
 
 @Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY)
@@ -197,9 +206,11 @@ class EL4NER(SavedEnsemble):
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do. RAISES (LLMNERError): If they are none."""
-        self.cfg["labels"], self.cfg["read_labels"] = check_labels(self.name, labels), []
-        for label in self.labels:
+        kept = check_labels(self.name, labels)
+        check_spelling(self.name, kept)
+        for label in kept:
             self.vocab.strings.add(label)
+        self.cfg["labels"], self.cfg["read_labels"] = kept, []
 
     @property
     def asked(self) -> Asked:
@@ -210,8 +221,9 @@ class EL4NER(SavedEnsemble):
     @property
     def turns(self) -> Turns:
         """RETURNS (Turns): Which LLMs are in memory."""
-        self._turns = self._turns or Turns(list(self.voters.values()), self.resident)
-        return self._turns
+        with _MAKING:  # threads share one
+            self._turns = self._turns or Turns(list(self.voters.values()), self.resident)
+            return self._turns
 
     def predict(self, docs: Iterable[Doc]) -> List[Found]:
         """Find entities, without changing the Docs.
@@ -222,16 +234,17 @@ class EL4NER(SavedEnsemble):
             the one it had, or if all voters failed.
         """
         self._ready()
-        readings = [self._read(doc) for doc in docs]
-        if not self._compared:  # now it is known what "auto" means
-            check_different(self.name, self.voters)
-            self._compared = True
-        ensemble = self._ensemble()
-        try:
-            decisions = iter(self._decide(ensemble, readings))
-        finally:  # what was in vain was work, too
-            self.work.add(ensemble.work)
-            ensemble.work.log(self.name, len(readings))
+        with self.turns.alone():
+            readings = [self._read(doc) for doc in docs]
+            if not self._compared:  # now it is known what "auto" means
+                check_different(self.name, self.voters)
+                self._compared = True
+            ensemble = self._ensemble()
+            try:
+                decisions = iter(self._decide(ensemble, readings))
+            finally:  # what was in vain was work, too
+                self.work.add(ensemble.work)
+                ensemble.work.log(self.name, len(readings))
         for r in readings:
             calls = sum(task.calls for task in r.tasks)
             logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
@@ -320,20 +333,21 @@ class EL4NER(SavedEnsemble):
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
         texts = list(pool_texts(eg.reference for eg in get_examples()))
-        if labels is not None:
-            self.set_labels(labels)
-        else:
-            self._read_labels({x for t in texts for _, _, x in t.example.entities})
-        if not self.labels:
-            raise LLMNERError(Errors.E023.format(name=self.name))
-        self.new_pool()
-        if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
-            logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
-        for key, voter in self.voters.items():
-            self.turns.take(voter)
-            self.cfg["voters"][key] = voter.describe(self.asked)
-        check_different(self.name, self.voters)
-        fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
+        with self.turns.alone():
+            if labels is not None:
+                self.set_labels(labels)
+            else:
+                self._read_labels({x for t in texts for _, _, x in t.example.entities})
+            if not self.labels:
+                raise LLMNERError(Errors.E023.format(name=self.name))
+            self.new_pool()
+            if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
+                logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
+            for key, voter in self.voters.items():
+                self.turns.take(voter)
+                self.cfg["voters"][key] = voter.describe(self.asked)
+            check_different(self.name, self.voters)
+            fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
     def _read_labels(self, seen: Set[str]) -> None:
         """Take the labels of a corpus, in place of those of the corpus before, unless others were given."""
@@ -365,11 +379,12 @@ class EL4NER(SavedEnsemble):
             counts = {"total": len(given), "annotated": len(examples), "n": n}
             raise LLMNERError(Errors.E045.format(name=self.name, **counts))
         self._ready()
-        readings = [self._read(eg.predicted) for eg in examples]
-        ensemble = self._ensemble()
-        self._demonstrate(ensemble, readings)
-        said = iter(ensemble.poll(_tasks(readings)))
-        ensemble.work.log(f"{self.name}, calibration", len(readings))
+        with self.turns.alone():
+            readings = [self._read(eg.predicted) for eg in examples]
+            ensemble = self._ensemble()
+            self._demonstrate(ensemble, readings)
+            said = iter(ensemble.poll(_tasks(readings)))
+            ensemble.work.log(f"{self.name}, calibration", len(readings))
         polled = []
         for eg, reading in zip(examples, readings):
             gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}

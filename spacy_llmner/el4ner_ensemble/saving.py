@@ -9,6 +9,7 @@ from spacy.util import ensure_path
 from ..errors import Errors, LLMNERError
 from ..pipe import LLMNERPipe
 from .pool import DemonstrationPool
+from .settings import check_saved
 from .tasks import Voter
 
 POOL = "pool"
@@ -37,13 +38,15 @@ class SavedEnsemble(LLMNERPipe):
         return srsly.msgpack_dumps(state)
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
-        """Load what `to_bytes` gave. RETURNS (SavedEnsemble): The component itself."""
-        state = srsly.msgpack_loads(bytes_data)
-        if "vocab" not in exclude and "vocab" in state:
-            self.vocab.from_bytes(state["vocab"], exclude=exclude)
-        self.new_pool()
-        self.pool.from_bytes(state[POOL])
-        self._take_cfg(srsly.json_loads(state["cfg"]))
+        """Load what `to_bytes` gave. RETURNS (SavedEnsemble): The component itself.
+        RAISES (LLMNERError): If the bytes are of something else."""
+        with self._restoring("The given bytes"):
+            state = srsly.msgpack_loads(bytes_data)
+            cfg = self._checked(srsly.json_loads(state["cfg"]))
+            pool = DemonstrationPool(self.pool.encoder).from_bytes(state[POOL])
+            if "vocab" not in exclude and "vocab" in state:
+                self.vocab.from_bytes(state["vocab"], exclude=exclude)
+        self._take(cfg, pool)
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
@@ -54,22 +57,30 @@ class SavedEnsemble(LLMNERPipe):
         self.pool.to_disk(folder / POOL)
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
-        """Load a folder. RETURNS (SavedEnsemble): The component itself."""
+        """Load a folder. RETURNS (SavedEnsemble): The component itself.
+        RAISES (LLMNERError): If it is incomplete or broken."""
         folder = Path(path)
         for file in ("cfg", POOL):
             if not (folder / file).exists():
                 reason = f"no {file}"
                 raise LLMNERError(Errors.E030.format(path=folder, name=self.name, reason=reason))
-        self.new_pool()
-        self.pool.from_disk(folder / POOL)
-        self._take_cfg(srsly.read_json(folder / "cfg"))
+        with self._restoring(folder):
+            cfg = self._checked(srsly.read_json(folder / "cfg"))
+            pool = DemonstrationPool(self.pool.encoder).from_disk(folder / POOL)
+        self._take(cfg, pool)
         return self
 
-    def _take_cfg(self, cfg: Dict[str, Any]) -> None:
-        verifier = cfg["verifier"]
+    def _checked(self, cfg: Any) -> Dict[str, Any]:
+        verifier = check_saved(cfg)["verifier"]
         if verifier is not None and verifier not in self.voters:
             known = ", ".join(self.voters)
             raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))
+        return cfg
+
+    def _take(self, cfg: Dict[str, Any], pool: DemonstrationPool) -> None:
+        """Take what was read, once all of it was."""
+        self.new_pool()
+        self.pool = pool
         self.cfg.update(cfg)
         for label in self.labels:
             self.vocab.strings.add(label)

@@ -1,6 +1,7 @@
 """Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
 
-from typing import Any, Dict, Mapping, Optional
+from numbers import Real
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from thinc.api import Config
 
@@ -84,6 +85,47 @@ def check_different(name: str, voters: Mapping[str, Any]) -> None:
         other = known.setdefault(voters[key].manner, key)
         if other != key:
             raise LLMNERError(Errors.E060.format(voter=key, name=name, other=other))
+
+
+def check_spelling(name: str, labels: List[str]) -> None:
+    """RAISES (LLMNERError): If a label can't be encoded, such as one with half of a surrogate pair."""
+    if not _are_words(labels):
+        raise wrong("labels", name, labels, "words that UTF-8 can encode")
+
+
+def check_saved(cfg: Any) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): Saved settings. Most are checked only when they are used.
+    RAISES (ValueError): If they are damaged."""
+    if not isinstance(cfg, dict):
+        raise ValueError(f"cfg is {cfg!r:.40}")
+    for setting, fits in SAVED.items():
+        if setting in ALWAYS_SAVED and setting not in cfg:
+            raise ValueError(f"cfg has no '{setting}'")
+        if setting in cfg and not fits(cfg[setting]):
+            raise ValueError(f"'{setting}' in cfg is {cfg[setting]!r:.40}")
+    return cfg
+
+
+def _are_words(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(x, str) and not any("\ud800" <= c <= "\udfff" for c in x) for x in values
+    )
+
+
+def _by_name(values: Any, kind: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(x, kind) for x in values.values())
+
+
+SAVED: Dict[str, Callable[[Any], bool]] = {
+    "labels": _are_words,
+    "read_labels": _are_words,
+    "verifier": lambda x: x is None or isinstance(x, str),
+    "label_words": lambda x: _by_name(x, str),
+    "pos_weights": lambda x: _by_name(x, Real),
+    "voters": lambda x: _by_name(x, dict),
+    "factors": lambda x: _by_name(x, dict) and all(_by_name(of, Real) for of in x.values()),
+}
+ALWAYS_SAVED = ("labels", "verifier", "voters")
 
 
 def _has(voter: Any, attribute: str) -> bool:

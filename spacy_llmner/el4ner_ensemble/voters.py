@@ -1,7 +1,19 @@
 """The members of the ensemble: an LLM of the shared pool with prompts of its own."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from threading import RLock
+from typing import (
+    Any,
+    ContextManager,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from ..errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from ..llm.decoding import Decoder
@@ -249,22 +261,35 @@ class Turns:
         self.all_fit = self.resident >= n_llms
         self._present: List[Any] = []
         self._met: set = set()
+        self._lock = RLock()
 
     def __getstate__(self) -> Dict[str, Any]:
         """Elsewhere no LLM is in memory, and no voter knows its tokenizer."""
-        return {**self.__dict__, "_present": [], "_met": set()}
+        state = {**self.__dict__, "_present": [], "_met": set()}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = RLock()
+
+    def alone(self) -> ContextManager[Any]:
+        """RETURNS (ContextManager): Lets one thread at a time ask the voters, unless all LLMs fit: another
+        one would send away the LLM that is being asked."""
+        return nullcontext() if self.all_fit else self._lock
 
     def take(self, voter: Any) -> None:
         """Make room for the LLM of a voter: the one that waited longest goes."""
         key = voter.memory
         if self.all_fit or key is None:
             return
-        if key in self._present:
-            self._present.remove(key)
-        elif len(self._present) >= self.resident:
-            oldest = self._present.pop(0)
-            next(other for other in self.voters if other.memory == oldest).unload()
-        self._present.append(key)
+        with self.alone():
+            if key in self._present:
+                self._present.remove(key)
+            elif len(self._present) >= self.resident:
+                oldest = self._present.pop(0)
+                next(other for other in self.voters if other.memory == oldest).unload()
+            self._present.append(key)
 
     def present_first(self) -> List[Any]:
         """RETURNS (List[Any]): The voters, those first that nothing has to be loaded for."""

@@ -114,8 +114,8 @@ class EmberProbe(LLMNERPipe):
         RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
         check_settings(name, threshold=threshold, max_batch_tokens=max_batch_tokens)
+        # Not the pipeline itself, which would be kept alive by those that the component is sourced into.
         self.tokenizer = nlp.tokenizer
-        self.make_doc = nlp.make_doc
         super().__init__(
             nlp,
             llm,
@@ -379,8 +379,12 @@ class EmberProbe(LLMNERPipe):
         """RETURNS (List[WordFeatures]): What the LLM says about the Docs' words, cached in training."""
         llm = self.shared_llm()
         if self._training and self.cache is not None:
-            return self.cache.read(llm, self.reader, docs)
-        return self.reader.read(llm, docs)
+            found = self.cache.read(llm, self.reader, docs)
+        else:
+            found = self.reader.read(llm, docs)
+        for features in found:
+            llm.check_numbers(features.hidden)
+        return found
 
     def _batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
         device = self.shared_llm().device

@@ -147,7 +147,7 @@ def _example(ember: "EmberProbe", given: Any) -> Example:
         return given
     try:
         text, annotation = given
-        return Example.from_dict(ember.make_doc(text), annotation)
+        return Example.from_dict(ember.tokenizer(text), annotation)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         must = (
             f"Examples, or (text, {{'entities': [(start, end, label)]}}) ({type(e).__name__}: {e})"

@@ -154,7 +154,7 @@ class LiveText:
         if end is not None and end.attention is not None:
             self.attention.append(end.attention)
         events = self._update(ended=True)
-        doc = self.ember.make_doc(self.text)
+        doc = self.ember.tokenizer(self.text)
         encoding = self.llm.tokenizer.encode(self.text)
         if encoding.ids != self.ids:
             encoding = self._encoding()
@@ -224,7 +224,7 @@ class LiveText:
         return words[:closed]
 
     def _words_in(self, text: str) -> List[Word]:
-        doc = self.ember.make_doc(text)
+        doc = self.ember.tokenizer(text)
         return [
             Word(t.idx, t.idx + len(t), t.is_space, t.is_punct, row)
             for t, row in zip(doc, surface(doc))

@@ -2,8 +2,19 @@
 
 import queue
 from contextlib import contextmanager
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from numbers import Integral, Real
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Union,
+)
 
 import torch
 from spacy.tokens import Doc
@@ -25,6 +36,8 @@ if TYPE_CHECKING:
     from .component import EmberProbe
 
 Prompt = Union[str, Sequence[Dict[str, str]]]
+# Divided by less, scores become infinite.
+LEAST = 1e-6
 
 
 class EmberStream:
@@ -34,7 +47,7 @@ class EmberStream:
     prompt (Prompt): A text to continue, or messages for the LLM's chat template.
     max_new_tokens (int): Tokens to generate at most.
     stop (Union[str, Sequence[str]]): Strings that end the generation; they stay in the text.
-    temperature (float): 0 always takes the most probable token.
+    temperature (float): 0 always takes the most probable token; else at least 1e-6.
     top_p (float): With a temperature: the smallest set of tokens with that probability is drawn from.
     repetition_penalty (float): Above 1, tokens that were there become less probable.
     seed (int): Of the draws; no global seed is touched.
@@ -58,29 +71,31 @@ class EmberStream:
         """RAISES (LLMNERError): If a setting has a value that makes no sense."""
         check_values("stream", {"max_new_tokens": max_new_tokens}, least={"max_new_tokens": 0})
         for setting, value, fits, must in (
-            ("temperature", temperature, lambda x: x >= 0, "0 or more"),
+            ("temperature", temperature, lambda x: x == 0 or x >= LEAST, f"0 or at least {LEAST}"),
             ("top_p", top_p, lambda x: 0 < x <= 1, "above 0, and at most 1"),
-            ("repetition_penalty", repetition_penalty, lambda x: x > 0, "above 0"),
+            ("repetition_penalty", repetition_penalty, lambda x: x >= LEAST, f"at least {LEAST}"),
         ):
             if not (isinstance(value, Real) and fits(value)):
                 raise wrong(setting, "stream", value, must)
+        if not _is_seed(seed):
+            raise wrong("seed", "stream", seed, "a whole number from -2**63 to 2**64 - 1")
         self.ember = ember
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
-        self.stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
+        self.stop = _stop_strings(stop)
         self.doc: Optional[Doc] = None
         self.stop_reason: Optional[str] = None
         self._cancelled = False
         self._live = LiveText(ember)
         self._processors = LogitsProcessorList()
         if repetition_penalty != 1.0:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+            self._processors.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
         if temperature > 0:
-            self._processors.append(TemperatureLogitsWarper(temperature))
+            self._processors.append(TemperatureLogitsWarper(float(temperature)))
             if top_p < 1.0:
-                self._processors.append(TopPLogitsWarper(top_p))
+                self._processors.append(TopPLogitsWarper(float(top_p)))
         self._draw = temperature > 0
-        self._seed = seed
+        self._seed = int(seed)
 
     @property
     def text(self) -> str:
@@ -98,6 +113,11 @@ class EmberStream:
         ends = end_tokens(llm)
         prompt = encode_prompt(llm, self.prompt)
         ids = list(prompt.ids)
+        end = llm.tokenizer.end if self.ember.reader.attention else []
+        room = llm.max_length - len(end) - len(ids)
+        if room < 0:
+            most = llm.max_length - len(end)
+            raise LLMNERError(Errors.E080.format(tokens=len(ids), name=llm.spec.name, most=most))
         logits, features = steps.feed(ids)
         if prompt.text:
             yield TextPiece(prompt.text)
@@ -106,7 +126,7 @@ class EmberStream:
         if prompt.separator:
             yield TextPiece(prompt.separator)
         start = len(live.text)
-        room = min(self.max_new_tokens, llm.max_length - len(ids))
+        room = min(self.max_new_tokens, room)
         self.stop_reason = None if room > 0 else "length"
         written = ""
         while self.stop_reason is None:
@@ -129,10 +149,7 @@ class EmberStream:
             yield from live.add_token(token, features, piece)
             if self._cancelled and self.stop_reason is None:
                 self.stop_reason = "cancelled"
-        end = None
-        if self.ember.reader.attention and llm.tokenizer.end:
-            end = steps.feed_last(llm.tokenizer.end)
-        self.doc, events = live.finish(end)
+        self.doc, events = live.finish(steps.feed_last(end) if end else None)
         rest = self.doc.text[start + len(written) :]
         if rest:
             yield TextPiece(rest)
@@ -325,6 +342,21 @@ def end_tokens(llm: Any) -> List[int]:
     configured = getattr(llm.model.generation_config, "eos_token_id", None)
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({t for t in [*ends, llm.tokenizer.hf.eos_token_id] if t is not None})
+
+
+def _is_seed(seed: Any) -> bool:
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    return whole and -(2**63) <= int(seed) < 2**64
+
+
+def _stop_strings(stop: Any) -> List[str]:
+    """RETURNS (List[str]): Those that are not empty.
+    RAISES (LLMNERError): If they are no strings."""
+    strings = [stop] if isinstance(stop, str) else stop
+    strings = list(strings) if isinstance(strings, Iterable) else [strings]
+    if not all(isinstance(s, str) for s in strings):
+        raise wrong("stop", "stream", stop, "a text, or a list of texts")
+    return [s for s in strings if s]
 
 
 def _row(features: Features, i: int) -> Features:

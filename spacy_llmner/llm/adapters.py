@@ -9,6 +9,7 @@ and off, and base weights are held once however many adapters there are.
 import copy
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -92,7 +93,9 @@ def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any
         with warnings.catch_warnings():
             # GPT-2's transposed layers are recognised, but peft tells so each time.
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-            inject_adapter_in_model(config, view, low_cpu_mem_usage=empty)
+            # peft's own `low_cpu_mem_usage` changes torch for all threads meanwhile.
+            with torch.device("meta") if empty else nullcontext():
+                inject_adapter_in_model(config, view)
     return view.eval()
 
 

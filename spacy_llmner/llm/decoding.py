@@ -284,6 +284,7 @@ class Decoder:
             logits = every[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
         else:
             logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
+        self.llm.check_numbers(logits)
         out, start = [], 0
         for row, ids in enumerate(asked):
             mine = logits[row, where[start : start + len(ids)]].astype(np.float64)

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from ..errors import Errors, LLMNERError
 from .attention import Recorder, current_recorder
@@ -134,7 +135,8 @@ class Steps:
         self.llm = llm
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
-        self.cache: Any = None
+        # Without one, GPT-2 makes a tuple, which a pass does not extend.
+        self.cache: Any = DynamicCache()
         self._recorder = Recorder(probed.window)
 
     @torch.no_grad()

@@ -62,6 +62,12 @@ class LoadedLLM:
         name = self.model.base_model_prefix  # Gemma3's is that of its multimodal class
         return getattr(self.model, name if hasattr(self.model, name) else "model")
 
+    def check_numbers(self, values: Any) -> None:
+        """values (Union[Tensor, ndarray]): What the LLM computed.
+        RAISES (LLMNERError): If it is no number, such as after an overflow."""
+        if (values != values).any():
+            raise LLMNERError(Errors.E043.format(name=self.spec.name, dtype=self.model.dtype))
+
     def logits(self, hidden: torch.Tensor, ids: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Apply the LM head.
 

@@ -215,9 +215,9 @@ class RAIT(ExamplePipe):
         """
         kept = check_labels(self.name, labels)
         self.settings.check_labels(self.name, kept)
-        self.cfg["labels"] = kept
         for label in kept:
             self.vocab.strings.add(label)
+        self.cfg["labels"] = kept
 
     def add_label(self, label: str) -> int:
         """Ask for one more label. RETURNS (int): 1 if it is new, else 0."""

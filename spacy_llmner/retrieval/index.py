@@ -2,9 +2,23 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence, Set, Tuple, Union
+from threading import RLock
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+    Union,
+    cast,
+)
 
 import numpy as np
 import srsly
@@ -29,6 +43,8 @@ SPARE = 8
 # Queries searched at once.
 SEARCH_BATCH = 256
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -42,8 +58,19 @@ class Hit:
     similarity: float
 
 
+def _locked(method: Method) -> Method:
+    """Only one thread at a time is in the index: FAISS does not bear to be searched while it grows."""
+
+    @wraps(method)
+    def call(self: "ExampleIndex", *args: Any, **kwargs: Any) -> Any:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
+
+
 class ExampleIndex:
-    """Labelled texts and their vectors.
+    """Labelled texts and their vectors. Threads may use it at once.
 
     encoder (Encoder): Encodes the texts and the queries.
     kind (str): "exact"; for more than 100,000 examples "hnsw" or "ivf", which miss a few neighbours.
@@ -55,6 +82,7 @@ class ExampleIndex:
         self.encoder = encoder
         self.kind = kind
         self.examples: List[LabelledText] = []
+        self.lock = RLock()
         self._clear()
 
     def _clear(self) -> None:
@@ -99,6 +127,7 @@ class ExampleIndex:
             self._add_batch(batch)
         return len(self) - before
 
+    @_locked
     def _add_batch(self, batch: List[LabelledText]) -> None:
         new: Dict[Tuple[str, Any], LabelledText] = {}
         for example in batch:
@@ -121,6 +150,7 @@ class ExampleIndex:
             self._numbers.setdefault(example.text, number)
         self.examples.extend(examples)
 
+    @_locked
     def search(
         self, queries: Sequence[LabelledText], k: int, *, max_similarity: float = 0.98
     ) -> List[List[Hit]]:
@@ -162,6 +192,7 @@ class ExampleIndex:
         assert self._store is not None
         return self._store.search(vectors, k, exact)
 
+    @_locked
     def encode(self, queries: Sequence[LabelledText]) -> np.ndarray:
         """Encode queries; those whose text is in the index have their vector already.
 
@@ -175,6 +206,7 @@ class ExampleIndex:
         rows = [self.vectors[n] if n >= 0 else encoded[q.text] for q, n in zip(queries, known)]
         return np.stack(rows) if rows else np.zeros((0, self.encoder.width), dtype=np.float32)
 
+    @_locked
     def compare(
         self,
         query: LabelledText,
@@ -223,6 +255,7 @@ class ExampleIndex:
             )
             raise LLMMismatchError(message)
 
+    @_locked
     def to_disk(self, path: Union[str, Path]) -> None:
         """Save to a folder, in place of an index that is there. The encoder isn't saved but named.
 
@@ -249,6 +282,7 @@ class ExampleIndex:
         except Exception as e:
             raise LLMNERError(Errors.E053.format(path=path, reason=_reason(e))) from e
 
+    @_locked
     def to_bytes(self) -> bytes:
         """RETURNS (bytes): What to_disk would write."""
         examples = [_to_json(example) for example in self.examples]
@@ -281,6 +315,7 @@ class ExampleIndex:
             "encoder": self._made_by,
         }
 
+    @_locked
     def _restore(
         self, meta: Dict[str, Any], examples: List[LabelledText], arrays: Dict[str, np.ndarray]
     ) -> "ExampleIndex":

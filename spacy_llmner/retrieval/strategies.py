@@ -106,15 +106,16 @@ class Retriever:
         n = strategy.candidates if strategy.kind in ("diverse", "bm25_rank") else strategy.k
         if strategy.kind == "random":
             n = 0
-        nearest = self.index.search(queries, n)
-        vectors: Any = [None] * len(queries)
-        if len(self.index) and strategy.k and strategy.kind in ("random", "mixed"):
-            vectors = self.index.encode(queries)
-        out = []
-        for query, hits, vector in zip(queries, nearest, vectors):
-            chosen = self._choose(query, hits, vector, seed)
-            out.append(self._gate(query, chosen))
-        return out
+        with self.index.lock:
+            nearest = self.index.search(queries, n)
+            vectors: Any = [None] * len(queries)
+            if len(self.index) and strategy.k and strategy.kind in ("random", "mixed"):
+                vectors = self.index.encode(queries)
+            out = []
+            for query, hits, vector in zip(queries, nearest, vectors):
+                chosen = self._choose(query, hits, vector, seed)
+                out.append(self._gate(query, chosen))
+            return out
 
     def _choose(self, query: LabelledText, hits: List[Hit], vector: Any, seed: int) -> List[Hit]:
         strategy = self.strategy

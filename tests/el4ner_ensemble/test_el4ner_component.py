@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import spacy
+import srsly
 from el4ner_helpers import (
     MockVoter,
     config_of,
@@ -14,7 +15,15 @@ from el4ner_helpers import (
     make_mock_nlp,
     make_nlp,
 )
-from ner_helpers import TEXTS, TRAIN, assert_same, assert_valid, make_examples, make_sgd
+from ner_helpers import (
+    TEXTS,
+    TRAIN,
+    assert_same,
+    assert_valid,
+    damage,
+    make_examples,
+    make_sgd,
+)
 from spacy.tokens import Span
 
 from spacy_llmner.el4ner_ensemble.prompts import parse_prompts, read_prompts
@@ -342,6 +351,65 @@ def test_broken_folder(two, tmp_path):
     (tmp_path / "el4ner_ensemble" / "pool" / "spans.json").unlink()
     with pytest.raises(LLMNERError, match="no complete pool .*spans.json.*nlp.to_disk"):
         spacy.load(tmp_path)
+
+
+DAMAGED = [
+    '{"labels": ["P',
+    "",
+    "[]",
+    "{}",
+    "null",
+    {"labels": 5},
+    {"labels": "PER"},
+    {"labels": ["PER", 5]},
+    {"labels": ["\ud800"]},
+    {"read_labels": None},
+    {"verifier": ["a"]},
+    {"label_words": {"PER": 5}},
+    {"pos_weights": {"noun": "2"}},
+    {"voters": None},
+    {"voters": {"a": 5}},
+    {"factors": []},
+    {"factors": {"a": {"PER": "x"}}},
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_damaged_settings(damaged, tmp_path):
+    """Nothing is taken of what is refused."""
+    nlp, pipe = make_mock_nlp({"a": MockVoter(), "b": MockVoter()})
+    whole = pipe.to_bytes()
+    if isinstance(damaged, dict):
+        damaged = json.dumps({**pipe.cfg, **damaged})
+    pipe.to_disk(tmp_path)
+    (tmp_path / "cfg").write_text(damaged)
+    match = "does not hold a trained 'el4ner_ensemble' .*Save the pipeline again with nlp.to_disk"
+    with pytest.raises(LLMNERError, match=match) as info:
+        pipe.from_disk(tmp_path)
+    assert str(info.value).startswith(str(tmp_path))
+    state = srsly.msgpack_loads(whole)
+    with pytest.raises(LLMNERError, match=f"The given bytes {match}"):
+        pipe.from_bytes(srsly.msgpack_dumps({**state, "cfg": damaged}))
+    assert pipe.to_bytes() == whole and len(pipe.pool) == len(TRAIN)
+
+
+@pytest.mark.parametrize("data", [b"abc", b"", srsly.msgpack_dumps({"cfg": "{}"})])
+def test_damaged_bytes(data):
+    nlp, pipe = make_mock_nlp({"a": MockVoter()})
+    whole = pipe.to_bytes()
+    with pytest.raises(LLMNERError, match="The given bytes does not hold a trained 'el4ner_ens"):
+        pipe.from_bytes(data)
+    assert pipe.to_bytes() == whole
+
+
+def test_a_damaged_pool_leaves_the_old_one(tmp_path):
+    nlp, pipe = make_mock_nlp({"a": MockVoter()})
+    pipe.to_disk(tmp_path)
+    damage(tmp_path / "pool" / "spans.json", 10)
+    whole = pipe.to_bytes()
+    with pytest.raises(LLMNERError, match="holds no complete pool"):
+        pipe.from_disk(tmp_path)
+    assert pipe.to_bytes() == whole
 
 
 def test_another_encoder_is_refused(two, tmp_path):

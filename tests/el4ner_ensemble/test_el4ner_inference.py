@@ -1,13 +1,18 @@
 """The same answer however it is called, and any text (DESIGN.md, section 3)."""
 
+import copy
 import logging
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import spacy
 from el4ner_helpers import MockVoter, initialized, make_mock_nlp, make_nlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities
+from ner_helpers import NASTY, TEXTS, assert_same, assert_valid, entities, make_examples
 from spacy.tokens import Doc, Span
 from spacy.util import raise_error
 
@@ -43,6 +48,73 @@ def test_taking_turns_changes_nothing(two, turns):
     # Texts and demonstrations are read again for each stage.
     both = [nlp.get_pipe("el4ner_ensemble") for nlp in (two, turns)]
     assert both[0].work.verification and both[1].work.verification
+
+
+class InMemory(MockVoter):
+    """Notes which LLMs are in memory when it is asked, and takes its time.
+
+    there (Set[str]): Of all voters together.
+    """
+
+    def __init__(self, there, memory):
+        super().__init__({"Oskar Blum": {"PER": 0.9}}, memory=memory)
+        self.there = there
+        self.most = 0
+
+    def session(self, tasks, asked, *, keep):
+        self.there.add(self.memory)
+        self.most = max(self.most, len(self.there))
+        time.sleep(0.001)
+        return super().session(tasks, asked, keep=keep)
+
+    def unload(self):
+        self.there.discard(self.memory)
+
+
+def copies(pipe):
+    return {
+        "itself": pipe,
+        "deep copy": copy.deepcopy(pipe),
+        "pickle": pickle.loads(pickle.dumps(pipe)),
+    }
+
+
+@pytest.mark.parametrize("which", ["itself", "deep copy", "pickle"])
+def test_taking_turns_in_threads(which):
+    """No more LLMs are in memory than may be, while several threads use it and afterwards."""
+    there = set()
+    nlp, pipe = make_mock_nlp({name: InMemory(there, name) for name in "abc"}, resident=1)
+    pipe = copies(pipe)[which]
+    there = pipe.voters["a"].there
+
+    def use(k):
+        if k == 3:
+            pipe.calibrate(make_examples(nlp))
+        elif k == 5:
+            pipe.initialize(lambda: make_examples(nlp))
+        return entities(pipe(nlp.make_doc(TEXTS[k % 2])))
+
+    alone = [use(0), use(1)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(use, range(8))) == alone * 4
+    assert len(there) == 1
+    assert [voter.most for voter in pipe.voters.values()] == [1, 1, 1]
+
+
+def test_threads_work_side_by_side_if_all_llms_fit():
+    class Meeting(MockVoter):
+        """Waits until another thread asks too."""
+
+        barrier = threading.Barrier(2)
+
+        def session(self, tasks, asked, *, keep):
+            self.barrier.wait(timeout=30)
+            return super().session(tasks, asked, keep=keep)
+
+    nlp, pipe = make_mock_nlp({"a": Meeting()}, initialize=False, labels=["PER"], k=0)
+    with ThreadPoolExecutor(2) as threads:
+        docs = list(threads.map(lambda text: pipe(nlp.make_doc(text)), TEXTS[:2]))
+    assert not any(doc._.el4ner_failed for doc in docs)
 
 
 def test_budget_of_tokens_changes_nothing(two, monkeypatch):

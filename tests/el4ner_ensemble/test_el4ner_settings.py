@@ -120,6 +120,18 @@ def test_labels_that_are_none(labels):
     assert pipe.labels == ("river",)  # as before
 
 
+def test_labels_that_cannot_be_encoded():
+    match = (
+        r"`labels` of 'el4ner.*' is \['PER', '\\ud800'\], but must be words that UTF-8 can encode"
+    )
+    nlp, pipe = make_mock_nlp({"a": MockVoter()}, initialize=False, labels=["river"])
+    with pytest.raises(LLMNERError, match=match):
+        pipe.set_labels(["PER", "\ud800"])
+    assert pipe.labels == ("river",)
+    with pytest.raises(LLMNERError, match=match):
+        make_mock_nlp({"a": MockVoter()}, labels=["PER", "\ud800"])
+
+
 def test_labels_of_any_iterable():
     nlp, pipe = make_mock_nlp({"a": MockVoter()}, initialize=False, labels=[" PER"])
     assert pipe.labels == ("PER",)

@@ -1,9 +1,19 @@
 """Entities while the LLM writes, on a tiny random LLM: it writes nonsense, with half characters."""
 
+import numpy as np
 import pytest
 import spacy
 import torch
-from ember_helpers import TEXTS, TRAIN, assert_same, assert_valid, entities, make_nlp, train
+from ember_helpers import (
+    PAPER,
+    TEXTS,
+    TRAIN,
+    assert_same,
+    assert_valid,
+    entities,
+    make_nlp,
+    train,
+)
 from spacy.training import Example
 
 from spacy_llmner.ember_probe.live import EntityEvent, LiveText, TextPiece
@@ -13,6 +23,12 @@ from spacy_llmner.llm.features import Steps, read_texts
 from spacy_llmner.llm.pool import make_llm
 
 PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
+# The last word is that of an entity.
+ENDS = [
+    ("Mira met Oskar Blum", [(0, 4, "PER"), (9, 19, "PER")]),
+    ("Tea in Port Ellam", [(7, 17, "LOC")]),
+    ("Oskar Blum in Varnholm", [(0, 10, "PER"), (14, 22, "LOC")]),
+]
 
 
 @pytest.fixture(params=["default", "current", "next", "both", "adjacency"])
@@ -20,6 +36,22 @@ def any_streaming(request, paper):
     if request.param == "default":
         return request.getfixturevalue("trained")
     return paper(request.param)
+
+
+@pytest.fixture(scope="module")
+def streaming_llm(any_llm):
+    """Gives a pipeline on an LLM of each shape: the default one, or that of a kind of attention."""
+    made = {}
+
+    def get(attention=""):
+        if attention not in made:
+            nlp = make_nlp(any_llm, width=16)
+            if attention:
+                nlp = make_nlp(any_llm, PAPER, attention=attention, width=32, max_words=4)
+            made[attention] = train(nlp, 60, ENDS, learn_rate=0.03)
+        return made[attention]
+
+    return get
 
 
 @pytest.fixture
@@ -225,17 +257,44 @@ def test_one_stop_string(trained):
     [
         ("max_new_tokens", -1, "0 or more"),
         ("max_new_tokens", 2.5, "0 or more"),
-        ("temperature", -0.5, "0 or more"),
-        ("temperature", "hot", "0 or more"),
+        ("temperature", -0.5, "0 or at least 1e-06"),
+        ("temperature", "hot", "0 or at least 1e-06"),
+        ("temperature", 1e-42, "0 or at least 1e-06"),
         ("top_p", 2.0, "above 0, and at most 1"),
         ("top_p", 0.0, "above 0, and at most 1"),
-        ("repetition_penalty", 0, "above 0"),
+        ("repetition_penalty", 0, "at least 1e-06"),
+        ("repetition_penalty", 1e-42, "at least 1e-06"),
+        ("seed", 1.5, "a whole number from"),
+        ("seed", 2**70, "a whole number from"),
+        ("seed", True, "a whole number from"),
+        ("stop", 5, "a text, or a list of texts"),
+        ("stop", b"x", "a text, or a list of texts"),
+        ("stop", None, "a text, or a list of texts"),
     ],
 )
 def test_senseless_settings(trained, setting, value, must):
     match = f"`{setting}` of 'stream' is {value!r}, but must be {must}"
     with pytest.raises(LLMNERError, match=match):
         stream_of(trained, **{setting: value})
+
+
+def test_whole_numbers_are_numbers(trained):
+    texts = [
+        run(stream_of(trained, max_new_tokens=5, temperature=n, repetition_penalty=2 * n, seed=-3))[
+            0
+        ]
+        for n in (1, 1.0, np.float32(1.0))
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_least_temperature(trained):
+    """It draws what is most probable."""
+    texts = [
+        run(stream_of(trained, max_new_tokens=10, temperature=t, repetition_penalty=1e-6))[0]
+        for t in (0, 1e-6)
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_cancel(trained):
@@ -265,6 +324,42 @@ def test_room_in_the_llm(trained):
     text, events = run(stream)
     assert len(stream._live.ids) + 1 <= llm.max_length
     assert_consistent(stream, text, events)
+
+
+@pytest.mark.parametrize("attention", ["", "next"])
+def test_prompts_as_long_as_the_llm(streaming_llm, attention):
+    """Also with no position left for what is written, or with one."""
+    nlp = streaming_llm(attention)
+    llm = nlp.get_pipe("ember_probe").shared_llm()
+    most = llm.max_length - len(llm.tokenizer.sink) - (len(llm.tokenizer.end) if attention else 0)
+    assert len(llm.tokenizer.encode("x" * most)) == most
+    for n_left in (0, 1):
+        stream = stream_of(nlp, "x" * (most - n_left))
+        text, events = run(stream)
+        assert_consistent(stream, text, events)
+        assert len(stream._live.ids) <= most and stream.stop_reason in ("length", "end")
+    with pytest.raises(
+        LLMNERError, match=r"takes 2\d\d tokens, but the LLM .* has room for 25[56]"
+    ):
+        run(stream_of(nlp, "x" * (most + 1)))
+
+
+def test_the_last_word_is_read_behind_all_others(streaming_llm):
+    """A text that is written in the tokens that it would be read in gets the answers of nlp(text)."""
+    nlp = streaming_llm("next")
+    llm = nlp.get_pipe("ember_probe").shared_llm()
+    n_found = 0
+    for text, _ in ENDS:
+        prompt = text[: text.rindex(" ")]
+        ids = llm.tokenizer.encode(text).ids
+        rest = ids[len(llm.tokenizer.encode(prompt)) :]
+        stream = stream_of(nlp, prompt, max_new_tokens=len(rest))
+        stream._choose = lambda *args, rest=iter(rest): next(rest)
+        run(stream)
+        assert stream._live.ids == ids
+        assert_same(stream.doc, nlp(text))
+        n_found += any(ent.end_char == len(text) for ent in stream.doc.ents)
+    assert n_found
 
 
 def test_empty_prompt(any_streaming):

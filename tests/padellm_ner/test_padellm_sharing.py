@@ -1,5 +1,8 @@
 """Several components on one LLM: held once, and none changes what another sees."""
 
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,6 +13,7 @@ from padellm_helpers import DATA, initialized, make_nlp, train
 from transformers import AutoModelForCausalLM
 
 from spacy_llmner.align import place
+from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import pool
 from spacy_llmner.llm.decoding import Decoder
 from spacy_llmner.padellm_ner.find import FindSettings, finder
@@ -188,3 +192,38 @@ def plainly(model, wording, words, text, labels):
             _, state, log_probs, raw = write([*prompt, *wording.mention(n, k)], mentions)
             out[label].append(Written(label, k, mentions.spans(state), log_probs, raw))
     return out
+
+
+def test_two_threads_at_first_use(trained):
+    """Both make the view with the adapter: neither disturbs the other, nor torch."""
+    expected = [scores(doc) for doc in trained.pipe(TEXTS)]
+    for _ in range(3):
+        nlp = pickle.loads(pickle.dumps(trained))
+        start = threading.Barrier(2)
+
+        def read(_):
+            start.wait()  # noqa: B023
+            return [scores(doc) for doc in nlp.pipe(TEXTS)]  # noqa: B023
+
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(read, range(2)))
+        assert found == [[pytest.approx(s, abs=1e-5) for s in expected]] * 2
+        assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("count", ["argmax", "calibrated"])
+def test_llm_that_overflows(trained, ember, monkeypatch, count):
+    """Nothing found would look like nothing there."""
+    pipe = trained.get_pipe("padellm_ner")
+    norm = pipe.shared_llm().decoder.layers[0].input_layernorm.weight
+    kept = norm.clone()
+    monkeypatch.setitem(pipe.cfg, "count", count)
+    try:
+        norm.data.fill_(float("nan"))
+        for nlp in (trained, ember):
+            with pytest.raises(LLMNERError, match="values that are no numbers in torch.float32"):
+                list(nlp.pipe(TEXTS))
+        with pytest.raises(LLMNERError, match="The loss of 'padellm_ner' is no number .nan."):
+            pipe.update(make_examples(trained))
+    finally:
+        norm.data.copy_(kept)

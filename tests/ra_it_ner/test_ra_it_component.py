@@ -239,6 +239,21 @@ def test_settings_without_sense_in_use(tiny_llm, setting, value):
         nlp("Some text")
 
 
+def test_labels_that_cannot_be_encoded(tiny_llm):
+    match = r"`labels` of 'ra_it_ner' is \[.*'\\ud800'\], but must be words that UTF-8 can encode"
+    nlp = make_nlp(tiny_llm, cfg={"labels": ["ship"]})
+    pipe = nlp.get_pipe("ra_it_ner")
+    with pytest.raises(LLMNERError, match=match):
+        pipe.set_labels(["PER", "\ud800"])
+    with pytest.raises(LLMNERError, match=match):
+        pipe.add_label("\ud800")
+    assert pipe.labels == ("ship",)
+    doc = nlp.make_doc("Some text")
+    doc._.llmner_labels = ["\ud800"]
+    with pytest.raises(LLMNERError, match=match):
+        pipe(doc)
+
+
 def test_first_layer_beyond_the_llm(tiny_llm):
     with pytest.raises(LLMNERError, match="`first_layer`.*below 4, the number of layers"):
         initialized(make_nlp(tiny_llm, first_layer=4))

@@ -1,4 +1,6 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -212,3 +214,30 @@ def test_messages(settings, message):
         make_strategy(**settings)
     with pytest.raises(LLMNERError, match=message):
         Strategy(**settings)
+
+
+@pytest.mark.parametrize("kind", ["nearest", "bm25_rank", "mixed"])
+def test_added_to_while_it_is_searched(kind):
+    """FAISS moves its vectors when it grows, and the first query makes BM25's counts."""
+    index = ExampleIndex(FakeEncoder(width=64))
+    index.add([example(f"text {i} of Bonn", "L") for i in range(3000)])
+    retriever = Retriever(index, make_strategy(kind, candidates=16, gate="bm25", threshold=-9.0))
+    queries = [example(f"query {i} of Bonn") for i in range(40)]
+    start = threading.Barrier(3)
+
+    def search(_):
+        start.wait()
+        return [len(found) for _ in range(3) for found in retriever.find(queries)]
+
+    with ThreadPoolExecutor(2) as threads:
+        searches = threads.map(search, range(2))
+        start.wait()
+        for batch in range(10):
+            index.add([example(f"text {batch} {i} of Rome", "L") for i in range(300)])
+        found = [n for each in searches for n in each]
+    assert found == [2] * 240
+    (after,) = retriever.find(queries[:1])
+    assert len(after) == 2 and len(index) == 6000
+    if kind != "mixed":
+        (fresh,) = Retriever(index, retriever.strategy).find(queries[:1])
+        assert [r.gate_score for r in after] == pytest.approx([r.gate_score for r in fresh])
