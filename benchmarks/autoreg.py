@@ -22,7 +22,7 @@ from spacy.language import Language
 
 from spacy_llmner.learn import Mentions
 from spacy_llmner.llm.branches import Answer, decode
-from spacy_llmner.llm.constraints import NOTHING, Choices, Places, Substrings
+from spacy_llmner.llm.constraints import NOTHING, Choices, Places, Substrings, allowed_along
 from spacy_llmner.llm.decoding import Program, Tree
 from spacy_llmner.llm.packing import TrainingSequence
 from spacy_llmner.llm.words import WordTokens, substrings
@@ -58,7 +58,12 @@ class AutoReg(PaDeLLM):
             answer += label_tokens(wording, label)
             answer += mention_tokens(wording, words, text, mention)
         answer.append(wording.end)
-        return [TrainingSequence([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))]
+        learnt = [False] * len(prompt) + [True] * len(answer)
+        allowed = None
+        if self.settings.loss == "allowed":
+            lines = self.lines(wording, words, text)
+            allowed = [NOTHING] * len(prompt) + allowed_along(lines, answer)
+        return [TrainingSequence([*prompt, *answer], learnt, allowed=allowed)]
 
     def program(
         self, wording: Wording, words: WordTokens, text: str, on_label: Optional[OnLabel] = None

@@ -46,7 +46,7 @@ def _table(rows: List[Dict[str, Any]]) -> List[str]:
     for r in rows:
         runs = r["runs"]
         cells = [
-            r["component"],
+            r["component"] + (", loss over the vocabulary" if r["llm"] and is_raw(r) else ""),
             f"{r['minutes'] or statistics.mean(run['train_seconds'] for run in runs) / 60:.3g}",
             len(runs),
             f"{statistics.mean(run['texts_seen'] for run in runs):.0f}" if r["llm"] else "",
@@ -58,6 +58,11 @@ def _table(rows: List[Dict[str, Any]]) -> List[str]:
         ]
         out.append("| " + " | ".join(str(c) for c in cells) + " |")
     return out
+
+
+def is_raw(r: Dict[str, Any]) -> bool:
+    """Results of before there was a choice don't say it."""
+    return r.get("loss", "raw") == "raw"
 
 
 def _ablations(r: Dict[str, Any]) -> List[str]:

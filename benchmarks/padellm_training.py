@@ -1,4 +1,4 @@
-"""What of the training of `padellm_ner` matters: the template, the loss mask, an adapter or full copies.
+"""What of the training of `padellm_ner` matters: the template, the loss, an adapter or full copies.
 
     python benchmarks/padellm_training.py conll-sentences train.spacy test.spacy --minutes 6
 
@@ -20,8 +20,12 @@ from spacy.util import fix_random_seed
 WAYS: Dict[str, Any] = {
     "compact template": ({"template": "compact"}, 0.003),
     "published template": ({"template": "published_en"}, 0.003),
-    "published template, no loss on the index": (
-        {"template": "published_en", "learn_index": False},
+    "published template, loss over the vocabulary": (
+        {"template": "published_en", "loss": "raw"},
+        0.003,
+    ),
+    "published template, loss over the vocabulary, but not on the index": (
+        {"template": "published_en", "loss": "raw", "learn_index": False},
         0.003,
     ),
     "compact template, full copies of the upper half": ({"template": "compact", "rank": 0}, 0.0003),

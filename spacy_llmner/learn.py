@@ -11,7 +11,7 @@ from spacy.tokens import Doc
 
 from .errors import Errors, LLMNERError, Warnings
 from .gold import Gold
-from .llm.packing import Packed
+from .llm.packing import Packed, target_columns
 from .llm.words import WordTokens
 from .windows import Window
 
@@ -108,7 +108,7 @@ def cross_entropy(batch: Iterable[Packed], logits: torch.Tensor) -> Tuple[float,
     and the gradient."""
     batch = list(batch)
     device = logits.device
-    targets = torch.from_numpy(np.concatenate([p.targets for p in batch])).to(device)
+    targets = torch.from_numpy(target_columns(batch)).to(device)
     weights = torch.from_numpy(np.concatenate([p.weights for p in batch])).to(device)
     log_probs = torch.log_softmax(logits.detach(), dim=-1)
     rows = torch.arange(len(targets), device=device)

@@ -5,7 +5,7 @@ it as it was, so that guesses can be tried and dropped.
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -32,6 +32,15 @@ class Constraint(Protocol):
     def guess(self, state: Any) -> int:
         """RETURNS (int): The allowed token that is likely to come next; no more than a hint. NO_GUESS
         for none."""
+
+
+def allowed_along(rule: Any, ids: Iterable[int]) -> List[np.ndarray]:
+    """RETURNS (List[ndarray]): What a constraint allows at each token of an answer."""
+    out, state = [], rule.start
+    for token in ids:
+        out.append(rule.allowed(state))
+        state = rule.advance(state, token)
+    return out
 
 
 class Choices:

@@ -216,8 +216,16 @@ class PaDeLLM(AdapterPipe):
         self, wording: Wording, words: WordTokens, text: str, mentions: Mentions
     ) -> List[TrainingSequence]:
         """RETURNS (List[TrainingSequence]): What is learnt from some words of a text."""
-        index = self.settings.learn_index
-        return training_sequences(wording, words, text, self.labels, mentions, learn_index=index)
+        settings = self.settings
+        return training_sequences(
+            wording,
+            words,
+            text,
+            self.labels,
+            mentions,
+            learn_index=settings.learn_index,
+            allowed=settings.loss == "allowed",
+        )
 
     @property
     def find_settings(self) -> FindSettings:

@@ -120,12 +120,14 @@ class _Search:
 
     def _ask(self, text: Node, label: str, ids: Sequence[int]) -> _Asked:
         count = {-1: self.numbers.allowed(self.numbers.start)}
-        if self.wording.count_first:
-            node = self.tree.add(text, [*ids, *self.wording.count()], count)
-            return _Asked(label, node, node)
-        node = self.tree.add(text, ids)
-        asked = _Asked(label, node, self.tree.add(node, self.wording.count(), count))
-        if self.settings.look_ahead:
+        before = self.wording.count()
+        if self.wording.count_first or not before:
+            node = self.tree.add(text, [*ids, *before], count)
+            asked = _Asked(label, node, node)
+        else:
+            node = self.tree.add(text, ids)
+            asked = _Asked(label, node, self.tree.add(node, before, count))
+        if self.settings.look_ahead and not self.wording.count_first:
             first = {-1: self.mentions.allowed(self.mentions.start)}
             asked.first = self.tree.add(node, self.wording.mention(1, 1), first)
         return asked

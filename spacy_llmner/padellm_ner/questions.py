@@ -1,10 +1,11 @@
 """From a text and its mentions to training sequences: one for each label and mention (methods.md 2a.2)."""
 
-from typing import List, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from ..learn import Mentions
+from ..llm.constraints import NOTHING, allowed_along
 from ..llm.packing import TrainingSequence
-from ..llm.words import WordTokens, spelling
+from ..llm.words import WordTokens, spelling, substrings
 from .templates import Wording
 
 # How much a count is learnt that is asked for once, and not, as published, with every mention.
@@ -19,6 +20,7 @@ def training_sequences(
     mentions: Mentions,
     *,
     learn_index: bool = True,
+    allowed: bool = True,
 ) -> List[TrainingSequence]:
     """Build all sequences of a text.
 
@@ -28,17 +30,23 @@ def training_sequences(
 
     learn_index (bool): Also learn what stands between the count and the mention; without it is the
         paper's ablation "loss ignoring".
+    allowed (bool): Learn to choose among what the answers may go on with, as when they are written. False
+        is the published loss, over the whole vocabulary.
     """
     out = []
+    tokenizer = wording.tokenizer if wording.template.bare else None
+    places = substrings(words, wording.end, tokenizer, text)
     for label in labels:
         prompt = [*wording.before, *words.ids.tolist(), *wording.label(label)]
         asked = [*prompt, *wording.count()]
         # Of a mention that is there twice, one can be found.
         found = sorted(set(mentions.get(label, [])), key=lambda m: (m[0], -m[1]))
         n = len(found)
+        numbers = wording.numbers(max(len(places.first), n))
         if n == 0 or not wording.count_first:
             weight = 1.0 if wording.count_first else COUNT_WEIGHT
-            out.append(_sequence(asked, wording.number(n), weight))
+            number = wording.number(n)
+            out.append(_sequence(asked, number, weight, numbers if allowed else None))
         for k, mention in enumerate(found, 1):
             head = wording.mention(n, k)
             answer = [*mention_tokens(wording, words, text, mention), wording.end]
@@ -46,13 +54,21 @@ def training_sequences(
                 # The count is learnt with its end; what follows it is the index template.
                 counted = wording.number(n)
                 shared = _common(head, counted)
-                learnt = [True] * shared + [learn_index] * (len(head) - shared)
+                between = learn_index and not allowed
+                learnt = [True] * shared + [between] * (len(head) - shared)
                 sequence = TrainingSequence(
                     [*asked, *head, *answer],
                     [False] * len(asked) + learnt + [True] * len(answer),
                 )
+                if allowed:
+                    sequence.allowed = [
+                        *[NOTHING] * len(asked),
+                        *allowed_along(numbers, head[:shared]),
+                        *[NOTHING] * (len(head) - shared),
+                        *allowed_along(places, answer),
+                    ]
             else:
-                sequence = _sequence([*prompt, *head], answer)
+                sequence = _sequence([*prompt, *head], answer, 1.0, places if allowed else None)
             out.append(sequence)
     return out
 
@@ -69,9 +85,13 @@ def mention_tokens(
     return bare + inside[int(words.last[start] - words.first[start]) + 1 :]
 
 
-def _sequence(prompt: List[int], answer: List[int], weight: float = 1.0) -> TrainingSequence:
+def _sequence(
+    prompt: List[int], answer: List[int], weight: float, rule: Optional[Any]
+) -> TrainingSequence:
+    """rule (Optional[Any]): The constraint that the answer is written under."""
     learnt = [False] * len(prompt) + [True] * len(answer)
-    return TrainingSequence([*prompt, *answer], learnt, weight)
+    allowed = None if rule is None else [NOTHING] * len(prompt) + allowed_along(rule, answer)
+    return TrainingSequence([*prompt, *answer], learnt, weight, allowed)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

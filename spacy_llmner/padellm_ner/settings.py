@@ -6,11 +6,13 @@ from typing import Any, Dict, Optional, Sequence, Union
 from thinc.api import Model
 
 from ..adapter_pipe import check_llm, make_adapter_settings, named
-from ..errors import Errors, LLMNERError, wrong
+from ..errors import Errors, LLMNERError, check_values, wrong
 from ..llm.adapters import AdapterSettings
 from ..llm.pool import LoadedLLM
 from ..pipe import carry
 from .templates import TEMPLATES, Template
+
+LOSSES = ("allowed", "raw")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class PaDeLLMSettings:
     label_words: Dict[str, str] = field(default_factory=dict)
     adapter: AdapterSettings = AdapterSettings()
     learn_index: bool = True
+    loss: str = "allowed"
 
     def check(self, name: str, labels: Sequence[str], llm: LoadedLLM) -> None:
         """RAISES (LLMNERError): If a setting does not fit the labels or the LLM."""
@@ -28,6 +31,13 @@ class PaDeLLMSettings:
         if not self.learn_index and "{count}" not in self.template.mention:
             must = "true: in this template nothing stands between the number and a mention"
             raise wrong("learn_index", name, self.learn_index, must)
+        if not self.learn_index and self.loss == "allowed":
+            must = "true: with loss = 'allowed' what has no choice is not learnt"
+            raise wrong("learn_index", name, self.learn_index, must)
+        template = self.template
+        if self.loss == "raw" and not template.count and "{count}" not in template.mention:
+            must = "'allowed': with this template, number and index of a mention stand at the same place"
+            raise wrong("loss", name, self.loss, must)
         asked = [self.label_words.get(label, label) for label in labels]
         if len(set(asked)) < len(asked):
             must = f"such that each of {', '.join(labels)} goes by another word"
@@ -46,6 +56,7 @@ def make_padellm(
     alpha: int = 32,
     first_layer: Optional[int] = None,
     learn_index: bool = True,
+    loss: str = "allowed",
 ) -> Model:
     """Registered as `spacy_llmner.PaDeLLM.v1` in `@architectures`.
 
@@ -60,18 +71,21 @@ def make_padellm(
     first_layer (Optional[int]): Layers of the LLM below it are left as they are, which trains faster;
         None trains the upper half, 0 all of it.
     learn_index (bool): Learn the tokens between count and mention too; False is the paper's ablation
-        "loss ignoring" (templates with {count} in `mention` only).
+        "loss ignoring" (templates with {count} in `mention`, and loss = "raw", only).
+    loss (str): "allowed" learns to choose among what answers may go on with, as they are written; "raw", as
+        published, among the whole vocabulary.
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If a setting has a value that makes no sense.
     """
     adapter = make_adapter_settings("padellm_ner", rank, alpha, first_layer)
+    check_values("padellm_ner", {"model.loss": loss}, choices={"model.loss": LOSSES})
     if isinstance(template, str):
         if template not in TEMPLATES:
             known = ", ".join(TEMPLATES)
             raise LLMNERError(Errors.E006.format(value=template, what="template", known=known))
         template = TEMPLATES[template]
     return carry(
-        "padellm", PaDeLLMSettings(template, dict(label_words or {}), adapter, learn_index)
+        "padellm", PaDeLLMSettings(template, dict(label_words or {}), adapter, learn_index, loss)
     )
 
 

@@ -39,17 +39,13 @@ class Template:
         if self.count_end[:1].isdecimal():
             raise self._wrong("count_end", "a text that does not go on with the number")
         if "{count}" not in self.mention:
-            if not self.count:
-                must = (
-                    "some text, since the number is asked for apart where `mention` has no {count}"
-                )
-                raise self._wrong("count", must)
-        elif not (self.count_end and self.mention.startswith("{count}" + self.count_end)):
+            return
+        if not (self.count_end and self.mention.startswith("{count}" + self.count_end)):
             must = (
                 "a text that begins with {count} and `count_end`, as the answer to the count does"
             )
             raise self._wrong("mention", must)
-        elif self.mention.count("{count}") > 1:
+        if self.mention.count("{count}") > 1:
             raise self._wrong("mention", "a text in which {count} occurs at most once")
 
     def _wrong(self, setting: str, must: str) -> LLMNERError:
@@ -74,7 +70,7 @@ TEMPLATES: Dict[str, Template] = {
     ),
     # A third of the tokens; a mention does not wait for the count.
     "compact": Template(
-        prompt=" {text}\n{label}", count="#", count_end="", mention="{index}", bare=False
+        prompt=" {text}\n{label}", count="", count_end="", mention="{index}", bare=False
     ),
 }
 

@@ -45,7 +45,7 @@ def scrambled(nlp, seed=0):
     return nlp
 
 
-def train(nlp, steps=30, data=DATA, learn_rate=0.02, examples=None):
+def train(nlp, steps=30, data=DATA, learn_rate=0.01, examples=None):
     """Overfit. RETURNS (Language): The same pipeline."""
     initialized(nlp, data)
     examples = examples or make_examples(nlp, data)

@@ -239,8 +239,16 @@ def test_senseless_settings_of_a_component_in_use(tiny_llm, setting, value):
 
 def test_loss_ignoring_needs_something_to_ignore(tiny_llm):
     with pytest.raises(LLMNERError, match="`learn_index` .* is False, but must be true: in this"):
-        initialized(make_nlp(tiny_llm, learn_index=False))
-    initialized(make_nlp(tiny_llm, learn_index=False, template="published_en"))
+        initialized(make_nlp(tiny_llm, learn_index=False, loss="raw"))
+    with pytest.raises(LLMNERError, match="`loss` .* is 'raw', but must be 'allowed': with this"):
+        initialized(make_nlp(tiny_llm, loss="raw"))
+    with pytest.raises(LLMNERError, match="`learn_index` .* must be true: with loss = 'allowed'"):
+        initialized(make_nlp(tiny_llm, learn_index=False, template="published_en"))
+    initialized(make_nlp(tiny_llm, learn_index=False, template="published_en", loss="raw"))
+    with pytest.raises(
+        LLMNERError, match="`model.loss` .* is 'all', but must be one of allowed, raw"
+    ):
+        make_nlp(tiny_llm, loss="all")
 
 
 def test_settings_that_do_not_fit(tiny_llm):

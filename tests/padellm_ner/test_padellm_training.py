@@ -172,11 +172,20 @@ def test_loss_by_hand():
     logits = torch.tensor([[0.0, 0.0], [0.0, float(np.log(3.0))]])
     nothing = np.zeros(0)
     packed = Packed(
-        nothing, nothing, nothing, np.array([0, 1]), np.array([0, 1]), np.float32([2.0, 1.0])
+        nothing, nothing, nothing, np.array([0, 1]), np.array([0, 1]), np.float32([2.0, 1.0]), None
     )
     loss, d_logits = cross_entropy([packed], logits)
     assert loss == pytest.approx(2 * np.log(2.0) + np.log(4 / 3))
     assert torch.allclose(d_logits, torch.tensor([[-1.0, 1.0], [0.25, -0.25]]))
+    # Token 9 among 4 and 9, and 7 among 4, 7 and 8; the columns are 4, 7, 8 and 9.
+    packed.targets = np.array([9, 7])
+    packed.allowed = [np.array([4, 9]), np.array([4, 7, 8])]
+    no = -float("inf")
+    logits = torch.tensor([[0.0, no, no, float(np.log(3.0))], [0.0, 0.0, 0.0, no]])
+    loss, d_logits = cross_entropy([packed], logits)
+    assert loss == pytest.approx(2 * np.log(4 / 3) + np.log(3.0))
+    expected = [[0.5, 0.0, 0.0, -0.5], [1 / 3, -2 / 3, 1 / 3, 0.0]]
+    assert torch.allclose(d_logits, torch.tensor(expected))
 
 
 def test_get_loss_is_that_of_torch(nlp):
@@ -186,7 +195,7 @@ def test_get_loss_is_that_of_torch(nlp):
     scores = torch.randn(n, 50, generator=torch.Generator().manual_seed(0), requires_grad=True)
     targets = torch.cat([torch.from_numpy(p.targets) for p in packed]) % 50
     for p in packed:
-        p.targets = p.targets % 50
+        p.targets, p.allowed = p.targets % 50, None
     weights = torch.cat([torch.from_numpy(p.weights) for p in packed])
     loss, d_scores = pipe.get_loss(packed, scores)
     expected = (
@@ -198,7 +207,7 @@ def test_get_loss_is_that_of_torch(nlp):
 
 
 def test_batches_by_tokens():
-    texts = [Packed(np.zeros(n), *[np.zeros(0)] * 5) for n in (5, 30, 7, 6, 100)]
+    texts = [Packed(np.zeros(n), *[np.zeros(0)] * 5, None) for n in (5, 30, 7, 6, 100)]
     batches = batches_by_tokens(texts, 22)
     assert [[len(p) for p in b] for b in batches] == [[5], [30], [7, 6], [100]]
     assert batches_by_tokens([], 10) == []
@@ -243,20 +252,22 @@ def test_resume_after_loading(trained, tmp_path):
     trained.to_disk(tmp_path)
     nlp = spacy.load(tmp_path)
     before = state_of(nlp)
-    loss = nlp.update(make_examples(nlp, DATA), sgd=nlp.resume_training())["padellm_ner"]
+    sgd = nlp.resume_training()
+    for _ in range(10):
+        loss = nlp.update(make_examples(nlp, DATA), sgd=sgd)["padellm_ner"]
     assert loss < 1.0 and not same_state(before, state_of(nlp))
     assert share_found(nlp, DATA) > 0.9
     assert same_state(before, state_of(trained))
 
 
 def test_what_is_learnt_follows_the_settings(tiny_llm):
-    """ "loss ignoring" leaves targets out."""
+    """ "loss ignoring" leaves targets out, and so does learning among what is allowed."""
     n = []
-    for learn_index in (True, False):
-        cfg = {"template": "published_en", "learn_index": learn_index}
+    for settings in ({}, {"learn_index": False}, {"loss": "allowed"}):
+        cfg = {"template": "published_en", "loss": "raw", **settings}
         nlp = initialized(make_nlp(tiny_llm, **cfg))
         n.append(gradients_of(nlp, make_examples(nlp)[:1])[2])
-    assert n[1] < n[0]
+    assert n[2] < n[1] < n[0]
 
 
 def test_texts_must_agree(nlp, tiny_llm):

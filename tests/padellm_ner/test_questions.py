@@ -16,8 +16,10 @@ TEXT = "SKIING-Hale of Norland won the Cup in Varnholm"
 MENTIONS = {"LOC": [(7, 8), (2, 3)], "PER": [(0, 1)], "MISC": [(5, 6)]}
 
 
-def sequences_of(wording, text=TEXT, labels=LABELS, mentions=MENTIONS, **settings):
+def sequences_of(wording, text=TEXT, labels=LABELS, mentions=MENTIONS, allowed=False, **settings):
+    """As published, unless `allowed` is set."""
     words = words_of(wording, text)
+    settings["allowed"] = allowed
     return training_sequences(wording, words, text, labels, mentions, **settings)
 
 
@@ -129,6 +131,40 @@ def test_mention_of_words_that_hang_together(published):
     assert spell(published, mention_tokens(published, words, text, (1, 4))) == "(Bonn)"
 
 
+def chosen(wording, sequence):
+    """RETURNS (List[Tuple[str, int]]): What is learnt where there is a choice, and among how many."""
+    tokens = enumerate(sequence.ids)
+    return [
+        (spell(wording, [t]), len(sequence.allowed[k])) for k, t in tokens if sequence.learns(k)
+    ]
+
+
+def test_choices_that_are_learnt(compact):
+    """Among the words of the text, or its numbers. Not where only one answer may go on so: behind a 0, in
+    words, at the end of the text."""
+    text = "Ada met Bo"
+    sequences = sequences_of(compact, text, ["LOC", "PER"], {"PER": [(2, 3)]}, allowed=True)
+    none, count, mention = sequences
+    # 0, 1, 2 or 3.
+    assert chosen(compact, none) == [("0", 4)]
+    assert chosen(compact, count)[0] == ("1", 4)
+    assert chosen(compact, mention)[0][1] == 3
+    packed = pack(sequences)
+    assert len(packed.allowed) == len(packed.targets)
+    assert all(target in ids for target, ids in zip(packed.targets, packed.allowed))
+    # A 0 is not read, since nothing is learnt behind it.
+    [zero] = none.ids[-2:-1]
+    assert compact.number(0) == none.ids[-2:]
+    assert zero not in packed.ids.tolist()
+
+
+def test_published_wording_with_choices(published):
+    """What stands between count and mention has no choice, so that it is not learnt."""
+    first, *_ = sequences_of(published, allowed=True)
+    assert chosen(published, first)[0][0].strip() == "2"
+    assert not any("mention" in token for token, _ in chosen(published, first))
+
+
 TEXTS = st.lists(st.sampled_from(["Bonn", "Ada", "tea", "3.5%", "王", "🚀", "a-b"]), min_size=1)
 
 
@@ -149,6 +185,14 @@ def test_any_mentions(wording, words, data):
     packed = pack(sequences)
     assert len(packed) == len(prefixes)
     assert packed.weights.sum() == sum(s.weight * sum(s.loss) for s in sequences)
+    # What is learnt among fewer is what has a choice, and can always be chosen.
+    narrow = sequences_of(wording, text, LABELS, mentions, allowed=True)
+    assert [s.ids for s in narrow] == [s.ids for s in sequences]
+    for a, b in zip(narrow, sequences):
+        for k in range(len(a.ids)):
+            assert b.loss[k] or not a.loss[k]
+            assert not a.loss[k] or a.ids[k] in a.allowed[k]
+    assert len(pack(narrow)) <= len(packed)
     text_tokens = len(words_of(wording, text).ids)
     assert len(packed) <= len(wording.before) + text_tokens + sum(
         len(s.ids) - text_tokens for s in sequences

@@ -49,9 +49,9 @@ def test_published_strings(kind, name, tiny_tokenizers):
 def test_compact_strings(compact):
     # Words are spelt as in the text; it is the template that begins with a space.
     assert learnt(compact, "Ada left Bonn", ["LOC", "ORG"], {"LOC": [(2, 3)]}) == [
-        f" Ada left Bonn\nLOC#1{END}",
+        f" Ada left Bonn\nLOC1{END}",
         f" Ada left Bonn\nLOC1 Bonn{END}",
-        f" Ada left Bonn\nORG#0{END}",
+        f" Ada left Bonn\nORG0{END}",
     ]
 
 
@@ -129,7 +129,6 @@ def test_around(wording):
         ({"prompt": "{text} {text} {label}"}, "`template.prompt`.*occurs once"),
         ({"prompt": "{label}: {text}"}, "{text} in front of {label}"),
         ({"mention": "which?"}, "`template.mention`.*{index} occurs once"),
-        ({"mention": "{index}", "count": ""}, "`template.count` of 'padellm_ner' is ''.*some text"),
         ({"mention": "{index} of {count}"}, "begins with {count} and `count_end`"),
         ({"mention": "{count}\n{index}", "count_end": ""}, "begins with {count} and `count_end`"),
         ({"mention": "{count}\n{index}{count}"}, "{count} occurs at most once"),
