@@ -3,7 +3,8 @@
     python benchmarks/padellm_constraint.py conll-sentences training/padellm_ner/model-best test.spacy
 
 The pipeline has to be trained with `loss = "raw"`, as published. Both are greedy, with the published
-count and before de-duplication; what was written without the constraint has to be a number, or a substring of the text, to count (the paper's own filter).
+count and before de-duplication; what was written without the constraint has to be a number, or a
+substring of the text, to count (the paper's own filter).
 """
 
 from collections import Counter
