@@ -65,6 +65,12 @@ class Adapter(nn.Module):
             setattr(view.get_submodule(owner.replace("/", ".")), leaf, parameter)
         return view
 
+    def changes_nothing(self) -> bool:
+        """RETURNS (bool): The LLM answers as without it: LoRA's second matrices are still zero. Not known,
+        and so False, of copies of the weights."""
+        second = [p for name, p in self.named_parameters() if "lora_B" in name]
+        return bool(second) and not any(bool(p.any()) for p in second)
+
 
 def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Shapes]:
     """Make an adapter that changes nothing yet. Draws from torch's generator.

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
+from tokenizers.pre_tokenizers import ByteLevel
 
 
 @dataclass
@@ -87,6 +88,24 @@ class LLMTokenizer:
     def encode(self, text: str) -> Encoding:
         """RETURNS (Encoding): Tokens of the text, without special ones; names of special tokens in
         the text are read as plain characters, never as control tokens."""
+        missing = self._missing_bytes
+        if missing and len((raw := text.encode()).translate(None, missing)) < len(raw):
+            return self._encode_without(missing, text)
+        return self._encode(text)
+
+    def _encode_without(self, missing: bytes, text: str) -> Encoding:
+        """Leave out the characters that have a byte without a token: the tokenizers library would leave
+        out the byte only, and report the offsets of what follows too early."""
+        kept = [k for k, char in enumerate(text) if not set(missing) & set(char.encode())]
+        encoding = self._encode("".join(text[k] for k in kept))
+        where = np.array([*kept, len(text)], dtype=np.int64)
+        starts = where[encoding.starts]
+        ends = np.where(
+            encoding.ends > encoding.starts, where[np.maximum(encoding.ends, 1) - 1] + 1, starts
+        )
+        return Encoding(encoding.ids, starts, ends)
+
+    def _encode(self, text: str) -> Encoding:
         if not text:
             return Encoding([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         with self._lock:
@@ -119,6 +138,18 @@ class LLMTokenizer:
         """RETURNS (List[int]): Tokens of a text of our own, in which names of special tokens are these."""
         with self._lock:
             return list(self.hf(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    @cached_property
+    def _missing_bytes(self) -> bytes:
+        """Bytes for which a byte-level vocabulary has no token, and no token for the unknown either."""
+        backend = self.hf.backend_tokenizer
+        if "ByteLevel" not in str(backend.pre_tokenizer) or getattr(backend.model, "unk_token", None):
+            return b""
+        alphabet, vocab = set(ByteLevel.alphabet()), self.hf.get_vocab()
+        # Bytes that cannot be printed are written as the letters from U+0100 on, in their order.
+        hidden = [byte for byte in range(256) if chr(byte) not in alphabet]
+        letters = {byte: chr(0x100 + k) for k, byte in enumerate(hidden)}
+        return bytes(byte for byte in range(256) if letters.get(byte, chr(byte)) not in vocab)
 
     @cached_property
     def _adds_space(self) -> bool:

@@ -188,13 +188,16 @@ class PaDeLLM(AdapterPipe):
         """Find entities, without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Found]): For each Doc.
+        RETURNS (List[Found]): For each Doc. Nothing is found in training before the first step that learns:
+            without it the LLM counts many mentions of each label, and to write them takes minutes.
         RAISES (LLMNERError): If the component is not trained, the LLM is not the one it knows, or a
             setting in `cfg` makes no sense.
         """
         docs = list(docs)
         texts = [doc.text for doc in docs]
         decoder, wording = self._decoder()
+        if self._optimizer is not None and self.module.changes_nothing():
+            return [Found([], []) for _ in docs]
         windows = [self._windows(doc, wording) for doc in docs]
         order = sorted(
             ((i, w) for i, parts in enumerate(windows) for w in parts),

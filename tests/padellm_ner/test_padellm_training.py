@@ -97,6 +97,23 @@ def test_a_new_adapter_changes_nothing(nlp):
     )
 
 
+def test_nothing_is_found_before_the_first_step_that_learns(nlp):
+    pipe = nlp.get_pipe("padellm_ner")
+    doc = nlp.make_doc(TEXTS[0])
+    assert pipe.predict([doc])[0].spans  # as the LLM answers without an adapter
+    examples = make_examples(nlp)
+    pipe.update(examples, sgd=make_sgd(0.0))  # a warm-up begins so
+    found = pipe.predict([doc, doc])
+    assert [(f.ents, f.spans) for f in found] == [([], [])] * 2
+    pipe.update(examples, sgd=make_sgd(1e-6))
+    assert pipe.predict([doc])[0].spans
+
+
+def test_copies_of_weights_answer_at_once(tiny_llm):
+    pipe = initialized(make_nlp(tiny_llm, rank=0)).get_pipe("padellm_ner")
+    assert not pipe.module.changes_nothing()
+
+
 def test_labels_are_set_before_training(nlp):
     pipe = nlp.get_pipe("padellm_ner")
     assert pipe.add_label("PER") == 0
