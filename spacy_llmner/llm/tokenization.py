@@ -143,7 +143,9 @@ class LLMTokenizer:
     def _missing_bytes(self) -> bytes:
         """Bytes for which a byte-level vocabulary has no token, and no token for the unknown either."""
         backend = self.hf.backend_tokenizer
-        if "ByteLevel" not in str(backend.pre_tokenizer) or getattr(backend.model, "unk_token", None):
+        if "ByteLevel" not in str(backend.pre_tokenizer) or getattr(
+            backend.model, "unk_token", None
+        ):
             return b""
         alphabet, vocab = set(ByteLevel.alphabet()), self.hf.get_vocab()
         # Bytes that cannot be printed are written as the letters from U+0100 on, in their order.
