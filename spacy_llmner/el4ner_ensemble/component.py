@@ -30,7 +30,6 @@ from .settings import (
     DEFAULT_CONFIG,
     check_different,
     check_settings,
-    check_spelling,
     check_verifier,
     check_voters,
 )
@@ -207,7 +206,6 @@ class EL4NER(SavedEnsemble):
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do. RAISES (LLMNERError): If they are none."""
         kept = check_labels(self.name, labels)
-        check_spelling(self.name, kept)
         for label in kept:
             self.vocab.strings.add(label)
         self.cfg["labels"], self.cfg["read_labels"] = kept, []

@@ -1,11 +1,12 @@
 """Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
 
 from numbers import Real
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional
 
 from thinc.api import Config
 
 from ..errors import Errors, LLMNERError, check_values, is_at_least, wrong
+from ..labels import encodable
 from .demonstrate import RETRIEVAL
 from .tasks import Voter
 from .votes import VOTES
@@ -87,12 +88,6 @@ def check_different(name: str, voters: Mapping[str, Any]) -> None:
             raise LLMNERError(Errors.E060.format(voter=key, name=name, other=other))
 
 
-def check_spelling(name: str, labels: List[str]) -> None:
-    """RAISES (LLMNERError): If a label can't be encoded, such as one with half of a surrogate pair."""
-    if not _are_words(labels):
-        raise wrong("labels", name, labels, "words that UTF-8 can encode")
-
-
 def check_saved(cfg: Any) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): Saved settings. Most are checked only when they are used.
     RAISES (ValueError): If they are damaged."""
@@ -107,9 +102,8 @@ def check_saved(cfg: Any) -> Dict[str, Any]:
 
 
 def _are_words(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(x, str) and not any("\ud800" <= c <= "\udfff" for c in x) for x in values
-    )
+    known = isinstance(values, list) and all(isinstance(x, str) for x in values)
+    return known and encodable(values)
 
 
 def _by_name(values: Any, kind: Any) -> bool:

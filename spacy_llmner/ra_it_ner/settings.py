@@ -57,10 +57,7 @@ class RAITSettings:
         }
 
     def check_labels(self, name: str, labels: Sequence[str]) -> None:
-        """RAISES (LLMNERError): If a label can't be encoded, such as one with half of a surrogate pair, or
-        if two are asked for with the same question."""
-        if any("\ud800" <= c <= "\udfff" for label in labels for c in label):
-            raise wrong("labels", name, list(labels), "words that UTF-8 can encode")
+        """RAISES (LLMNERError): If two labels are asked for with the same question."""
         asked = [self.label_words.get(label, label) for label in labels]
         if len(set(asked)) < len(asked):
             must = f"such that each of {', '.join(labels)} goes by another word"
