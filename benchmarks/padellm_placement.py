@@ -27,7 +27,7 @@ def main(name: str, path: Path, spans_key: Optional[str] = None, lang: str = "en
         for label, gold in by_label.items():
             gold.sort(key=lambda m: (m[0], -m[1]))
             written = [
-                Written(label, k, places(doc, doc.text[start:end]), [], [], 1.0)
+                Written(label, k, places(doc, doc.text[start:end]), [], [])
                 for k, (start, end) in enumerate(gold, 1)
             ]
             total += len(gold)

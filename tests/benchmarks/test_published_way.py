@@ -9,7 +9,18 @@ from spacy.training import Example
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from padellm_speed import Answers, as_strings, run, tell  # noqa: E402
+from padellm_speed import (  # noqa: E402
+    Answers,
+    as_strings,
+    batch_methods,
+    exactness,
+    measure,
+    methods,
+    ratios,
+    run,
+    table,
+    tell,
+)
 from published_way import LeanLoop, PlainGenerate, left_padded, number, published  # noqa: E402
 
 from spacy_llmner.padellm_ner.find import FindSettings  # noqa: E402
@@ -68,7 +79,7 @@ def test_forced_answers_take_the_steps_of_another_wording(nlp):
     answers = Answers(pipe, wording)(doc)
     loop = LeanLoop(llm, view)
     strings = published(pipe, wording, doc, loop, forced=answers)
-    assert strings == as_strings(doc, run(pipe, doc, FindSettings())[0])
+    assert strings == as_strings(doc, run(pipe, doc, pipe.find_settings)[0])
     written = [a for of_label in answers.values() for a in of_label]
     counts = [wording.number(len(of_label)) for of_label in answers.values()]
     assert loop.work.passes == max(map(len, counts)) + max(map(len, written), default=0)
@@ -83,6 +94,43 @@ def test_untrained_components_write_what_they_are_told(factory, tiny_llm):
     tell(pipe, egs)
     for text, ents in TEXTS:
         assert [(e.start_char, e.end_char, e.label_) for e in nlp(text).ents] == ents
+
+
+@pytest.mark.parametrize("factory", ["padellm_ner", "autoreg_ner"])
+def test_told_one_mention_of_many_words(factory, tiny_llm):
+    """In the compact wording, the count 1 and the question for mention 1 begin alike."""
+    text = "On Monday the old Ada Hale, who had lived in the hills, wrote 1 letter. Nobody read it."
+    nlp = spacy.blank("en")
+    pipe = nlp.add_pipe(factory, config={"llm": {"name": tiny_llm}})
+    eg = Example.from_dict(nlp.make_doc(text), {"entities": [(18, 26, "PER")]})
+    nlp.initialize(lambda: [eg])
+    tell(pipe, [eg])
+    assert [ent.text for ent in nlp(text).ents] == ["Ada Hale"]
+
+
+@pytest.mark.parametrize(("template", "loss"), [("compact", "allowed"), ("published_en", "raw")])
+def test_methods_of_the_speed_benchmark(template, loss, tiny_llm):
+    """Each runs, with its own answers and with gold ones; speed-ups change nothing."""
+    model = {"@architectures": "spacy_llmner.PaDeLLM.v1", "template": template, "loss": loss}
+    nlp, ar_nlp = spacy.blank("en"), spacy.blank("en")
+    config = {"llm": {"name": tiny_llm}, "max_mention_tokens": 8}
+    pipe = nlp.add_pipe("padellm_ner", config={**config, "model": model})
+    ar = ar_nlp.add_pipe("autoreg_ner", config=config)
+    egs = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in TEXTS]
+    for one in (nlp, ar_nlp):
+        one.initialize(lambda: egs)
+    some = docs(nlp)[:2]
+    exact = exactness(pipe, ar, some, 1)
+    assert exact["default = plain"] == exact["sentences"] == 2
+    names = methods(pipe, ar, gold=False).keys()
+    assert ("generate" in names) == (loss == "raw")
+    for part in (methods(pipe, ar, gold=False), batch_methods(pipe, ar)):
+        measured = measure(part, [[doc] for doc in some], 1, pipe)
+        assert all(row["passes"] > 0 for row in table(measured).values())
+        assert "autoregressive" in ratios(measured, "ours")
+    for component in (pipe, ar):
+        tell(component, egs)
+    assert "generate" not in methods(pipe, ar, gold=True)
 
 
 def test_padding_is_on_the_left():
