@@ -15,8 +15,9 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import spacy
+import srsly
 import typer
-from common import read_examples, save
+from common import RESULTS, read_examples, save
 from spacy.training import Example
 
 from spacy_llmner.align import Mention, flat
@@ -43,7 +44,9 @@ def main(
     verifier: str = "smollm2",
     threshold: float = 0.5,
     seed: int = 0,
-    only: str = typer.Option("", help="Variants to run, with commas; all if empty"),
+    only: str = typer.Option(
+        "", help="Variants to add to an earlier result, with commas; all if empty"
+    ),
 ) -> None:
     blank = spacy.blank("en")
     examples = [eg for eg in read_examples(blank, test) if 4 < len(eg.predicted) < 60]
@@ -75,7 +78,7 @@ def main(
         "threshold": threshold,
         "seed": seed,
     }
-    rows: Dict[str, Any] = {}
+    rows: Dict[str, Any] = earlier_variants(f"el4ner_ablation_{name}", facts) if only else {}
     for variant, change in variants.items():
         if only and variant not in only.split(","):
             continue
@@ -91,6 +94,17 @@ def main(
             print(f"{shown:32}", {x: round(y, 1) for x, y in rows[shown].items()}, flush=True)
         # After each variant, since they take long.
         save(f"el4ner_ablation_{name}", {**facts, "variants": rows})
+
+
+def earlier_variants(result: str, facts: Dict[str, Any]) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): What an earlier result has measured, if there is one.
+    RAISES (ValueError): If it was measured with other texts or settings."""
+    path = RESULTS / f"{result}.json"
+    earlier = srsly.read_json(path) if path.exists() else {"variants": {}, **facts}
+    others = [x for x in facts if x != "seconds_pool" and earlier[x] != facts[x]]
+    if others:
+        raise ValueError(f"{path} was measured with other {', '.join(others)}")
+    return earlier["variants"]
 
 
 def make(llms: Dict[str, str], **settings: Any) -> EL4NER:

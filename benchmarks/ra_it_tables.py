@@ -51,7 +51,8 @@ def transfer_table(r: Dict[str, Any]) -> List[str]:
         for mode in dict.fromkeys(run["mode"] for run in runs):
             mine = [x for x in runs if x["way"] == way and x["mode"] == mode]
             cells = [cell([x for x in mine if x["domain"] == d]) for d in domains(runs)]
-            seen = f"{mean(x['texts_tuned_on'] for x in mine):.0f}" if "steps" in mine[0] else ""
+            counted = [x["texts_tuned_on"] for x in mine if "texts_tuned_on" in x]
+            seen = f"{mean(counted):.0f}" if counted else ""
             out.append(
                 f"| {way} | {seen} | {mode} | " + " | ".join(cells) + f" | **{cell(mine)}** |"
             )

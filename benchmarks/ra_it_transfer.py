@@ -73,7 +73,7 @@ def main(
             nlp, steps, texts = tune(data, k, seed, minutes, pool, llm, device, as_many)
             for domain in DOMAINS:
                 for mode in MODES:
-                    scores = read(nlp, data, domain, mode, docs)
+                    scores = read(nlp, data, domain, mode, docs, pool)
                     runs.append(
                         {"seed": seed, "way": way, "domain": domain, "mode": mode, **scores}
                     )
@@ -151,7 +151,7 @@ def mix(nlp: Language, data: Path, n: int) -> List[Example]:
     return out
 
 
-def read(nlp: Language, data: Path, domain: str, mode: str, n: int) -> Dict[str, float]:
+def read(nlp: Language, data: Path, domain: str, mode: str, n: int, pool: int) -> Dict[str, float]:
     """Score one domain, misc left out."""
     gold = list(read_docs(nlp, data / "crossner" / domain / "test.txt"))
     gold = random.Random(domain).sample(gold, n)
@@ -170,7 +170,7 @@ def read(nlp: Language, data: Path, domain: str, mode: str, n: int) -> Dict[str,
         # Plain tuning may be read behind examples too.
         pipe.retrieval = type(strategy)(k=2, **gate)
         own_pool = strategy.k or mode == "in-domain"
-        pipe.take(pipe.index if own_pool else tuning_pool(pipe, nlp, data))
+        pipe.take(pipe.index if own_pool else tuning_pool(pipe, nlp, data, pool))
         found = list(nlp.pipe(bare(nlp, doc) for doc in gold))
     finally:
         pipe.retrieval = strategy
@@ -195,12 +195,12 @@ def read(nlp: Language, data: Path, domain: str, mode: str, n: int) -> Dict[str,
 _POOLS: Dict[str, Any] = {}
 
 
-def tuning_pool(pipe: Any, nlp: Language, data: Path) -> Any:
+def tuning_pool(pipe: Any, nlp: Language, data: Path, pool: int) -> Any:
     """RETURNS (ExampleIndex): The texts that were tuned on, for a component that was tuned without."""
     if "mix" not in _POOLS:
         index = type(pipe.index)(pipe.encoder)
         pipe.take(index)
-        pipe.add_examples(eg.reference for eg in mix(nlp, data, 1000))
+        pipe.add_examples(eg.reference for eg in mix(nlp, data, pool))
         _POOLS["mix"] = index
     return _POOLS["mix"]
 

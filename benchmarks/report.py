@@ -205,7 +205,7 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
         f"Strict scores in percent on {r['texts']} texts with {r['entities']} entities,",
         f"{r['k']} demonstrations out of {r['pool']} labelled texts, verifier {r['verifier']} (an LLM",
         f"alone verifies itself), seed {r['seed']}. Seconds, calls and tokens are those of a text.",
-        "So few texts show which stage works, not how well.",
+        f"With so few entities only large differences mean anything. {r.get('note', '')}".strip(),
         "",
         "| variant | P | R | F | s | calls | tokens |",
         "|---|--:|--:|--:|--:|--:|--:|",

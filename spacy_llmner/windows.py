@@ -12,6 +12,8 @@ from .llm.words import WordTokens, word_tokens
 logger = logging.getLogger("spacy_llmner")
 
 SENTENCE_ENDS = frozenset(".!?。！？…")
+# What closes behind them belongs to the sentence.
+CLOSING = frozenset("\"'”’»)]）】》」』")
 
 
 @dataclass
@@ -96,9 +98,23 @@ def readable(windows: Iterable[Window], most: int, name: str) -> List[Window]:
 
 def may_begin(tokens: Sequence[Token], k: int, known: bool) -> bool:
     """Whether a sentence may begin with token k: as the Doc's boundaries say, if they are known; else
-    behind a full stop, but not that of an abbreviation such as "U.S.", or with a line."""
+    behind a full stop and the quotes and brackets that close with it, but not behind that of an
+    abbreviation such as "U.S.", or with a line."""
     if known:
         return bool(tokens[k].is_sent_start)
-    before, gap = tokens[k - 1], tokens[k].nbor(-1)
-    stops = before.is_punct and before.text[-1] in SENTENCE_ENDS
-    return stops or (gap.is_space and "\n" in gap.text)
+    gap = tokens[k].nbor(-1)
+    if gap.is_space and "\n" in gap.text:
+        return True
+    if _closes(tokens[k]):
+        return False
+    end = k - 1
+    while end > 0 and _closes(tokens[end]):
+        end -= 1
+    return tokens[end].is_punct and tokens[end].text[-1] in SENTENCE_ENDS
+
+
+def _closes(token: Token) -> bool:
+    """Whether it closes what stands before it. A quotation mark that looks the same on both sides does if
+    there is no space before it."""
+    gap = token.nbor(-1)
+    return token.text in CLOSING and not gap.whitespace_ and not gap.is_space

@@ -1,15 +1,12 @@
 """What an answer says: places in the text of each string that it lists."""
 
 import json
-import logging
 import math
 import re
 from dataclasses import dataclass
 from typing import Dict, List, Sequence, Tuple
 
 from ..align import Mention, place
-
-logger = logging.getLogger("spacy_llmner")
 
 Place = Tuple[int, int]
 
@@ -26,23 +23,24 @@ class Listed:
     log_prob: float
 
 
-def mentions_of(label: str, listed: List[Listed], *, ordered: bool) -> List[Mention]:
+def mentions_of(label: str, listed: List[Listed], *, ordered: bool) -> Tuple[List[Mention], int]:
     """Place the strings that were listed for a label.
 
     ordered (bool): Each stands for one mention: the first that begins behind the one before. Else for all
         its occurrences.
-    RETURNS (List[Mention]): What has no place in the text is dropped.
+    RETURNS (Tuple[List[Mention], int]): The mentions, and how many strings were dropped since they have no
+        place in the text.
     """
     best: Dict[Place, float] = {}
+    lost = 0
     first = place(listed) if ordered else []
     for k, answer in enumerate(listed):
         score = math.exp(min(answer.log_prob, 0.0))
         spans = [span for span in first[k : k + 1] if span[0] >= 0] if ordered else answer.places
-        if not spans:
-            logger.debug("an answer for '%s' has no place in the text", label)
+        lost += not spans
         for span in spans:
             best[span] = max(score, best.get(span, 0.0))
-    return [Mention(start, end, label, score) for (start, end), score in best.items()]
+    return [Mention(start, end, label, score) for (start, end), score in best.items()], lost
 
 
 def parse_list(answer: str) -> List[str]:

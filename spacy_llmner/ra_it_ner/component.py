@@ -245,12 +245,18 @@ class RAIT(ExamplePipe):
         decoder = Decoder(llm, view, max_slots=self.max_batch_tokens)
         mentions: List[List[Mention]] = [[] for _ in docs]
         contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
+        n_strings = n_lost = 0
         for passage, answers in zip(passages, decoder.run(programs)):
             start = int(passage.words.bounds[0][0])
             contexts[passage.doc].append((start, passage.context))
             for label, listed in answers.items():
-                found = mentions_of(label, listed, ordered=settings.ordered)
+                found, lost = mentions_of(label, listed, ordered=settings.ordered)
+                n_strings, n_lost = n_strings + len(listed), n_lost + lost
                 mentions[passage.doc] += [m for m in found if m.score >= self.cfg["threshold"]]
+        if n_lost:
+            logger.debug(
+                "%s: %d of %d strings have no place in the text", self.name, n_lost, n_strings
+            )
         out = []
         for doc, found, around in zip(docs, mentions, contexts):
             found.sort(key=lambda m: (m.start, -m.end, m.label))

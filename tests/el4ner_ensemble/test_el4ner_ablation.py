@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import spacy
+import srsly
 from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
 from ner_helpers import TRAIN, make_examples
 
@@ -65,3 +66,14 @@ def test_what_is_kept():
     found = ablation.run(pipe, examples)
     assert found[0][0].verified is None
     assert ablation.score(examples, found, 0.5)["r"] == pytest.approx(50.0)
+
+
+def test_variants_are_added_to_an_earlier_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
+    facts = {"set": "toy", "texts": 4, "labels": ["PER"], "seconds_pool": 1.0}
+    assert ablation.earlier_variants("toy", facts) == {}
+    srsly.write_json(tmp_path / "toy.json", {**facts, "variants": {"ensemble": {"f": 50.0}}})
+    later = {**facts, "seconds_pool": 2.0}
+    assert ablation.earlier_variants("toy", later) == {"ensemble": {"f": 50.0}}
+    with pytest.raises(ValueError, match=r"toy.json was measured with other texts"):
+        ablation.earlier_variants("toy", {**facts, "texts": 5})

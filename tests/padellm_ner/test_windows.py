@@ -108,6 +108,19 @@ def test_a_long_word_has_a_window_of_its_own(tokenizer):
     assert_cover(doc, windows, 16)
 
 
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ['"They left Bonn."', "Nobody came to Rome (or Bern.)", "Ada 'met' Bo!\""],
+        ["“They left Bonn.”", '"Did rain fall?"', '"No."'],
+    ],
+)
+def test_what_closes_belongs_to_the_sentence(tokenizer, sentences):
+    doc = NLP(" ".join(sentences))
+    size = max(n_tokens(tokenizer, NLP(" " + sentence)) for sentence in sentences)
+    assert texts_of(doc, read_windows(doc, tokenizer, size)) == sentences
+
+
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "\t \u00a0"])
 def test_nothing_to_read(tokenizer, text):
     assert read_windows(NLP(text), tokenizer, 16) == []

@@ -51,14 +51,16 @@ def listed(*places, p=0.0):
 
 def test_ordered_answers_have_one_place_each():
     answers = [listed((0, 2), (7, 9)), listed((18, 22)), listed((0, 2), (25, 27), p=-1.0)]
-    out = mentions_of("X", answers, ordered=True)
+    out, lost = mentions_of("X", answers, ordered=True)
+    assert lost == 0
     assert [(m.start, m.end) for m in out] == [(0, 2), (18, 22), (25, 27)]
     assert out[0] == Mention(0, 2, "X", 1.0) and out[2].score == pytest.approx(0.3679, abs=1e-4)
     # What has no place left is dropped.
-    assert len(mentions_of("X", [listed((0, 2)), listed((0, 2))], ordered=True)) == 1
+    out, lost = mentions_of("X", [listed((0, 2)), listed((0, 2))], ordered=True)
+    assert (len(out), lost) == (1, 1)
 
 
 def test_other_answers_stand_for_all_occurrences():
     answers = [listed((0, 2), (7, 9)), listed((0, 2), p=-1.0), listed()]
-    out = mentions_of("X", answers, ordered=False)
-    assert out == [Mention(0, 2, "X", 1.0), Mention(7, 9, "X", 1.0)]
+    out, lost = mentions_of("X", answers, ordered=False)
+    assert lost == 1 and out == [Mention(0, 2, "X", 1.0), Mention(7, 9, "X", 1.0)]

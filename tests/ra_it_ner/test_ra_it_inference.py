@@ -371,3 +371,13 @@ def test_what_passes_no_gate_gives_the_plain_conversation(trained, monkeypatch):
     assert gated.context.reason == "out-of-domain" and plain.context.reason == "never"
     prompts = [wording.encode(p.text, p.context.examples, "ship") for p in (gated, plain)]
     assert prompts[0] == prompts[1] == wording.encode(TEXTS[0], [], "ship")
+
+
+def test_strings_without_a_place_are_dropped_and_counted(free, monkeypatch, caplog):
+    monkeypatch.setattr("spacy_llmner.ra_it_ner.find.parse_list", lambda _: ["Tea", "Nowhere"])
+    n_labels = len(free.get_pipe("ra_it_ner").labels)
+    with caplog.at_level(logging.DEBUG, "spacy_llmner"):
+        doc = free("Tea")
+    assert {span.text for span in doc.spans["llmner"]} == {"Tea"}
+    n = n_labels * 2
+    assert f"ra_it_ner: {n_labels} of {n} strings have no place in the text" in caplog.text
