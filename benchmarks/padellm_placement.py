@@ -1,33 +1,45 @@
 """How many offsets come back when only the strings of all mentions are known (methods.md 2b-data).
 
-    python benchmarks/padellm_placement.py NAME test.spacy [--spans-key KEY]
+    python benchmarks/padellm_placement.py NAME test.spacy [--spans-key KEY] [--white-space]
 
 Each mention of the gold annotation is given as its string, by label and in the order of the text, and
 placed like what `padellm_ner` writes.
 """
 
+import re
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 import spacy
 import typer
 from common import save
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import DocBin
 
 from spacy_llmner.align import place
 from spacy_llmner.padellm_ner.find import Written
 
 
-def main(name: str, path: Path, spans_key: Optional[str] = None, lang: str = "en") -> None:
+def main(
+    name: str,
+    path: Path,
+    spans_key: Optional[str] = None,
+    lang: str = "en",
+    white_space: bool = typer.Option(
+        False, help="Words are what stands between white space, as in GENIA, not the Doc's tokens"
+    ),
+) -> None:
     total = monotone = first = 0
     for doc in DocBin().from_disk(path).get_docs(spacy.blank(lang).vocab):
+        words = [(token.idx, token.idx + len(token)) for token in doc]
+        if white_space:
+            words = [match.span() for match in re.finditer(r"\S+", doc.text)]
         by_label: Dict[str, List[Tuple[int, int]]] = {}
         for span in doc.ents if spans_key is None else doc.spans.get(spans_key, []):
             by_label.setdefault(span.label_, []).append((span.start_char, span.end_char))
         for label, gold in by_label.items():
             gold.sort(key=lambda m: (m[0], -m[1]))
             written = [
-                Written(label, k, places(doc, doc.text[start:end]), [], [])
+                Written(label, k, places(doc.text, words, doc.text[start:end]), [], [])
                 for k, (start, end) in enumerate(gold, 1)
             ]
             total += len(gold)
@@ -44,16 +56,15 @@ def main(name: str, path: Path, spans_key: Optional[str] = None, lang: str = "en
     )
 
 
-def places(doc: Doc, string: str) -> List[Tuple[int, int]]:
+def places(text: str, words: List[Tuple[int, int]], string: str) -> List[Tuple[int, int]]:
     """RETURNS (List[Tuple[int, int]]): Where a string stands between word borders."""
-    starts = {token.idx for token in doc}
-    ends = {token.idx + len(token) for token in doc}
+    starts, ends = {start for start, _ in words}, {end for _, end in words}
     out = []
-    at = doc.text.find(string)
+    at = text.find(string)
     while at >= 0:
         if at in starts and at + len(string) in ends:
             out.append((at, at + len(string)))
-        at = doc.text.find(string, at + 1)
+        at = text.find(string, at + 1)
     return out
 
 
