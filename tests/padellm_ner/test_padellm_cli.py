@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import spacy
-from ner_helpers import TEXTS, assert_valid, make_examples
+from ner_helpers import TEXTS, assert_valid, entities, make_examples
 from padellm_helpers import DATA, initialized, make_nlp
+from spacy.cli.apply import apply
 from spacy.cli.find_threshold import find_threshold
+from spacy.cli.package import package
 from spacy.cli.train import train as train_cli
 from spacy.tokens import DocBin
 from spacy.util import load_config
@@ -73,6 +75,20 @@ def test_find_threshold(trained, corpus, tmp_path):
     )
     assert score == 1.0 and len(scores) == 3
     assert 0.0 <= best < 1.0
+
+
+def test_apply_and_package(trained, tmp_path):
+    """What other commands write and read is what the pipeline finds."""
+    trained.to_disk(tmp_path / "model")
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS))
+    out = tmp_path / "out.spacy"
+    apply(tmp_path / "texts.jsonl", out, str(tmp_path / "model"), "text", 1, 1)
+    docs = list(DocBin().from_disk(out).get_docs(trained.vocab))
+    assert [entities(doc) for doc in docs] == [entities(trained(text)) for text in TEXTS]
+    package(tmp_path / "model", tmp_path, name="x", version="1.0", create_wheel=False,
+            create_sdist=False, silent=True)  # fmt: skip
+    nlp = spacy.load(tmp_path / "en_x-1.0" / "en_x" / "en_x-1.0")
+    assert [entities(nlp(text)) for text in TEXTS] == [entities(trained(text)) for text in TEXTS]
 
 
 @pytest.mark.llm

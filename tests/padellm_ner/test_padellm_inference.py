@@ -257,6 +257,19 @@ def test_stream(wild, text):
     assert len(set(turns)) == len(turns) and [n for n, _ in turns] == sorted(n for n, _ in turns)
 
 
+def test_stream_does_not_wait_for_other_labels(wild, monkeypatch):
+    """What is written first is told first, while the LLM goes on with the rest."""
+    pipe = wild.get_pipe("padellm_ner")
+    made = []
+    decoder = pipe._decoder
+    monkeypatch.setattr(pipe, "_decoder", lambda: made.append(decoder()) or made[-1])
+    early = 0
+    for text in TEXTS:
+        passes = [made[-1][0].passes for _ in pipe.stream(text)]
+        early += any(n < made[-1][0].passes for n in passes)
+    assert early
+
+
 def test_stream_of_a_doc(wild):
     """As in the pipeline that the Doc is of; what was found before is replaced."""
     nlp = spacy.blank("en")
