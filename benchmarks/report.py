@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List
 from common import RESULTS
 from padellm_tables import constraint_table, quality_section, training_table
 from ra_it_tables import shared_context_table, transfer_table
-from retrieval_tables import index_table
+from retrieval_tables import index_table, leaks_table
 from retrieval_tables import quality_table as retrieval_table
 from sources import sources
 
@@ -228,6 +228,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ra_it_transfer": transfer_table,
     "el4ner_ablation": ablation_table,
     "retrieval_index": index_table,
+    "retrieval_leaks": leaks_table,
     "retrieval_quality": retrieval_table,
 }
 

@@ -51,3 +51,14 @@ def quality_table(r: Dict[str, Any]) -> List[str]:
         f"ivf {real['ivf']:.3f}.",
     ]
     return lines
+
+
+def leaks_table(r: Dict[str, Any]) -> List[str]:
+    return [
+        "## Retrieval: leaks",
+        "",
+        f"Each of {r['texts']:,} texts of {len(r['sets'])} sets was asked of an index of all of them "
+        f"({r['examples']:,} without duplicates), in other case and white space.",
+        f"Of {r['examples found']:,} examples found, {r['copies']} were the text itself or a copy, "
+        f"{r['near-duplicates']} nearly the same.",
+    ]

@@ -129,6 +129,7 @@ class ExampleIndex:
 
     @_locked
     def _add_batch(self, batch: List[LabelledText]) -> None:
+        self._check_encoder()
         new: Dict[Tuple[str, Any], LabelledText] = {}
         for example in batch:
             key = (example.hash, example.entities)
@@ -136,7 +137,6 @@ class ExampleIndex:
                 new.setdefault(key, example)
         if not new:
             return
-        self._check_encoder()
         vectors = self.encoder.encode([example.text for example in new.values()])
         if self._store is None:
             self._store = VectorStore(self.kind, self.encoder.width)
