@@ -1,0 +1,98 @@
+"""The naive way of asking says what the component says, with the calls of the formula."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.training import Example
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from el4ner_speed import (  # noqa: E402
+    NaiveSession,
+    StageSession,
+    check_calls,
+    compare,
+    naively,
+    timed,
+)
+
+from spacy_llmner.el4ner_ensemble import session  # noqa: E402
+from spacy_llmner.el4ner_ensemble.work import Work  # noqa: E402
+
+TEXTS = [
+    ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),
+    ("Nobody came to Bern.", [(15, 19, "LOC")]),
+    ("Bo sings.", [(0, 2, "PER")]),
+]
+NEW = ["Yesterday Ada left Bonn with Bo Lund.", "Bo, Bo and Ada in Bern", "Tea is cold."]
+
+
+@pytest.fixture(scope="module")
+def nlp(make_tiny, tmp_path_factory):
+    """Two LLMs with demonstrations; a random one finds something."""
+    root = tmp_path_factory.mktemp("voters")
+    voters = {}
+    for name, shape, seed in (("a", "llama", 7), ("b", "qwen2", 8)):
+        make_tiny(root / name, shape, seed)
+        config = json.loads((root / name / "config.json").read_text())
+        config["max_position_embeddings"] = 4096
+        (root / name / "config.json").write_text(json.dumps(config))
+        llm = {"@misc": "spacy_llmner.LLM.v1", "name": str(root / name), "device": "cpu"}
+        voters[name] = {"@misc": "spacy_llmner.Voter.v1", "llm": llm}
+    encoder = {"@misc": "spacy_llmner.LLMEncoder.v1", "llm": voters["a"]["llm"]}
+    nlp = spacy.blank("en")
+    config = {"llms": voters, "encoder": encoder, "k": 2, "verify_threshold": 0.0}
+    nlp.add_pipe("el4ner_ensemble", config=config)
+    usual, session.MAX_LIST_TOKENS = session.MAX_LIST_TOKENS, 16
+    nlp.initialize(lambda: [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in TEXTS])
+    yield nlp
+    session.MAX_LIST_TOKENS = usual
+
+
+@pytest.mark.parametrize("kind", [NaiveSession, StageSession])
+def test_the_naive_way(nlp, kind):
+    """The same spans and scores, with more tokens, and with the prompts that it counts."""
+    ours = nlp.get_pipe("el4ner_ensemble")
+    prompts = Counter()
+    other = naively(ours, nlp, kind, prompts)
+    assert len(other.pool) == len(ours.pool)
+    ours.work = Work()
+    docs = [nlp.make_doc(text) for text in NEW]
+    found = {}
+    for doc in docs:
+        assert timed(ours, doc, found, "ours") >= 0.0
+        assert timed(other, doc, found, "naive") >= 0.0
+        assert compare(found["ours"], found["naive"]) < 1e-4
+    assert other.work.tokens > ours.work.tokens
+    assert prompts["check"] and prompts["type"]
+    if kind is StageSession:
+        check_calls(ours, len(docs), prompts)
+    else:
+        assert prompts["type"] >= ours.work.classification
+
+
+def test_wrong_calls_are_told(nlp):
+    ours = nlp.get_pipe("el4ner_ensemble")
+    prompts = Counter()
+    other = naively(ours, nlp, StageSession, prompts)
+    ours.work = Work()
+    doc = nlp.make_doc(NEW[0])
+    found = {}
+    timed(ours, doc, found, "ours")
+    timed(other, doc, found, "by stage")
+    ours.work.verification += 1
+    with pytest.raises(AssertionError):
+        check_calls(ours, 1, prompts)
+
+
+def test_other_spans_are_told(nlp):
+    ours = nlp.get_pipe("el4ner_ensemble")
+    one, other = ours.predict([nlp.make_doc(text) for text in (NEW[0], "")])
+    assert one.spans and not other.spans
+    assert compare(one, one) == compare(other, other) == 0.0
+    with pytest.raises(AssertionError, match="other spans"):
+        compare(one, other)
