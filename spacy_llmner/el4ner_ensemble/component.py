@@ -187,12 +187,13 @@ class EL4NER(SavedEnsemble):
             voters={},
             read_labels=[],
             factors={},
+            # Kept where the component is added to a pipeline of another language.
+            lang=nlp.lang or "en",
             **cfg,
         )
         self.voters = check_voters(name, llms or default_voters(), verifier)
         for key, voter in self.voters.items():
             voter.join(key, max_batch_tokens, name)
-        self.lang = nlp.lang or "en"
         self.resident = resident
         self.max_batch_tokens = max_batch_tokens
         self.pool = DemonstrationPool(encoder)
@@ -214,7 +215,7 @@ class EL4NER(SavedEnsemble):
     def asked(self) -> Asked:
         """RETURNS (Asked): What the voters are asked for."""
         words = self.cfg["label_words"]
-        return Asked({label: words.get(label, label) for label in self.labels}, self.lang)
+        return Asked({label: words.get(label, label) for label in self.labels}, self.cfg["lang"])
 
     @property
     def turns(self) -> Turns:

@@ -113,13 +113,14 @@ def _by_name(values: Any, kind: Any) -> bool:
 SAVED: Dict[str, Callable[[Any], bool]] = {
     "labels": _are_words,
     "read_labels": _are_words,
+    "lang": lambda x: isinstance(x, str),
     "verifier": lambda x: x is None or isinstance(x, str),
     "label_words": lambda x: _by_name(x, str),
     "pos_weights": lambda x: _by_name(x, Real),
     "voters": lambda x: _by_name(x, dict),
     "factors": lambda x: _by_name(x, dict) and all(_by_name(of, Real) for of in x.values()),
 }
-ALWAYS_SAVED = ("labels", "verifier", "voters")
+ALWAYS_SAVED = ("labels", "lang", "verifier", "voters")
 
 
 def _has(voter: Any, attribute: str) -> bool:

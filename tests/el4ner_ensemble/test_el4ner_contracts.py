@@ -137,6 +137,15 @@ def test_a_pipeline_of_another_language_takes_it(chinese, prompts, tmp_path):
     assert all("实体" in prompt and "Text" not in prompt for prompt in before)
 
 
+def test_zero_shot_in_a_pipeline_of_another_language(prompts, roomy, tmp_path):
+    chinese = make_nlp({"a": roomy[0]}, lang="zh", labels=["PER"], k=0)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("el4ner_ensemble", name="zh", source=chinese)
+    nlp.to_disk(tmp_path)
+    spacy.load(tmp_path)("李雷 去 北京 .")
+    assert prompts and all("实体" in prompt and "Text" not in prompt for prompt in prompts)
+
+
 @pytest.fixture(scope="module")
 def beside(roomy, tmp_path_factory):
     """`padellm_ner`, and an ensemble that uses the same LLM with its adapter and without."""
