@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import spacy
+import torch
 from el4ner_helpers import MockVoter, initialized, make_mock_nlp, make_nlp
 from ner_helpers import TEXTS, assert_same, assert_valid, entities, make_examples, scores
 
@@ -155,8 +156,9 @@ def beside(roomy, tmp_path_factory):
     config = {"llm": llm, "model": model, "spans_key": "llmner", "threshold": 0.0}
     nlp.add_pipe("padellm_ner", config=config)
     nlp.initialize(lambda: make_examples(nlp))
+    generator = torch.Generator().manual_seed(1)
     for p in nlp.get_pipe("padellm_ner").module.parameters():
-        p.data.normal_(0.0, 0.2)
+        p.data.normal_(0.0, 0.2, generator=generator)
     folder = tmp_path_factory.mktemp("beside")
     nlp.to_disk(folder)
     tuned = {"folder": roomy[0], "adapter": str(folder / "padellm_ner")}
