@@ -11,8 +11,19 @@ import pytest
 import torch
 from hypothesis import settings
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -91,6 +102,35 @@ def other_llm(tiny_llm, tmp_path_factory):
 def any_llm(request, tiny_models):
     """Folder of a tiny random LLM of each supported shape."""
     return tiny_models[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """Folder of a tiny random BERT that reads 24 tokens. Don't write to it."""
+    return save_bert(tmp_path_factory.mktemp("bert") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_bert(tmp_path_factory):
+    """Of the same shape, with other weights."""
+    return save_bert(tmp_path_factory.mktemp("bert") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Runs a command of spaCy: run("evaluate", folder, corpus). RETURNS (str): What it printed."""
+    import spacy.cli
+    from spacy.cli._util import app
+    from typer.testing import CliRunner
+
+    assert spacy.cli  # it registers the commands
+
+    def run(*args, code=0):
+        result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=code != 0)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return run
 
 
 @pytest.fixture
@@ -220,3 +260,28 @@ def fast(tokenizer):
         pad_token=SPECIAL[1],
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_bert(path, seed=0):
+    """Write a tiny random sentence encoder."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    fast = BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=24)
+    fast.save_pretrained(path)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    BertModel(config).save_pretrained(path)
+    return str(path)

@@ -7,9 +7,7 @@ import pytest
 import spacy
 from el4ner_helpers import MockVoter, config_of
 from ner_helpers import TEXTS, TRAIN, assert_same, entities, make_examples
-from spacy.cli._util import app
 from spacy.tokens import DocBin
-from typer.testing import CliRunner
 
 GOLD = {
     name: {label: 0.9}
@@ -25,18 +23,6 @@ def make_knowing():
 
 
 spacy.registry.misc("el4ner_tests.Knowing.v1", func=make_knowing)
-
-
-@pytest.fixture(scope="module")
-def run():
-    import spacy.cli  # noqa: F401, registers the commands
-
-    def run(*args):
-        result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return run
 
 
 @pytest.fixture(scope="module")

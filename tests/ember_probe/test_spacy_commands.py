@@ -7,23 +7,9 @@ from pathlib import Path
 import pytest
 import spacy
 from ember_helpers import TEXTS, assert_same, entities, make_examples
-from spacy.cli._util import app
 from spacy.tokens import DocBin
-from typer.testing import CliRunner
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ember_probe.cfg"
-
-
-@pytest.fixture(scope="module")
-def run():
-    import spacy.cli  # noqa: F401, registers the commands
-
-    def run(*args, code=0):
-        result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=code != 0)
-        assert result.exit_code == code, result.output
-        return result.output
-
-    return run
 
 
 @pytest.fixture(scope="module")
