@@ -90,7 +90,7 @@ def training_table(r: Dict[str, Any]) -> List[str]:
         f"## How padellm_ner is trained: {r['set']}",
         "",
         f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} texts: what is learnt fast,",
-        "not what ends best.",
+        f"not what ends best. {r.get('note', '')}".strip(),
         "",
         "| trained | texts seen | strict F1 | set F1 |",
         "|---|---|---|---|",
@@ -105,7 +105,8 @@ def constraint_table(r: Dict[str, Any]) -> List[str]:
         f"## What the constraint is worth: {r['set']}",
         "",
         f"{r['docs']} test texts, the same weights, greedy, published count, before de-duplication.",
-        "Set F1 in percent; without the constraint, what is not in the text is dropped.",
+        "Set F1 in percent; without the constraint, what is not in the text is dropped. "
+        + r.get("note", ""),
         "",
         "| decoding | precision | recall | set F1 | written | not in the text |",
         "|" + "---|" * 6,
