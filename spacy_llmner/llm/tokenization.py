@@ -96,7 +96,8 @@ class LLMTokenizer:
     def _encode_without(self, missing: bytes, text: str) -> Encoding:
         """Leave out the characters that have a byte without a token: the tokenizers library would leave
         out the byte only, and report the offsets of what follows too early."""
-        kept = [k for k, char in enumerate(text) if not set(missing) & set(char.encode())]
+        lost = frozenset(missing)
+        kept = [k for k, char in enumerate(text) if lost.isdisjoint(char.encode())]
         encoding = self._encode("".join(text[k] for k in kept))
         where = np.array([*kept, len(text)], dtype=np.int64)
         starts = where[encoding.starts]
@@ -143,9 +144,8 @@ class LLMTokenizer:
     def _missing_bytes(self) -> bytes:
         """Bytes for which a byte-level vocabulary has no token, and no token for the unknown either."""
         backend = self.hf.backend_tokenizer
-        if "ByteLevel" not in str(backend.pre_tokenizer) or getattr(
-            backend.model, "unk_token", None
-        ):
+        unknown = getattr(backend.model, "unk_token", None)
+        if unknown or "ByteLevel" not in str(backend.pre_tokenizer):
             return b""
         alphabet, vocab = set(ByteLevel.alphabet()), self.hf.get_vocab()
         # Bytes that cannot be printed are written as the letters from U+0100 on, in their order.
