@@ -22,7 +22,7 @@ left out, and nothing is compared or scored.
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import spacy
@@ -31,22 +31,17 @@ import typer
 from autoreg import AutoReg
 from common import clock_of, read_examples, save, strict_scores
 from published_way import Alone, LeanLoop, PlainGenerate, Strings, Work, listed, published
+from same_outcome import exactness, plain, with_settings
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
+from told import Answers, tell
 
-from spacy_llmner.gold import gold_mentions
-from spacy_llmner.learn import known_windows
 from spacy_llmner.llm import passes
-from spacy_llmner.llm.decoding import Decoder, Scores
-from spacy_llmner.llm.words import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.find import FindSettings, Written, finder
-from spacy_llmner.padellm_ner.questions import mention_tokens
 from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 
 BATCH = 8
-PUBLISHED = FindSettings(draft=0, look_ahead=False)
 
 
 def main(
@@ -220,11 +215,6 @@ def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
     return out
 
 
-def plain(pipe: PaDeLLM) -> FindSettings:
-    """RETURNS (FindSettings): The component's own, without what makes it faster."""
-    return replace(pipe.find_settings, draft=0, look_ahead=False)
-
-
 def batch_methods(pipe: PaDeLLM, ar: AutoReg) -> Dict[str, Any]:
     return {
         "ours": Ours(pipe, pipe.find_settings),
@@ -233,77 +223,6 @@ def batch_methods(pipe: PaDeLLM, ar: AutoReg) -> Dict[str, Any]:
         "autoregressive, no look-up": Ours(ar, {"draft": 0}),
         "autoregressive, unconstrained": Ours(ar, {"constrained": False}),
     }
-
-
-class Told(Decoder):
-    """Adds to the LLM's scores, so that the likeliest answers are those it is told. What is left of the
-    scores, by which guesses are made, stays the LLM's."""
-
-    answers: Dict[Tuple[int, ...], Set[int]] = {}
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._read: Dict[int, int] = {}
-
-    def _pass(self, tokens: Any, passes: Any) -> None:
-        super()._pass(tokens, passes)
-        asked = [(node, k) for node, k in tokens if k in node.ask]
-        self._read.update((int(node.path[node.first + k]), node.ids[k]) for node, k in tokens)
-        for node, k in asked:
-            before = tuple(self._read[int(slot)] for slot in node.path[: node.first + k + 1])
-            scores = node.answers[k]
-            log_probs = scores.log_probs + 50.0 * np.isin(
-                scores.ids, list(self.answers.get(before, ()))
-            )
-            log_probs -= np.logaddexp.reduce(log_probs)
-            node.answers[k] = Scores(scores.ids, log_probs, scores.total)
-
-
-def tell(pipe: PaDeLLM, examples: List[Example]) -> None:
-    """Let a component write the gold answers of some examples."""
-    llm, view, wording = pipe.ready()
-    # A count may begin as the question for a mention does: then either goes on from there.
-    answers: Dict[Tuple[int, ...], Set[int]] = {}
-    for eg in examples:
-        windows = pipe._windows(eg.predicted, wording)
-        gold = gold_mentions(eg, pipe.cfg["train_spans"])
-        for words, inside in known_windows(eg.predicted, windows, gold):
-            for sequence in pipe.sequences(wording, words, eg.predicted.text, inside):
-                for k, learnt in enumerate(sequence.loss):
-                    if learnt:
-                        answers.setdefault(tuple(sequence.ids[:k]), set()).add(sequence.ids[k])
-
-    def decoder() -> Any:
-        told = Told(llm, view, max_slots=pipe.max_batch_tokens)
-        told.answers = answers
-        return told, wording
-
-    pipe._decoder = decoder  # type: ignore[method-assign]
-
-
-class Answers:
-    """The answers of our own run in another wording, found before the clock runs."""
-
-    def __init__(self, pipe: PaDeLLM, wording: Wording) -> None:
-        self.pipe = pipe
-        self.wording = wording
-        self.known: Dict[int, Dict[str, List[List[int]]]] = {}
-
-    def __call__(self, doc: Doc) -> Dict[str, List[List[int]]]:
-        if id(doc) not in self.known:
-            (window,) = self.pipe._windows(doc, self.pipe.ready()[2])
-            written = run(self.pipe, doc, self.pipe.find_settings)[0]
-            self.known[id(doc)] = {
-                label: [self._answer(window.words, doc.text, w) for w in of_label if w.places]
-                for label, of_label in written.items()
-            }
-        return self.known[id(doc)]
-
-    def _answer(self, words: WordTokens, text: str, written: Written) -> List[int]:
-        start, end = written.places[0]
-        first = int(np.searchsorted(words.bounds[:, 0], start))
-        last = int(np.searchsorted(words.bounds[:, 1], end)) + 1
-        return [*mention_tokens(self.wording, words, text, (first, last)), self.wording.end]
 
 
 def measure(
@@ -384,99 +303,6 @@ def ratios(measured: Dict[str, Any], base: str) -> Dict[str, Dict[str, Any]]:
             "rounds": [float(x) for x in each],
         }
     return out
-
-
-def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str, Any]:
-    """Compare outcomes: all mentions with all their places, and log-probabilities.
-
-    RAISES (AssertionError): If a speed-up changes an outcome.
-    """
-    out: Dict[str, Any] = {"sentences": len(docs)}
-    mine = pipe.find_settings
-    slow = outcomes(pipe, docs, plain(pipe))
-    for what, settings in (
-        ("default", mine),
-        ("no drafts", replace(mine, draft=0)),
-        ("no look-ahead", replace(mine, look_ahead=False)),
-    ):
-        other = outcomes(pipe, docs, settings)
-        same, apart = compare(slow, other)
-        out[f"{what} = plain"], out[f"{what}: log-probabilities apart"] = same, apart
-        assert same == len(docs), f"{what}: {len(docs) - same} outcomes differ"
-    looked_up, written = outcomes(ar, docs, {}), outcomes(ar, docs, {"draft": 0})
-    out["autoregressive: look-up = none"] = compare(looked_up, written)[0]
-    assert compare(looked_up, written)[0] == len(docs), "look-up changes the baseline's outcome"
-    free = outcomes(ar, docs[:few], {"constrained": False})
-    out["autoregressive, sentences: unconstrained = constrained"] = compare(free, looked_up)[0]
-    docs = docs[:few]
-    by_number = [as_strings(d, found) for d, found in zip(docs, outcomes(pipe, docs, PUBLISHED))]
-    llm, view, wording = pipe.ready()
-    lean, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
-    out["sentences, published way"] = len(docs)
-    strings = [published(pipe, wording, d, lean, constrained=True) for d in docs]
-    assert by_number == strings, "the published way, constrained, differs from ours"
-    if pipe.settings.loss == "raw":
-        for what, write in (("published way", lean), ("generate", generate)):
-            strings = [published(pipe, wording, d, write) for d in docs]
-            out[f"{what} = ours"] = sum(a == b for a, b in zip(by_number, strings))
-    return out
-
-
-def outcomes(pipe: PaDeLLM, docs: List[Doc], settings: Any) -> List[Dict[str, List[Written]]]:
-    return [
-        found for i in range(0, len(docs), 16) for found in run(pipe, docs[i : i + 16], settings)
-    ]
-
-
-def run(pipe: PaDeLLM, docs: Any, settings: Any) -> List[Dict[str, List[Written]]]:
-    """RETURNS (List[Dict[str, List[Written]]]): What was written about each Doc, by label."""
-    docs = [docs] if isinstance(docs, Doc) else docs
-    with_settings(pipe, settings)
-    decoder, wording = pipe._decoder()
-    parts = [(i, w) for i, doc in enumerate(docs) for w in pipe._windows(doc, wording)]
-    programs = [pipe.program(wording, w.words, docs[i].text) for i, w in parts]
-    out: List[Dict[str, List[Written]]] = [{label: [] for label in pipe.labels} for _ in docs]
-    for (i, _), found in zip(parts, decoder.run(programs)):
-        for label, written in found.items():
-            out[i][label] += written
-    with_settings(pipe, None)
-    return out
-
-
-def compare(a: List[Any], b: List[Any]) -> Tuple[int, float]:
-    """RETURNS (Tuple[int, float]): How many outcomes are the same, and how far log-probabilities are
-    apart at most."""
-    same, apart = 0, 0.0
-    for one, other in zip(a, b):
-        pairs = [(label, w.places) for label, of_label in one.items() for w in of_label]
-        if pairs == [(label, w.places) for label, of_label in other.items() for w in of_label]:
-            same += 1
-            for label in one:
-                for w, v in zip(one[label], other[label]):
-                    distance = np.abs(np.array(w.log_probs) - np.array(v.log_probs))
-                    apart = max(apart, float(distance.max(initial=0.0)))
-    return same, apart
-
-
-def as_strings(doc: Doc, found: Dict[str, List[Written]]) -> Strings:
-    return {
-        label: [doc.text[slice(*w.places[0])] for w in of_label]
-        for label, of_label in found.items()
-    }
-
-
-def with_settings(pipe: PaDeLLM, settings: Any) -> None:
-    """Make a component decode in another way; None takes its own way again."""
-    for name in ("program", "draft", "constrained"):
-        pipe.__dict__.pop(name, None)
-    if isinstance(settings, FindSettings):
-
-        def program(wording: Wording, words: WordTokens, text: str, on_label: Any = None) -> Any:
-            return finder(wording, words, text, pipe.labels, settings, on_label)
-
-        pipe.program = program  # type: ignore[method-assign]
-    else:
-        pipe.__dict__.update(settings or {})
 
 
 def only(nlp: Language, kind: type) -> Any:

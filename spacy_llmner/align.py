@@ -5,7 +5,7 @@ from typing import Iterable, List, Protocol, Sequence, Set, Tuple
 
 from spacy.tokens import Doc
 
-from .pipe import FoundSpan
+from .found import FoundSpan
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from spacy.tokens import Doc, Span, SpanGroup
 
 from .align import Mention, flat
 from .errors import Errors, LLMNERError, Warnings, wrong
-from .pipe import LLMNERPipe, beside, blocked_in, write_group
+from .found import beside, blocked_in, write_group
+from .pipe import LLMNERPipe
 from .scorers import chars, places_of
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -13,16 +12,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
-from spacy.tokens import Doc, Span, SpanGroup
+from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import ensure_path, minibatch
 from thinc.api import Model, Optimizer, noop
 
 from .errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from .extensions import set_extensions
+from .found import Found, write_found
 from .llm.pool import LLM, LoadedLLM
 from .llm.spec import is_forked
-from .scorers import chars
 
 TENSORS = "model.safetensors"
 
@@ -37,34 +36,6 @@ FACTORY: Dict[str, Any] = {
         "ents_ece": None,
     },
 }
-
-
-@dataclass(frozen=True)
-class FoundSpan:
-    """An entity found in a Doc.
-
-    start (int): First token.
-    end (int): One past the last token.
-    label (str): Its type.
-    score (float): Probability, between 0 and 1.
-    """
-
-    start: int
-    end: int
-    label: str
-    score: float
-
-
-@dataclass
-class Found:
-    """What was found in one Doc.
-
-    ents (List[FoundSpan]): The best ones that don't overlap.
-    spans (List[FoundSpan]): All of them.
-    """
-
-    ents: List[FoundSpan]
-    spans: List[FoundSpan]
 
 
 class LLMNERPipe(TrainablePipe):
@@ -230,12 +201,7 @@ class LLMNERPipe(TrainablePipe):
         scores (Sequence[Found]): From `predict`.
         """
         for doc, found in zip(docs, scores):
-            ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
-            others, blocked = ((), []) if self.cfg["overwrite"] else (doc.ents, blocked_in(doc))
-            ents = beside(ents, [*others, *blocked])
-            scored = [(Span(doc, s.start, s.end, label=s.label), s.score) for s in found.spans]
-            write_group(doc, self.cfg["spans_key"], scored, ents, self.name)
-            doc.set_ents([*others, *ents], blocked=blocked, default="outside")
+            write_found(doc, found, self.cfg["spans_key"], self.cfg["overwrite"], self.name)
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Make one step with the gradients gathered since the last.
@@ -378,32 +344,6 @@ class LLMNERPipe(TrainablePipe):
                         setting=setting, name=self.name, trained=value, given=given.get(setting)
                     )
                 )
-
-
-def write_group(
-    doc: Doc, key: str, scored: Sequence[Tuple[Span, float]], ents: Sequence[Span], method: str
-) -> None:
-    """Write a span group, whose attrs say what only its writer knows: "scores", "method" (its name), and
-    as "ents" what it adds to doc.ents. "chars" says where spans are, also when tokens are merged."""
-    spans = [span for span, _ in scored]
-    attrs = {
-        "scores": [score for _, score in scored],
-        "chars": [chars(span) for span in spans],
-        "method": method,
-        "ents": [chars(ent) for ent in ents],
-    }
-    doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
-
-
-def blocked_in(doc: Doc) -> List[Span]:
-    """RETURNS (List[Span]): The tokens that may be no entity, as `doc.set_ents(blocked=...)` says."""
-    return [doc[t.i : t.i + 1] for t in doc if t.ent_iob == 3 and not t.ent_type]
-
-
-def beside(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:
-    """RETURNS (List[Span]): Those entities that overlap none of the others."""
-    taken = {i for ent in others for i in range(ent.start, ent.end)}
-    return [ent for ent in ents if taken.isdisjoint(range(ent.start, ent.end))]
 
 
 @contextmanager

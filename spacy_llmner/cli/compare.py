@@ -71,6 +71,7 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
     """
     nlp: Optional[Language] = None
     keys: List[str] = []
+    before: Dict[str, Any] = {}  # the last component of each name that is not compared
     for model in models:
         other = load_pipeline(model, gpu_id)
         mine = [name for name, pipe in other.pipeline if isinstance(pipe, LLMNERPipe)]
@@ -85,22 +86,22 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
                 added: Any = nlp.add_pipe(name, name=key, source=other)
                 added.cfg.update(spans_key=key, overwrite=True)
                 keys.append(key)
-            elif not isinstance(pipe, Combine) and not _has(nlp, name, pipe):  # a tagger, say
+            elif not isinstance(pipe, Combine) and not _same(
+                before.get(name), pipe
+            ):  # a tagger, say
+                # One that knows something else stands in front of those that read what it says.
                 key = name if name not in nlp.pipe_names else f"{name}_{len(nlp.pipe_names)}"
-                nlp.add_pipe(name, name=key, source=other)
+                before[name] = nlp.add_pipe(name, name=key, source=other)
     assert nlp is not None
     votes = {"keys": keys, "min_votes": min(min_votes, len(keys)), "spans_key": COMBINED}
     nlp.add_pipe("llmner_combine", name=COMBINED, config=votes)
     return nlp
 
 
-def _has(nlp: Language, name: str, pipe: Any) -> bool:
-    """Whether a component is there already. One that knows something else stands in front of those that
-    read what it says."""
-    if name not in nlp.pipe_names:
-        return False
-    there: Any = nlp.get_pipe(name)
-    return not hasattr(pipe, "to_bytes") or there.to_bytes() == pipe.to_bytes()
+def _same(there: Any, pipe: Any) -> bool:
+    if there is None or not hasattr(pipe, "to_bytes"):
+        return there is not None
+    return there.to_bytes() == pipe.to_bytes()
 
 
 def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any]]:

@@ -13,9 +13,10 @@ from thinc.api import Optimizer
 
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
+from ..found import Found
 from ..labels import check_labels
 from ..llm.pool import make_llm
-from ..pipe import FACTORY, Found, carry
+from ..pipe import FACTORY, carry
 from ..retrieval.encoder import SentenceEncoder
 from .calibration import Factors, Polled, fit_factors
 from .demonstrate import Demonstrator, demonstrate

@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterable
 
 from spacy.tokens import Doc, Span
 
-from ..pipe import Found
+from ..found import Found
 from .ensemble import Decision
 from .tasks import Chars, Task
 

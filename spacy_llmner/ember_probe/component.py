@@ -11,9 +11,10 @@ from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Config, Model, Optimizer
 
 from ..errors import Errors, LLMNERError
+from ..found import Found, FoundSpan
 from ..gold import aligned_entities
 from ..llm.pool import LLM
-from ..pipe import FACTORY, Found, FoundSpan, LLMNERPipe, drawn_apart
+from ..pipe import FACTORY, LLMNERPipe, drawn_apart
 from ..scorers import scored_entities
 from . import calibration
 from .batch import Gold, WordBatch, batches_by_words, collate, groups_by_words, surface

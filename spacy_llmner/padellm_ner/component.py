@@ -12,13 +12,14 @@ from thinc.api import Config, Model
 from ..adapter_pipe import AdapterPipe, InUse, Made
 from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError
+from ..found import Found, FoundSpan
 from ..gold import gold_mentions
 from ..learn import Mentions, known_windows
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..llm.pool import LLM, LoadedLLM
 from ..llm.words import WordTokens
-from ..pipe import FACTORY, Found, FoundSpan
+from ..pipe import FACTORY
 from ..windows import Window, read_windows, readable
 from .begins import LEAST_THRESHOLD
 from .checks import check_settings

@@ -15,12 +15,13 @@ from thinc.api import Config, Model
 from ..adapter_pipe import Made, check_llm
 from ..align import Mention, flat, found_spans
 from ..errors import DocumentError, Errors, LLMNERError
+from ..found import Found
 from ..gold import gold_mentions
 from ..labels import check_labels, own_labels
 from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
-from ..pipe import FACTORY, Found
+from ..pipe import FACTORY
 from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex

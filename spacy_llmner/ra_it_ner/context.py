@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from ..pipe import Found
+from ..found import Found
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Retrieved, Retriever, Strategy

@@ -9,19 +9,10 @@ from spacy.training import Example
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from padellm_speed import (  # noqa: E402
-    Answers,
-    as_strings,
-    batch_methods,
-    exactness,
-    measure,
-    methods,
-    ratios,
-    run,
-    table,
-    tell,
-)
+from padellm_speed import batch_methods, measure, methods, ratios, table  # noqa: E402
 from published_way import LeanLoop, PlainGenerate, left_padded, number, published  # noqa: E402
+from same_outcome import as_strings, exactness, run  # noqa: E402
+from told import Answers, tell  # noqa: E402
 
 from spacy_llmner.padellm_ner.find import FindSettings  # noqa: E402
 from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording  # noqa: E402

@@ -134,6 +134,12 @@ def test_each_ensemble_has_its_own_tagger(folders):
             )
     nlp("Varnholm sings")
     assert noted == [["PROPN", "ADV"], ["PRON", "PRON"]]
+    three = assemble([str(folders / name) for name in ("tagged", "other tags", "other tags")])
+    assert three.pipe_names == [
+        *("tags", "el4ner_ensemble"),
+        *("tags_2", "el4ner_ensemble_1", "el4ner_ensemble_2"),
+        "combined",
+    ]
 
 
 def test_all_four(folders):

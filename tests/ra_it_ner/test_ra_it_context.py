@@ -7,7 +7,7 @@ import pytest
 import spacy
 from ner_helpers import make_examples
 
-from spacy_llmner.pipe import FoundSpan
+from spacy_llmner.found import FoundSpan
 from spacy_llmner.ra_it_ner.calibration import NEVER, best_threshold
 from spacy_llmner.ra_it_ner.context import Chooser, Context, FoundInContext
 from spacy_llmner.retrieval.examples import LabelledText
