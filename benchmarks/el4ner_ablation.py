@@ -6,24 +6,30 @@ All variants see the same texts with the same labelled texts to choose from; wha
 without demonstrations is found once; a single LLM sees only what it found itself. Verification is left
 out by leaving its answers out, which is the same. F1 is strict. LLMs this small find little: what counts
 is which stage earns its place.
+
+"Fitted": `calibrate` on held-out texts of the training part, and the threshold of the verifier that is
+best on these (0 keeps all); the same for an LLM alone.
 """
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import spacy
 import srsly
 import typer
 from common import RESULTS, read_examples, save
+from remembering import Remembering
 from spacy.training import Example
 
 from spacy_llmner.align import Mention, flat
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.pool import pool_texts
 
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
 
 
@@ -43,6 +49,7 @@ def main(
     k: int = 3,
     verifier: str = "smollm2",
     threshold: float = 0.5,
+    held_out: int = typer.Option(30, help="Texts of the training part to fit on"),
     seed: int = 0,
     only: str = typer.Option(
         "", help="Variants to add to an earlier result, with commas; all if empty"
@@ -58,6 +65,10 @@ def main(
     start = time.perf_counter()
     full.initialize(lambda: labelled)
     seconds_pool = time.perf_counter() - start
+    shown = {example.text for example in full.pool.index.examples}
+    others = [eg for eg in labelled if 4 < len(eg.predicted) < 60 and eg.text not in shown]
+    order = np.random.default_rng(seed).permutation(len(others))
+    fitted_on = [others[i] for i in sorted(order[:held_out])]
     variants: Dict[str, Dict[str, Any]] = {
         "ensemble": {},
         "gemma": {"llms": ["gemma"]},
@@ -76,6 +87,7 @@ def main(
         "k": k,
         "verifier": verifier,
         "threshold": threshold,
+        "held_out": len(fitted_on),
         "seed": seed,
     }
     rows: Dict[str, Any] = earlier_variants(f"el4ner_ablation_{name}", facts) if only else {}
@@ -88,10 +100,20 @@ def main(
         seconds = (time.perf_counter() - start) / len(examples)
         counts = {"seconds": seconds, "calls": pipe.work.calls / len(examples)}
         counts["tokens"] = pipe.work.tokens / len(examples)
-        rows[variant] = {**score(examples, found, threshold), **counts}
-        rows[f"{variant}, not verified"] = score(examples, found, None)
-        for shown in (variant, f"{variant}, not verified"):
-            print(f"{shown:32}", {x: round(y, 1) for x, y in rows[shown].items()}, flush=True)
+        made = {variant: {**score(examples, found, threshold), **counts}}
+        made[f"{variant}, not verified"] = score(examples, found, 0.0)
+        if variant in ("ensemble", *LLMS):
+            if variant == "ensemble":
+                with setting(pipe, vote="probability"):
+                    found = run(pipe, examples)
+                made[f"{variant}, by probability"] = score(examples, found, threshold)
+                made[f"{variant}, by probability, not verified"] = score(examples, found, 0.0)
+            made[f"{variant}, fitted"] = fitted(pipe, fitted_on, examples)
+        for name_of_row, row in made.items():
+            print(
+                f"{name_of_row:40}", {x: round(row[x], 1) for x in row if x != "each"}, flush=True
+            )
+        rows.update(made)
         # After each variant, since they take long.
         save(f"el4ner_ablation_{name}", {**facts, "variants": rows})
 
@@ -116,7 +138,26 @@ def make(llms: Dict[str, str], **settings: Any) -> EL4NER:
         for key, name in llms.items()
     }
     nlp = spacy.blank("en")
-    return nlp.add_pipe("el4ner_ensemble", config={"llms": config, **settings})  # type: ignore
+    pipe: Any = nlp.add_pipe("el4ner_ensemble", config={"llms": config, **settings})
+    pipe.voters = {key: Remembering(voter) for key, voter in pipe.voters.items()}
+    return pipe
+
+
+@contextmanager
+def setting(pipe: EL4NER, **cfg: Any) -> Iterator[None]:
+    before = {key: pipe.cfg[key] for key in cfg}
+    pipe.cfg.update(cfg)
+    yield
+    pipe.cfg.update(before)
+
+
+def fitted(pipe: EL4NER, held_out: List[Example], examples: List[Example]) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): Scores, and the threshold."""
+    with setting(pipe, factors={}):
+        pipe.calibrate(held_out)
+        found = run(pipe, held_out)
+        best = max(THRESHOLDS, key=lambda t: score(held_out, found, t)["f"])
+        return {**score(examples, run(pipe, examples), best), "threshold": best}
 
 
 def changed(
@@ -156,15 +197,14 @@ def run(pipe: EL4NER, examples: List[Example]) -> List[List[Voted]]:
     return out
 
 
-def score(
-    examples: List[Example], found: List[List[Voted]], threshold: Optional[float]
-) -> Dict[str, float]:
-    """RETURNS (Dict[str, float]): Strict micro scores in percent. Without a threshold, unverified.
+def score(examples: List[Example], found: List[List[Voted]], threshold: float) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): Strict micro scores in percent, and "each": right, found and gold of each
+    text. With a threshold of 0, unverified.
 
     What could not be verified is kept, as by the component."""
-    right = n_found = n_gold = 0
+    each = []
     for eg, of_text in zip(examples, found):
-        if threshold is None:
+        if not threshold:
             mentions = [m for m, _ in of_text]
         else:
             mentions = [
@@ -174,11 +214,10 @@ def score(
             ]
         gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
         mine = {(m.start, m.end, m.label) for m in flat(mentions)}
-        right += len(gold & mine)
-        n_found += len(mine)
-        n_gold += len(gold)
+        each.append((len(gold & mine), len(mine), len(gold)))
+    right, n_found, n_gold = (sum(counts) for counts in zip(*each))
     p, r = right / max(n_found, 1), right / max(n_gold, 1)
-    return {"p": 100 * p, "r": 100 * r, "f": 100 * 2 * p * r / max(p + r, 1e-9)}
+    return {"p": 100 * p, "r": 100 * r, "f": 100 * 2 * p * r / max(p + r, 1e-9), "each": each}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ner_helpers import TRAIN, make_examples
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import el4ner_ablation as ablation  # noqa: E402
+from remembering import Remembering  # noqa: E402
 
 from spacy_llmner.el4ner_ensemble.component import EL4NER  # noqa: E402
 
@@ -58,7 +59,7 @@ def test_what_is_kept():
     examples = make_examples(nlp, data)
     found = ablation.run(pipe, examples)
     assert [(of[0].verified, of[0].mention.score) for of in found] == [(0.0, 0.8)] * 2
-    assert ablation.score(examples, found, None)["f"] == pytest.approx(100.0)
+    assert ablation.score(examples, found, 0.0)["f"] == pytest.approx(100.0)
     assert ablation.score(examples, found, 0.5)["f"] == 0.0
     failing = voters()
     failing[ONE].fails = {"verification": {text}}
@@ -77,3 +78,37 @@ def test_variants_are_added_to_an_earlier_result(monkeypatch, tmp_path):
     assert ablation.earlier_variants("toy", later) == {"ensemble": {"f": 50.0}}
     with pytest.raises(ValueError, match=r"toy.json was measured with other texts"):
         ablation.earlier_variants("toy", {**facts, "texts": 5})
+
+
+def test_nothing_is_asked_twice():
+    """Other ways to count the same votes only ask whether new claims are true."""
+    texts = ["Mira Stone drinks cold tea.", "Mira Stone sings in Port Ellam."]
+    usual, remembering = voters(), voters()
+    _, expected = make_mock_nlp(usual)
+    nlp, pipe = make_mock_nlp(remembering)
+    pipe.voters = {name: Remembering(voter) for name, voter in pipe.voters.items()}
+    pipe._turns = None
+    docs = [nlp.make_doc(text) for text in texts]
+    assert pipe.predict(docs) == expected.predict(docs)
+    asked = [list(voter.asked) for voter in remembering.values()]
+    assert asked == [voter.asked for voter in usual.values()]
+    assert pipe.predict(docs) == expected.predict(docs)
+    assert [voter.asked for voter in remembering.values()] == asked
+    for each in (pipe, expected):
+        each.cfg["factors"] = {OTHER: {"": 0.1, "PER": 0.1, "LOC": 9.0}}
+        each.cfg["vote"] = "probability"
+    remembering[OTHER].knows["cold"] = {"LOC": 1.0}  # it is not asked again
+    assert pipe.predict(docs) == expected.predict(docs)
+    new = [voter.asked[len(before) :] for voter, before in zip(remembering.values(), asked)]
+    assert {stage for of_voter in new for stage, *_ in of_voter} <= {"verification"}
+
+
+def test_fitted_on_held_out_texts(monkeypatch):
+    """The threshold is the best one there, and nothing of it stays."""
+    nlp, pipe = make_mock_nlp(voters(), verify_threshold=0.0)
+    held_out = make_examples(nlp, [("Mira Stone drinks tea.", [(0, 10, "PER")])])
+    test = make_examples(nlp, [("Mira Stone naps.", [(0, 10, "PER")])])
+    row = ablation.fitted(pipe, held_out, test)
+    # It says that Mira Stone is no entity: better to ask nobody.
+    assert row["threshold"] == 0.0 and row["each"] == [(1, 1, 1)]
+    assert pipe.cfg["factors"] == {}
