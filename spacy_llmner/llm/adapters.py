@@ -121,10 +121,11 @@ def _is_trained(name: str, llm: LoadedLLM, settings: AdapterSettings) -> bool:
 
 
 def _copy_modules(module: Any) -> Any:
-    """Copy a module tree: modules of its own, but the same parameters and buffers."""
+    """Copy a module tree: modules and hooks of its own, but the same parameters and buffers."""
     out = copy.copy(module)
-    for kind in ("_parameters", "_buffers"):
-        out.__dict__[kind] = dict(module.__dict__[kind])
+    for name, value in module.__dict__.items():
+        if isinstance(value, dict):
+            out.__dict__[name] = copy.copy(value)
     out.__dict__["_modules"] = {
         name: None if child is None else _copy_modules(child)
         for name, child in module.__dict__["_modules"].items()

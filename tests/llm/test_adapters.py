@@ -103,6 +103,27 @@ def test_the_shared_model_stays_bit_identical(llm, settings):
 
 
 @pytest.mark.parametrize("settings", [LORA, FULL])
+def test_hooks_are_not_shared(llm, settings):
+    """What watches the shared model is not called by a view of it, nor the other way."""
+    _, view = changed(llm, settings, 1)
+    called = []
+    watched = {"shared": llm.decoder, "view": view}
+    hooks = [
+        module.register_forward_hook(lambda *args, name=name: called.append(name))
+        for name, decoder in watched.items()
+        for module in [decoder.norm if hasattr(decoder, "norm") else decoder.ln_f]
+    ]
+    try:
+        for name, decoder in watched.items():
+            called.clear()
+            states(decoder)
+            assert called == [name]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("settings", [LORA, FULL])
 def test_after_an_exception(llm, settings):
     before, expected = snapshot(llm), states(llm.decoder)
     _, view = changed(llm, settings, 1)
