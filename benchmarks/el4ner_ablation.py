@@ -12,7 +12,7 @@ best on these (0 keeps all); the same for an LLM alone.
 """
 
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
@@ -27,6 +27,7 @@ from spacy.training import Example
 
 from spacy_llmner.align import Mention, flat
 from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.el4ner_ensemble.ensemble import union_of
 from spacy_llmner.el4ner_ensemble.pool import pool_texts
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -104,6 +105,7 @@ def main(
         made[f"{variant}, not verified"] = score(examples, found, 0.0)
         if variant in ("ensemble", *LLMS):
             if variant == "ensemble":
+                facts["stages"] = {**stages(pipe, examples), "verifier": auc(examples, found)}
                 with setting(pipe, vote="probability"):
                     found = run(pipe, examples)
                 made[f"{variant}, by probability"] = score(examples, found, threshold)
@@ -124,6 +126,7 @@ def earlier_variants(result: str, facts: Dict[str, Any]) -> Dict[str, Any]:
     path = RESULTS / f"{result}.json"
     earlier = srsly.read_json(path) if path.exists() else {"variants": {}, **facts}
     others = [x for x in facts if x != "seconds_pool" and earlier[x] != facts[x]]
+    facts.update({x: earlier[x] for x in ("stages",) if x in earlier})
     if others:
         raise ValueError(f"{path} was measured with other {', '.join(others)}")
     return earlier["variants"]
@@ -180,6 +183,48 @@ def changed(
     ]
     pipe.pool.fill([texts[example] for example in full.pool.index.examples], found)
     return pipe
+
+
+def stages(pipe: EL4NER, examples: List[Example]) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): What each stage knows: "found", by voter and for "union", of how many
+    entities the span is found, and how many spans are; "types", by voter, of how many of the union's it
+    gives the right label the highest probability among labels."""
+    ensemble, readings = pipe._ensemble(), [pipe._read(eg.predicted) for eg in examples]
+    pipe._demonstrate(ensemble, readings)
+    tasks = [task for reading in readings for task in reading.tasks]
+    assert len(tasks) == len(examples), "texts of one window each"
+    of_text = iter(examples)
+    found = {name: np.zeros(2, dtype=int) for name in (*pipe.voters, "union")}
+    types = dict.fromkeys(pipe.voters, 0)
+    with closing(ensemble._panels(tasks)) as panels:
+        for panel in panels:
+            proposed = ensemble._propose(panel)
+            unions = [union_of(by_voter) for by_voter in proposed]
+            said = ensemble._classify(panel, unions)
+            for by_voter, union, of_spans in zip(proposed, unions, said):
+                ents = next(of_text).reference.ents
+                gold = {(ent.start_char, ent.end_char): ent.label_ for ent in ents}
+                for name, spans in {**by_voter, "union": union}.items():
+                    found[name] += [len(gold.keys() & set(spans)), len(spans)]
+                for span, answers in zip(union, of_spans):
+                    for name, p in answers.items():
+                        likeliest = max(pipe.labels, key=lambda label: p.get(label, 0.0))
+                        types[name] += gold.get(span) == likeliest
+    return {"found": {name: n.tolist() for name, n in found.items()}, "types": types}
+
+
+def auc(examples: List[Example], found: List[List[Voted]]) -> float:
+    """RETURNS (float): How often the verifier takes a right claim for likelier than a wrong one; 0.5 if it
+    knows nothing."""
+    right: List[float] = []
+    wrong: List[float] = []
+    for eg, of_text in zip(examples, found):
+        gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
+        for m, verified in of_text:
+            if verified is not None:
+                (right if (m.start, m.end, m.label) in gold else wrong).append(verified)
+    pairs = [(a > b) + 0.5 * (a == b) for a in right for b in wrong]
+    return float(np.mean(pairs)) if pairs else float("nan")
 
 
 def run(pipe: EL4NER, examples: List[Example]) -> List[List[Voted]]:

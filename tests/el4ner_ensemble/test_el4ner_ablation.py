@@ -1,6 +1,7 @@
 """The ablation benchmark leaves out what it says, and nothing else."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,20 @@ def test_fitted_on_held_out_texts(monkeypatch):
     # It says that Mira Stone is no entity: better to ask nobody.
     assert row["threshold"] == 0.0 and row["each"] == [(1, 1, 1)]
     assert pipe.cfg["factors"] == {}
+
+
+def test_what_each_stage_knows():
+    nlp, pipe = make_mock_nlp(voters(), verify_threshold=0.0)
+    data = [
+        ("Mira Stone drinks cold tea.", [(0, 10, "PER"), (23, 26, "LOC")]),
+        ("Nobody naps.", []),
+    ]
+    examples = make_examples(nlp, data)
+    known = ablation.stages(pipe, examples)
+    assert known["found"] == {ONE: [2, 2], OTHER: [1, 2], "union": [2, 3]}
+    assert known["types"][ONE] == 1
+    ((right,), _) = ablation.run(pipe, examples)
+    wrong = replace(right.mention, label="LOC")
+    for p, q, share in ((0.8, 0.2, 1.0), (0.5, 0.5, 0.5), (0.1, 0.2, 0.0)):
+        found = [[ablation.Voted(right.mention, p), ablation.Voted(wrong, q)], []]
+        assert ablation.auc(examples, found) == share
