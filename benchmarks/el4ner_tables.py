@@ -39,9 +39,9 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
         out += [
             "",
             f"What each stage of the ensemble knows. Entities whose span is found: {spans}. Of those of",
-            f"the union, to whom the right one of {len(r['labels'])} labels is the likeliest: {right}. To the",
-            f"verifier a right claim is likelier than a wrong one in {surer:.0f} % of pairs (50: it knows "
-            "nothing).",
+            f"the union, to whom the right one of {len(r['labels'])} labels is the likeliest: {right}.",
+            f"To the verifier a right claim is likelier than a wrong one in {surer:.0f} % of pairs (50: it "
+            "knows nothing).",
         ]
     return out
 
