@@ -156,7 +156,7 @@ def setting(pipe: EL4NER, **cfg: Any) -> Iterator[None]:
 
 def fitted(pipe: EL4NER, held_out: List[Example], examples: List[Example]) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): Scores, and the threshold."""
-    with setting(pipe, factors={}):
+    with setting(pipe, factors={}, weights={}):
         pipe.calibrate(held_out)
         found = run(pipe, held_out)
         best = max(THRESHOLDS, key=lambda t: score(held_out, found, t)["f"])

@@ -18,7 +18,7 @@ from ..labels import check_labels
 from ..llm.pool import make_llm
 from ..pipe import FACTORY, carry
 from ..retrieval.encoder import SentenceEncoder
-from .calibration import Factors, Polled, fit_factors
+from .calibration import Fitted, Polled, fit
 from .demonstrate import Demonstrator, demonstrate
 from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
 from .labelled import fill_pool, shows_any
@@ -34,7 +34,7 @@ from .settings import (
     check_verifier,
     check_voters,
 )
-from .tasks import NONE, Asked, Task
+from .tasks import Asked, Task
 from .voters import Turns, default_voters
 from .work import Work
 
@@ -188,6 +188,7 @@ class EL4NER(SavedEnsemble):
             voters={},
             read_labels=[],
             factors={},
+            weights={},
             # Kept where the component is added to a pipeline of another language.
             lang=nlp.lang or "en",
             **cfg,
@@ -300,6 +301,7 @@ class EL4NER(SavedEnsemble):
             self.cfg["verify_threshold"],
             self.cfg["skip_unanimous"],
             self.cfg["factors"],
+            self.cfg["weights"],
         )
         voters = list(self.voters.values())
         return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens, self.name)
@@ -363,12 +365,12 @@ class EL4NER(SavedEnsemble):
         self._warned = False
         self._compared = False
 
-    def calibrate(self, examples: Iterable[Example]) -> Factors:
-        """Fit what corrects the voters' likings for types, see calibration: on held-out texts, such as
-        those of the dev corpus, which are read once. It is kept in `cfg`.
+    def calibrate(self, examples: Iterable[Example]) -> Fitted:
+        """Fit what each voter counts, and what corrects its likings for types, see calibration: on held-out
+        texts, such as those of the dev corpus, which are read once. It is kept in `cfg`.
 
         examples (Iterable[Example]): Texts as they come to the component, and their entities.
-        RETURNS (Factors): By voter and label; "" stands for no entity.
+        RETURNS (Fitted): By voter and label, where "" stands for no entity; and F1 before and after.
         RAISES (LLMNERError): As predict does, or if no text has an entity.
         """
         given = list(examples)
@@ -388,10 +390,13 @@ class EL4NER(SavedEnsemble):
         polled = []
         for eg, reading in zip(examples, readings):
             gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}
-            for _ in reading.tasks:
-                polled += [Polled(x, gold.get(span, NONE)) for span, x in next(said).items()]
-        self.cfg["factors"] = fit_factors(polled, list(self.voters), self.labels)
-        return self.cfg["factors"]
+            polled.append(
+                Polled({k: v for _ in reading.tasks for k, v in next(said).items()}, gold)
+            )
+        weights = {name: voter.weight for name, voter in self.voters.items()}
+        fitted = fit(polled, weights, self.labels, self.cfg["vote"])
+        self.cfg.update(factors=fitted.factors, weights=fitted.weights)
+        return fitted
 
     def update(
         self,

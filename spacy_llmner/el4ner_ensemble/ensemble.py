@@ -39,6 +39,7 @@ class EnsembleSettings:
     skip_unanimous (bool): What all voters agree about is not verified.
     factors (Mapping[str, Mapping[str, float]]): Correct what each voter says about each type, see
         calibration.
+    weights (Mapping[str, float]): Voters' weights are multiplied by these, see calibration.
     """
 
     vote: str
@@ -46,6 +47,7 @@ class EnsembleSettings:
     verify_threshold: float
     skip_unanimous: bool
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -283,7 +285,8 @@ class Ensemble:
         return said
 
     def _ballots(self, said: Sequence[Said]) -> List[Ballot]:
-        weights = {voter.name: voter.weight for voter in self.voters}
+        fitted = self.settings.weights
+        weights = {voter.name: voter.weight * fitted.get(voter.name, 1.0) for voter in self.voters}
         factors, labels = self.settings.factors, list(self.asked.types)
         out = []
         for answers in said:

@@ -28,7 +28,7 @@ class SavedEnsemble(LLMNERPipe):
     def new_pool(self) -> None:
         """Forget all that depends on the labelled texts, and what is known of the voters."""
         self.pool.clear()
-        self.cfg["voters"], self.cfg["factors"] = {}, {}
+        self.cfg.update(voters={}, factors={}, weights={})
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): Settings and the pool; never an LLM's weights."""

@@ -119,6 +119,7 @@ SAVED: Dict[str, Callable[[Any], bool]] = {
     "pos_weights": lambda x: _by_name(x, Real),
     "voters": lambda x: _by_name(x, dict),
     "factors": lambda x: _by_name(x, dict) and all(_by_name(of, Real) for of in x.values()),
+    "weights": lambda x: _by_name(x, Real),
 }
 ALWAYS_SAVED = ("labels", "lang", "verifier", "voters")
 

@@ -371,6 +371,7 @@ DAMAGED = [
     {"voters": {"a": 5}},
     {"factors": []},
     {"factors": {"a": {"PER": "x"}}},
+    {"weights": {"a": None}},
 ]
 
 
