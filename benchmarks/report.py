@@ -22,6 +22,7 @@ QUALITY_SETS = {
     "conll-sentences-bfloat16": "CoNLL-2003, sentence by sentence, LLM in bfloat16",
     "conll-documents": "CoNLL-2003, documents of ten sentences",
     "wnut17": "WNUT-17",
+    "own-english": "This project's English corpus (480 sentences to learn from)",
     "own-chinese": "This project's Chinese corpus (138 sentences to learn from)",
 }
 
