@@ -3,6 +3,7 @@
 import typer
 from spacy.cli._util import app as spacy_app
 
+from .calibrate import calibrate_cli
 from .chat import chat_cli
 from .compare import compare_cli
 from .download import download_cli
@@ -22,6 +23,7 @@ app.command("download")(download_cli)
 app.command("info")(info_cli)
 app.command("evaluate")(evaluate_cli)
 app.command("compare")(compare_cli)
+app.command("calibrate")(calibrate_cli)
 app.command("layers")(layers_cli)
 app.command("generate")(generate_cli)
 app.command("index")(index_cli)
