@@ -159,6 +159,7 @@ def speed_table(r: Dict[str, Any]) -> List[str]:
         f"turn, median of {r['rounds']}",
         "rounds each. Ratio: of means, to `padellm_ner`'s; in brackets its 95 % bootstrap interval over",
         "sentences, behind it the lowest and highest of a round.",
+        *([r["note"]] if "note" in r else []),
     ]
     if r["gold_answers"]:
         out.append("All methods write the gold answers, so that no model's mistakes play a part.")

@@ -106,7 +106,7 @@ def test_methods_of_the_speed_benchmark(template, loss, tiny_llm):
     nlp, ar_nlp = spacy.blank("en"), spacy.blank("en")
     config = {"llm": {"name": tiny_llm}, "max_mention_tokens": 8}
     pipe = nlp.add_pipe("padellm_ner", config={**config, "model": model})
-    ar = ar_nlp.add_pipe("autoreg_ner", config=config)
+    ar = ar_nlp.add_pipe("autoreg_ner", config={**config, "model": model})
     egs = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in TEXTS]
     for one in (nlp, ar_nlp):
         one.initialize(lambda: egs)
@@ -115,7 +115,10 @@ def test_methods_of_the_speed_benchmark(template, loss, tiny_llm):
     assert exact["default = plain"] == exact["sentences"] == 2
     names = methods(pipe, ar, gold=False).keys()
     assert ("generate" in names) == (loss == "raw")
-    for part in (methods(pipe, ar, gold=False), batch_methods(pipe, ar)):
+    batched = batch_methods(pipe, ar, gold=False)
+    for ways in (names, batched):
+        assert any("unconstrained" in name for name in ways) == (loss == "raw")
+    for part in (methods(pipe, ar, gold=False), batched):
         measured = measure(part, [[doc] for doc in some], 1, pipe)
         assert all(row["passes"] > 0 for row in table(measured).values())
         assert "autoregressive" in ratios(measured, "ours")
