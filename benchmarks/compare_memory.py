@@ -55,7 +55,7 @@ def measure(data: Path, models: List[str], texts: int) -> Dict[str, Any]:
     gc.collect()
     assert len(docs) == texts
     return {
-        "components": nlp.pipe_names,
+        "components": list(nlp.pipe_names),
         "rss_mb": psutil.Process().memory_info().rss / MB,
         "peak_mb": peak_mb(),
         "llms_mb": {Path(llm.spec.name).name: weights(llm.model) / MB for llm in pool.loaded()},
