@@ -31,8 +31,10 @@ def calibrate_cli(
         check_data_path(data_path)
         nlp = load_pipeline(model, gpu_id)
         examples = read_examples(nlp, data_path)
+        examples = examples[:limit] if limit else examples
         output.parent.mkdir(parents=True, exist_ok=True)  # told before minutes of reading
-        for name, result in calibrate(nlp, examples[:limit] if limit else examples).items():
+        typer.echo(f"Reading {len(examples)} texts, which may take minutes")
+        for name, result in calibrate(nlp, examples).items():
             typer.echo(f"{name}: {_told(result)}")
         nlp.to_disk(output)
     except (LLMNERError, OSError) as e:
@@ -54,8 +56,8 @@ def calibrate(nlp: Language, examples: List[Example]) -> Dict[str, Any]:
         pipe: Any = nlp.get_pipe(name)
         if hasattr(pipe, "calibrate"):
             with nlp.select_pipes(enable=names[:k]):
-                docs = nlp.pipe(eg.predicted.copy() for eg in examples)
-                seen = [Example(doc, eg.reference) for doc, eg in zip(docs, examples)]
+                texts = ((eg.predicted.copy(), eg.reference) for eg in examples)
+                seen = [Example(*pair) for pair in nlp.pipe(texts, as_tuples=True)]
             found[name] = pipe.calibrate(seen)
     if not found:
         known = ", ".join(names) or "no component"

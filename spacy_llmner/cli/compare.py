@@ -86,10 +86,8 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
                 added: Any = nlp.add_pipe(name, name=key, source=other)
                 added.cfg.update(spans_key=key, overwrite=True)
                 keys.append(key)
-            elif not isinstance(pipe, Combine) and not _same(
-                before.get(name), pipe
-            ):  # a tagger, say
-                # One that knows something else stands in front of those that read what it says.
+            elif not isinstance(pipe, Combine) and not _same(before.get(name), pipe):
+                # A tagger, say. One that knows something else stands before those that read what it says.
                 key = name if name not in nlp.pipe_names else f"{name}_{len(nlp.pipe_names)}"
                 before[name] = nlp.add_pipe(name, name=key, source=other)
     assert nlp is not None
@@ -99,6 +97,7 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
 
 
 def _same(there: Any, pipe: Any) -> bool:
+    """Whether a component that is there, if any, knows what another one knows."""
     if there is None or not hasattr(pipe, "to_bytes"):
         return there is not None
     return there.to_bytes() == pipe.to_bytes()

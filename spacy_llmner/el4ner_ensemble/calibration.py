@@ -73,6 +73,8 @@ def fit(
         for way, factors in ways.items()
     }
 
+    n_gold = sum(len(text.gold) for text in polled)
+
     def f1(way: Tuple[float, float], counts: Mapping[str, float]) -> float:
         multiplied = {name: weights[name] * counts[name] for name in names}
         right = found = 0
@@ -80,7 +82,7 @@ def fit(
             mentions = flat(_voted(said, multiplied, labels, how))
             right += sum(text.gold.get((m.start, m.end)) == m.label for m in mentions)
             found += len(mentions)
-        return 2 * right / max(found + sum(len(text.gold) for text in polled), 1)
+        return 2 * right / max(found + n_gold, 1)
 
     way, counts = (STRENGTHS[0], NONE_COUNTS[0]), dict.fromkeys(names, VOTER_COUNTS[0])
     before = best = f1(way, counts)

@@ -64,6 +64,7 @@ def test_calibrate(folder):
     assert entities(spacy.load(folder / "nlp")) == [("Mira", "LOC"), ("Rome", "PER")]
     result = run(folder / "nlp", folder / "dev.spacy", folder / "out" / "calibrated")
     assert result.exit_code == 0, result.output
+    assert "Reading 3 texts" in result.output
     assert (
         "F 0.0 -> 100.0 on these texts, not verified; errs counts 1, knows counts" in result.output
     )
