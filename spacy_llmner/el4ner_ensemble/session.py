@@ -197,7 +197,8 @@ class Desk:
     def _text(self, tree: Tree) -> Node:
         """RETURNS (Node): The end of what is shared. It goes through the LLM when it is first asked for."""
         if self._stem is None:
-            self._stem = tree.add(None, self.ids)
+            read = 0 if tree.begin is None else len(tree.begin)  # the instruction
+            self._stem = tree.add(tree.begin, self.ids[read:])
         return self._stem
 
     def _behind_list(self, tree: Tree, spans: Sequence[Chars]) -> Node:

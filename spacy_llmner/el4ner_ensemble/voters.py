@@ -127,8 +127,9 @@ class LLMVoter:
         return len(self._wording(asked).stem(task.shown, task.demonstrations))
 
     def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> LLMSession:
-        decoder = self._decoder(max_slots=self.max_batch_tokens)
-        return LLMSession(decoder, self._wording(asked), tasks, keep=keep)
+        wording = self._wording(asked)
+        decoder = self._decoder(prefix=wording.instruction, max_slots=self.max_batch_tokens)
+        return LLMSession(decoder, wording, tasks, keep=keep)
 
     def unload(self) -> None:
         self.llm.unload()

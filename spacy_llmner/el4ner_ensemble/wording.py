@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import Errors, LLMNERError
 from ..llm.chat import Chat
 from ..llm.constraints import Choices
+from ..llm.decoding import Prefix
 from ..llm.tokenization import LLMTokenizer
 from .prompts import Prompts, fill
 from .tasks import NONE, Asked, Demonstration
@@ -66,7 +67,8 @@ class Wording:
         self.choices = Choices(spelt)
         self.truth = self._truth(space, name)
         listed = fill(prompts.instruction, {"{types}": ", ".join(self.types.values())})
-        self._instruction = [*self._begin, *self._encode(listed), *self._encode("\n\n")]
+        instruction = [*self._begin, *self._encode(listed), *self._encode("\n\n")]
+        self.instruction = Prefix(instruction)
         self._shown = lru_cache(maxsize=2048)(self._demonstration)
 
     def _plain(self, text: str) -> List[int]:
@@ -89,7 +91,7 @@ class Wording:
 
         shown (str): The text.
         """
-        out = list(self._instruction)
+        out = list(self.instruction.ids)
         for demonstration in demonstrations:
             out.extend([*self._shown(demonstration), *self._to_text])
         return out + self._text(shown)

@@ -27,6 +27,7 @@ from typing import (
     Sequence,
     Tuple,
 )
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ import torch
 from .passes import Passes, passes_of
 from .pool import LoadedLLM
 from .slots import Slots
+from .tree_attention import KVCache
 
 Program = Callable[["Tree"], Generator[None, None, Any]]
 Steps = Generator[None, None, Any]
@@ -105,10 +107,12 @@ class Tree:
     """The prompts of one request.
 
     slots (Slots): Where their tokens lie.
+    begin (Optional[Node]): The decoder's prefix, to hang prompts behind.
     """
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, begin: Optional[Node] = None) -> None:
         self.slots = slots
+        self.begin = begin
         self.pending: List[Node] = []
         # What was added, in the branch that runs just now.
         self._added: List[Node] = []
@@ -157,12 +161,25 @@ class Tree:
         nodes.clear()
 
 
+class Prefix:
+    """Tokens that stand in front of many requests: one instruction for all texts. What an LLM has read of
+    them is kept from run to run, as long as its decoder is there; its weights may not change meanwhile.
+
+    ids (Sequence[int]): At least one.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+        self.read: WeakKeyDictionary[Any, KVCache] = WeakKeyDictionary()
+
+
 class Decoder:
     """Runs programs on an LLM.
 
     llm (LoadedLLM): The shared LLM.
     decoder (Optional[nn.Module]): A view of its decoder to use, with adapters for example; None takes
         the LLM as it is.
+    prefix (Optional[Prefix]): What programs find as `tree.begin`.
     raw (bool): Also give log-probabilities over the whole vocabulary, which costs a full LM head.
     max_slots (int): Budget of tokens that are kept in memory. When it is used up, further requests wait,
         and of each request's branches (`branches.together`) all but the first. One branch alone may
@@ -177,12 +194,14 @@ class Decoder:
         llm: LoadedLLM,
         decoder: Any = None,
         *,
+        prefix: Optional[Prefix] = None,
         raw: bool = False,
         max_slots: int = 2048,
         max_batch_tokens: int = 1024,
     ) -> None:
         self.llm = llm
         self.decoder = llm.decoder if decoder is None else decoder
+        self.prefix = prefix
         self.raw = raw
         self.slots = Slots(max_slots)
         self.max_batch_tokens = max_batch_tokens
@@ -205,12 +224,14 @@ class Decoder:
         waiting = list(enumerate(programs))[::-1]
         running: Dict[int, Tuple[Tree, Steps]] = {}
         results: List[Any] = [None] * len(waiting)
+        begin = Tree(self.slots)
         try:
             with passes_of(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
+                first = self._begin(begin, passes)
                 while running or waiting:
                     while waiting and not (running and self.slots.full):
                         i, program = waiting.pop()
-                        tree = Tree(self.slots)
+                        tree = Tree(self.slots, first)
                         running[i] = tree, _start(program, tree)
                         if not self._resume(i, running, results):
                             continue
@@ -219,8 +240,9 @@ class Decoder:
                             self._end(i, running)
                             waiting.append((i, program))
                             break
-                    nodes = [node for tree, _ in running.values() for node in tree.pending]
-                    self._forward(nodes, passes)
+                    trees = [begin, *(tree for tree, _ in running.values())]
+                    self._forward([node for tree in trees for node in tree.pending], passes)
+                    self._keep(begin, passes)
                     for i, (tree, _) in list(running.items()):
                         tree.pending = []
                         self._resume(i, running, results)
@@ -229,6 +251,31 @@ class Decoder:
             # After an error, or if the caller stops in between.
             for i in list(running):
                 self._end(i, running)
+            begin.drop()
+
+    def _begin(self, tree: Tree, passes: Passes) -> Optional[Node]:
+        """Hang the prefix into a tree of its own, or put what was read of it before into the cache.
+
+        RETURNS (Optional[Node]): Its end.
+        """
+        if self.prefix is None:
+            return None
+        node = tree.add(None, self.prefix.ids)
+        read = self.prefix.read.get(self.decoder)
+        if read is not None:
+            tree.pending = []
+            self.slots.positions[node.path] = np.arange(len(node))
+            slots = torch.from_numpy(node.path).to(self.llm.device)
+            n_slots = int(node.path.max()) + 1
+            for layer, keys in read.keys.items():
+                passes.cache.write(layer, slots, n_slots, keys, read.values[layer])
+        return node
+
+    def _keep(self, tree: Tree, passes: Passes) -> None:
+        """Keep what has just been read of the prefix."""
+        if self.prefix is not None and tree.pending:
+            slots = torch.from_numpy(tree.pending.pop().path).to(self.llm.device)
+            self.prefix.read[self.decoder] = passes.cache.copy(slots)
 
     def _resume(self, i: int, running: Dict[int, Tuple[Tree, Steps]], results: List[Any]) -> bool:
         """Let a program go on. RETURNS (bool): Whether it wants a forward pass."""

@@ -116,7 +116,7 @@ def _read_behind(
         first = causal_pass(0, n, ids.device)
         first.cache, first.slots = cache, place
         run_decoder(view, torch.tensor([prefix], device=ids.device), place[None], first)
-        llm.views[key] = cache.trimmed(n)
+        llm.views[key] = cache.copy(place)
     tree_pass = causal_pass(n, size, ids.device)
     tree_pass.prefix = llm.views[key]
     place = torch.arange(n, n + size, device=ids.device)[None].expand(len(ids), -1)

@@ -50,11 +50,11 @@ class KVCache:
             out.append(store[layer][:, :n_slots])
         return out[0], out[1]
 
-    def trimmed(self, n_slots: int) -> "KVCache":
-        """RETURNS (KVCache): The first slots, without the room to grow."""
+    def copy(self, slots: torch.Tensor) -> "KVCache":
+        """RETURNS (KVCache): What lies in some slots, without room to grow."""
         out = KVCache()
-        out.keys = {layer: k[:, :n_slots].clone() for layer, k in self.keys.items()}
-        out.values = {layer: v[:, :n_slots].clone() for layer, v in self.values.items()}
+        out.keys = {layer: k[:, slots] for layer, k in self.keys.items()}
+        out.values = {layer: v[:, slots] for layer, v in self.values.items()}
         return out
 
 

@@ -53,9 +53,11 @@ def test_keeping_changes_nothing_but_the_work(voter):
         assert sum(one.values()) == pytest.approx(1.0)
         assert np.allclose(list(one.values()), list(other.values()), atol=1e-4)
     assert np.allclose(sum(true, []), sum(true2, []), atol=1e-4)
-    # What is shared goes through the LLM once: without keeping three times, the list of spans two times.
-    shared = 0
+    # The instruction goes through the LLM once. What else is shared, too: without keeping three times, the
+    # list of spans two times.
     wording = voter._wording(ASKED)
+    instruction = len(wording.instruction.ids)
+    shared = -instruction
     question = wording.list_question
     for task, spans in zip(make_tasks(), SPANS):
         if spans:
@@ -65,7 +67,7 @@ def test_keeping_changes_nothing_but_the_work(voter):
             spelt = desk.lists.spell([(words[a], ends[b]) for a, b in spans])
             # The question for the list is read with the text, but for its last token.
             assert len(desk.ids) == len(wording.stem(task.shown, DEMOS)) + len(question) - 1
-            shared += 2 * len(desk.ids) + 1 + len(wording.behind_list(spelt))
+            shared += 2 * (len(desk.ids) - instruction) + 1 + len(wording.behind_list(spelt))
     assert tokens2 - tokens == shared
 
 

@@ -44,10 +44,10 @@ def spelt(ids, size=2):
 
 
 def writing(text, prompts=((33, 34), (35,), (36, 37, 38)), constraint=None, **how):
-    """A text, and branches behind it that each write a substring."""
+    """A text, behind the decoder's prefix if it has one, and branches that each write a substring."""
 
     def program(tree):
-        parent = tree.add(None, text)
+        parent = tree.add(tree.begin, text)
         rule = constraint or spelt(text)
         branches = [decode(tree, parent, prompt, rule, **how) for prompt in prompts]
         return (yield from together(tree, branches))

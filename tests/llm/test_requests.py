@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from decoding_helpers import TEXTS, Anything, assert_same, plain, writing
+from decoding_helpers import TEXTS, Anything, assert_same, plain, spelt, writing
 
 from spacy_llmner.llm.branches import decode, together
-from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.llm.decoding import Decoder, Prefix
 from spacy_llmner.llm.slots import NO_SLOT
 
 FIRST = NO_SLOT + 1
@@ -50,6 +50,45 @@ def test_every_prefix_goes_through_once(llama):
     assert [len(a.ids) for a in answers] == [4, 4, 4]
     assert decoder.tokens == len(text) + 6 + 3 * 3
     assert decoder.passes == 4
+
+
+@pytest.mark.parametrize(
+    ("max_slots", "max_batch_tokens"), [(10_000, 10_000), (60, 10_000), (1, 10_000), (10_000, 7)]
+)
+def test_prefix_is_read_once(llm, max_slots, max_batch_tokens):
+    """An instruction in front of all texts goes through the LLM once, for all runs of all decoders."""
+    begin = [50, 60, 50, 70, 80]
+    expected, tokens = [], []
+    for text in TEXTS:
+        alone = Decoder(llm)
+        rule = spelt(text)
+        expected += alone.run([writing([*begin, *text], constraint=rule)])
+        tokens.append(alone.tokens)
+    prefix = Prefix(begin)
+    for first in (True, False):
+        decoder = Decoder(
+            llm, prefix=prefix, max_slots=max_slots, max_batch_tokens=max_batch_tokens
+        )
+        assert_same(decoder.run(map(writing, TEXTS)), expected)
+        assert decoder.slots.used == 0
+        n_begins = sum(n > 0 for n in tokens) - first
+        assert max_slots < 10_000 or decoder.tokens == sum(tokens) - n_begins * len(begin)
+    assert_same(decoder.run(map(writing, TEXTS)), expected)
+    other = Prefix([50, 60])
+    assert_same(
+        Decoder(llm, prefix=other).run(
+            [writing([50, 70, 80, *TEXTS[0]], constraint=spelt(TEXTS[0]))]
+        ),
+        expected[:1],
+    )
+
+
+def test_prefix_of_each_decoder_is_its_own(llama, load, other_llm):
+    prefix = Prefix([5, 6, 7])
+    for llm in (llama, load(other_llm)):
+        alone = Decoder(llm).run([writing([5, 6, 7, *TEXTS[0]], constraint=spelt(TEXTS[0]))])
+        for _ in range(2):
+            assert_same(Decoder(llm, prefix=prefix).run([writing(TEXTS[0])]), alone)
 
 
 def test_finished_branches_add_nothing(llama):
@@ -290,6 +329,21 @@ def test_model_that_fails(llama, monkeypatch):
             decoder.run([writing(TEXTS[1])])
     assert_same(decoder.run([writing(TEXTS[1])]), expected)
     assert decoder.run([first_slot]) == [FIRST]
+
+
+def test_model_that_fails_in_the_prefix(llama, monkeypatch):
+    decoder = Decoder(llama, prefix=Prefix([5, 6, 7]))
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as context:
+        context.setattr(llama.model.model.layers[2].mlp, "forward", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            decoder.run([writing(TEXTS[1])])
+    assert decoder.slots.used == 0
+    alone = Decoder(llama).run([writing([5, 6, 7, *TEXTS[1]], constraint=spelt(TEXTS[1]))])
+    assert_same(decoder.run([writing(TEXTS[1])]), alone)
 
 
 def test_threads_do_not_mix(llm, monkeypatch):

@@ -132,7 +132,7 @@ def test_prefix_in_front_of_a_batch(llm):
     first.cache, first.slots = cache, torch.arange(9)
     read(llm, prefix, range(9), first)
     one_pass = causal_pass(9, 11, llm.device)
-    one_pass.prefix = cache.trimmed(9)
+    one_pass.prefix = cache.copy(torch.arange(9))
     place = torch.arange(9, 20)[None].expand(2, -1)
     with torch.no_grad():
         hidden = run_decoder(llm.decoder, torch.tensor(texts), place, one_pass)
@@ -148,10 +148,11 @@ def test_cache_grows_and_keeps():
         keys, found = cache.write(0, torch.arange(start, end), end, part, -part)
         assert torch.equal(keys, values[:, :end])
         assert torch.equal(found, -values[:, :end])
-    trimmed = cache.trimmed(5)
+    copied = cache.copy(torch.tensor([4, 1, 2]))
     cache.write(0, torch.tensor([2]), 3, torch.zeros(2, 1, 3), torch.zeros(2, 1, 3))
-    assert torch.equal(trimmed.keys[0], values[:, :5])  # its own, with no room to grow
-    assert trimmed.keys[0].untyped_storage().nbytes() == trimmed.keys[0].nbytes
+    assert torch.equal(copied.keys[0], values[:, [4, 1, 2]])  # its own, with no room to grow
+    assert torch.equal(copied.values[0], -values[:, [4, 1, 2]])
+    assert copied.keys[0].untyped_storage().nbytes() == copied.keys[0].nbytes
 
 
 def test_outside_of_the_block_all_is_as_before(llm):
