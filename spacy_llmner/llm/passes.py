@@ -8,14 +8,14 @@ size, and keys to the next power of two.
 import logging
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from .slots import NO_SLOT
-from .tree_attention import KVCache, TreePass, run_decoder
+from .tree_attention import EVERYTHING, Block, KVCache, TreePass, blocks_of, run_decoder
 
 logger = logging.getLogger("spacy_llmner")
 
@@ -51,13 +51,23 @@ class Passes:
             the next pass.
         """
         given = (torch.from_numpy(x).to(self.device) for x in (numbers, mask, key_places))
-        return self._run(decoder, *given)
+        # A GPU would take longer to launch them.
+        blocks = blocks_of(mask) if self.device.type == "cpu" else [EVERYTHING]
+        return self._run(decoder, *given, blocks=blocks)
 
     def _run(
-        self, decoder: Any, numbers: torch.Tensor, mask: torch.Tensor, key_places: torch.Tensor
+        self,
+        decoder: Any,
+        numbers: torch.Tensor,
+        mask: torch.Tensor,
+        key_places: torch.Tensor,
+        *,
+        blocks: Sequence[Block] = (EVERYTHING,),
     ) -> torch.Tensor:
         ids, places = numbers[:1], numbers[1:2]
-        tree_pass = TreePass(mask[None], places, key_places[None], self.cache, numbers[2])
+        tree_pass = TreePass(
+            mask[None], places, key_places[None], self.cache, numbers[2], blocks=blocks
+        )
         return run_decoder(decoder, ids, places, tree_pass)[0]
 
 

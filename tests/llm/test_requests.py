@@ -7,6 +7,7 @@ import pytest
 import torch
 from decoding_helpers import TEXTS, Anything, assert_same, plain, spelt, writing
 
+from spacy_llmner.llm import tree_attention
 from spacy_llmner.llm.branches import decode, together
 from spacy_llmner.llm.decoding import Decoder, Prefix
 from spacy_llmner.llm.slots import NO_SLOT
@@ -50,6 +51,15 @@ def test_every_prefix_goes_through_once(llama):
     assert [len(a.ids) for a in answers] == [4, 4, 4]
     assert decoder.tokens == len(text) + 6 + 3 * 3
     assert decoder.passes == 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_attention_block_by_block(llm, monkeypatch, size):
+    """However a pass is cut, and whatever else lies in the cache."""
+    monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 10_000)
+    alone = [Decoder(llm).run([writing(text)])[0] for text in TEXTS]
+    monkeypatch.setattr(tree_attention, "BLOCK_SIZE", size)
+    assert_same(Decoder(llm).run(map(writing, TEXTS)), alone)
 
 
 @pytest.mark.parametrize(

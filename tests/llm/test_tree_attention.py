@@ -1,11 +1,14 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 from spacy_llmner.llm.tree_attention import (
+    EVERYTHING,
     KVCache,
     TreePass,
+    blocks_of,
     causal_pass,
     current_pass,
     run_decoder,
@@ -153,6 +156,23 @@ def test_cache_grows_and_keeps():
     assert torch.equal(copied.keys[0], values[:, [4, 1, 2]])  # its own, with no room to grow
     assert torch.equal(copied.values[0], -values[:, [4, 1, 2]])
     assert copied.keys[0].untyped_storage().nbytes() == copied.keys[0].nbytes
+
+
+def test_blocks():
+    """Each has all keys that its tokens see; a short pass that sees most of the cache is not cut."""
+    mask = np.zeros((150, 400), dtype=bool)
+    mask[:70, 5:20], mask[70:, 200:300], mask[149, 399] = True, True, True
+    first, second, third = blocks_of(mask)
+    assert [block.rows for block in (first, second, third)] == [
+        slice(0, 64),
+        slice(64, 128),
+        slice(128, 192),
+    ]
+    assert first.keys.tolist() == [*range(5, 20)]
+    assert second.keys.tolist() == [*range(5, 20), *range(200, 300)]
+    assert third.keys.tolist() == [*range(200, 300), 399]
+    assert [block.keys.tolist() for block in blocks_of(mask[:64])] == [[*range(5, 20)]]
+    assert blocks_of(mask[:64, :25]) == [EVERYTHING]
 
 
 def test_outside_of_the_block_all_is_as_before(llm):
