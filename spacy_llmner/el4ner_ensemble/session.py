@@ -19,7 +19,7 @@ from typing import (
 import numpy as np
 
 from ..align import place
-from ..llm.branches import decode
+from ..llm.branches import common_prefix, decode
 from ..llm.constraints import Choices
 from ..llm.decoding import Decoder, Node, Tree
 from ..llm.json_lists import TextLists
@@ -145,6 +145,7 @@ class Desk:
             self._text(tree),
             [self._last],
             rule,
+            guess=rule.opening,
             max_tokens=max(min(MAX_LIST_TOKENS, self.max_length - len(self.ids) - 1), 1),
         )
         listed = [_Listed(places) for places in rule.spans(answer.state)]
@@ -168,7 +169,8 @@ class Desk:
         """Ask for the types of strings, behind the list of all spans."""
         behind = self._behind_list(tree, spans)
         choices = self.wording.choices
-        asked = [_ask(tree, behind, self.wording.type_question(s), choices) for s in strings]
+        questions = [self.wording.type_question(string) for string in strings]
+        asked = [_ask(tree, *ends, choices) for ends in _apart(tree, behind, questions)]
         yield
         return [dict(zip(self.wording.labels, _answered(nodes, choices))) for nodes in asked]
 
@@ -180,15 +182,13 @@ class Desk:
         behind = self._behind_list(tree, spans)
         said = [(self.task.text[start:end], label) for start, end, label in claims]
         truth = self.wording.truth
-        asked = {
-            claim: tree.add(
-                behind, self.wording.check_question(*claim), {-1: np.array(sorted(truth))}
-            )
-            for claim in dict.fromkeys(said)
-        }
+        different = list(dict.fromkeys(said))
+        questions = [self.wording.check_question(*claim) for claim in different]
+        either = {-1: np.array(sorted(truth))}
+        asked = [tree.add(*ends, either) for ends in _apart(tree, behind, questions)]
         yield
         found = {}
-        for claim, node in asked.items():
+        for claim, node in zip(different, asked):
             scores = node.scores(-1)
             true = scores.log_probs[list(scores.ids).index(truth[0])]
             found[claim] = math.exp(true)
@@ -232,6 +232,18 @@ class _Listed:
 
     def __init__(self, places: List[Chars]) -> None:
         self.places = places
+
+
+def _apart(
+    tree: Tree, parent: Node, questions: Sequence[Sequence[int]]
+) -> List[Tuple[Node, Sequence[int]]]:
+    """RETURNS (List[Tuple[Node, Sequence[int]]]): For each question, the end of what all of them
+    begin with, and what follows."""
+    shared = common_prefix(questions)
+    if len(questions) == 1 or not shared:
+        return [(parent, question) for question in questions]
+    begin = tree.add(parent, questions[0][:shared])
+    return [(begin, question[shared:]) for question in questions]
 
 
 def _ask(
