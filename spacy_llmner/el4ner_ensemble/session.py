@@ -197,8 +197,7 @@ class Desk:
     def _text(self, tree: Tree) -> Node:
         """RETURNS (Node): The end of what is shared. It goes through the LLM when it is first asked for."""
         if self._stem is None:
-            read = 0 if tree.begin is None else len(tree.begin)  # the instruction
-            self._stem = tree.add(tree.begin, self.ids[read:])
+            self._stem = tree.root(self.ids)
         return self._stem
 
     def _behind_list(self, tree: Tree, spans: Sequence[Chars]) -> Node:

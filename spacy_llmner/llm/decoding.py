@@ -107,7 +107,7 @@ class Tree:
     """The prompts of one request.
 
     slots (Slots): Where their tokens lie.
-    begin (Optional[Node]): The decoder's prefix, to hang prompts behind.
+    begin (Optional[Node]): The decoder's prefix.
     """
 
     def __init__(self, slots: Slots, begin: Optional[Node] = None) -> None:
@@ -148,6 +148,16 @@ class Tree:
         self._added.append(node)
         return node
 
+    def root(self, ids: Sequence[int]) -> Node:
+        """Hang a prompt into the tree, without what the decoder's prefix holds of it.
+
+        ids (Sequence[int]): If there is a prefix, they begin with it.
+        """
+        if self.begin is None:
+            return self.add(None, ids)
+        rest = ids[len(self.begin) :]
+        return self.add(self.begin, rest) if len(rest) else self.begin
+
     def drop(self, branch: Optional[List[Node]] = None) -> None:
         """Give back the slots of a branch's nodes, behind which nothing may be added any more.
 
@@ -179,7 +189,7 @@ class Decoder:
     llm (LoadedLLM): The shared LLM.
     decoder (Optional[nn.Module]): A view of its decoder to use, with adapters for example; None takes
         the LLM as it is.
-    prefix (Optional[Prefix]): What programs find as `tree.begin`.
+    prefix (Optional[Prefix]): What the prompts begin with that programs hang in by `tree.root`.
     raw (bool): Also give log-probabilities over the whole vocabulary, which costs a full LM head.
     max_slots (int): Budget of tokens that are kept in memory. When it is used up, further requests wait,
         and of each request's branches (`branches.together`) all but the first. One branch alone may

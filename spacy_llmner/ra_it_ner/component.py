@@ -18,7 +18,8 @@ from ..errors import DocumentError, Errors, LLMNERError
 from ..found import Found
 from ..gold import gold_mentions
 from ..labels import check_labels, own_labels
-from ..llm.decoding import Decoder, Program
+from ..llm.branches import common_prefix
+from ..llm.decoding import Decoder, Prefix, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
 from ..pipe import FACTORY
@@ -243,7 +244,8 @@ class RAIT(ExamplePipe):
         passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
         room = self._room(llm)
         programs = [self._program(wording, p, texts[p.doc], room) for p in passages]
-        decoder = Decoder(llm, view, max_slots=self.max_batch_tokens)
+        prefix = _common_beginning(passages)
+        decoder = Decoder(llm, view, prefix=prefix, max_slots=self.max_batch_tokens)
         mentions: List[List[Mention]] = [[] for _ in docs]
         contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
         n_strings = n_lost = 0
@@ -365,6 +367,9 @@ class RAIT(ExamplePipe):
         )
         for passage, context in zip(out, contexts):
             passage.context = room.fit(context, passage, wording)
+            shown = passage.context.examples
+            for label in passage.labels:
+                passage.prompts[label] = wording.encode(passage.text, shown, label)
         return out
 
     def _asked(self, doc: Doc, room: Room, wording: Wording) -> Tuple[List[str], List[Window]]:
@@ -387,8 +392,7 @@ class RAIT(ExamplePipe):
         return Room(self.name, context, llm.max_length, window, answer)
 
     def _program(self, wording: Wording, passage: Passage, text: str, room: Room) -> Program:
-        shown = passage.context.examples
-        prompts = {label: wording.encode(passage.text, shown, label) for label in passage.labels}
+        prompts = passage.prompts
         left = room.context - max(map(len, prompts.values()))
         settings = self.find_settings
         settings = replace(settings, max_tokens=min(settings.max_tokens, left))
@@ -398,6 +402,15 @@ class RAIT(ExamplePipe):
 # Not by the component: one that is unpickled in another process needs it too.
 if not Doc.has_extension("llmner_examples"):
     Doc.set_extension("llmner_examples", default=None)
+
+
+def _common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
+    """RETURNS (Optional[Prefix]): What the prompts of several texts begin with, if that is anything."""
+    if len(passages) < 2:
+        return None
+    prompts = [next(iter(passage.prompts.values())) for passage in passages]
+    shared = common_prefix(prompts)
+    return Prefix(prompts[0][:shared]) if shared else None
 
 
 def _start(item: Tuple[int, Context]) -> int:

@@ -51,7 +51,7 @@ def asker(
     def program(tree: Tree) -> Generator[None, None, Dict[str, List[Listed]]]:
         labels = list(prompts)
         shared = common_prefix([prompts[label] for label in labels])
-        stem = tree.add(None, prompts[labels[0]][:shared])
+        stem = tree.root(prompts[labels[0]][:shared])
         if settings.constrained:
             lists = TextLists(
                 wording.chat.tokenizer, text, bounds, wording.end, ordered=settings.ordered

@@ -24,6 +24,7 @@ class Passage:
     text (str): Its text.
     labels (List[str]): What is asked for.
     context (Context): What stands in front.
+    prompts (Dict[str, List[int]]): By label: the conversation, in tokens.
     """
 
     doc: int
@@ -31,6 +32,7 @@ class Passage:
     text: str
     labels: List[str]
     context: Context = Context()
+    prompts: Dict[str, List[int]] = field(default_factory=dict)
 
     @property
     def bounds(self) -> List[Tuple[int, int]]:

@@ -22,6 +22,7 @@ from spacy.tokens import DocBin, Span
 from spacy_llmner.cli.evaluate import evaluate
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import decoding
+from spacy_llmner.ra_it_ner import component
 from spacy_llmner.ra_it_ner.component import RAIT
 from spacy_llmner.ra_it_ner.find import FindSettings, asker
 
@@ -169,6 +170,30 @@ def test_lower_thresholds_find_more(wild, monkeypatch, setting):
         docs = list(wild.pipe([*TEXTS, UNSEEN]))
         n.append(sum(len(doc.spans["llmner"]) for doc in docs))
     assert n == sorted(n) and n[-1] > n[0]
+
+
+def places(found):
+    return [(span.start, span.end, span.label) for span in found.spans]
+
+
+def test_what_all_texts_begin_with_is_read_once(wild, monkeypatch):
+    """The instruction in front of the texts of a batch."""
+    made = []
+
+    class Counted(decoding.Decoder):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(component, "Decoder", Counted)
+    pipe = wild.get_pipe("ra_it_ner")
+    together = pipe.predict(map(wild.make_doc, TEXTS))
+    apart = [pipe.predict([wild.make_doc(text)])[0] for text in TEXTS]
+    assert [places(found) for found in together] == [places(found) for found in apart]
+    batch, *alone = made
+    n = len(batch.prefix.ids)
+    assert n > 1 and all(decoder.prefix is None for decoder in alone)
+    assert batch.tokens == sum(decoder.tokens for decoder in alone) - n * (len(TEXTS) - 1)
 
 
 def test_half_is_greedy(wild, monkeypatch):
