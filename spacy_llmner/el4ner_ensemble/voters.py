@@ -124,7 +124,9 @@ class LLMVoter:
         return room
 
     def size(self, task: Task, asked: Asked) -> int:
-        return len(self._wording(asked).stem(task.shown, task.demonstrations))
+        wording = self._wording(asked)
+        # The instruction is there once for all.
+        return len(wording.stem(task.shown, task.demonstrations)) - len(wording.instruction.ids)
 
     def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> LLMSession:
         wording = self._wording(asked)

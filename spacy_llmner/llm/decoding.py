@@ -152,9 +152,11 @@ class Tree:
         """Hang a prompt into the tree, without what the decoder's prefix holds of it.
 
         ids (Sequence[int]): If there is a prefix, they begin with it.
+        RETURNS (Node): Its end. It may be that of the prefix, about which nothing was asked.
         """
         if self.begin is None:
             return self.add(None, ids)
+        assert list(ids[: len(self.begin)]) == self.begin.ids
         rest = ids[len(self.begin) :]
         return self.add(self.begin, rest) if len(rest) else self.begin
 
@@ -237,7 +239,7 @@ class Decoder:
         begin = Tree(self.slots)
         try:
             with passes_of(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
-                first = self._begin(begin, passes)
+                first = self._begin(begin, passes) if waiting else None
                 while running or waiting:
                     while waiting and not (running and self.slots.full):
                         i, program = waiting.pop()
@@ -250,9 +252,10 @@ class Decoder:
                             self._end(i, running)
                             waiting.append((i, program))
                             break
-                    trees = [begin, *(tree for tree, _ in running.values())]
-                    self._forward([node for tree in trees for node in tree.pending], passes)
-                    self._keep(begin, passes)
+                    if running:
+                        trees = [begin, *(tree for tree, _ in running.values())]
+                        self._forward([node for tree in trees for node in tree.pending], passes)
+                        self._keep(begin, passes)
                     for i, (tree, _) in list(running.items()):
                         tree.pending = []
                         self._resume(i, running, results)
@@ -264,7 +267,8 @@ class Decoder:
             begin.drop()
 
     def _begin(self, tree: Tree, passes: Passes) -> Optional[Node]:
-        """Hang the prefix into a tree of its own, or put what was read of it before into the cache.
+        """Hang the prefix into a tree of its own. What was read of it before is put into the cache, and not
+        read again.
 
         RETURNS (Optional[Node]): Its end.
         """

@@ -85,7 +85,7 @@ class TreePass:
     slots (Optional[Tensor]): Where this pass's tokens go in the cache.
     prefix (Optional[KVCache]): Instead of a cache: tokens that stand in front of every text of the
         batch. The mask's first keys are theirs.
-    blocks (Sequence[Block]): Attention goes block by block.
+    blocks (Sequence[Block]): Attention goes block by block. Together they are all tokens, in order.
     """
 
     mask: torch.Tensor
@@ -95,7 +95,7 @@ class TreePass:
     slots: Optional[torch.Tensor] = None
     prefix: Optional[KVCache] = None
     blocks: Sequence[Block] = (EVERYTHING,)
-    _masks: Dict[Tuple[int, Optional[int]], torch.Tensor] = field(default_factory=dict)
+    _masks: Dict[Tuple[int, Optional[int], int], torch.Tensor] = field(default_factory=dict)
 
     def attend(
         self,
@@ -133,14 +133,15 @@ class TreePass:
 
     def _mask(self, k: int, window: Optional[int], shared: int) -> torch.Tensor:
         """RETURNS (Tensor): Of block k: bool, shape (batch, 1, shared * queries, keys). Made once."""
-        if (k, window) not in self._masks:
+        key = k, window, shared
+        if key not in self._masks:
             rows, keys = self.blocks[k]
             mask = self.mask[:, rows][:, :, keys]
             if window is not None:  # the layer sees no further back
                 places, key_places = self.places[:, rows, None], self.key_places[:, None, keys]
                 mask = mask & (places - key_places < window)
-            self._masks[k, window] = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
-        return self._masks[k, window]
+            self._masks[key] = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
+        return self._masks[key]
 
 
 def _each(kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

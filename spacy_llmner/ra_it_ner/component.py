@@ -408,7 +408,8 @@ def _common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
     """RETURNS (Optional[Prefix]): What the prompts of several texts begin with, if that is anything."""
     if len(passages) < 2:
         return None
-    prompts = [next(iter(passage.prompts.values())) for passage in passages]
+    # All of them: texts may be the same, and must not share the first question.
+    prompts = [prompt for passage in passages for prompt in passage.prompts.values()]
     shared = common_prefix(prompts)
     return Prefix(prompts[0][:shared]) if shared else None
 

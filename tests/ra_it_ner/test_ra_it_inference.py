@@ -196,6 +196,23 @@ def test_what_all_texts_begin_with_is_read_once(wild, monkeypatch):
     assert batch.tokens == sum(decoder.tokens for decoder in alone) - n * (len(TEXTS) - 1)
 
 
+@pytest.mark.parametrize("labels", [["PER", "LOC"], ["PER"], None])
+def test_the_same_text_twice(wild, monkeypatch, labels):
+    """Nothing of the question about the first label is taken for what all texts begin with."""
+    pipe = wild.get_pipe("ra_it_ner")
+    monkeypatch.setitem(pipe.cfg, "list_threshold", 0.0)
+
+    def docs(n):
+        made = [wild.make_doc(TEXTS[0]) for _ in range(n)]
+        for doc in made[:2]:
+            doc._.llmner_labels = labels
+        return made
+
+    one, two, three = ([places(found) for found in pipe.predict(docs(n))] for n in (1, 2, 3))
+    assert one[0] and two == one * 2 and three[:2] == two
+    assert three[2] == places(pipe.predict([wild.make_doc(TEXTS[0])])[0])
+
+
 def test_half_is_greedy(wild, monkeypatch):
     """With list_threshold = 0.5 the LLM writes what it writes if nothing is decided for it."""
     pipe = wild.get_pipe("ra_it_ner")
