@@ -7,8 +7,10 @@ from time import perf_counter
 from typing import Any, Dict, List, Optional
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from spacy import blank, displacy
 from spacy.displacy.templates import TPL_PAGE
 from spacy.language import Language
@@ -20,7 +22,7 @@ from ..combine import Combine
 from ..errors import LLMNERError
 from ..pipe import LLMNERPipe
 from ..scorers import looked_for
-from .evaluate import check_data_path, colors_of, load_pipeline, read_examples
+from .evaluate import check_data_path, colors_of, load_pipeline, percent, read_examples
 from .peak import gpu_peak_mb, peak_mb, reset_peak
 
 COMBINED = "combined"
@@ -165,17 +167,19 @@ def to_html(nlp: Language, references: List[Example], results: Dict[str, Dict[st
 
 
 def _table(results: Dict[str, Dict[str, Any]]) -> Table:
-    labels = sorted({x for r in results.values() for x in r["ents_per_type"] or {}})
-    table = Table(title="F1")
-    table.add_column("component")
-    peaks = {"peak MB": "peak_mb", "GPU peak MB": "gpu_peak_mb"}
-    if not any(r["gpu_peak_mb"] for r in results.values()):
-        del peaks["GPU peak MB"]
-    for column in ["all", *labels, "docs/s", *peaks]:
-        table.add_column(column, justify="right")
-    for name, r in results.items():
-        by_label = [(r["ents_per_type"] or {}).get(label, {}).get("f") for label in labels]
-        scores = ["-" if f is None else f"{100 * f:.1f}" for f in (r["ents_f"], *by_label)]
-        memory = ["-" if r[key] is None else f"{r[key]:.0f}" for key in peaks.values()]
-        table.add_row(name, *scores, f"{r['docs_per_second']:.2f}", *memory)
+    """A column for each component, so that nothing is cut however many labels there are."""
+    ways = list(results.values())
+    table = Table(title="F1", box=box.SIMPLE)
+    table.add_column()
+    for name in results:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for label in sorted({x for r in ways for x in r["ents_per_type"] or {}}):
+        by_label = [(r["ents_per_type"] or {}).get(label, {}).get("f") for r in ways]
+        table.add_row(Text(label), *map(percent, by_label))
+    table.add_row("all", *(percent(r["ents_f"]) for r in ways), style="bold")
+    table.add_section()
+    table.add_row("docs/s", *(f"{r['docs_per_second']:.2f}" for r in ways))
+    for row, key in {"peak MB": "peak_mb", "GPU peak MB": "gpu_peak_mb"}.items():
+        if any(r[key] is not None for r in ways):
+            table.add_row(row, *("-" if r[key] is None else f"{r[key]:.0f}" for r in ways))
     return table

@@ -176,7 +176,7 @@ def to_html(result: Evaluation, limit: int) -> str:
     RETURNS (str): The page.
     """
     options = {"colors": label_colors(result)}
-    scores = [_percent(result.scores[f"ents_{x}"]) for x in "prf"]
+    scores = [percent(result.scores[f"ents_{x}"]) for x in "prf"]
     parts = [
         f"<h2>{escape(_name(result.nlp))}</h2>",
         f"<p>precision {scores[0]}, recall {scores[1]}, F {scores[2]}, "
@@ -301,7 +301,7 @@ def _print(console: Console, result: Evaluation, show: int) -> None:
     console.print(_table(result, None))
     if result.spans_key is not None:
         console.print(_table(result, result.spans_key))
-    console.print(f"F of sets of strings, wherever they stand: {_percent(scores['ents_set_f'])}")
+    console.print(f"F of sets of strings, wherever they stand: {percent(scores['ents_set_f'])}")
     if scores.get("ents_ece") is not None:
         console.print(f"Calibration error of the scores: {scores['ents_ece']:.3f}")
     console.print(f"{scores['n_docs']} docs, {scores['n_words']} words")
@@ -332,9 +332,9 @@ def _table(result: Evaluation, spans_key: Optional[str]) -> Table:
     )
     for label, prf in sorted((result.scores[f"{prefix}_per_type"] or {}).items()):
         counts = (str(gold.count(label)), str(predicted.count(label)))
-        table.add_row(Text(label), *(_percent(prf[x]) for x in "prf"), *counts)
+        table.add_row(Text(label), *(percent(prf[x]) for x in "prf"), *counts)
     table.add_section()
-    micro = (_percent(result.scores[f"{prefix}_{x}"]) for x in "prf")
+    micro = (percent(result.scores[f"{prefix}_{x}"]) for x in "prf")
     table.add_row("all", *micro, str(len(gold)), str(len(predicted)), style="bold")
     return table
 
@@ -355,7 +355,7 @@ def _marked(doc: Doc, colors: Dict[str, str], in_color: bool) -> Text:
     return text.append(rest + ("…" if end + len(rest) < len(doc.text) else ""))
 
 
-def _percent(value: Optional[float]) -> str:
+def percent(value: Optional[float]) -> str:
     return "-" if value is None else f"{value * 100:.1f}"
 
 

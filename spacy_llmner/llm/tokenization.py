@@ -237,6 +237,8 @@ class PieceDecoder:
         self.before = ""  # what `done` decodes to
         self.pending: List[int] = []
         self.complete = 0
+        # How far the pending text is whole, and how many tokens have added nothing to that.
+        self._whole, self._stuck = 0, 0
 
     def follow(self, ids: Sequence[int]) -> None:
         """Go on behind these tokens."""
@@ -259,11 +261,17 @@ class PieceDecoder:
         ids = self.done + self.pending
         whole = self._decode(ids)
         piece = whole[len(self.before) :]
-        if piece.endswith("\ufffd") and len(self.pending) < 8:
+        n_whole = len(piece.rstrip("\ufffd"))
+        self._stuck = 0 if n_whole > self._whole else self._stuck + 1
+        self._whole = n_whole
+        # Tokens may hold the end of one character and the beginning of the next, many in a row. But what
+        # does not end in any of the four bytes that a character has at most is none.
+        if piece.endswith("\ufffd") and self._stuck < 4:
             self.complete = 0
             return ""
         self.complete = len(self.pending)
         self.pending = []
+        self._whole, self._stuck = 0, 0
         if len(ids) < 4 * self.CONTEXT:
             self.done, self.before = ids, whole
         else:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -251,6 +251,7 @@ def test_trim(offsets, text, trimmed):
 
 
 @given(text=TEXTS)
+@example("北京北京北京北京小明")  # tokens that end inside of characters, one after the other
 def test_decoded_pieces_add_up(any_tokenizer, text):
     ids = any_tokenizer.encode(text).ids
     decoder = PieceDecoder(any_tokenizer.hf)
