@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import string
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -264,12 +265,16 @@ def fast(tokenizer):
 
 def save_bert(path, seed=0):
     """Write a tiny random sentence encoder."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    # Not trained: of pieces that are equally frequent, a trainer takes others each time.
+    words = {word for text in SENTENCES for word in text.lower().split()}
+    parts = {word[k : k + n] for word in words for k in range(len(word)) for n in (1, 2)}
+    parts.update(string.ascii_lowercase)
+    pieces = sorted(words | parts | {f"##{part}" for part in parts})
+    vocab = {piece: k for k, piece in enumerate([*special, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=24)
     fast.save_pretrained(path)
