@@ -18,8 +18,7 @@ from ..errors import DocumentError, Errors, LLMNERError
 from ..found import Found
 from ..gold import gold_mentions
 from ..labels import check_labels, own_labels
-from ..llm.branches import common_prefix
-from ..llm.decoding import Decoder, Prefix, Program
+from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
 from ..llm.pool import LLM, LoadedLLM
 from ..pipe import FACTORY
@@ -35,7 +34,7 @@ from .conversation import Wording
 from .example_pipe import ExamplePipe
 from .find import FindSettings, asker
 from .lessons import lessons
-from .passages import Passage, Room, passage_text
+from .passages import Passage, Room, common_beginning, passage_text
 
 logger = logging.getLogger("spacy_llmner")
 
@@ -244,7 +243,7 @@ class RAIT(ExamplePipe):
         passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
         room = self._room(llm)
         programs = [self._program(wording, p, texts[p.doc], room) for p in passages]
-        prefix = _common_beginning(passages)
+        prefix = common_beginning(passages)
         decoder = Decoder(llm, view, prefix=prefix, max_slots=self.max_batch_tokens)
         mentions: List[List[Mention]] = [[] for _ in docs]
         contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
@@ -402,16 +401,6 @@ class RAIT(ExamplePipe):
 # Not by the component: one that is unpickled in another process needs it too.
 if not Doc.has_extension("llmner_examples"):
     Doc.set_extension("llmner_examples", default=None)
-
-
-def _common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
-    """RETURNS (Optional[Prefix]): What the prompts of several texts begin with, if that is anything."""
-    if len(passages) < 2:
-        return None
-    # All of them: texts may be the same, and must not share the first question.
-    prompts = [prompt for passage in passages for prompt in passage.prompts.values()]
-    shared = common_prefix(prompts)
-    return Prefix(prompts[0][:shared]) if shared else None
 
 
 def _start(item: Tuple[int, Context]) -> int:

@@ -9,6 +9,8 @@ from spacy.training import Example
 from ..errors import Errors, LLMNERError
 from ..gold import gold_mentions
 from ..learn import known_windows
+from ..llm.branches import common_prefix
+from ..llm.decoding import Prefix
 from ..llm.tokenization import LLMTokenizer
 from ..llm.words import WordTokens
 from ..retrieval.examples import LabelledText
@@ -38,6 +40,16 @@ class Passage:
     def bounds(self) -> List[Tuple[int, int]]:
         """First character of each word, and one past the last."""
         return [(int(start), int(end)) for start, end in self.words.bounds]
+
+
+def common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
+    """RETURNS (Optional[Prefix]): What the prompts of several texts begin with, if that is anything."""
+    if len(passages) < 2:
+        return None
+    # All of them: texts may be the same, and must not share the first question.
+    prompts = [prompt for passage in passages for prompt in passage.prompts.values()]
+    shared = common_prefix(prompts)
+    return Prefix(prompts[0][:shared]) if shared else None
 
 
 @dataclass(frozen=True)
