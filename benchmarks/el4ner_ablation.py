@@ -101,19 +101,26 @@ def main(
         seconds = (time.perf_counter() - start) / len(examples)
         counts = {"seconds": seconds, "calls": pipe.work.calls / len(examples)}
         counts["tokens"] = pipe.work.tokens / len(examples)
+        counts["alike"] = alike(pipe, examples)
         made = {variant: {**score(examples, found, threshold), **counts}}
         made[f"{variant}, not verified"] = score(examples, found, 0.0)
-        if variant in ("ensemble", *LLMS):
-            if variant == "ensemble":
-                facts["stages"] = {**stages(pipe, examples), "verifier": auc(examples, found)}
-                with setting(pipe, vote="probability"):
-                    found = run(pipe, examples)
-                made[f"{variant}, by probability"] = score(examples, found, threshold)
-                made[f"{variant}, by probability, not verified"] = score(examples, found, 0.0)
+        if variant == "ensemble":
+            facts["stages"] = {
+                "before": pre_extracted(pipe, examples),
+                **stages(pipe, examples),
+                "verifier": auc(examples, found),
+            }
+            with setting(pipe, vote="probability"):
+                found = run(pipe, examples)
+            made[f"{variant}, by probability"] = score(examples, found, threshold)
+            made[f"{variant}, by probability, not verified"] = score(examples, found, 0.0)
+        if variant in ("ensemble", "sentence retrieval", *LLMS):
             made[f"{variant}, fitted"] = fitted(pipe, fitted_on, examples)
         for name_of_row, row in made.items():
             print(
-                f"{name_of_row:40}", {x: round(row[x], 1) for x in row if x != "each"}, flush=True
+                f"{name_of_row:40}",
+                {x: y and round(y, 1) for x, y in row.items() if x != "each"},
+                flush=True,
             )
         rows.update(made)
         # After each variant, since they take long.
@@ -183,6 +190,32 @@ def changed(
     ]
     pipe.pool.fill([texts[example] for example in full.pool.index.examples], found)
     return pipe
+
+
+def alike(pipe: EL4NER, examples: List[Example]) -> Optional[float]:
+    """RETURNS (Optional[float]): Of how many demonstrations, in percent, an entity has a label of the text
+    that they stand in front of. Texts without entities don't count."""
+    readings = [pipe._read(eg.predicted) for eg in examples]
+    pipe._demonstrate(pipe._ensemble(), readings)
+    shared = [
+        any(entity[2] in labels for entity in shown.entities)
+        for eg, reading in zip(examples, readings)
+        if (labels := {ent.label_ for ent in eg.reference.ents})
+        for task in reading.tasks
+        for shown in task.demonstrations
+    ]
+    return 100 * float(np.mean(shared)) if shared else None
+
+
+def pre_extracted(pipe: EL4NER, examples: List[Example]) -> List[int]:
+    """RETURNS (List[int]): Without demonstrations: entities whose span is found, and spans."""
+    tasks = [task for eg in examples for task in pipe._read(eg.predicted).tasks]
+    right = n = 0
+    for eg, by_voter in zip(examples, pipe._ensemble().pre_extract(tasks)):
+        found = union_of(by_voter)
+        right += len({(ent.start_char, ent.end_char) for ent in eg.reference.ents} & set(found))
+        n += len(found)
+    return [right, n]
 
 
 def stages(pipe: EL4NER, examples: List[Example]) -> Dict[str, Any]:

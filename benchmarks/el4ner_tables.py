@@ -17,10 +17,11 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
         "best there (0: all is kept);",
         f"elsewhere it is {r['threshold']}. Ensemble minus it: difference in F of the ensemble of the same "
         "kind, 95 % interval over",
-        f"the texts (paired bootstrap). {r.get('note', '')}".strip(),
+        "the texts (paired bootstrap). Alike: of so many demonstrations, in percent, an entity has a label"
+        f" of the text. {r.get('note', '')}".strip(),
         "",
-        "| variant | P | R | F | ensemble minus it | threshold | s | calls | tokens |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| variant | P | R | F | ensemble minus it | threshold | alike | s | calls | tokens |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, row in r["variants"].items():
         cells = [f"{row[x]:.1f}" for x in ("p", "r", "f")]
@@ -28,6 +29,7 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
             difference(r["variants"], name),
             f"{row['threshold']:g}" if "threshold" in row else "",
         ]
+        cells.append(f"{row['alike']:.0f}" if row.get("alike") is not None else "")
         cells += [f"{row[x]:.1f}" if x in row else "" for x in ("seconds", "calls")]
         tokens = f"{row['tokens']:.0f}" if "tokens" in row else ""
         out.append("| " + " | ".join([name, *cells, tokens]) + " |")
@@ -35,10 +37,17 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
         found, types = r["stages"]["found"], r["stages"]["types"]
         spans = ", ".join(f"{name} {n} (of {listed} spans)" for name, (n, listed) in found.items())
         right = ", ".join(f"{name} {n}" for name, n in types.items())
+        before = r["stages"].get("before")
         surer = 100 * r["stages"]["verifier"]
         out += [
             "",
-            f"What each stage of the ensemble knows. Entities whose span is found: {spans}. Of those of",
+            "What each stage of the ensemble knows. Entities whose span is found: "
+            + (
+                f"{before[0]} (of {before[1]} spans) without demonstrations, with them "
+                if before
+                else ""
+            )
+            + f"{spans}. Of those of",
             f"the union, to whom the right one of {len(r['labels'])} labels is the likeliest: {right}.",
             f"To the verifier a right claim is likelier than a wrong one in {surer:.0f} % of pairs (50: it "
             "knows nothing).",

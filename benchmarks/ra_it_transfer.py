@@ -153,8 +153,7 @@ def mix(nlp: Language, data: Path, n: int) -> List[Example]:
 
 def read(nlp: Language, data: Path, domain: str, mode: str, n: int, pool: int) -> Dict[str, float]:
     """Score one domain, misc left out."""
-    gold = list(read_docs(nlp, data / "crossner" / domain / "test.txt"))
-    gold = random.Random(domain).sample(gold, n)
+    gold = sampled(nlp, data, domain, "test", n)
     train = list(read_docs(nlp, data / "crossner" / domain / "train.txt"))
     pipe: Any = nlp.get_pipe("ra_it_ner")
     labels = sorted({ent.label_ for doc in train for ent in doc.ents} - {"misc"})
@@ -190,6 +189,12 @@ def read(nlp: Language, data: Path, domain: str, mode: str, n: int, pool: int) -
         "f_strings": f1(paper),
         "examples_mean": sum(shown) / max(len(shown), 1),
     }
+
+
+def sampled(nlp: Language, data: Path, domain: str, part: str, n: int) -> List[Doc]:
+    """RETURNS (List[Doc]): Texts of a part of a domain, always the same."""
+    docs = list(read_docs(nlp, data / "crossner" / domain / f"{part}.txt"))
+    return random.Random(domain).sample(docs, n)
 
 
 _POOLS: Dict[str, Any] = {}

@@ -362,12 +362,14 @@ def check_values(
     choices: Mapping[str, Sequence[str]] = {},
     shares: Sequence[str] = (),
     least: Mapping[str, int] = {},
+    flags: Sequence[str] = (),
 ) -> None:
     """Check the settings of the component `name`.
 
     choices (Mapping[str, Sequence[str]]): The values that some settings may have.
     shares (Sequence[str]): Settings that are between 0 and 1.
     least (Mapping[str, int]): The least values of settings that are whole numbers.
+    flags (Sequence[str]): Settings that are true or false.
     RAISES (LLMNERError): About the first setting with a value that makes no sense.
     """
     for setting, known in choices.items():
@@ -380,6 +382,9 @@ def check_values(
         if not is_at_least(lowest, settings[setting]):
             must = {0: "0 or more", 1: "positive"}.get(lowest, f"at least {lowest}")
             raise wrong(setting, name, settings[setting], must)
+    for setting in flags:
+        if not isinstance(settings[setting], bool):
+            raise wrong(setting, name, settings[setting], "true or false")
 
 
 def is_at_least(least: int, value: Any) -> bool:

@@ -168,6 +168,10 @@ class EL4NER(SavedEnsemble):
             "vote": vote,
             "verify_threshold": verify_threshold,
             "window": window,
+            "verify": verify,
+            "skip_unanimous": skip_unanimous,
+            "overwrite": overwrite,
+            "provenance": provenance,
         }
         check_settings(name, resident, max_batch_tokens=max_batch_tokens, **cfg)
         # Every voter has an LLM of its own; there is none of the component's.
@@ -178,13 +182,9 @@ class EL4NER(SavedEnsemble):
             name,
             scorer=scorer,
             spans_key=spans_key,
-            overwrite=overwrite,
             label_words=dict(label_words or {}),
             pos_weights=check_weights(name, pos_weights or {}),
-            verify=verify,
             verifier=verifier,
-            skip_unanimous=skip_unanimous,
-            provenance=provenance,
             voters={},
             read_labels=[],
             factors={},

@@ -161,7 +161,8 @@ def is_about(example: LabelledText, labels: Set[str]) -> bool:
 def pool_texts(docs: Iterable[Doc]) -> Iterator[PoolText]:
     """Cut annotated Docs into texts: into sentences where their boundaries are known.
 
-    YIELDS (PoolText): Each text once, without blank ones and those in which a token has no annotation.
+    YIELDS (PoolText): Each text once, without blank ones, those in which a token has no annotation and
+        those an end of which cuts an entity.
     """
     seen: Set[Any] = set()
     for doc in docs:
@@ -171,9 +172,16 @@ def pool_texts(docs: Iterable[Doc]) -> Iterator[PoolText]:
         for part in doc.sents if doc.has_annotation("SENT_START") else [doc[:]]:
             text = _pool_text(part, doc_id)
             key = (text.example.hash, text.example.entities)
-            if text.words and key not in seen and all(token.ent_iob for token in part):
+            known = all(token.ent_iob for token in part) and not _cuts_entity(part)
+            if text.words and key not in seen and known:
                 seen.add(key)
                 yield text
+
+
+def _cuts_entity(part: Span) -> bool:
+    """RETURNS (bool): Whether the entity of its first token, or of the token behind it, began before."""
+    behind = part.doc[part.end : part.end + 1]
+    return any(token.ent_iob == 1 for token in (*part[:1], *behind))
 
 
 def choose_texts(texts: Sequence[PoolText], size: int) -> List[PoolText]:

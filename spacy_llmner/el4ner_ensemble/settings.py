@@ -45,6 +45,7 @@ max_batch_tokens = 2048
 
 DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
 CHOICES = {"retrieval": RETRIEVAL, "pre_extract": ("llm", "gold"), "vote": VOTES}
+FLAGS = ("verify", "skip_unanimous", "overwrite", "provenance")
 METHODS = ("join", "describe", "restore", "lengths", "room", "size", "session", "unload")
 ATTRIBUTES = ("weight", "memory", "manner")
 
@@ -52,7 +53,12 @@ ATTRIBUTES = ("weight", "memory", "manner")
 def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
     """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
     least = {"k": 0, "pool_size": 0, "window": 1, "max_batch_tokens": 1}
-    check_values(name, settings, choices=CHOICES, shares=("verify_threshold",), least=least)
+    check_values(
+        name, settings, choices=CHOICES, shares=("verify_threshold",), least=least, flags=FLAGS
+    )
+    for setting, fits in SAVED.items():
+        if setting in settings and not fits(settings[setting]):
+            raise wrong(setting, name, settings[setting], "what it is in the config")
     if resident is not None and not is_at_least(1, resident):
         raise wrong("resident", name, resident, "positive, or null for all LLMs")
 

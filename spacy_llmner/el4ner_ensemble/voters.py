@@ -1,6 +1,8 @@
 """The members of the ensemble: an LLM of the shared pool with prompts of its own."""
 
+import math
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 from threading import RLock
 from typing import (
@@ -240,8 +242,8 @@ def make_voter(
     """
     if Path(prompts).is_file():
         parse_prompts(f"prompts '{prompts}'", read_prompts(prompts, "en", False))
-    if not weight > 0.0:
-        raise wrong("llms.weight", "el4ner_ensemble", weight, "above 0")
+    if not (isinstance(weight, Real) and 0.0 < float(weight) < math.inf):
+        raise wrong("llms.weight", "el4ner_ensemble", weight, "a number above 0")
     return LLMVoter(llm or make_llm(), prompts, chat, weight, adapter)
 
 

@@ -1,18 +1,22 @@
 """When do examples help? As similar as they are, by what they did on held-out texts (methods.md 3c)."""
 
-from typing import Any, List, Optional, Sequence, Tuple
+from bisect import bisect_right
+from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
 
 from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..errors import Errors, LLMNERError
 from ..gold import gold_mentions
+from ..labels import own_labels
 
 # No example is that similar: those above 0.98 are duplicates, and never shown.
 NEVER = 1.0
 
-# (right, found, there) entities of one text
+# (right, found, there) entities of one window of a text
 Counts = Tuple[int, int, int]
+# First token, one past the last, label
+Ent = Tuple[int, int, str]
 
 
 def texts_to_measure(
@@ -40,17 +44,22 @@ def best_threshold(
 ) -> float:
     """Find the similarity from which on texts are read better behind examples.
 
-    A text counts as read behind examples if the most similar one reaches the threshold.
+    A window of a text counts as read behind examples if the most similar one reaches the threshold, as
+    when it is read. Labels that the annotators of a reference did not look for don't count.
 
     without, behind (Sequence[FoundInContext]): What was found in each text without and with examples.
     spans_key (Optional[str]): Where the references hold their entities, None for doc.ents.
     RETURNS (float): With the best F1 over all texts; of equals the highest. NEVER if
         it is best not to use examples at all.
     """
-    gold = [set(gold_mentions(eg, spans_key)[0]) for eg in examples]
-    plain = [_count(found, there) for found, there in zip(without, gold)]
-    helped = [_count(found, there) for found, there in zip(behind, gold)]
-    nearest = [max((s for c in f.contexts for s in c.similarities), default=-1.0) for f in behind]
+    plain: List[Counts] = []
+    helped: List[Counts] = []
+    nearest: List[float] = []
+    for eg, alone, found in zip(examples, without, behind):
+        gold = set(gold_mentions(eg, spans_key)[0])
+        plain += _by_window(eg, alone, gold, found.starts)
+        helped += _by_window(eg, found, gold, found.starts)
+        nearest += [max(context.similarities, default=-1.0) for context in found.contexts]
     candidates = sorted({round(s, 3) for s in nearest if s > -1.0} | {NEVER}, reverse=True)
     best, best_f = NEVER, -1.0
     for threshold in candidates:
@@ -61,9 +70,19 @@ def best_threshold(
     return best
 
 
-def _count(found: Any, gold: set) -> Counts:
-    spans = {(s.start, s.end, s.label) for s in found.ents}
-    return len(spans & gold), len(spans), len(gold)
+def _by_window(eg: Example, found: Any, gold: Set[Ent], starts: Sequence[int]) -> Iterator[Counts]:
+    """YIELDS (Counts): For each window; an entity is where it begins."""
+    known = own_labels("ra_it_ner", eg.reference)
+    ents = {(s.start, s.end, s.label) for s in found.ents if known is None or s.label in known}
+    parts = [_in_windows(eg.predicted, spans, starts) for spans in (ents & gold, ents, gold)]
+    yield from zip(*parts)
+
+
+def _in_windows(doc: Doc, ents: Set[Ent], starts: Sequence[int]) -> List[int]:
+    counts = [0] * len(starts)
+    for start, _, _ in ents:
+        counts[bisect_right(starts, doc[start].idx) - 1] += 1
+    return counts
 
 
 def _f1(counts: List[Counts]) -> float:

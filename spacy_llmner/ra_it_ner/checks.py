@@ -4,6 +4,7 @@ from numbers import Real
 from typing import Any
 
 from ..errors import check_values, wrong
+from ..labels import check_labels
 from .context import POLICIES
 
 
@@ -21,7 +22,9 @@ def check_settings(name: str, **settings: Any) -> None:
             "max_batch_tokens": 1,
             "least_negatives": 0,
         },
+        flags=("constrained", "random_k", "overwrite"),
     )
+    check_labels(name, settings.get("labels", ()))
     similar = settings["example_threshold"]
     if similar is not None and not (isinstance(similar, Real) and -1.0 <= float(similar) <= 1.0):
         raise wrong("example_threshold", name, similar, "a cosine, from -1 to 1")

@@ -263,7 +263,9 @@ class RAIT(ExamplePipe):
         for doc, found, around in zip(docs, mentions, contexts):
             found.sort(key=lambda m: (m.start, -m.end, m.label))
             spans, ents = found_spans(doc, found), found_spans(doc, flat(found))
-            out.append(FoundInContext(ents, spans, [c for _, c in sorted(around, key=_start)]))
+            around.sort(key=_start)
+            starts = [start for start, _ in around]
+            out.append(FoundInContext(ents, spans, [c for _, c in around], starts))
         return out
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:

@@ -41,9 +41,12 @@ class Context:
 
 @dataclass
 class FoundInContext(Found):
-    """contexts (List[Context]): What stood in front of each window of the text."""
+    """contexts (List[Context]): What stood in front of each window of the text.
+    starts (List[int]): First character of each.
+    """
 
     contexts: List[Context] = field(default_factory=list)
+    starts: List[int] = field(default_factory=list)
 
 
 class Chooser:

@@ -58,7 +58,10 @@ def lessons(
             shown = rng.sample(shown, rng.randint(0, len(shown)))
         passage.context = room.fit(Context(tuple(shown)), passage, wording)
         text = examples[passage.doc].predicted.text
-        out.append(pack(training_sequences(wording, passage, text, mentions, settings)))
+        learnt = training_sequences(wording, passage, text, mentions, settings)
+        # An answer ends there too when it is written.
+        most = room.context
+        out.append(pack([TrainingSequence(x.ids[:most], x.loss[:most]) for x in learnt]))
     return out
 
 

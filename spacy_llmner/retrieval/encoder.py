@@ -59,7 +59,7 @@ class SentenceEncoder:
     batch_tokens (int): Padded tokens of one forward pass.
     """
 
-    def __init__(self, name: str = DEFAULT, device: str = "auto", batch_tokens: int = 4096) -> None:
+    def __init__(self, name: str = DEFAULT, device: str = "auto", batch_tokens: int = 1024) -> None:
         LLMSpec(name=name, device=device)  # checks the device
         if batch_tokens < 1:
             raise wrong("batch_tokens", name, batch_tokens, "1 or more")
@@ -147,7 +147,7 @@ class SentenceEncoder:
 
 
 def make_sentence_encoder(
-    name: Optional[str] = DEFAULT, device: str = "auto", batch_tokens: int = 4096
+    name: Optional[str] = DEFAULT, device: str = "auto", batch_tokens: int = 1024
 ) -> SentenceEncoder:
     """Registered as `spacy_llmner.SentenceEncoder.v1` in `@misc`.
 

@@ -230,7 +230,9 @@ class ExampleIndex:
         numbers: np.ndarray,
         max_similarity: float,
     ) -> List[Hit]:
-        hits = []
+        """RETURNS (List[Hit]): The most similar first. A text that is there several times, with other
+        entities, counts once."""
+        hits: Dict[str, Hit] = {}
         for similarity, number in zip(similarities.tolist(), numbers.tolist()):
             if number < 0 or similarity > max_similarity:
                 continue
@@ -240,8 +242,9 @@ class ExampleIndex:
                 query.doc_id in (example.doc_id, example.hash) if query.doc_id else False
             )
             if not same_document and example.hash != query.hash:
-                hits.append(Hit(number, round(similarity, DECIMALS)))
-        return sorted(hits, key=lambda hit: (-hit.similarity, hit.number))
+                hit = Hit(number, round(similarity, DECIMALS))
+                hits[example.hash] = min(hit, hits.get(example.hash, hit), key=_rank)
+        return sorted(hits.values(), key=_rank)
 
     def _check_encoder(self) -> None:
         made_by = self._made_by
@@ -345,6 +348,10 @@ def incomplete_pool(path: Union[str, Path], error: Exception) -> LLMNERError:
 
 def _from_bytes(encoder: Encoder, data: bytes) -> ExampleIndex:
     return ExampleIndex(encoder).from_bytes(data)
+
+
+def _rank(hit: Hit) -> Tuple[float, int]:
+    return -hit.similarity, hit.number
 
 
 def _check_kind(kind: str) -> None:

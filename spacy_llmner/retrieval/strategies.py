@@ -142,12 +142,13 @@ class Retriever:
     ) -> List[Hit]:
         """RETURNS (List[Hit]): Up to k random examples other than the query and those chosen already."""
         n = len(self.index)
-        taken = {hit.number for hit in but}
+        taken = {self.index.examples[hit.number].hash for hit in but}
         # Nearly always the first few will do.
         for size in (min(n, 4 * k + 16), n):
             drawn = rng.choice(n, size, replace=False).tolist() if k else []
             allowed = {hit.number: hit for hit in self.index.compare(query, vector, drawn)}
-            hits = [allowed[i] for i in drawn if i in allowed and i not in taken][:k]
+            new = [i for i in drawn if i in allowed and self.index.examples[i].hash not in taken]
+            hits = [allowed[i] for i in new[:k]]
             if len(hits) == k:
                 break
         return hits

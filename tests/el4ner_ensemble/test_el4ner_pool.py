@@ -5,7 +5,7 @@ import pytest
 import spacy
 from el4ner_helpers import FakeEncoder, words_of
 from ner_helpers import TRAIN, make_examples
-from spacy.tokens import Doc
+from spacy.tokens import Doc, Span
 
 from spacy_llmner.el4ner_ensemble.demonstrate import Demonstrator
 from spacy_llmner.el4ner_ensemble.pool import (
@@ -68,6 +68,15 @@ def test_texts_of_a_corpus():
     ]
     assert found[1].words == words_of("Bo met Ada in Rome.")
     assert {t.example.doc_id for t in found} == {LabelledText(text).hash}
+
+
+def test_entities_across_sentences():
+    """A half of one would be shown as no entity."""
+    words = ["Mira", "left", "Yahoo", "!", "Inc", "today", ".", "Bo", "sang", "."]
+    starts = [k in (0, 4, 7) for k in range(len(words))]
+    doc = Doc(spacy.blank("en").vocab, words=words, sent_starts=starts)
+    doc.set_ents([Span(doc, 2, 5, "ORG"), Span(doc, 7, 8, "PER")], default="outside")
+    assert [t.example.text for t in pool_texts([doc])] == ["Bo sang ."]
 
 
 def test_choice_is_balanced():

@@ -8,6 +8,7 @@ from ner_helpers import TEXTS, make_examples
 
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.prompts import read_prompts
+from spacy_llmner.el4ner_ensemble.voters import make_voter
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import pool
 
@@ -76,7 +77,7 @@ def test_the_same_voter_in_other_words(roomy, number, same):
 def test_what_is_no_voter():
     with pytest.raises(LLMNERError, match="The voter 'a' of 'x' is a str, not a block"):
         EL4NER(spacy.blank("en"), {"a": "smollm2"}, FakeEncoder(), "x")
-    with pytest.raises(LLMNERError, match="`llms.weight` .* is 0, but must be above 0"):
+    with pytest.raises(LLMNERError, match="`llms.weight` .* is 0, but must be a number above 0"):
         make_nlp({"a": {"folder": "/x", "weight": 0}})
     voter = MockVoter()
     del voter.weight, voter.memory
@@ -99,6 +100,12 @@ def test_what_is_no_voter():
         ("window", "long", "`window` .* positive"),
         ("verify_threshold", None, "between 0 and 1"),
         ("pos_weights", {"verb": 1.0}, "propn, noun, pron, other"),
+        ("pos_weights", {"noun": "2"}, "`pos_weights` .* what it is in the config"),
+        ("pos_weights", None, "`pos_weights` .* what it is in the config"),
+        ("label_words", ["PER"], "`label_words` .* what it is in the config"),
+        ("labels", None, "`labels` .* what it is in the config"),
+        ("verifier", ["a"], "`verifier` .* what it is in the config"),
+        ("verify", "no", "`verify` .* true or false"),
     ],
 )
 def test_settings_changed_in_cfg_are_checked(setting, value, match):
@@ -143,6 +150,12 @@ def test_some_pos_weights_in_cfg():
     nlp, pipe = make_mock_nlp({"a": MockVoter({"Oskar": {"PER": 1.0}})})
     pipe.cfg["pos_weights"] = {"noun": 3.0}
     assert pipe(nlp.make_doc("Somebody saw Oskar.")).ents
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("inf"), float("nan"), "2", None])
+def test_weights_of_voters_without_sense(weight):
+    with pytest.raises(LLMNERError, match="`llms.weight` .* must be a number above 0"):
+        make_voter(weight=weight)
 
 
 def test_broken_prompts_are_told_when_a_voter_is_built(tmp_path):

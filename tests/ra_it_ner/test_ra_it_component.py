@@ -230,6 +230,9 @@ def test_model_without_sense(tiny_llm, setting, value, message):
         ("window", 0),
         ("threshold", "0.3"),
         ("example_threshold", "0.3"),
+        ("constrained", "no"),
+        ("labels", None),
+        ("labels", "PER"),
     ],
 )
 def test_settings_without_sense_in_use(tiny_llm, setting, value):
@@ -318,6 +321,18 @@ def test_answers_stay_within_the_context(wild, monkeypatch):
     monkeypatch.setattr("spacy_llmner.ra_it_ner.component.asker", watched)
     list(wild.pipe([*TEXTS, UNSEEN * 8]))
     assert set(longest) == {500}
+
+
+def test_learnt_answers_stay_within_the_context(tiny_models):
+    """GPT-2 has no positions beyond: a list of many names is cut there."""
+    nlp = make_nlp(tiny_models["gpt2"], k=0)
+    names = ", ".join(["Oskar Blum"] * 30)
+    places = [(at, at + 10, "PER") for at in range(0, len(names), 12)]
+    pipe = initialized(nlp, [(names, places)]).get_pipe("ra_it_ner")
+    reads = pipe.shared_llm().max_length
+    packed = pipe.packed(make_examples(nlp, [(names, places)]))
+    assert max(int(p.positions.max()) for p in packed) == reads - 2  # the last token reads nothing
+    assert nlp.update(make_examples(nlp, [(names, places)]), sgd=make_sgd(0.001))["ra_it_ner"] > 0
 
 
 def test_what_the_llm_has_read_is_learnt_once(tiny_llm):

@@ -1,7 +1,5 @@
 """When examples are shown, and how much similarity is enough."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import spacy
@@ -114,7 +112,7 @@ def test_cut():
 def found(right, similarity):
     ents = [FoundSpan(0, 1, "PER", 0.9)] if right else [FoundSpan(1, 2, "PER", 0.9)]
     contexts = [Context((NEAR,), (similarity,), "always")]
-    return FoundInContext(ents, ents, contexts)
+    return FoundInContext(ents, ents, contexts, [0])
 
 
 @pytest.mark.parametrize(
@@ -140,8 +138,37 @@ def test_best_threshold(helped, threshold):
     assert best_threshold(examples, without, behind, None) == threshold
 
 
+def test_each_window_counts_by_itself():
+    """The near example of the first window says nothing about the second."""
+    nlp = spacy.blank("en")
+    examples = make_examples(nlp, [("Ada left . Bo sang .", [(0, 3, "PER"), (11, 13, "PER")])] * 2)
+
+    def read(*right):
+        ents = [FoundSpan(start, start + 1, "PER", 0.9) for start in right]
+        contexts = [Context((NEAR,), (s,), "always") for s in (0.9, 0.3)]
+        return FoundInContext(ents, ents, contexts, [0, 11])
+
+    # Behind examples the first one is found and the second is not, without it is the other way round.
+    assert best_threshold(examples, [read(3)] * 2, [read(0)] * 2, None) == 0.9
+    assert best_threshold(examples, [read(0)] * 2, [read(0, 3)] * 2, None) == 0.3
+
+
+def test_labels_that_nobody_looked_for_do_not_count():
+    nlp = spacy.blank("en")
+    (eg,) = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])])
+    contexts = [Context((NEAR,), (0.9,), "always")]
+    per, loc = FoundSpan(0, 1, "PER", 0.9), FoundSpan(1, 2, "LOC", 0.9)
+    without = FoundInContext([], [], contexts, [0])
+    behind = FoundInContext([per, loc], [per, loc], contexts, [0])
+    plain = FoundInContext([per], [per], contexts, [0])
+    assert best_threshold([eg], [plain], [behind], None) == NEVER
+    eg.reference._.llmner_labels = ["PER"]
+    assert best_threshold([eg], [plain], [behind], None) == NEVER  # as good: not shown
+    assert best_threshold([eg], [without], [behind], None) == 0.9
+
+
 def test_texts_without_an_example_stay_as_they_are():
     nlp = spacy.blank("en")
     examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])])
-    nothing = SimpleNamespace(ents=[], contexts=[Context()])
+    nothing = FoundInContext([], [], [Context()], [0])
     assert best_threshold(examples, [nothing], [nothing], None) == NEVER

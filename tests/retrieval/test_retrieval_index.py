@@ -83,6 +83,19 @@ def test_never_itself():
     assert numbers([index.compare(example("query"), index.vectors[2], [5, 4, 0])]) == [[4, 5]]
 
 
+def test_one_text_with_two_annotations_counts_once():
+    """As in a mix of corpora that look for different labels."""
+    encoder = FakeEncoder({"query": at(0), "near": at(20), "far": at(60)})
+    index = ExampleIndex(encoder)
+    index.add(
+        [example("near", "PER"), example("near", "LOC", "LOC"), example("Far"), example("far", "X")]
+    )
+    assert len(index) == 4
+    assert numbers(index.search([example("query")], 3))[0][0] == 0
+    assert len(index.search([example("query")], 3)[0]) == 2
+    assert len(index.compare(example("query"), encoder.encode(["query"])[0], [1, 0, 3])) == 2
+
+
 def test_asks_for_more_behind_many_copies():
     encoder = FakeEncoder({f"copy {i}": at(i / 100) for i in range(90)} | {"other": at(40)})
     index = ExampleIndex(encoder)

@@ -79,6 +79,15 @@ def test_diverse(index):
     assert places(find(index, Strategy("diverse", candidates=2))) == [0, 1]
 
 
+def test_no_strategy_shows_a_text_twice():
+    index = ExampleIndex(FakeEncoder())
+    index.add([example(f"note {i}", label) for i in range(6) for label in ("PER", "LOC", "ORG")])
+    for kind in ("nearest", "random", "mixed", "diverse", "bm25_rank"):
+        for seed in range(10):
+            texts = [r.example.text for r in find(index, Strategy(kind, k=5), seed=seed)]
+            assert len(set(texts)) == len(texts) == 5
+
+
 def test_bm25_reject(index):
     scores = BM25(NEAR).score(QUERY, range(200))
     assert scores[30] > 20 > scores[7] > 0 == scores[0]
