@@ -59,6 +59,31 @@ def transfer_table(r: Dict[str, Any]) -> List[str]:
     return out
 
 
+def calibrated_table(r: Dict[str, Any]) -> List[str]:
+    """When to show examples."""
+    rules = list(next(iter(r["mean"].values())))
+    out = [
+        "## ra_it_ner: when to show examples",
+        "",
+        f"Tuned as in ra_it_transfer, for {r['processor_minutes_of_tuning']:g} CPU minutes, {r['seeds']} "
+        "seed(s). For each domain of CrossNER",
+        f"`calibrate` reads {r['held_out_texts_per_domain']} texts of dev; F1 on "
+        f"{r['test_texts_per_domain']} of test, strict, in percent, and in brackets",
+        f"how many texts have examples in front. {r.get('note', '')}".strip(),
+        "",
+        "| domain | examples | " + " | ".join(rules) + " | threshold |",
+        "|---|---|" + "--:|" * (len(rules) + 1),
+    ]
+    for run in r["runs"]:
+        cells = [f"{run['f'][rule]:.1f} ({run['shown'][rule]})" for rule in rules]
+        cells.append(f"{run['threshold']:.2f}")
+        out.append("| " + " | ".join([run["domain"], run["examples"], *cells]) + " |")
+    for name, of_pool in r["mean"].items():
+        cells = [f"**{of_pool[rule]:.1f}**" for rule in rules]
+        out.append("| " + " | ".join(["**mean**", name, *cells, ""]) + " |")
+    return out
+
+
 def domains(runs: List[Dict[str, Any]]) -> List[str]:
     return list(dict.fromkeys(run["domain"] for run in runs))
 

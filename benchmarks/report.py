@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, List
 from common import RESULTS
 from el4ner_tables import ablation_table
 from padellm_tables import constraint_table, quality_section, training_table
-from ra_it_tables import shared_context_table, transfer_table
-from retrieval_tables import index_table, leaks_table
+from project_tables import project_table
+from ra_it_tables import calibrated_table, shared_context_table, transfer_table
+from retrieval_tables import index_table, leaks_table, memory_table
 from retrieval_tables import quality_table as retrieval_table
 from sources import sources
 
@@ -208,11 +209,14 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
     "padellm_training": training_table,
+    "project_runs": project_table,
+    "ra_it_calibrated": calibrated_table,
     "ra_it_speed": shared_context_table,
     "ra_it_transfer": transfer_table,
     "el4ner_ablation": ablation_table,
     "retrieval_index": index_table,
     "retrieval_leaks": leaks_table,
+    "retrieval_memory": memory_table,
     "retrieval_quality": retrieval_table,
 }
 

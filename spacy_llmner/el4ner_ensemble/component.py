@@ -24,7 +24,7 @@ from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
 from .labelled import fill_pool, shows_any
 from .pool import DemonstrationPool, pool_texts
 from .pos import check_weights
-from .provenance import Traced, failures, trace
+from .provenance import Traced, failures, rejected, trace
 from .reading import Reading, read_tasks
 from .saving import SavedEnsemble
 from .settings import (
@@ -283,11 +283,14 @@ class EL4NER(SavedEnsemble):
                 found.note(doc, self.cfg["spans_key"])
 
     def _found(self, reading: Reading, decisions: Sequence[Decision]) -> Traced:
-        mentions = [Mention(d.start, d.end, d.label, d.score) for d in decisions]
+        kept = [d for d in decisions if d.kept]
+        mentions = [Mention(d.start, d.end, d.label, d.score) for d in kept]
         ents, spans = (found_spans(reading.doc, found) for found in (flat(mentions), mentions))
-        wanted = decisions if self.cfg["provenance"] else []
-        traces = {(d.start, d.end): trace(d) for d in wanted}
-        return Traced(ents, spans, failures(reading.tasks), traces)
+        if not self.cfg["provenance"]:
+            return Traced(ents, spans, failures(reading.tasks))
+        traces = {(d.start, d.end): trace(d) for d in kept}
+        others = [rejected(d) for d in decisions if not d.kept]
+        return Traced(ents, spans, failures(reading.tasks), traces, others)
 
     def _read(self, doc: Doc) -> Reading:
         voters = list(self.voters.values())

@@ -52,8 +52,10 @@ class EnsembleSettings:
 
 @dataclass
 class Decision:
-    """A span that was voted to be an entity and not found to be wrong.
+    """What became of a span that a voter found.
 
+    label (str): The type that it was voted to be; NONE if no entity.
+    kept (bool): It was voted to be an entity, and not found to be wrong.
     voted (float): Mean probability of its type over the voters.
     proposed (List[str]): The voters that found it.
     votes (Dict[str, Tuple[str, float]]): Each voter's type and its probability.
@@ -63,6 +65,7 @@ class Decision:
     start: int
     end: int
     label: str
+    kept: bool
     voted: float
     proposed: List[str]
     votes: Dict[str, Tuple[str, float]]
@@ -119,7 +122,8 @@ class Ensemble:
         """Stages 2 to 4.
 
         tasks (Sequence[Task]): The texts with their demonstrations.
-        RETURNS (List[List[Decision]]): For each task, in the order of the text.
+        RETURNS (List[List[Decision]]): For each task, about all spans that were found, in the order of
+            the text.
         RAISES (LLMNERError): If all voters failed on a task (DocumentError), or one can't be used at all.
         """
         with closing(self._panels(tasks)) as panels:
@@ -209,15 +213,13 @@ class Ensemble:
             decisions = []
             for span, ballot in zip(union, of_task):
                 verified = true.get((*span, ballot.label))
-                if ballot.label == NONE:
-                    continue
-                if verified is not None and verified < self.settings.verify_threshold:
-                    continue
+                wrong = verified is not None and verified < self.settings.verify_threshold
                 names = [name for name, spans in by_voter.items() if span in spans]
                 decisions.append(
                     Decision(
                         *span,
                         label=ballot.label,
+                        kept=ballot.label != NONE and not wrong,
                         voted=ballot.score,
                         proposed=names,
                         votes=ballot.votes,

@@ -177,10 +177,10 @@ def make_ensemble(voters, labels=("LOC", "ORG", "PER"), resident=None, **setting
 
 
 def decide(ensemble, *texts):
-    """RETURNS (List[Dict[str, Decision]]): For each text, by string."""
+    """RETURNS (List[Dict[str, Decision]]): For each text what was kept, by string."""
     tasks = [Task(text, words_of(text)) for text in texts]
     return [
-        {task.text[d.start : d.end]: d for d in decisions}
+        {task.text[d.start : d.end]: d for d in decisions if d.kept}
         for task, decisions in zip(tasks, ensemble.decide(tasks))
     ]
 

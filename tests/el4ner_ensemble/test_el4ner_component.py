@@ -317,10 +317,33 @@ def test_provenance(tmp_path):
     }
     again = spacy.tokens.Doc(nlp.vocab).from_bytes(doc.to_bytes())
     assert again.ents[0]._.el4ner == ent._.el4ner
+    assert again._.el4ner_rejected == doc._.el4ner_rejected
     quiet, pipe = make_mock_nlp({"a": MockVoter({"Mira Stone": {"PER": 0.9}})})
     doc = pipe(quiet.make_doc(UNSEEN))
     assert doc.ents and not doc.user_data
     assert Span.has_extension("el4ner")
+
+
+def test_what_was_rejected_can_be_seen():
+    """By the vote, and by the verifier."""
+    knows = {"Mira Stone": {"PER": 0.9}, "Oskar": {"": 0.8, "PER": 0.2}}
+    voters = {
+        "a": MockVoter(knows),
+        "b": MockVoter({**knows, "Oskar": {"": 0.6}}, true={("Mira Stone", "PER"): 0.1}),
+    }
+    nlp, pipe = make_mock_nlp(voters, provenance=True, verifier="b")
+    doc = pipe(nlp.make_doc("Mira Stone met Oskar."))
+    assert not doc.ents
+    said, outvoted = doc._.el4ner_rejected
+    assert (said["start"], said["end"], said["label"]) == (0, 10, "PER")
+    assert said["verified"] == 0.1 and said["proposed"] == ["a", "b"]
+    assert (outvoted["start"], outvoted["end"], outvoted["label"]) == (15, 20, "")
+    assert outvoted["votes"] == {"a": ["", 0.8], "b": ["", 0.6]} and outvoted["verified"] is None
+    pipe.cfg.update(verify_threshold=0.0)
+    assert [ent.text for ent in pipe(doc).ents] == ["Mira Stone"]
+    assert [of["label"] for of in doc._.el4ner_rejected] == [""]
+    pipe.cfg.update(provenance=False)
+    assert pipe(doc)._.el4ner_rejected is None
 
 
 def test_calls_of_a_document():

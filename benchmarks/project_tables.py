@@ -1,0 +1,43 @@
+"""The tables of project_runs.py's results for RESULTS.md."""
+
+from typing import Any, Dict, List
+
+
+def project_table(r: Dict[str, Any]) -> List[str]:
+    """What each workflow took and found, and the table of `compare`."""
+    runs = r["runs"]
+    out = [
+        "## spacy project run",
+        "",
+        "Each workflow whole: downloads, training, evaluation on this project's test sentences. Strict F1",
+        "in percent, words/s with the LLM loaded. `compare` without the steps that were done before it.",
+        "",
+        "| workflow | seconds | sentences | F1 | words/s | |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for name, run in runs.items():
+        m = run["metrics"]
+        cells = ["", "", ""]
+        if "ents_f" in m:
+            cells = [str(m["n_docs"]), f"{100 * m['ents_f']:.1f}", f"{m['speed']:.0f}"]
+        cells.append(f"{run['date']} {run.get('note', '')}".strip())
+        out.append("| " + " | ".join([f"`{name}`", f"{run['seconds']:.0f}", *cells]) + " |")
+    return out + (compare_lines(runs["compare"]["metrics"]) if "compare" in runs else [])
+
+
+def compare_lines(by_component: Dict[str, Any]) -> List[str]:
+    labels = sorted({x for m in by_component.values() for x in m["ents_per_type"]})
+    out = [
+        "",
+        "`compare`: the same sentences read by each in one process with one copy of each LLM. Strict F1 in",
+        "percent; memory is that of the process at its highest while this one reads.",
+        "",
+        "| | F1 | " + " | ".join(labels) + " | texts/s | MB |",
+        "|---|" + "--:|" * (len(labels) + 3),
+    ]
+    for name, m in by_component.items():
+        of_labels = [f"{100 * m['ents_per_type'].get(x, {'f': 0.0})['f']:.1f}" for x in labels]
+        cells = [f"**{100 * m['ents_f']:.1f}**", *of_labels, f"{m['docs_per_second']:.2f}"]
+        peak = "" if m["peak_mb"] is None else f"{m['peak_mb']:,.0f}"
+        out.append("| " + " | ".join([name, *cells, peak]) + " |")
+    return out
