@@ -16,6 +16,8 @@ from spacy.training import Example
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import pool
 from spacy_llmner.ra_it_ner.find import asker
+from spacy_llmner.ra_it_ner.lessons import training_sequences
+from spacy_llmner.ra_it_ner.passages import Passage
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 
@@ -155,6 +157,25 @@ def test_loss_mask(tiny_llm, learn):
     assert "Stone" in learnt and '["' in learnt and "[]" in learnt and "<|im_end|>" in learnt
     assert "What describes" not in learnt and "river near" not in learnt
     assert ("read this text" in learnt) is learn
+
+
+def test_types_that_a_text_has_not_are_answered_by_nothing(tiny_llm):
+    """Checklist 6, and that the others are answered in the order of the text."""
+    nlp = initialized(make_nlp(tiny_llm, k=0))
+    pipe = nlp.get_pipe("ra_it_ner")
+    llm, _, wording = pipe.ready()
+    doc = nlp.make_doc("Oskar Blum met Ada in Rome.")
+    (window,) = pipe.learnt_windows(doc)
+    passage = Passage(0, window.words, doc.text, ["PER", "ship", "award"])
+    mentions = {"PER": [(3, 4), (0, 2)]}
+    learnt = training_sequences(wording, passage, doc.text, mentions, pipe.settings)
+    answers = [
+        llm.tokenizer.hf.decode(
+            [t for t, learn in zip(x.ids, x.loss) if learn], skip_special_tokens=True
+        )
+        for x in learnt
+    ]
+    assert [answer.strip() for answer in answers] == ['["Oskar Blum", "Ada"]', "[]", "[]"]
 
 
 def test_random_k(tiny_llm):
