@@ -29,6 +29,11 @@ QUALITY_SETS = {
 
 
 def main() -> None:
+    (RESULTS.parent / "RESULTS.md").write_text(report())
+
+
+def report() -> str:
+    """RETURNS (str): Tables of all results."""
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     quality = [r for name, r in results.items() if name.startswith("ember_quality_")]
     lines = ["# Results", "", "Made by `python benchmarks/report.py` from `benchmarks/results/`."]
@@ -42,7 +47,7 @@ def main() -> None:
                 lines += ["", *table(r), *sources([r])]
     lines += quality_section(results, QUALITY_SETS)
     lines += other_tables(results)
-    (RESULTS.parent / "RESULTS.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def quality_table(rows: List[Dict[str, Any]]) -> List[str]:
