@@ -58,7 +58,7 @@ def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
     )
     for setting, fits in SAVED.items():
         if setting in settings and not fits(settings[setting]):
-            raise wrong(setting, name, settings[setting], "what it is in the config")
+            raise wrong(setting, name, settings[setting], "of the kind that the config takes")
     if resident is not None and not is_at_least(1, resident):
         raise wrong("resident", name, resident, "positive, or null for all LLMs")
 

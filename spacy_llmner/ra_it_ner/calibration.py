@@ -79,9 +79,10 @@ def _by_window(eg: Example, found: Any, gold: Set[Ent], starts: Sequence[int]) -
 
 
 def _in_windows(doc: Doc, ents: Set[Ent], starts: Sequence[int]) -> List[int]:
+    """RETURNS (List[int]): How many entities begin in each window, if anything of the Doc was read."""
     counts = [0] * len(starts)
-    for start, _, _ in ents:
-        counts[bisect_right(starts, doc[start].idx) - 1] += 1
+    for start, _, _ in ents if counts else ():
+        counts[max(bisect_right(starts, doc[start].idx) - 1, 0)] += 1
     return counts
 
 

@@ -153,6 +153,17 @@ def test_each_window_counts_by_itself():
     assert best_threshold(examples, [read(0)] * 2, [read(0, 3)] * 2, None) == 0.3
 
 
+def test_what_was_not_read_does_not_count():
+    """Neither a Doc nor a first word that has no room in the context."""
+    nlp = spacy.blank("en")
+    examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])] * 3)
+    per = FoundSpan(0, 1, "PER", 0.9)
+    helped = [FoundInContext([per], [per], [Context((NEAR,), (0.8,), "always")], [0])]
+    empty, later = FoundInContext([], []), FoundInContext([], [], [Context()], [4])
+    without = [FoundInContext([], [], [Context()], [0]), empty, later]
+    assert best_threshold(examples, without, [*helped, empty, later], None) == 0.8
+
+
 def test_labels_that_nobody_looked_for_do_not_count():
     nlp = spacy.blank("en")
     (eg,) = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])])
