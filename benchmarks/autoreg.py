@@ -20,16 +20,16 @@ from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple
 import numpy as np
 from spacy.language import Language
 
-from spacy_llmner.learn import Mentions
-from spacy_llmner.llm.branches import Answer, decode
-from spacy_llmner.llm.constraints import NOTHING, Choices, Places, Substrings, allowed_along
-from spacy_llmner.llm.decoding import Program, Tree
+from spacy_llmner.decoding.constraints import NOTHING, Choices, Places, Substrings, allowed_along
+from spacy_llmner.decoding.engine import Program, Tree
+from spacy_llmner.decoding.generate import Answer, decode
 from spacy_llmner.llm.packing import TrainingSequence
-from spacy_llmner.llm.words import WordTokens, substrings
+from spacy_llmner.llm.word_tokens import WordTokens, substrings
 from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe
-from spacy_llmner.padellm_ner.find import OnLabel, Written
-from spacy_llmner.padellm_ner.questions import mention_tokens
+from spacy_llmner.padellm_ner.decoding import OnLabel, Written
 from spacy_llmner.padellm_ner.templates import Wording
+from spacy_llmner.padellm_ner.training_data import mention_tokens
+from spacy_llmner.pipeline.training import Mentions
 
 # No guess is a token.
 NO_GUESS = -1

@@ -20,7 +20,7 @@ from common import save
 from spacy_llmner.cli.compare import assemble
 from spacy_llmner.cli.evaluate import read_examples
 from spacy_llmner.cli.peak import peak_mb, reset_peak
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 MB = 2**20
 

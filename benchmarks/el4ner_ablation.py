@@ -25,10 +25,10 @@ from common import RESULTS, read_examples, save
 from remembering import Remembering
 from spacy.training import Example
 
-from spacy_llmner.align import Mention, flat
 from spacy_llmner.el4ner_ensemble.component import EL4NER
-from spacy_llmner.el4ner_ensemble.ensemble import union_of
-from spacy_llmner.el4ner_ensemble.pool import pool_texts
+from spacy_llmner.el4ner_ensemble.demonstrations.pool import pool_texts
+from spacy_llmner.el4ner_ensemble.stages import union_of
+from spacy_llmner.pipeline.spans import Mention, flat
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}

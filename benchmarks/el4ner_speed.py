@@ -23,12 +23,12 @@ import typer
 from common import clock_of, read_examples, save
 from spacy.tokens import Doc
 
+from spacy_llmner.decoding.engine import Tree
+from spacy_llmner.el4ner_ensemble.call_counts import Work
 from spacy_llmner.el4ner_ensemble.component import EL4NER
-from spacy_llmner.el4ner_ensemble.session import Desk, LLMSession
-from spacy_llmner.el4ner_ensemble.tasks import Chars, Claim
-from spacy_llmner.el4ner_ensemble.voters import LLMVoter
-from spacy_llmner.el4ner_ensemble.work import Work
-from spacy_llmner.llm.decoding import Tree
+from spacy_llmner.el4ner_ensemble.interfaces import Chars, Claim
+from spacy_llmner.el4ner_ensemble.voter.llm_voter import LLMVoter
+from spacy_llmner.el4ner_ensemble.voter.session import Desk, LLMSession
 
 
 class NaiveSession(LLMSession):

@@ -18,7 +18,7 @@ import typer
 from common import read_examples, save, strict_scores
 from spacy.language import Language
 
-from spacy_llmner.ember_probe.fewshot import choose
+from spacy_llmner.ember_probe.probes.fewshot import choose
 
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "default": {},

@@ -29,7 +29,7 @@ from spacy.util import fix_random_seed
 from thinc.api import Adam
 from thinc.schedules import warmup_linear
 
-from spacy_llmner.ember_probe.generated import generate_examples
+from spacy_llmner.ember_probe.generated_data import generate_examples
 
 # Nothing is read in front of a text, as when the LLM has just begun to write.
 PROBE = {"@architectures": "spacy_llmner.EmberProbe.v1", "prefix": ""}

@@ -15,7 +15,7 @@ import typer
 from common import save
 
 from spacy_llmner.cli.layers import sweep
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
 
 
 def main(

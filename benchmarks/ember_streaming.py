@@ -18,7 +18,7 @@ import torch
 import typer
 from common import clock_of, save, spacy_ner
 
-from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
 
 END = object()
 PROMPT = (

@@ -16,7 +16,7 @@ import torch
 import typer
 from common import clock_of, save, spacy_ner
 
-from spacy_llmner.llm.features import _batches, _reading_view
+from spacy_llmner.llm.hidden_states import _batches, _reading_view
 
 ASSETS = Path(__file__).parent.parent / "assets"
 

@@ -15,8 +15,8 @@ import typer
 from common import save
 from spacy.tokens import DocBin
 
-from spacy_llmner.align import place
-from spacy_llmner.padellm_ner.find import Written
+from spacy_llmner.padellm_ner.decoding import Written
+from spacy_llmner.pipeline.spans import place
 
 
 def main(

@@ -38,7 +38,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from told import Answers, tell
 
-from spacy_llmner.llm import passes
+from spacy_llmner.decoding import forward as passes
 from spacy_llmner.padellm_ner.component import PaDeLLM
 from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 

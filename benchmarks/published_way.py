@@ -19,10 +19,10 @@ from autoreg import AutoReg, question
 from spacy.tokens import Doc
 from transformers import DynamicCache
 
-from spacy_llmner.llm.constraints import Constraint
-from spacy_llmner.llm.decoding import Scores
-from spacy_llmner.llm.pool import LoadedLLM
-from spacy_llmner.llm.words import WordTokens, substrings
+from spacy_llmner.decoding.constraints import Constraint
+from spacy_llmner.decoding.engine import Scores
+from spacy_llmner.llm.registry import LoadedLLM
+from spacy_llmner.llm.word_tokens import WordTokens, substrings
 from spacy_llmner.padellm_ner.component import PaDeLLM
 from spacy_llmner.padellm_ner.templates import Wording
 

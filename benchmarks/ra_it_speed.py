@@ -17,10 +17,10 @@ from common import save
 from spacy.tokens import Doc, DocBin
 from spacy.util import load_model
 
-from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.decoding.engine import Decoder
 from spacy_llmner.ra_it_ner.component import RAIT
-from spacy_llmner.ra_it_ner.find import asker
-from spacy_llmner.ra_it_ner.passages import Passage
+from spacy_llmner.ra_it_ner.decoding import asker
+from spacy_llmner.ra_it_ner.prompts import Passage
 
 Way = Callable[[RAIT, Passage, str], Tuple[Dict[str, Any], int, int]]
 

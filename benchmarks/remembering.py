@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from spacy_llmner.el4ner_ensemble.tasks import Asked, Chars, Claim, Session, Task, Voter
+from spacy_llmner.el4ner_ensemble.interfaces import Asked, Chars, Claim, Session, Task, Voter
 
 
 class Remembering:

@@ -8,9 +8,9 @@ from autoreg import AutoReg
 from published_way import LeanLoop, PlainGenerate, Strings, published
 from spacy.tokens import Doc
 
-from spacy_llmner.llm.words import WordTokens
+from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.find import FindSettings, Written, finder
+from spacy_llmner.padellm_ner.decoding import FindSettings, Written, finder
 from spacy_llmner.padellm_ner.templates import Wording
 
 PUBLISHED = FindSettings(draft=0, look_ahead=False)

@@ -7,14 +7,14 @@ from same_outcome import run
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_llmner.gold import gold_mentions
-from spacy_llmner.learn import known_windows
-from spacy_llmner.llm.decoding import Decoder, Scores
-from spacy_llmner.llm.words import WordTokens
+from spacy_llmner.decoding.engine import Decoder, Scores
+from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.find import Written
-from spacy_llmner.padellm_ner.questions import mention_tokens
+from spacy_llmner.padellm_ner.decoding import Written
 from spacy_llmner.padellm_ner.templates import Wording
+from spacy_llmner.padellm_ner.training_data import mention_tokens
+from spacy_llmner.pipeline.gold import gold_mentions
+from spacy_llmner.pipeline.training import known_windows
 
 
 def tell(pipe: PaDeLLM, examples: List[Example]) -> None:

@@ -36,8 +36,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from spacy_llmner.llm import catalogue
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
+from spacy_llmner.models import catalogue
 
 # Tiny models gain nothing from more threads, and lose much on a busy machine.
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import pytest
 import spacy
 from ner_helpers import TEXTS, entities, make_examples, make_sgd
 
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 PIPES = ["ember_probe", "padellm_ner", "ra_it_ner", "el4ner_ensemble"]
 

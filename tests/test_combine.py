@@ -8,7 +8,7 @@ from spacy.language import Language
 from spacy.tokens import Span, SpanGroup
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.found import beside, write_group
+from spacy_llmner.pipeline.predictions import beside, write_group
 
 TEXT = "Ada Hale met Bo in Bonn"
 

@@ -11,10 +11,10 @@ from spacy.training import Example
 from thinc.api import Adam, noop
 
 from spacy_llmner.errors import DocumentError, LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.found import Found, FoundSpan
-from spacy_llmner.llm.pool import make_llm
-from spacy_llmner.pipe import LLMNERPipe
-from spacy_llmner.scorers import scored_entities
+from spacy_llmner.llm.registry import make_llm
+from spacy_llmner.pipeline.base import LLMNERPipe
+from spacy_llmner.pipeline.predictions import Found, FoundSpan
+from spacy_llmner.pipeline.scorers import scored_entities
 
 TEXTS = [f"Text {i} names Mira" for i in range(7)]
 

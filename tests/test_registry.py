@@ -10,7 +10,7 @@ from spacy.util import load_config, load_model_from_config
 
 import spacy_llmner
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 ROOT = Path(spacy_llmner.__file__).parent.parent
 REGISTRIES = {

@@ -3,7 +3,7 @@ import spacy
 from spacy.tokens import Span, SpanGroup
 from spacy.training import Example
 
-from spacy_llmner.scorers import (
+from spacy_llmner.pipeline.scorers import (
     calibration_error,
     llmner_score,
     make_llmner_scorer,

@@ -8,7 +8,7 @@ from spacy.cli._util import import_code
 from spacy.language import Language
 from spacy.training import Example
 
-from ..el4ner_ensemble.calibration import Fitted
+from ..el4ner_ensemble.vote_calibration import Fitted
 from ..errors import LLMNERError
 from .evaluate import check_data_path, load_pipeline, read_examples
 

@@ -18,10 +18,10 @@ from spacy.scorer import get_ner_prf
 from spacy.training import Example
 from tqdm import tqdm
 
-from ..combine import Combine
 from ..errors import LLMNERError
-from ..pipe import LLMNERPipe
-from ..scorers import looked_for
+from ..pipeline.base import LLMNERPipe
+from ..pipeline.combine import Combine
+from ..pipeline.scorers import looked_for
 from .evaluate import check_data_path, colors_of, load_pipeline, percent, read_examples
 from .peak import gpu_peak_mb, peak_mb, reset_peak
 

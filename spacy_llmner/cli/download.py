@@ -6,7 +6,7 @@ from spacy.cli._util import Arg, Opt
 from wasabi import Printer
 
 from ..errors import LLMNERError
-from ..llm.catalogue import CATALOGUE, download
+from ..models.catalogue import CATALOGUE, download
 
 
 def download_cli(

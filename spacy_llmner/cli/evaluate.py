@@ -28,7 +28,7 @@ from spacy.util import is_package, load_model
 from tqdm import tqdm
 
 from ..errors import LLMNERError
-from ..scorers import looked_for, set_f
+from ..pipeline.scorers import looked_for, set_f
 
 # Start and end in characters, and the label.
 Entity = Tuple[int, int, str]

@@ -9,9 +9,9 @@ from spacy.language import Language
 from spacy.tokens import DocBin
 from tqdm import tqdm
 
-from ..ember_probe.generated import generate_examples
+from ..ember_probe.generated_data import generate_examples
 from ..errors import LLMNERError
-from ..llm.pool import make_llm
+from ..llm.registry import make_llm
 from .evaluate import load_pipeline
 
 

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from wasabi import Printer
 
 from ..errors import Errors, LLMNERError, Warnings
-from ..llm.pool import make_llm
+from ..llm.registry import make_llm
+from ..pipeline.windows import cut, may_begin
 from ..retrieval.bm25 import CJK
 from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
 from ..retrieval.examples import LabelledText, PoolText, labelled_text
 from ..retrieval.llm_encoder import make_llm_encoder
-from ..windows import cut, may_begin
 
 # Words of an example at most: about as many as the components read of a text at once, 256 tokens.
 WORDS = 128

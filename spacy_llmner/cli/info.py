@@ -7,8 +7,8 @@ from typing import Any, Dict, List
 from spacy.cli._util import Opt
 from wasabi import Printer
 
-from ..llm import catalogue
-from ..llm.wheels import size_of
+from ..models import catalogue
+from ..models.wheels import size_of
 
 PACKAGES = ("spacy-llmner", "spacy", "torch", "transformers", "tokenizers", "spacy-transformers")
 MB = 1_000_000

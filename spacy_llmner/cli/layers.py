@@ -22,11 +22,11 @@ from spacy.training import Example
 from torch import nn
 from tqdm import tqdm
 
-from ..ember_probe.cache import MAX_HALF
-from ..ember_probe.words import WordReader
+from ..ember_probe.features.cache import MAX_HALF
+from ..ember_probe.features.words import WordReader
 from ..errors import Errors, LLMNERError
-from ..gold import aligned_entities
-from ..llm.pool import LoadedLLM, make_llm
+from ..llm.registry import LoadedLLM, make_llm
+from ..pipeline.gold import aligned_entities
 from .evaluate import check_data_path, read_examples
 
 # Docs that the LLM reads at once.

@@ -11,32 +11,26 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Optimizer
 
-from ..align import Mention, flat, found_spans
 from ..errors import Errors, LLMNERError, Warnings
-from ..found import Found
-from ..labels import check_labels
-from ..llm.pool import make_llm
-from ..pipe import FACTORY, carry
+from ..llm.registry import make_llm
+from ..pipeline.base import FACTORY, carry
+from ..pipeline.labels import check_labels
+from ..pipeline.predictions import Found
+from ..pipeline.spans import Mention, flat, found_spans
 from ..retrieval.encoder import SentenceEncoder
-from .calibration import Fitted, Polled, fit
-from .demonstrate import Demonstrator, demonstrate
-from .ensemble import Decision, Ensemble, EnsembleSettings, union_of
-from .labelled import fill_pool, shows_any
-from .pool import DemonstrationPool, pool_texts
-from .pos import check_weights
+from .call_counts import Work
+from .config import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
+from .demonstrations.fill import fill_pool, shows_any
+from .demonstrations.pool import DemonstrationPool, pool_texts
+from .demonstrations.retrieve import Demonstrator, demonstrate
+from .interfaces import Asked, Task
+from .pos_weights import check_weights
 from .provenance import Traced, failures, rejected, trace
-from .reading import Reading, read_tasks
-from .saving import SavedEnsemble
-from .settings import (
-    DEFAULT_CONFIG,
-    check_different,
-    check_settings,
-    check_verifier,
-    check_voters,
-)
-from .tasks import Asked, Task
-from .voters import Turns, default_voters
-from .work import Work
+from .serialization import SavedEnsemble
+from .stages import Decision, Ensemble, EnsembleSettings, union_of
+from .task_windows import Reading, read_tasks
+from .vote_calibration import Fitted, Polled, fit
+from .voter.llm_voter import Turns, default_voters
 
 logger = logging.getLogger("spacy_llmner")
 _MAKING = Lock()

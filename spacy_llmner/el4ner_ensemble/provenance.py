@@ -6,9 +6,9 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from spacy.tokens import Doc, Span
 
-from ..found import Found
-from .ensemble import Decision
-from .tasks import Chars, Task
+from ..pipeline.predictions import Found
+from .interfaces import Chars, Task
+from .stages import Decision
 
 
 @dataclass

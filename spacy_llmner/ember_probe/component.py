@@ -11,21 +11,21 @@ from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Config, Model, Optimizer
 
 from ..errors import Errors, LLMNERError
-from ..found import Found, FoundSpan
-from ..gold import aligned_entities
-from ..llm.pool import LLM
-from ..pipe import FACTORY, LLMNERPipe, drawn_apart
-from ..scorers import scored_entities
-from . import calibration
-from .batch import Gold, WordBatch, batches_by_words, collate, groups_by_words, surface
-from .cache import FeatureCache, open_cache
-from .corpus import read_corpus, warn_about_lost
-from .decode import decode
-from .fewshot import Annotated, FewShotSettings, fit_few_shot
-from .segments import Mention
-from .settings import LEAST_THRESHOLD, Dims, check_settings
-from .stream import EmberStream, Prompt, streaming
-from .words import WordFeatures, WordReader
+from ..llm.registry import LLM
+from ..pipeline.base import FACTORY, LLMNERPipe, drawn_apart
+from ..pipeline.gold import aligned_entities
+from ..pipeline.predictions import Found, FoundSpan
+from ..pipeline.scorers import scored_entities
+from . import platt_scaling as calibration
+from .features.batch import Gold, WordBatch, batches_by_words, collate, groups_by_words, surface
+from .features.cache import FeatureCache, open_cache
+from .features.corpus import read_corpus, warn_about_lost
+from .features.words import WordFeatures, WordReader
+from .postprocess import decode
+from .probes.base import LEAST_THRESHOLD, Dims, check_settings
+from .probes.fewshot import Annotated, FewShotSettings, fit_few_shot
+from .probes.segmentation import Mention
+from .streaming.generation import EmberStream, Prompt, streaming
 
 default_config = """
 [ember_probe]

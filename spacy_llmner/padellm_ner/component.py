@@ -9,25 +9,25 @@ from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..adapter_pipe import AdapterPipe, InUse, Made
-from ..align import Mention, flat, found_spans
+from ..decoding.engine import Decoder, Program
 from ..errors import Errors, LLMNERError
-from ..found import Found, FoundSpan
-from ..gold import gold_mentions
-from ..learn import Mentions, known_windows
-from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed, TrainingSequence, pack
-from ..llm.pool import LLM, LoadedLLM
-from ..llm.words import WordTokens
-from ..pipe import FACTORY
-from ..windows import Window, read_windows, readable
-from .begins import LEAST_THRESHOLD
-from .checks import check_settings
-from .find import FindSettings, OnLabel, Written, finder
-from .mentions import deduplicate, placed
-from .questions import training_sequences
-from .settings import PaDeLLMSettings
+from ..llm.registry import LLM, LoadedLLM
+from ..llm.word_tokens import WordTokens
+from ..pipeline.adapter_pipe import AdapterPipe, InUse, Made
+from ..pipeline.base import FACTORY
+from ..pipeline.gold import gold_mentions
+from ..pipeline.predictions import Found, FoundSpan
+from ..pipeline.spans import Mention, flat, found_spans
+from ..pipeline.training import Mentions, known_windows
+from ..pipeline.windows import Window, read_windows, readable
+from .architecture import PaDeLLMSettings
+from .beginnings import LEAST_THRESHOLD
+from .config import check_settings
+from .decoding import FindSettings, OnLabel, Written, finder
+from .postprocess import deduplicate, placed
 from .templates import Wording, most_tokens
+from .training_data import training_sequences
 
 logger = logging.getLogger("spacy_llmner")
 

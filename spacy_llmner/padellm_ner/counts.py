@@ -3,7 +3,7 @@
 import math
 from typing import Dict, Set, Tuple
 
-from ..llm.decoding import Scores
+from ..decoding.engine import Scores
 from .templates import Numbers
 
 

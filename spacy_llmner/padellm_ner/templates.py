@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Dict, List, Sequence, Tuple
 
+from ..decoding.constraints import Choices
 from ..errors import Errors, LLMNERError, wrong
-from ..llm.constraints import Choices
 from ..llm.tokenization import LLMTokenizer
 
 

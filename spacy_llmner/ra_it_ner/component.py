@@ -12,29 +12,29 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..adapter_pipe import Made, check_llm
-from ..align import Mention, flat, found_spans
+from ..decoding.engine import Decoder, Program
 from ..errors import DocumentError, Errors, LLMNERError
-from ..found import Found
-from ..gold import gold_mentions
-from ..labels import check_labels, own_labels
-from ..llm.decoding import Decoder, Program
 from ..llm.packing import Packed
-from ..llm.pool import LLM, LoadedLLM
-from ..pipe import FACTORY
+from ..llm.registry import LLM, LoadedLLM
+from ..pipeline.adapter_pipe import Made, check_llm
+from ..pipeline.base import FACTORY
+from ..pipeline.gold import gold_mentions
+from ..pipeline.labels import check_labels, own_labels
+from ..pipeline.predictions import Found
+from ..pipeline.spans import Mention, flat, found_spans
+from ..pipeline.windows import Window
 from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
-from ..windows import Window
-from .answers import mentions_of
-from .checks import check_settings
-from .context import Context, FoundInContext
+from .config import check_settings
 from .conversation import Wording
+from .decoding import FindSettings, asker
 from .example_pipe import ExamplePipe
-from .find import FindSettings, asker
-from .lessons import lessons
-from .passages import Passage, Room, common_beginning, passage_text
+from .example_selection import Context, FoundInContext
+from .postprocess import mentions_of
+from .prompts import Passage, Room, common_beginning, passage_text
+from .training_data import lessons
 
 logger = logging.getLogger("spacy_llmner")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from ..decoding.constraints import Anything
 from ..errors import wrong
 from ..llm.chat import Chat, Turn
-from ..llm.constraints import Anything
 from ..retrieval.examples import LabelledText
 
 

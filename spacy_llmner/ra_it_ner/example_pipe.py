@@ -10,15 +10,15 @@ from spacy.training import Example, validate_examples
 from spacy.util import minibatch
 from thinc.api import Model
 
-from ..adapter_pipe import AdapterPipe
 from ..errors import Errors, LLMNERError
-from ..llm.pool import LLM
+from ..llm.registry import LLM
+from ..pipeline.adapter_pipe import AdapterPipe
 from ..retrieval.encoder import Encoder
 from ..retrieval.index import ExampleIndex, incomplete_pool
 from ..retrieval.strategies import Strategy
-from .calibration import best_threshold, texts_to_measure
-from .context import Chooser, FoundInContext
-from .passages import labelled_passages
+from .example_selection import Chooser, FoundInContext
+from .example_threshold import best_threshold, texts_to_measure
+from .prompts import labelled_passages
 
 POOL = "pool"
 # Texts that are read at once, as by nlp.pipe.

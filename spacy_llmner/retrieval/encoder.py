@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import Errors, LLMNERError, LLMNotFoundError, wrong
-from ..llm import catalogue
 from ..llm.spec import LLMSpec
 from ..llm.tokenization import trim_offsets
+from ..models import catalogue
 from .pooling import Chars, batches_by_length, fill_spans, span_mean, unit
 
 DEFAULT = "all-minilm-l6-v2"

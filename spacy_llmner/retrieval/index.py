@@ -29,7 +29,7 @@ from safetensors.numpy import save as save_arrays
 from tqdm import tqdm
 
 from ..errors import Errors, LLMMismatchError, LLMNERError
-from ..files import replaced
+from ..util import replaced
 from .encoder import Encoder
 from .examples import LabelledText
 from .vectors import KINDS, VectorStore

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..llm.features import Probed, read_texts
-from ..llm.pool import LLM, LoadedLLM
+from ..llm.hidden_states import Probed, read_texts
+from ..llm.registry import LLM, LoadedLLM
 from ..llm.tokenization import Encoding
 from .pooling import Chars, fill_spans, span_mean, unit
 

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from autoreg import Lines, question  # noqa: E402
 
-from spacy_llmner.llm.decoding import Decoder  # noqa: E402
-from spacy_llmner.llm.tokenization import LLMTokenizer  # noqa: E402
-from spacy_llmner.llm.words import substrings, word_tokens  # noqa: E402
-from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording  # noqa: E402
+from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.llm.tokenization import LLMTokenizer
+from spacy_llmner.llm.word_tokens import substrings, word_tokens
+from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 
 TEXTS = [
     ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),

@@ -20,8 +20,8 @@ from el4ner_speed import (  # noqa: E402
     timed,
 )
 
-from spacy_llmner.el4ner_ensemble import session  # noqa: E402
-from spacy_llmner.el4ner_ensemble.work import Work  # noqa: E402
+from spacy_llmner.el4ner_ensemble.call_counts import Work
+from spacy_llmner.el4ner_ensemble.voter import session
 
 TEXTS = [
     ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),

@@ -14,8 +14,8 @@ from published_way import LeanLoop, PlainGenerate, left_padded, number, publishe
 from same_outcome import as_strings, exactness, run  # noqa: E402
 from told import Answers, tell  # noqa: E402
 
-from spacy_llmner.padellm_ner.find import FindSettings  # noqa: E402
-from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording  # noqa: E402
+from spacy_llmner.padellm_ner.decoding import FindSettings
+from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 
 TEXTS = [
     ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from spacy_llmner.cli import chat as module
 from spacy_llmner.cli.chat import Chat, Shown, chat_cli, load_ember
-from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
 
 app = typer.Typer()
 app.command()(chat_cli)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
 from spacy_llmner.cli.peak import peak_mb, reset_peak
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 
 @pytest.fixture

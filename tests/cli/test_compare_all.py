@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
 from spacy_llmner.cli.compare import assemble
-from spacy_llmner.el4ner_ensemble import session
-from spacy_llmner.llm import pool
+from spacy_llmner.el4ner_ensemble.voter import session
+from spacy_llmner.llm import registry as pool
 
 OTHERS = ["ember_probe", "padellm_ner", "ra_it_ner"]
 NOT_SCORES = ("docs_per_second", "peak_mb", "gpu_peak_mb")

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from spacy_llmner.cli.download import download_cli
 from spacy_llmner.cli.info import info, info_cli
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import catalogue
+from spacy_llmner.models import catalogue
 
 download_module = "spacy_llmner.cli.download"
 

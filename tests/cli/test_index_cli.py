@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from spacy_llmner.cli.index import build_index, index_cli
 from spacy_llmner.errors import LLMMismatchError, LLMNERError
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.retrieval.encoder import make_sentence_encoder
 from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from el4ner_helpers import initialized, make_nlp
 
-from spacy_llmner.el4ner_ensemble import session
+from spacy_llmner.el4ner_ensemble.voter import session
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

@@ -6,9 +6,9 @@ import numpy as np
 import spacy
 from ner_helpers import TRAIN, make_examples
 
-from spacy_llmner.el4ner_ensemble.ensemble import Ensemble, EnsembleSettings
-from spacy_llmner.el4ner_ensemble.tasks import NONE, Asked, Task
-from spacy_llmner.el4ner_ensemble.voters import Turns
+from spacy_llmner.el4ner_ensemble.interfaces import NONE, Asked, Task
+from spacy_llmner.el4ner_ensemble.stages import Ensemble, EnsembleSettings
+from spacy_llmner.el4ner_ensemble.voter.llm_voter import Turns
 
 WIDTH = 24
 LABELS = ["LOC", "PER"]

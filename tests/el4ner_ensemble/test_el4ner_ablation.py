@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import el4ner_ablation as ablation  # noqa: E402
 from remembering import Remembering  # noqa: E402
 
-from spacy_llmner.el4ner_ensemble.component import EL4NER  # noqa: E402
+from spacy_llmner.el4ner_ensemble.component import EL4NER
 
 ONE, OTHER = "gemma", "smollm2"
 MIRA = {"Mira Stone": {"PER": 0.8}}

@@ -9,9 +9,9 @@ from el4ner_helpers import initialized, make_nlp, words_of
 from ner_helpers import TEXTS, assert_valid, make_examples
 from safetensors.torch import load_file, save_file
 
-from spacy_llmner.el4ner_ensemble.tasks import Task
+from spacy_llmner.el4ner_ensemble.interfaces import Task
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 
 @pytest.fixture(scope="module")

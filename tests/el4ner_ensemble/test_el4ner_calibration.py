@@ -8,9 +8,9 @@ from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
 from ner_helpers import make_examples
 from spacy.training import Example
 
-from spacy_llmner.el4ner_ensemble.calibration import Polled, corrected, fit, prior_ratios
 from spacy_llmner.el4ner_ensemble.component import EL4NER
-from spacy_llmner.el4ner_ensemble.tasks import NONE
+from spacy_llmner.el4ner_ensemble.interfaces import NONE
+from spacy_llmner.el4ner_ensemble.vote_calibration import Polled, corrected, fit, prior_ratios
 from spacy_llmner.errors import LLMNERError
 
 # It calls most things a person.

@@ -26,9 +26,9 @@ from ner_helpers import (
 )
 from spacy.tokens import Span
 
-from spacy_llmner.el4ner_ensemble.prompts import parse_prompts, read_prompts
+from spacy_llmner.el4ner_ensemble.voter.prompt_files import parse_prompts, read_prompts
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 SOME = [*TEXTS[:3], UNSEEN]

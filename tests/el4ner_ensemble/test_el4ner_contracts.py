@@ -7,10 +7,10 @@ import torch
 from el4ner_helpers import MockVoter, initialized, make_mock_nlp, make_nlp
 from ner_helpers import TEXTS, assert_same, assert_valid, entities, make_examples, scores
 
-from spacy_llmner.el4ner_ensemble import session
-from spacy_llmner.el4ner_ensemble.session import LLMSession
+from spacy_llmner.el4ner_ensemble.voter import session
+from spacy_llmner.el4ner_ensemble.voter.session import LLMSession
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 CHINESE = [

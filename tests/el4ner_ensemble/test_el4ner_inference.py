@@ -17,7 +17,7 @@ from spacy.tokens import Doc, Span
 from spacy.util import raise_error
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS[:4], UNSEEN, "", " ", "Tea"]

@@ -5,8 +5,8 @@ import spacy
 from el4ner_helpers import FakeEncoder, MockVoter, make_mock_nlp
 from ner_helpers import make_examples
 
-from spacy_llmner.el4ner_ensemble import labelled
 from spacy_llmner.el4ner_ensemble.component import EL4NER
+from spacy_llmner.el4ner_ensemble.demonstrations import fill as labelled
 from spacy_llmner.errors import LLMNERError
 
 SINGERS = [("Oskar Blum sang.", [(0, 10, "SINGER")]), ("Mira sang.", [(0, 4, "SINGER")])]

@@ -7,12 +7,12 @@ from el4ner_helpers import FakeEncoder, words_of
 from ner_helpers import TRAIN, make_examples
 from spacy.tokens import Doc, Span
 
-from spacy_llmner.el4ner_ensemble.demonstrate import Demonstrator
-from spacy_llmner.el4ner_ensemble.pool import (
+from spacy_llmner.el4ner_ensemble.demonstrations.pool import (
     DemonstrationPool,
     choose_texts,
     pool_texts,
 )
+from spacy_llmner.el4ner_ensemble.demonstrations.retrieve import Demonstrator
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.retrieval.examples import LabelledText, PoolText
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from spacy_llmner.el4ner_ensemble.prompts import (
+from spacy_llmner.el4ner_ensemble.interfaces import NONE, Asked, Demonstration
+from spacy_llmner.el4ner_ensemble.voter.prompt_files import (
     SLOTS,
     fill,
     known_prompts,
     parse_prompts,
     read_prompts,
 )
-from spacy_llmner.el4ner_ensemble.tasks import NONE, Asked, Demonstration
-from spacy_llmner.el4ner_ensemble.wording import Wording
+from spacy_llmner.el4ner_ensemble.voter.prompt_tokens import Wording
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
 
 GOOD = read_prompts("en_base", "en", False)
 DEMO = Demonstration("Ada sings in Rome.", ((0, 3, "PER"), (13, 17, "LOC")), ((4, 9),))

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from el4ner_helpers import words_of
 
-from spacy_llmner.el4ner_ensemble import session
-from spacy_llmner.el4ner_ensemble.session import Desk
-from spacy_llmner.el4ner_ensemble.tasks import NONE, Asked, Demonstration, Task
-from spacy_llmner.el4ner_ensemble.voters import make_voter
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.el4ner_ensemble.interfaces import NONE, Asked, Demonstration, Task
+from spacy_llmner.el4ner_ensemble.voter import session
+from spacy_llmner.el4ner_ensemble.voter.llm_voter import make_voter
+from spacy_llmner.el4ner_ensemble.voter.session import Desk
+from spacy_llmner.llm.registry import make_llm
 
 TEXTS = ["Mira Stone met Oskar in Varnholm.", "Oskar likes Oskar, he says.", "tea"]
 DEMOS = [

@@ -7,10 +7,10 @@ from el4ner_helpers import FakeEncoder, MockVoter, config_of, make_mock_nlp, mak
 from ner_helpers import TEXTS, make_examples
 
 from spacy_llmner.el4ner_ensemble.component import EL4NER
-from spacy_llmner.el4ner_ensemble.prompts import read_prompts
-from spacy_llmner.el4ner_ensemble.voters import make_voter
+from spacy_llmner.el4ner_ensemble.voter.llm_voter import make_voter
+from spacy_llmner.el4ner_ensemble.voter.prompt_files import read_prompts
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 
 @pytest.mark.parametrize(

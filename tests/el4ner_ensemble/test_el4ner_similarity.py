@@ -8,8 +8,8 @@ from ner_helpers import make_examples, make_sgd
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_llmner.el4ner_ensemble.pos import POS_WEIGHTS, check_weights, span_weight
-from spacy_llmner.el4ner_ensemble.similarity import span_similarity
+from spacy_llmner.el4ner_ensemble.demonstrations.span_similarity import span_similarity
+from spacy_llmner.el4ner_ensemble.pos_weights import POS_WEIGHTS, check_weights, span_weight
 from spacy_llmner.errors import LLMNERError
 
 POOL = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])

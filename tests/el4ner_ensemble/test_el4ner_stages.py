@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from el4ner_helpers import MockVoter, decide, make_ensemble, words_of
 
+from spacy_llmner.el4ner_ensemble.interfaces import NONE, Task
 from spacy_llmner.el4ner_ensemble.provenance import trace
-from spacy_llmner.el4ner_ensemble.tasks import NONE, Task
 from spacy_llmner.errors import LLMMismatchError, LLMNERError
 
 TEXT = "Mira Stone met Oskar in Varnholm."

@@ -2,8 +2,8 @@
 
 import pytest
 
-from spacy_llmner.el4ner_ensemble.tasks import NONE
-from spacy_llmner.el4ner_ensemble.votes import count_votes
+from spacy_llmner.el4ner_ensemble.interfaces import NONE
+from spacy_llmner.el4ner_ensemble.voting import count_votes
 
 LABELS = ["PER", "ORG", "LOC"]
 EQUAL = {"a": 1.0, "b": 1.0, "c": 1.0}

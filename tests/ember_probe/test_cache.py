@@ -11,11 +11,11 @@ import spacy
 import torch
 from ember_helpers import TEXTS, TRAIN, assert_same, make_examples, make_nlp, make_sgd, train
 
-from spacy_llmner.ember_probe import cache as cache_module
-from spacy_llmner.ember_probe import words
-from spacy_llmner.ember_probe.cache import FeatureCache, doc_key
-from spacy_llmner.ember_probe.words import WordReader
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.ember_probe.features import cache as cache_module
+from spacy_llmner.ember_probe.features import words
+from spacy_llmner.ember_probe.features.cache import FeatureCache, doc_key
+from spacy_llmner.ember_probe.features.words import WordReader
+from spacy_llmner.llm.registry import make_llm
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from ember_helpers import make_examples, make_nlp, make_sgd, train
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_llmner.ember_probe import calibration
-from spacy_llmner.scorers import calibration_error
+from spacy_llmner.ember_probe import platt_scaling as calibration
+from spacy_llmner.pipeline.scorers import calibration_error
 
 
 @given(st.floats(0.001, 0.999), st.floats(0.1, 4.0), st.floats(-2.0, 2.0))

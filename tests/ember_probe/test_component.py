@@ -25,7 +25,7 @@ from ember_helpers import (
 from safetensors.torch import load_file
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 

@@ -18,12 +18,12 @@ from ember_helpers import (
 from spacy.tokens import Span
 from spacy.training import Example
 
-from spacy_llmner.ember_probe.batch import surface
-from spacy_llmner.ember_probe.fewshot import choose, make_ember_few_shot
-from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
-from spacy_llmner.ember_probe.words import WordFeatures
+from spacy_llmner.ember_probe.features.batch import surface
+from spacy_llmner.ember_probe.features.words import WordFeatures
+from spacy_llmner.ember_probe.probes.fewshot import choose, make_ember_few_shot
+from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 
 DATA = [(text, {"entities": ents}) for text, ents in TRAIN]
 ODD = ["", " ", "\n\n", "🚀", "\u202e\x00 Varnholm", "Mira " * 300]

@@ -4,9 +4,9 @@ from ember_helpers import TEXTS, make_nlp, make_sgd, same_state, state_of, train
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 
-from spacy_llmner.ember_probe.generated import continue_prompts, generate_examples, mask_prompt
-from spacy_llmner.gold import aligned_entities
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.ember_probe.generated_data import continue_prompts, generate_examples, mask_prompt
+from spacy_llmner.llm.registry import make_llm
+from spacy_llmner.pipeline.gold import aligned_entities
 
 PROMPTS = [*TEXTS, "Mira"]
 

@@ -21,7 +21,7 @@ from spacy.tokens import Span
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import spec as spec_module
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 20]

@@ -3,19 +3,19 @@ import pytest
 import spacy
 import torch
 
-from spacy_llmner.ember_probe.batch import WordBatch
-from spacy_llmner.ember_probe.paper import (
+from spacy_llmner.ember_probe.features.batch import WordBatch
+from spacy_llmner.ember_probe.features.words import ATTENTION_KINDS, WordFeatures
+from spacy_llmner.ember_probe.probes.base import Dims
+from spacy_llmner.ember_probe.probes.paper import (
     AdjacencyDecoder,
     PaperDecoder,
     PaperProbe,
     PaperSettings,
     make_ember_paper,
 )
-from spacy_llmner.ember_probe.segments import IMPOSSIBLE
-from spacy_llmner.ember_probe.settings import Dims
-from spacy_llmner.ember_probe.words import ATTENTION_KINDS, WordFeatures
+from spacy_llmner.ember_probe.probes.segmentation import IMPOSSIBLE
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
 
 PER, LOC, OUT = 0, 1, 2
 N_TYPES = 3

@@ -4,17 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_llmner.ember_probe.batch import WordBatch
-from spacy_llmner.ember_probe.segments import IMPOSSIBLE, Chain, mask_crossing
-from spacy_llmner.ember_probe.semimarkov import (
+from spacy_llmner.ember_probe.features.batch import WordBatch
+from spacy_llmner.ember_probe.features.words import WordFeatures
+from spacy_llmner.ember_probe.probes.base import Dims
+from spacy_llmner.ember_probe.probes.segmentation import IMPOSSIBLE, Chain, mask_crossing
+from spacy_llmner.ember_probe.probes.semi_markov import (
     NEVER,
     SemiMarkovDecoder,
     loss_and_gradient,
     probabilities,
 )
-from spacy_llmner.ember_probe.settings import Dims
-from spacy_llmner.ember_probe.structured import StructuredProbe, StructuredSettings
-from spacy_llmner.ember_probe.words import WordFeatures
+from spacy_llmner.ember_probe.probes.structured import StructuredProbe, StructuredSettings
 
 SIZES = st.tuples(
     st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2**32 - 1)

@@ -16,11 +16,11 @@ from ember_helpers import (
 )
 from spacy.training import Example
 
-from spacy_llmner.ember_probe.live import EntityEvent, LiveText, TextPiece
-from spacy_llmner.ember_probe.stream import _row, encode_prompt
+from spacy_llmner.ember_probe.streaming.generation import _row, encode_prompt
+from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, LiveText, TextPiece
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.features import Steps, read_texts
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.hidden_states import Steps, read_texts
+from spacy_llmner.llm.registry import make_llm
 
 PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
 # The last word is that of an entity.

@@ -7,7 +7,7 @@ import torch
 from ember_helpers import TEXTS, assert_same, assert_valid, entities
 from transformers import GenerationConfig
 
-from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
 from spacy_llmner.errors import LLMNERError
 
 PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"

@@ -5,10 +5,10 @@ import spacy
 import torch
 from ember_helpers import TEXTS, TRAIN, assert_same, entities, make_nlp, train
 
-from spacy_llmner.ember_probe.live import EntityEvent, TextPiece
-from spacy_llmner.ember_probe.stream import encode_prompt
+from spacy_llmner.ember_probe.streaming.generation import encode_prompt
+from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.features import Steps
+from spacy_llmner.llm.hidden_states import Steps
 
 pytestmark = pytest.mark.llm
 

@@ -19,7 +19,7 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.gold import aligned_entities
+from spacy_llmner.pipeline.gold import aligned_entities
 
 
 @pytest.fixture

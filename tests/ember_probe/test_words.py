@@ -5,9 +5,9 @@ import torch
 from spacy.tokens import Doc
 from transformers import AutoModelForCausalLM
 
-from spacy_llmner.ember_probe.words import ATTENTION_KINDS, WordReader, word_bounds
-from spacy_llmner.llm.features import Features, Probed, read_texts
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.ember_probe.features.words import ATTENTION_KINDS, WordReader, word_bounds
+from spacy_llmner.llm.hidden_states import Features, Probed, read_texts
+from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.llm.tokenization import Encoding
 
 TEXT = "Ada Hale met Bo  Lund in Bonn, near 北京 🚀🎉 (Zoë's)."

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from spacy_llmner.llm.branches import decode, together
-from spacy_llmner.llm.words import WordTokens, substrings
+from spacy_llmner.decoding.generate import decode, together
+from spacy_llmner.llm.word_tokens import WordTokens, substrings
 
 END = 1
 TEXTS = [

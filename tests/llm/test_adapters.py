@@ -4,8 +4,8 @@ import threading
 import pytest
 import torch
 
-from spacy_llmner.llm.adapters import Adapter, AdapterSettings, new_adapter
-from spacy_llmner.llm.features import Probed, read_texts
+from spacy_llmner.llm.hidden_states import Probed, read_texts
+from spacy_llmner.llm.lora import Adapter, AdapterSettings, new_adapter
 
 IDS = torch.tensor([[0, *range(20, 34)]])
 LORA = AdapterSettings(rank=3, alpha=6, first_layer=0)

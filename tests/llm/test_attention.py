@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from spacy_llmner.llm.attention import SLICE, Recorder, attention_rows
-from spacy_llmner.llm.features import Probed, read_texts
+from spacy_llmner.llm.hidden_states import Probed, read_texts
 
 
 def dense(query, key, allowed, scaling):

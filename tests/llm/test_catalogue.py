@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import catalogue, model_checks, wheels
+from spacy_llmner.models import catalogue, wheels
+from spacy_llmner.models import sanity_checks as model_checks
 
 Usage = namedtuple("Usage", "total used free")
 

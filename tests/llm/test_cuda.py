@@ -15,11 +15,12 @@ from decoding_helpers import writing
 from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd
 from spacy.tokens import DocBin
 
+from spacy_llmner.decoding import forward as passes
+from spacy_llmner.decoding.engine import Decoder
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import passes, pool
-from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.packing import TrainingSequence, pack, target_logits
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm.registry import make_llm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -6,10 +6,10 @@ from decoding_helpers import END, TEXTS, Anything, assert_same, plain, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_llmner.llm.branches import decode
-from spacy_llmner.llm.constraints import Choices
-from spacy_llmner.llm.decoding import Decoder
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.decoding.constraints import Choices
+from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.generate import decode
+from spacy_llmner.llm.registry import make_llm
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, OPTConfig, OPTFo
 from transformers.generation.streamers import BaseStreamer
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.features import (
+from spacy_llmner.llm.hidden_states import (
     Probed,
     Steps,
     generating_view,
     read_texts,
     tap_generation,
 )
-from spacy_llmner.llm.pool import LoadedLLM, make_llm
+from spacy_llmner.llm.registry import LoadedLLM, make_llm
 from spacy_llmner.llm.spec import LLMSpec
 
 TEXT = "Ada Hale met Bo Lund in Bonn, 王小明 🚀."

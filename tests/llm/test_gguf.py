@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import catalogue, gguf_tokenizers, gguf_weights
+from spacy_llmner.models import catalogue, gguf_tokenizers, gguf_weights
 
 
 def ids(text):

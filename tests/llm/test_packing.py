@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_llmner.llm.adapters import AdapterSettings, new_adapter
+from spacy_llmner.llm.lora import AdapterSettings, new_adapter
 from spacy_llmner.llm.packing import TrainingSequence, pack, target_logits
 
 TEXT = [0, *range(20, 34)]

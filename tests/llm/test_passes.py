@@ -9,9 +9,9 @@ import pytest
 import torch
 from decoding_helpers import TEXTS, writing
 
-from spacy_llmner.llm import decoding
-from spacy_llmner.llm.decoding import Decoder
-from spacy_llmner.llm.passes import GraphedPasses
+from spacy_llmner.decoding import engine as decoding
+from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.forward import GraphedPasses
 
 CPU = torch.device("cpu")
 

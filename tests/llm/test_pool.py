@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import catalogue, pool
-from spacy_llmner.llm.features import Probed, Steps, generating_view, read_texts
-from spacy_llmner.llm.pool import LLM, LLMSpec, make_llm
+from spacy_llmner.llm import registry as pool
+from spacy_llmner.llm.hidden_states import Probed, Steps, generating_view, read_texts
+from spacy_llmner.llm.registry import LLM, LLMSpec, make_llm
+from spacy_llmner.models import catalogue
 
 PROBED = Probed((0, 2, 4), window=6)
 

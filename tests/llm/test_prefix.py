@@ -5,9 +5,9 @@ import gc
 import pytest
 from decoding_helpers import TEXTS, Anything, assert_same, spelt, writing
 
-from spacy_llmner.llm.branches import decode
-from spacy_llmner.llm.decoding import Decoder, Prefix
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.decoding.engine import Decoder, Prefix
+from spacy_llmner.decoding.generate import decode
+from spacy_llmner.llm.registry import make_llm
 
 
 @pytest.fixture

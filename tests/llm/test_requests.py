@@ -7,10 +7,10 @@ import pytest
 import torch
 from decoding_helpers import TEXTS, Anything, assert_same, plain, spelt, writing
 
+from spacy_llmner.decoding.engine import Decoder, Prefix
+from spacy_llmner.decoding.generate import decode, together
+from spacy_llmner.decoding.kv_slots import NO_SLOT
 from spacy_llmner.llm import tree_attention
-from spacy_llmner.llm.branches import decode, together
-from spacy_llmner.llm.decoding import Decoder, Prefix
-from spacy_llmner.llm.slots import NO_SLOT
 
 FIRST = NO_SLOT + 1
 

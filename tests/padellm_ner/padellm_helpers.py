@@ -8,9 +8,9 @@ import spacy
 import torch
 from ner_helpers import TRAIN, make_examples, make_sgd
 
-from spacy_llmner.llm.decoding import Decoder, Scores
+from spacy_llmner.decoding.engine import Decoder, Scores
 from spacy_llmner.llm.tokenization import LLMTokenizer
-from spacy_llmner.llm.words import word_tokens
+from spacy_llmner.llm.word_tokens import word_tokens
 from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 
 # One string twice, under its label.

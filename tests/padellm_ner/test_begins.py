@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from spacy_llmner.llm.decoding import Scores
-from spacy_llmner.padellm_ner.begins import Beginnings
+from spacy_llmner.decoding.engine import Scores
+from spacy_llmner.padellm_ner.beginnings import Beginnings
 
 ADA, MET, BO = 7, 8, 9
 

@@ -8,11 +8,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from padellm_helpers import KnowingDecoder, make_wording, spell, split, words_of
 
-from spacy_llmner.align import place
-from spacy_llmner.padellm_ner.find import FindSettings, finder
-from spacy_llmner.padellm_ner.mentions import confidence
-from spacy_llmner.padellm_ner.questions import mention_tokens, training_sequences
+from spacy_llmner.padellm_ner.decoding import FindSettings, finder
+from spacy_llmner.padellm_ner.postprocess import confidence
 from spacy_llmner.padellm_ner.templates import Template
+from spacy_llmner.padellm_ner.training_data import mention_tokens, training_sequences
+from spacy_llmner.pipeline.spans import place
 
 LABELS = ["LOC", "MISC", "ORG", "PER"]
 TEXT = "Ada Hale met Bo Lund in Bonn , and Ada Hale left Rome"

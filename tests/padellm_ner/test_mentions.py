@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spacy_llmner.align import Mention, flat, place
-from spacy_llmner.padellm_ner.find import Written
-from spacy_llmner.padellm_ner.mentions import confidence, deduplicate
+from spacy_llmner.padellm_ner.decoding import Written
+from spacy_llmner.padellm_ner.postprocess import confidence, deduplicate
+from spacy_llmner.pipeline.spans import Mention, flat, place
 
 
 def written(*places, log_probs=(-0.1,), raw=(-0.5,)):

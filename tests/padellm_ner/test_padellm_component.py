@@ -23,9 +23,9 @@ from ner_helpers import (
 from padellm_helpers import DATA, initialized, make_nlp, train
 from safetensors.torch import load_file
 
+from spacy_llmner.decoding.engine import Decoder
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import pool
-from spacy_llmner.llm.decoding import Decoder
+from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.tokenization import LLMTokenizer
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."

@@ -315,7 +315,7 @@ def test_stream_may_be_left(trained):
 def test_mentions_without_a_place_are_counted(trained_published, caplog, monkeypatch):
     """They are dropped and logged, never guessed."""
     monkeypatch.setattr(
-        "spacy_llmner.padellm_ner.mentions.place", lambda written: [(-1, -1)] * len(written)
+        "spacy_llmner.padellm_ner.postprocess.place", lambda written: [(-1, -1)] * len(written)
     )
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         doc = trained_published(TEXTS[0])

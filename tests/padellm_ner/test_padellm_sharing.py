@@ -12,11 +12,11 @@ from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd, s
 from padellm_helpers import DATA, initialized, make_nlp, train
 from transformers import AutoModelForCausalLM
 
-from spacy_llmner.align import place
+from spacy_llmner.decoding.engine import Decoder
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import pool
-from spacy_llmner.llm.decoding import Decoder
-from spacy_llmner.padellm_ner.find import FindSettings, finder
+from spacy_llmner.llm import registry as pool
+from spacy_llmner.padellm_ner.decoding import FindSettings, finder
+from spacy_llmner.pipeline.spans import place
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def test_calibrated_counts_do_not_depend_on_the_speed_ups(any_llm, template):
 
 def plainly(model, wording, words, text, labels):
     """RETURNS (Dict[str, List[Written]]): Token by token, each with a pass over all tokens before it."""
-    from spacy_llmner.llm.words import substrings
-    from spacy_llmner.padellm_ner.find import Written
+    from spacy_llmner.llm.word_tokens import substrings
+    from spacy_llmner.padellm_ner.decoding import Written
 
     tokenizer = wording.tokenizer if wording.template.bare else None
     mentions = substrings(words, wording.end, tokenizer, text)

@@ -14,9 +14,9 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.gold import gold_mentions
-from spacy_llmner.learn import batches_by_tokens, cross_entropy
 from spacy_llmner.llm.packing import Packed
+from spacy_llmner.pipeline.gold import gold_mentions
+from spacy_llmner.pipeline.training import batches_by_tokens, cross_entropy
 
 
 @pytest.fixture

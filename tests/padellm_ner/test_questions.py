@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from padellm_helpers import make_wording, spell, words_of
 
 from spacy_llmner.llm.packing import pack
-from spacy_llmner.padellm_ner.questions import mention_tokens, training_sequences
 from spacy_llmner.padellm_ner.templates import Template
+from spacy_llmner.padellm_ner.training_data import mention_tokens, training_sequences
 
 END = "<|im_end|>"
 LABELS = ["LOC", "MISC", "ORG", "PER"]

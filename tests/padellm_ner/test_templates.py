@@ -2,11 +2,11 @@ import pytest
 from ner_helpers import NASTY
 from padellm_helpers import make_wording, spell, words_of
 
+from spacy_llmner.decoding.constraints import Choices
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.constraints import Choices
-from spacy_llmner.padellm_ner.questions import training_sequences
-from spacy_llmner.padellm_ner.settings import make_padellm, make_template
+from spacy_llmner.padellm_ner.architecture import make_padellm, make_template
 from spacy_llmner.padellm_ner.templates import MAX_COUNT, TEMPLATES, Template
+from spacy_llmner.padellm_ner.training_data import training_sequences
 
 END = "<|im_end|>"
 PUBLISHED = {

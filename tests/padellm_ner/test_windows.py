@@ -9,7 +9,7 @@ from padellm_helpers import make_wording
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.padellm_ner.templates import most_tokens
-from spacy_llmner.windows import read_windows, readable
+from spacy_llmner.pipeline.windows import read_windows, readable
 
 NLP = spacy.blank("en")
 TEXT = "Ada met Bo. They left Bonn! Nobody came? Rain fell on Rome. Bo and Ada spoke."

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_llmner.align import Mention
-from spacy_llmner.ra_it_ner.answers import Listed, find_strings, mentions_of, parse_list
+from spacy_llmner.pipeline.spans import Mention
+from spacy_llmner.ra_it_ner.postprocess import Listed, find_strings, mentions_of, parse_list
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from spacy.util import load_config
 
 from spacy_llmner.cli.index import build_index
 from spacy_llmner.errors import LLMMismatchError
-from spacy_llmner.ra_it_ner.settings import make_ra_it
+from spacy_llmner.ra_it_ner.architecture import make_ra_it
 from spacy_llmner.retrieval import encoder as encoders
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ra_it_ner.cfg"

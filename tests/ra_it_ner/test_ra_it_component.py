@@ -14,10 +14,10 @@ from ra_it_helpers import initialized, make_nlp, scrambled, train
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import pool
-from spacy_llmner.ra_it_ner.find import asker
-from spacy_llmner.ra_it_ner.lessons import training_sequences
-from spacy_llmner.ra_it_ner.passages import Passage
+from spacy_llmner.llm import registry as pool
+from spacy_llmner.ra_it_ner.decoding import asker
+from spacy_llmner.ra_it_ner.prompts import Passage
+from spacy_llmner.ra_it_ner.training_data import training_sequences
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 

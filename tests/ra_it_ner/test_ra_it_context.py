@@ -5,9 +5,9 @@ import pytest
 import spacy
 from ner_helpers import make_examples
 
-from spacy_llmner.found import FoundSpan
-from spacy_llmner.ra_it_ner.calibration import NEVER, best_threshold
-from spacy_llmner.ra_it_ner.context import Chooser, Context, FoundInContext
+from spacy_llmner.pipeline.predictions import FoundSpan
+from spacy_llmner.ra_it_ner.example_selection import Chooser, Context, FoundInContext
+from spacy_llmner.ra_it_ner.example_threshold import NEVER, best_threshold
 from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex
 from spacy_llmner.retrieval.strategies import Strategy

@@ -29,7 +29,7 @@ from spacy.tokens import Span
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMMismatchError
-from spacy_llmner.llm import pool
+from spacy_llmner.llm import registry as pool
 from spacy_llmner.retrieval.index import ExampleIndex
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."

@@ -4,7 +4,7 @@ import pytest
 from ra_it_helpers import ADA, BO, CHATML, make_wording
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.ra_it_ner.settings import make_conversation
+from spacy_llmner.ra_it_ner.architecture import make_conversation
 from spacy_llmner.retrieval.examples import LabelledText
 
 

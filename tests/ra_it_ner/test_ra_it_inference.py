@@ -20,11 +20,11 @@ from ra_it_helpers import initialized, make_nlp, scrambled
 from spacy.tokens import DocBin, Span
 
 from spacy_llmner.cli.evaluate import evaluate
+from spacy_llmner.decoding import engine as decoding
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import decoding
 from spacy_llmner.ra_it_ner import component
 from spacy_llmner.ra_it_ner.component import RAIT
-from spacy_llmner.ra_it_ner.find import FindSettings, asker
+from spacy_llmner.ra_it_ner.decoding import FindSettings, asker
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "From Varnholm to Varnholm ."]
@@ -229,8 +229,8 @@ def test_half_is_greedy(wild, monkeypatch):
 
 
 def greedy_is_empty(nlp, prompt, passage, text):
-    from spacy_llmner.llm.branches import decode
-    from spacy_llmner.llm.json_lists import TextLists
+    from spacy_llmner.decoding.generate import decode
+    from spacy_llmner.decoding.json_lists import TextLists
 
     llm, view, wording = nlp.get_pipe("ra_it_ner").ready()
     rule = TextLists(llm.tokenizer, text, passage.bounds, wording.end, ordered=True).rule
@@ -416,7 +416,7 @@ def test_what_passes_no_gate_gives_the_plain_conversation(trained, monkeypatch):
 
 
 def test_strings_without_a_place_are_dropped_and_counted(free, monkeypatch, caplog):
-    monkeypatch.setattr("spacy_llmner.ra_it_ner.find.parse_list", lambda _: ["Tea", "Nowhere"])
+    monkeypatch.setattr("spacy_llmner.ra_it_ner.decoding.parse_list", lambda _: ["Tea", "Nowhere"])
     n_labels = len(free.get_pipe("ra_it_ner").labels)
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         doc = free("Tea")

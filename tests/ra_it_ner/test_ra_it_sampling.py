@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from spacy_llmner.ra_it_ner.sampling import sample_labels
+from spacy_llmner.ra_it_ner.negative_sampling import sample_labels
 
 FREQUENCIES = {"person": 600, "place": 300, "plant": 90, "planet": 10}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from spacy_llmner.llm import catalogue
+from spacy_llmner.models import catalogue
 from spacy_llmner.retrieval import encoder as encoders
 
 

@@ -5,8 +5,8 @@ import pytest
 from retrieval_helpers import TEXTS, example
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError
-from spacy_llmner.llm import pool
-from spacy_llmner.llm.pool import make_llm
+from spacy_llmner.llm import registry as pool
+from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.retrieval import llm_encoder
 from spacy_llmner.retrieval.index import ExampleIndex
 from spacy_llmner.retrieval.llm_encoder import make_llm_encoder

@@ -9,7 +9,7 @@ from retrieval_helpers import TEXTS
 from safetensors.torch import load_file, save_file
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import catalogue
+from spacy_llmner.models import catalogue
 from spacy_llmner.retrieval import encoder as encoders
 from spacy_llmner.retrieval.encoder import SentenceEncoder, make_sentence_encoder
 

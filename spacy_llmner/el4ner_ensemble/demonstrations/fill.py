@@ -1,0 +1,97 @@
+"""Which labelled texts are kept to be shown, and what the LLMs find in them: done once, by `initialize`."""
+
+import logging
+import warnings
+from typing import Any, Dict, List, Mapping, Sequence
+
+from tqdm import tqdm
+
+from ...errors import Warnings
+from ...pipeline.windows import cut
+from ...retrieval.examples import PoolText
+from ..interfaces import Task
+from ..stages import Ensemble
+from ..task_windows import word_shares
+from .pool import DemonstrationPool, choose_texts, is_about
+
+logger = logging.getLogger("spacy_llmner")
+
+
+def fill_pool(
+    pool: DemonstrationPool,
+    texts: Sequence[PoolText],
+    ensemble: Ensemble,
+    name: str,
+    cfg: Mapping[str, Any],
+) -> None:
+    """Choose from labelled texts, and compute what is needed of the chosen ones.
+
+    ensemble (Ensemble): Finds the spans in them.
+    name (str): Of the component, for messages.
+    cfg (Mapping[str, Any]): Its settings.
+    RAISES (LLMNERError): If all voters failed on all of them.
+    """
+    fitting = _texts_about(texts, list(ensemble.asked.types), name)
+    if not shows_any(cfg):
+        return
+    chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"], name), cfg["pool_size"])
+    if cfg["pre_extract"] == "gold":
+        spans = [{"": [(a, b) for a, b, _ in t.example.entities]} for t in chosen]
+        pool.fill(chosen, spans)
+        return
+    tasks = [Task(text.example.text, text.words) for text in chosen]
+    n_questions = len(tasks) * len(ensemble.voters)
+    with tqdm(total=n_questions, unit="text", desc="pre-extraction", disable=None) as bar:
+        found = ensemble.pre_extract(tasks, bar.update)
+    ensemble.work.log(f"{name}, labelled texts", len(tasks))
+    read = [k for k, task in enumerate(tasks) if not ensemble.all_failed(task)]
+    if not read:
+        ensemble.check_any_left(tasks)
+    if len(read) < len(tasks):
+        lost = len(tasks) - len(read)
+        logger.warning(
+            "'%s' drops %d of %d labelled texts: all voters failed on them", name, lost, len(tasks)
+        )
+    pool.fill([chosen[k] for k in read], [found[k] for k in read])
+
+
+def shows_any(cfg: Mapping[str, Any]) -> bool:
+    """RETURNS (bool): Whether settings want demonstrations."""
+    return cfg["retrieval"] != "none" and cfg["k"] > 0
+
+
+def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) -> List[PoolText]:
+    """RETURNS (List[PoolText]): Those that can be shown. It warns if others are left out."""
+    out = [text for text in texts if is_about(text.example, set(labels))]
+    if len(out) < len(texts):
+        counts = {"n": len(texts) - len(out), "total": len(texts)}
+        strange = {x for t in texts for _, _, x in t.example.entities}.difference(labels)
+        message = Warnings.W011.format(name=name, labels=", ".join(sorted(strange)), **counts)
+        warnings.warn(message, stacklevel=4)
+    return out
+
+
+def _short_texts(
+    texts: Sequence[PoolText], ensemble: Ensemble, size: int, name: str
+) -> List[PoolText]:
+    """RETURNS (List[PoolText]): What every voter can read at once: the texts, or parts of them, cut as
+    read_tasks does. Parts are left out if an entity is cut, or if they are there already."""
+    voters, turns, asked = ensemble.voters, ensemble.turns, ensemble.asked
+    out: Dict[Any, PoolText] = {}
+    n_cut = 0
+    for text in texts:
+        shares, _ = word_shares(text.example.text, text.words, voters, turns, asked, size)
+        windows = cut(shares, text.begins.__contains__)
+        parts = [text] if windows == [(0, len(shares))] else [text.part(*w) for w in windows]
+        n_cut += sum(part is None for part in parts)
+        for part in parts:
+            if part is not None and is_about(part.example, set(asked.types)):
+                out.setdefault((part.example.hash, part.example.entities), part)
+    if n_cut:
+        logger.warning(
+            "'%s' leaves out %d parts of long labelled texts, since an entity is cut at their ends. "
+            "Give it shorter texts, or some with boundaries of sentences.",
+            name,
+            n_cut,
+        )
+    return list(out.values())

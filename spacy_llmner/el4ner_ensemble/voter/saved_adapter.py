@@ -1,0 +1,64 @@
+"""A voter with an adapter: what another component trained on the same LLM, whose weights stay shared."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Tuple
+
+import srsly
+from safetensors.torch import load
+from spacy.util import load_config
+
+from ...errors import Errors, LLMMismatchError, LLMNotFoundError
+from ...llm.lora import Adapter, AdapterSettings
+from ...llm.registry import LoadedLLM
+from ...pipeline.adapter_pipe import Made
+from ...pipeline.base import TENSORS
+
+
+class SavedAdapter:
+    """Nothing is read before first use.
+
+    folder (str): Of a trained padellm_ner or ra_it_ner in a saved pipeline.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._made = Made()
+
+    @property
+    def place(self) -> str:
+        """RETURNS (str): Equal for equal adapters, however the path is spelt."""
+        return str(self.folder.resolve())
+
+    def attach(self, llm: LoadedLLM, name: str) -> Tuple[Any, str]:
+        """Make a view of the LLM's decoder that uses the adapter, once for each LLM.
+
+        name (str): Of component and voter, for messages.
+        RETURNS (Tuple[nn.Module, str]): The view, and what identifies the adapter.
+        RAISES (LLMNERError): If the folder holds none, or one that was trained on another LLM.
+        """
+        if llm not in self._made.by_llm:
+            try:
+                self._made.by_llm[llm] = self._read(llm)
+            except LLMMismatchError as e:
+                raise LLMMismatchError(self._broken(name, str(e))) from None
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+                reason = self._broken(name, f"{type(e).__name__}: {e}")
+                raise LLMNotFoundError(reason) from e
+        return self._made.by_llm[llm]
+
+    def _read(self, llm: LoadedLLM) -> Tuple[Any, str]:
+        cfg = srsly.read_json(self.folder / "cfg")
+        if cfg["llm"]["fingerprint"] != llm.fingerprint:
+            raise LLMMismatchError(f"it was trained on '{cfg['llm']['name']}', another LLM")
+        components = load_config(self.folder.parent / "config.cfg", interpolate=True)["components"]
+        model = components[self.folder.name]["model"]
+        settings = AdapterSettings(*(model[key] for key in ("rank", "alpha", "first_layer")))
+        content = (self.folder / TENSORS).read_bytes()
+        adapter = Adapter(cfg["shapes"])
+        adapter.load_state_dict(load(content))
+        adapter.requires_grad_(False)
+        return adapter.attach(llm, settings), sha256(content).hexdigest()[:16]
+
+    def _broken(self, name: str, reason: str) -> str:
+        return Errors.E075.format(path=self.folder, name=name, reason=reason)

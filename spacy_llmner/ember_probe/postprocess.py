@@ -1,0 +1,44 @@
+"""From a probe's scores to the mentions of a Doc."""
+
+from typing import Any, List, Tuple
+
+import numpy as np
+from spacy.tokens import Doc
+
+from .probes.segmentation import Mention
+
+
+def decode(
+    doc: Doc, rows: np.ndarray, probe: Any, threshold: float
+) -> Tuple[List[Tuple[int, int, int]], List[Mention]]:
+    """Choose the best mentions that don't overlap, and list all that are probable enough.
+
+    None crosses a sentence boundary, where the Doc has them; none begins or ends with white space.
+
+    doc (Doc): The words.
+    rows (ndarray): One for each word.
+    probe (Module): Made the rows.
+    threshold (float): Probability at which a mention wins against none.
+    RETURNS (Tuple[List[Tuple[int, int, int]], List[Mention]]): (start, end, label) of the chosen ones, and
+        all, with their scores, the chosen ones among them.
+    """
+    if doc.has_annotation("SENT_START"):
+        rows = probe.within_sentences(rows, [bool(t.is_sent_start) for t in doc])
+    decoder = probe.decoder(threshold)
+    for row in rows:
+        decoder.push(row)
+    chosen = decoder.chain.trace()
+    every = {(m.start, m.end, m.label): m.score for m in probe.all_mentions(rows, threshold)}
+    missing = [m for m in chosen if m not in every]
+    if missing:
+        posterior = probe.all_mentions(rows, 0.0)
+        known = {(m.start, m.end, m.label): m.score for m in posterior}
+        every.update({m: known.get(m, 0.0) for m in missing})
+    spaces = {token.i for token in doc if token.is_space}
+    kept = [
+        Mention(*key, score)
+        for key, score in sorted(every.items())
+        if not (key[0] in spaces or key[1] - 1 in spaces)
+    ]
+    keys = {(m.start, m.end, m.label) for m in kept}
+    return [m for m in chosen if m in keys], kept
