@@ -23,8 +23,9 @@ from spacy.language import Language
 from spacy_llmner.decoding.constraints import NOTHING, Choices, Places, Substrings, allowed_along
 from spacy_llmner.decoding.engine import Program, Tree
 from spacy_llmner.decoding.generate import Answer, decode
+from spacy_llmner.decoding.substrings import substrings
 from spacy_llmner.llm.packing import TrainingSequence
-from spacy_llmner.llm.word_tokens import WordTokens, substrings
+from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe
 from spacy_llmner.padellm_ner.decoding import OnLabel, Written
 from spacy_llmner.padellm_ner.templates import Wording

@@ -32,7 +32,7 @@ from thinc.api import Adam
 from thinc.schedules import warmup_linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from spacy_llmner.llm.registry import resolve_path
+from spacy_llmner.llm.loading import resolve_path
 from spacy_llmner.pipeline.scorers import calibration_error, scored_entities
 
 PRESETS: Dict[str, Dict[str, Any]] = {

@@ -21,8 +21,9 @@ from transformers import DynamicCache
 
 from spacy_llmner.decoding.constraints import Constraint
 from spacy_llmner.decoding.engine import Scores
-from spacy_llmner.llm.registry import LoadedLLM
-from spacy_llmner.llm.word_tokens import WordTokens, substrings
+from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.llm.loading import LoadedLLM
+from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
 from spacy_llmner.padellm_ner.templates import Wording
 

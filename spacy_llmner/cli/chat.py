@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.text import Text
 from spacy.language import Language
 
-from ..ember_probe.streaming.generation import EmberStream, Prompt, encode_prompt
-from ..ember_probe.streaming.live_text import EntityEvent, TextPiece
+from ..ember_probe.streaming.events import EntityEvent, TextPiece
+from ..ember_probe.streaming.generation import EmberStream
+from ..ember_probe.streaming.prompt import Prompt, encode_prompt
 from ..errors import Errors, LLMNERError
 from .evaluate import colors_of, load_pipeline
 

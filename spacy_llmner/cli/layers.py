@@ -25,7 +25,8 @@ from tqdm import tqdm
 from ..ember_probe.features.cache import MAX_HALF
 from ..ember_probe.features.words import WordReader
 from ..errors import Errors, LLMNERError
-from ..llm.registry import LoadedLLM, make_llm
+from ..llm.loading import LoadedLLM
+from ..llm.registry import make_llm
 from ..pipeline.gold import aligned_entities
 from .evaluate import check_data_path, read_examples
 

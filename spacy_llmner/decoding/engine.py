@@ -32,7 +32,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from ..llm.registry import LoadedLLM
+from ..llm.loading import LoadedLLM
 from ..llm.tree_attention import KVCache
 from .forward import Passes, passes_of
 from .kv_slots import Slots

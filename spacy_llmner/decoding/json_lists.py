@@ -7,8 +7,9 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from ..llm.tokenization import LLMTokenizer
-from ..llm.word_tokens import WordTokens, spelling, substrings, word_tokens
+from ..llm.word_tokens import WordTokens, spelling, word_tokens
 from .constraints import JsonList, ListState
+from .substrings import substrings
 
 
 class TextLists:

@@ -1,52 +1,32 @@
 """`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
 
 from dataclasses import asdict
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
-from thinc.api import Config, Model, Optimizer
+from thinc.api import Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
 from ..pipeline.base import FACTORY, LLMNERPipe, drawn_apart
 from ..pipeline.gold import aligned_entities
-from ..pipeline.predictions import Found, FoundSpan
+from ..pipeline.predictions import Found
 from ..pipeline.scorers import scored_entities
-from . import platt_scaling as calibration
-from .features.batch import Gold, WordBatch, batches_by_words, collate, groups_by_words, surface
+from . import platt_scaling
+from .config import DEFAULT_CONFIG, LEAST_THRESHOLD, check_settings
+from .features.batch import Gold, batches_by_words, collate, groups_by_words, surface
 from .features.cache import FeatureCache, open_cache
-from .features.corpus import read_corpus, warn_about_lost
+from .features.corpus import BATCH, read_corpus, warn_about_lost
 from .features.words import WordFeatures, WordReader
-from .postprocess import decode
-from .probes.base import LEAST_THRESHOLD, Dims, check_settings
-from .probes.fewshot import Annotated, FewShotSettings, fit_few_shot
-from .probes.segmentation import Mention
-from .streaming.generation import EmberStream, Prompt, streaming
-
-default_config = """
-[ember_probe]
-spans_key = "llmner"
-overwrite = true
-threshold = 0.5
-max_batch_tokens = 2048
-feature_cache = "auto"
-
-[ember_probe.llm]
-@misc = "spacy_llmner.LLM.v1"
-name = null
-
-[ember_probe.model]
-@architectures = "spacy_llmner.EmberProbe.v1"
-
-[ember_probe.scorer]
-@scorers = "spacy_llmner.ner_scorer.v1"
-"""
-
-DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
+from .predictor import Predictor
+from .probes.base import Dims, Probe
+from .probes.fewshot import Annotated, FewShotSettings, as_example, choose
+from .streaming.generation import EmberStream
+from .streaming.prompt import Prompt
+from .streaming.streamer import EmberStreamer, follow_generation
 
 
 @Language.factory("ember_probe", default_config=DEFAULT_CONFIG, **FACTORY)
@@ -126,7 +106,7 @@ class EmberProbe(LLMNERPipe):
             spans_key=spans_key,
             overwrite=overwrite,
             threshold=threshold,
-            calibration=list(calibration.IDENTITY),
+            calibration=list(platt_scaling.IDENTITY),
         )
         self.max_batch_tokens = max_batch_tokens
         self.feature_cache = feature_cache
@@ -166,20 +146,20 @@ class EmberProbe(LLMNERPipe):
         """
         docs = list(docs)
         self._check()
-        probe = self.trained_probe()
         out = [Found([], []) for _ in docs]
-        probe.eval()
+        predictor = self.predictor()
+        predictor.probe.eval()
         # Features of a few thousand words are held at a time: they take some 10 to 100 KB a word.
         for places in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
             read = [docs[i] for i in places]
             features = self.read(read)
             for group in batches_by_words([len(f) for f in features]):
-                batch = self._batch([read[i] for i in group], [features[i] for i in group])
+                batch = predictor.batch([read[i] for i in group], [features[i] for i in group])
                 with torch.no_grad():
-                    scores = probe(batch)
+                    scores = predictor.probe(batch)
                 for row, i in enumerate(group):
-                    rows = probe.rows(scores, row, len(read[i]))
-                    out[places[i]] = self.decode(read[i], rows)
+                    rows = predictor.probe.rows(scores, row, len(read[i]))
+                    out[places[i]] = predictor.decode(read[i], rows)
         return out
 
     def _check(self) -> None:
@@ -187,27 +167,25 @@ class EmberProbe(LLMNERPipe):
         threshold = self.cfg["threshold"]
         check_settings(self.name, threshold=threshold, max_batch_tokens=self.max_batch_tokens)
 
-    def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
-        """Score the words of one Doc. RETURNS (ndarray): One row for each word, for `decode`."""
-        if not len(doc):
-            return np.zeros((0, 1, 1))
-        probe = self.trained_probe()
-        with torch.no_grad():
-            return probe.rows(probe(self._batch([doc], [features])), 0, len(doc))
-
-    def decode(self, doc: Doc, rows: np.ndarray) -> Found:
-        """Turn the probe's scores into entities. Where the Doc has sentence boundaries, none crosses one.
-
-        rows (ndarray): One for each word of the Doc.
+    def predictor(self) -> Predictor:
+        """RETURNS (Predictor): The trained probe on its LLM, with the present settings.
+        RAISES (LLMNERError): If the component is not trained, or the LLM is not the one it was trained on.
         """
-        chosen, every = decode(doc, rows, self.trained_probe(), self.threshold)
-        found = {(m.start, m.end, m.label): self.found_span(m) for m in every}
-        return Found([found[m] for m in chosen], list(found.values()))
-
-    def found_span(self, mention: Mention) -> FoundSpan:
-        """Name the label of a mention and calibrate its score."""
-        score = calibration.apply(self.cfg["calibration"], mention.score)
-        return FoundSpan(mention.start, mention.end, self.labels[mention.label], score)
+        probe: Any = self.trained_probe()
+        llm = self.shared_llm()
+        probe.to(llm.device)
+        return Predictor(
+            name=self.name,
+            llm=llm,
+            probe=probe,
+            reader=self.reader,
+            labels=self.labels,
+            threshold=self.threshold,
+            calibration=list(self.cfg["calibration"]),
+            tokenizer=self.tokenizer,
+            spans_key=self.cfg["spans_key"],
+            overwrite=self.cfg["overwrite"],
+        )
 
     def update(
         self,
@@ -232,12 +210,13 @@ class EmberProbe(LLMNERPipe):
         examples = [eg for eg in examples if len(eg.predicted)]
         if not examples:
             return losses
-        probe = self.trained_probe()
         self._start_training()
+        predictor = self.predictor()
+        probe = predictor.probe
         probe.train()
         probe.set_dropout(drop)
         docs = [eg.predicted for eg in examples]
-        scores = probe(self._batch(docs, self.read(docs)))
+        scores = probe(predictor.batch(docs, self.read(docs)))
         loss, d_scores = self.get_loss(examples, scores)
         torch.autograd.backward(scores, d_scores)
         probe.eval()
@@ -292,15 +271,16 @@ class EmberProbe(LLMNERPipe):
         llm = self.adopt_llm()
         self.cache = None
         self._start_training()
-        self.cfg["calibration"] = list(calibration.IDENTITY)
+        self.cfg["calibration"] = list(platt_scaling.IDENTITY)
         self.cfg["trained_with"] = self.trained_with()
         with drawn_apart(llm.device):
             self.module = self.build().to(llm.device)
         tokenizer = type(self.tokenizer).__name__
         warn_about_lost(self.name, examples, getattr(settings, "max_words", None), tokenizer)
-        sample = read_corpus(self, [eg.predicted for eg in examples])
-        if hasattr(self.module, "fit_scale"):
-            self.module.fit_scale(sample)
+        docs = [eg.predicted for eg in examples]
+        # Without a cache, only as much is read as the scale needs.
+        sample = read_corpus(self.read, docs[:BATCH] if self.cache is None else docs)
+        self.module.fit_scale(sample)
         self.module.eval()
 
     def fit(self, examples: Iterable[Annotated]) -> None:
@@ -310,7 +290,30 @@ class EmberProbe(LLMNERPipe):
             (text, {"entities": [(start, end, label)]}). At most `k` sentences per label are kept.
         RAISES (LLMNERError): If the model is no few-shot model, or no example has an entity.
         """
-        fit_few_shot(self, examples)
+        settings = self.model.attrs["settings"]
+        if not isinstance(settings, FewShotSettings):
+            raise LLMNERError(Errors.E033.format(name=self.name, model=self.model.name))
+        known = [as_example(self.name, eg, self.tokenizer) for eg in examples]
+        chosen = choose(known, settings.k)
+        labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})
+        if not labels:
+            raise LLMNERError(Errors.E026.format(name=self.name, k=settings.k))
+        self.module = None
+        self.cfg["labels"] = []
+        for label in labels:
+            self.add_label(label)
+        self.cfg["calibration"] = list(platt_scaling.IDENTITY)
+        self.cfg["trained_with"] = self.trained_with()
+        llm = self.adopt_llm()
+        docs = [eg.predicted for eg, _, _ in chosen]
+        batch = collate(self.reader.read(llm, docs), [surface(doc) for doc in docs], llm.device)
+        gold = [
+            ([(start, end, labels.index(label)) for start, end, label in entities], unknown)
+            for _, entities, unknown in chosen
+        ]
+        probe = settings.build(self.dims).to(llm.device)
+        probe.store(batch, gold)
+        self.module = probe.eval()
 
     def _start_training(self) -> None:
         """From here to the next `score`, what the LLM reads is cached."""
@@ -329,16 +332,16 @@ class EmberProbe(LLMNERPipe):
         RAISES (LLMNERError): If the probe looks to the right, or is not trained.
         """
         self._check_streams()
-        return EmberStream(self, prompt, **settings)
+        return EmberStream(self.predictor(), prompt, **settings)
 
-    def streamer(self) -> Any:
+    def streamer(self) -> ContextManager[EmberStreamer]:
         """Find entities in a generation that you run yourself with transformers' `generate`.
 
         RETURNS (ContextManager[EmberStreamer]): See EmberStreamer.
         RAISES (LLMNERError): If the probe looks to the right, or is not trained.
         """
         self._check_streams()
-        return streaming(self)
+        return follow_generation(self.predictor())
 
     def _check_streams(self) -> None:
         self._check()
@@ -358,8 +361,8 @@ class EmberProbe(LLMNERPipe):
         if self._training:
             scored = scored_entities(examples, self.cfg["spans_key"])
             old = self.cfg["calibration"]
-            raw = [(calibration.invert(old, score), right) for score, right in scored]
-            self.cfg["calibration"] = list(calibration.fit(raw))
+            raw = [(platt_scaling.invert(old, score), right) for score, right in scored]
+            self.cfg["calibration"] = list(platt_scaling.fit(raw))
             self._training = False
         return super().score(examples, **kwargs)
 
@@ -368,8 +371,8 @@ class EmberProbe(LLMNERPipe):
         self.cache = None
         self._training = False
 
-    def trained_probe(self) -> Any:
-        """RETURNS (Module): The probe.
+    def trained_probe(self) -> Probe:
+        """RETURNS (Probe): The probe.
         RAISES (LLMNERError): If there is none yet."""
         if self.module is None:
             message = Errors.E024 if self.labels else Errors.E020
@@ -386,9 +389,3 @@ class EmberProbe(LLMNERPipe):
         for features in found:
             llm.check_numbers(features.hidden)
         return found
-
-    def _batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
-        device = self.shared_llm().device
-        assert self.module is not None
-        self.module.to(device)
-        return collate(features, [surface(doc) for doc in docs], device)

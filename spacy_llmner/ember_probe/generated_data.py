@@ -4,7 +4,7 @@ EMBER, arXiv 2403.11747 (methods.md 1a.6): a probe that was fitted on short anno
 texts and the LLM's own words when it streams. Only what the LLM wrote counts in training.
 """
 
-from typing import TYPE_CHECKING, Iterable, Iterator, List, Tuple, Union
+from typing import Iterable, Iterator, List, Tuple, Union
 
 import torch
 from spacy.language import Language
@@ -12,16 +12,14 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.util import minibatch
 
-from ..llm.registry import LLM, LoadedLLM
+from ..llm.loading import LoadedLLM
+from ..llm.registry import LLM
 from ..llm.tokenization import PieceDecoder
-from .streaming.generation import end_tokens
-
-if TYPE_CHECKING:
-    from .component import EmberProbe
+from ..pipeline.base import LLMNERPipe
 
 
 def generate_examples(
-    llm: Union["EmberProbe", LLM, LoadedLLM],
+    llm: Union[LLMNERPipe, LLM, LoadedLLM],
     prompts: Iterable[str],
     annotator: Language,
     *,
@@ -31,7 +29,7 @@ def generate_examples(
 ) -> Iterator[Example]:
     """Let the LLM continue each prompt, and annotate what it wrote.
 
-    llm (Union[EmberProbe, LLM, LoadedLLM]): Who writes: an LLM, or the one of a component.
+    llm (Union[LLMNERPipe, LLM, LoadedLLM]): Who writes: an LLM, or the one of a component.
     prompts (Iterable[str]): The beginnings, such as sentences of a corpus.
     annotator (Language): A pipeline that sets doc.ents.
     max_new_tokens (int): Tokens written at most.
@@ -59,7 +57,7 @@ def continue_prompts(
     RETURNS (List[str]): What follows each; "" if the LLM ended at once, or could not read the prompt
         and so much more.
     """
-    sink, ends = llm.tokenizer.sink, end_tokens(llm)
+    sink, ends = llm.tokenizer.sink, llm.end_ids
     encoded = {i: sink + llm.tokenizer.encode(prompt).ids for i, prompt in enumerate(prompts)}
     room = llm.max_length - max_new_tokens
     rows = {i: ids for i, ids in encoded.items() if ids and len(ids) <= room}
@@ -111,7 +109,7 @@ def _words(doc: Doc) -> Tuple[List[str], List[bool]]:
     return [token.text for token in doc], [bool(token.whitespace_) for token in doc]
 
 
-def _loaded(llm: Union["EmberProbe", LLM, LoadedLLM]) -> LoadedLLM:
+def _loaded(llm: Union[LLMNERPipe, LLM, LoadedLLM]) -> LoadedLLM:
     if isinstance(llm, LoadedLLM):
         return llm
     return llm.load() if isinstance(llm, LLM) else llm.shared_llm()

@@ -1,15 +1,16 @@
 """From a probe's scores to the mentions of a Doc."""
 
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
 import numpy as np
 from spacy.tokens import Doc
 
+from .probes.base import Probe
 from .probes.segmentation import Mention
 
 
 def decode(
-    doc: Doc, rows: np.ndarray, probe: Any, threshold: float
+    doc: Doc, rows: np.ndarray, probe: Probe, threshold: float
 ) -> Tuple[List[Tuple[int, int, int]], List[Mention]]:
     """Choose the best mentions that don't overlap, and list all that are probable enough.
 
@@ -17,7 +18,7 @@ def decode(
 
     doc (Doc): The words.
     rows (ndarray): One for each word.
-    probe (Module): Made the rows.
+    probe (Probe): Made the rows.
     threshold (float): Probability at which a mention wins against none.
     RETURNS (Tuple[List[Tuple[int, int, int]], List[Mention]]): (start, end, label) of the chosen ones, and
         all, with their scores, the chosen ones among them.

@@ -6,7 +6,6 @@ the same parameters, whose decoder layers say what goes into them. The shared mo
 changed, and a view for finished text ends above the highest tapped layer.
 """
 
-import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
@@ -16,12 +15,10 @@ from torch import nn
 from transformers import DynamicCache
 
 from ..errors import Errors, LLMNERError
-from .attention import Recorder, current_recorder
-from .registry import LoadedLLM
+from .attention import Recorder
+from .loading import LoadedLLM
 from .tree_attention import KVCache, causal_pass, run_decoder
-
-# Where decoder models keep their layers and the norm behind them.
-_LAYOUTS = (("layers", "norm"), ("h", "ln_f"), ("layers", "final_layer_norm"))
+from .views import generating_view, reading_view
 
 
 @dataclass
@@ -50,6 +47,10 @@ class Probed:
     layers: Tuple[int, ...]
     window: int = 0
 
+    def end(self, llm: LoadedLLM) -> int:
+        """RETURNS (int): How many blocks of the LLM have to be computed."""
+        return llm.n_layers if self.window else max(self.layers)
+
 
 def read_texts(
     llm: LoadedLLM,
@@ -67,7 +68,7 @@ def read_texts(
     RETURNS (List[Features]): In the order of the texts, one row per id.
     """
     _check_layers(llm, probed)
-    view = _reading_view(llm, probed)
+    view = reading_view(llm, probed.layers, probed.end(llm))
     out: List[Optional[Features]] = [None] * len(texts)
     for batch in _batches([len(ids) for ids in texts], max_batch_tokens):
         inside = [texts[i] for i in batch]
@@ -109,16 +110,16 @@ def _read_behind(
 ) -> None:
     """Send texts through a view, each behind the same prefix."""
     n, size = len(prefix), ids.shape[1]
-    key = ("prefix", id(view), prefix)
-    if key not in llm.views:
+    read = llm.prefixes.setdefault(view, {})
+    if prefix not in read:
         cache = KVCache()
         place = torch.arange(n, device=ids.device)
         first = causal_pass(0, n, ids.device)
         first.cache, first.slots = cache, place
         run_decoder(view, torch.tensor([prefix], device=ids.device), place[None], first)
-        llm.views[key] = cache.copy(place)
+        read[prefix] = cache.copy(place)
     tree_pass = causal_pass(n, size, ids.device)
-    tree_pass.prefix = llm.views[key]
+    tree_pass.prefix = read[prefix]
     place = torch.arange(n, n + size, device=ids.device)[None].expand(len(ids), -1)
     run_decoder(view, ids, place, tree_pass)
 
@@ -160,7 +161,7 @@ class Steps:
 
         RETURNS (Features): Of the tokens fed.
         """
-        view = _reading_view(self.llm, self.probed)
+        view = reading_view(self.llm, self.probed.layers, self.probed.end(self.llm))
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
             view(input_ids=inputs, past_key_values=self.cache, use_cache=True)
@@ -200,91 +201,6 @@ def _recorded(
     if not probed.window:
         return hidden, None
     return hidden, torch.stack([recorder.rows[k] for k in range(llm.n_layers)], dim=2)
-
-
-def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
-    """A view of the whole causal LM with taps on some layers; it has `generate`.
-
-    RETURNS (PreTrainedModel): Same class and same parameters as the shared model.
-    """
-    key = ("generate", tuple(sorted(set(layers))))
-    if key not in llm.views:
-        view = _shallow(llm.model)
-        decoder = _tapped(_decoder(llm.model), layers, decoder_end=None)
-        view._modules[_decoder_name(llm.model)] = decoder
-        # In a cache of fixed size (Gemma's folders ask for one) the last keys aren't the last tokens.
-        view.generation_config = copy.copy(llm.model.generation_config)
-        view.generation_config.cache_implementation = None
-        llm.views[key] = view
-    return llm.views[key]
-
-
-def _reading_view(llm: LoadedLLM, probed: Probed) -> nn.Module:
-    """A view of the decoder that ends above the highest tapped layer, without the LM head."""
-    end = llm.n_layers if probed.window else max(probed.layers)
-    key = ("read", tuple(sorted(set(probed.layers))), end)
-    if key not in llm.views:
-        llm.views[key] = _tapped(_decoder(llm.model), probed.layers, decoder_end=end)
-    return llm.views[key]
-
-
-def _tapped(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> Any:
-    layers_name, norm_name = _layout(decoder)
-    blocks = list(getattr(decoder, layers_name))
-    norm = getattr(decoder, norm_name)
-    n_blocks = len(blocks)
-    end = n_blocks if decoder_end is None else decoder_end
-    view = _shallow(decoder)
-    # Layer l is the input of block l (counted from 0), which is the output of the block before.
-    tapped = [_tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
-    view._modules[layers_name] = nn.ModuleList(tapped)
-    if end < n_blocks:
-        view._modules[norm_name] = _tap(nn.Identity(), end)
-    elif end in layers:
-        view._modules[norm_name] = _tap(norm, end, output=True)
-    return view
-
-
-def _tap(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
-    """RETURNS (nn.Module): A copy of a module, of the same parameters, that records what goes into it, or
-    what comes out."""
-
-    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = module.forward(hidden, *args, **kwargs)
-        recorder = current_recorder()
-        if recorder is not None:
-            recorder.hidden[layer] = out if output else hidden
-        return out
-
-    view = _shallow(module)
-    view.forward = forward
-    return view
-
-
-def _shallow(module: Any) -> Any:
-    """Copy a module tree's root: same parameters and submodules, but its own list of them."""
-    view = copy.copy(module)
-    view.__dict__["_modules"] = dict(module._modules)
-    return view
-
-
-def _decoder(model: Any) -> Any:
-    return getattr(model, _decoder_name(model))
-
-
-def _decoder_name(model: Any) -> str:
-    # Gemma3's prefix is that of its multimodal class.
-    name = model.base_model_prefix
-    return name if hasattr(model, name) else "model"
-
-
-def _layout(decoder: Any) -> Tuple[str, str]:
-    for layers_name, norm_name in _LAYOUTS:
-        if hasattr(decoder, layers_name) and hasattr(decoder, norm_name):
-            return layers_name, norm_name
-    model_type = getattr(decoder.config, "model_type", "?")
-    reason = f"no list of decoder layers was found in {type(decoder).__name__}"
-    raise LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
 
 
 def _check_layers(llm: LoadedLLM, probed: Probed) -> None:

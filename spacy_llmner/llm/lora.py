@@ -6,7 +6,6 @@ threads and other adapters use the shared tree or views of their own, so nothing
 and off, and base weights are held once however many adapters there are.
 """
 
-import copy
 import sys
 import warnings
 from contextlib import nullcontext
@@ -18,7 +17,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .registry import LoadedLLM
+from .loading import LoadedLLM
+from .views import copy_modules
 
 Shapes = Dict[str, List[int]]
 
@@ -88,7 +88,7 @@ def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Sha
 
 def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any:
     """empty (bool): LoRA matrices without values, for which no random numbers are drawn."""
-    view = _copy_modules(llm.decoder)
+    view = copy_modules(llm.decoder)
     if settings.rank:
         linear = [
             name
@@ -118,16 +118,3 @@ def _is_trained(name: str, llm: LoadedLLM, settings: AdapterSettings) -> bool:
     if isinstance(llm.decoder.get_submodule(name.rpartition(".")[0]), nn.Embedding):
         return False
     return _layer(name) >= settings.first(llm)
-
-
-def _copy_modules(module: Any) -> Any:
-    """Copy a module tree: modules and hooks of its own, but the same parameters and buffers."""
-    out = copy.copy(module)
-    for name, value in module.__dict__.items():
-        if isinstance(value, dict):
-            out.__dict__[name] = copy.copy(value)
-    out.__dict__["_modules"] = {
-        name: None if child is None else _copy_modules(child)
-        for name, child in module.__dict__["_modules"].items()
-    }
-    return out

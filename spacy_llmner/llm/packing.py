@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from .registry import LoadedLLM
+from .loading import LoadedLLM
 from .tree_attention import TreePass, run_decoder
 
 

@@ -6,8 +6,8 @@ from typing import Any, Dict, Optional, Sequence, Union
 from thinc.api import Model
 
 from ..errors import Errors, LLMNERError, check_values, wrong
+from ..llm.loading import LoadedLLM
 from ..llm.lora import AdapterSettings
-from ..llm.registry import LoadedLLM
 from ..pipeline.adapter_pipe import check_llm, make_adapter_settings, named
 from ..pipeline.base import carry
 from .templates import TEMPLATES, Template

@@ -11,8 +11,9 @@ from thinc.api import Config, Model
 
 from ..decoding.engine import Decoder, Program
 from ..errors import Errors, LLMNERError
+from ..llm.loading import LoadedLLM
 from ..llm.packing import Packed, TrainingSequence, pack
-from ..llm.registry import LLM, LoadedLLM
+from ..llm.registry import LLM
 from ..llm.word_tokens import WordTokens
 from ..pipeline.adapter_pipe import AdapterPipe, InUse, Made
 from ..pipeline.base import FACTORY

@@ -8,7 +8,8 @@ import numpy as np
 from ..decoding.constraints import Substrings
 from ..decoding.engine import Node, Program, Tree
 from ..decoding.generate import Answer, Branch, common_prefix, decode, look_ahead, together
-from ..llm.word_tokens import WordTokens, substrings
+from ..decoding.substrings import substrings
+from ..llm.word_tokens import WordTokens
 from .beginnings import Beginning, Beginnings
 from .counts import Counts
 from .templates import Numbers, Wording

@@ -3,8 +3,9 @@
 from typing import Any, List, Optional, Sequence, Tuple
 
 from ..decoding.constraints import NOTHING, allowed_along
+from ..decoding.substrings import substrings
 from ..llm.packing import TrainingSequence
-from ..llm.word_tokens import WordTokens, spelling, substrings
+from ..llm.word_tokens import WordTokens, spelling
 from ..pipeline.training import Mentions
 from .templates import Wording
 

@@ -12,9 +12,9 @@ from spacy.training import Example, validate_examples
 from thinc.api import Optimizer
 
 from ..errors import Errors, LLMNERError, check_values, wrong
+from ..llm.loading import LoadedLLM
 from ..llm.lora import Adapter, AdapterSettings, new_adapter
 from ..llm.packing import Packed, target_logits
-from ..llm.registry import LoadedLLM
 from .base import LLMNERPipe, drawn_apart
 from .gold import gold_mentions
 from .training import batches_by_tokens, cross_entropy, parts_of, warn_about_left_out

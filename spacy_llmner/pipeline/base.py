@@ -18,7 +18,8 @@ from spacy.util import ensure_path, minibatch
 from thinc.api import Model, Optimizer, noop
 
 from ..errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
-from ..llm.registry import LLM, LoadedLLM
+from ..llm.loading import LoadedLLM
+from ..llm.registry import LLM
 from ..llm.spec import is_forked
 from .extensions import set_extensions
 from .predictions import Found, write_found

@@ -7,8 +7,8 @@ from thinc.api import Model
 
 from ..errors import Errors, LLMNERError, wrong
 from ..llm.chat import Chat
+from ..llm.loading import LoadedLLM
 from ..llm.lora import AdapterSettings
-from ..llm.registry import LoadedLLM
 from ..pipeline.adapter_pipe import make_adapter_settings, named
 from ..pipeline.base import carry
 from .conversation import CONVERSATIONS, NOTATIONS, Conversation, Wording

@@ -14,8 +14,9 @@ from thinc.api import Config, Model
 
 from ..decoding.engine import Decoder, Program
 from ..errors import DocumentError, Errors, LLMNERError
+from ..llm.loading import LoadedLLM
 from ..llm.packing import Packed
-from ..llm.registry import LLM, LoadedLLM
+from ..llm.registry import LLM
 from ..pipeline.adapter_pipe import Made, check_llm
 from ..pipeline.base import FACTORY
 from ..pipeline.gold import gold_mentions

@@ -1,14 +1,16 @@
 """Sentence and span vectors from the shared LLM, where no second model is wanted."""
 
 import shlex
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..llm.hidden_states import Probed, read_texts
-from ..llm.registry import LLM, LoadedLLM
+from ..llm.loading import LoadedLLM
+from ..llm.registry import LLM
 from ..llm.tokenization import Encoding
 from .pooling import Chars, fill_spans, span_mean, unit
 
@@ -38,6 +40,10 @@ COMMON = (
     "The striker scored twice in the second half and Eastmere won 3-1.",
     "Binding of the protein to the receptor was reduced in mutant cells.",
     "Price: 12.50, size M, colour blue, free delivery",
+)
+# Mean and deviation of their token vectors, by LLM and layer.
+_STATISTICS: WeakKeyDictionary[LoadedLLM, Dict[int, Tuple[torch.Tensor, torch.Tensor]]] = (
+    WeakKeyDictionary()
 )
 
 
@@ -136,11 +142,12 @@ class LLMEncoder:
                 yield number, encoding, read.hidden[len(sink) :, 0].cpu()
 
     def _common(self, llm: LoadedLLM) -> Tuple[torch.Tensor, torch.Tensor]:
-        key: Any = ("retrieval", self._layer_of(llm))
-        if key not in llm.views:
+        by_layer = _STATISTICS.setdefault(llm, {})
+        layer = self._layer_of(llm)
+        if layer not in by_layer:
             rows = torch.cat([tokens for _, _, tokens in self._read_raw(llm, COMMON)])
-            llm.views[key] = (rows.mean(0), rows.std(0).clamp_min(1e-6))
-        return llm.views[key]
+            by_layer[layer] = rows.mean(0), rows.std(0).clamp_min(1e-6)
+        return by_layer[layer]
 
     def _layer_of(self, llm: LoadedLLM) -> int:
         return round(DEPTH * llm.n_layers) if self.layer is None else self.layer

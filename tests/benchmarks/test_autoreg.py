@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from autoreg import Lines, question  # noqa: E402
 
 from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.substrings import substrings
 from spacy_llmner.llm.tokenization import LLMTokenizer
-from spacy_llmner.llm.word_tokens import substrings, word_tokens
+from spacy_llmner.llm.word_tokens import word_tokens
 from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
 
 TEXTS = [

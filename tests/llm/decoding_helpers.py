@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from spacy_llmner.decoding.generate import decode, together
-from spacy_llmner.llm.word_tokens import WordTokens, substrings
+from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.llm.word_tokens import WordTokens
 
 END = 1
 TEXTS = [

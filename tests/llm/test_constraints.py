@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from spacy_llmner.decoding.constraints import NO_GUESS, Anything, Choices, JsonList, Substrings
 from spacy_llmner.decoding.json_lists import TextLists
+from spacy_llmner.decoding.substrings import substrings
 from spacy_llmner.llm.tokenization import LLMTokenizer
-from spacy_llmner.llm.word_tokens import spelling, substrings, word_tokens
+from spacy_llmner.llm.word_tokens import spelling, word_tokens
 
 KINDS = ("byte-level", "metaspace", "metaspace with a space in front")
 END = 1  # <|im_end|>, which no text is encoded to

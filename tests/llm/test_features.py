@@ -6,15 +6,11 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, OPTConfig, OPTFo
 from transformers.generation.streamers import BaseStreamer
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.hidden_states import (
-    Probed,
-    Steps,
-    generating_view,
-    read_texts,
-    tap_generation,
-)
-from spacy_llmner.llm.registry import LoadedLLM, make_llm
+from spacy_llmner.llm.hidden_states import Probed, Steps, read_texts, tap_generation
+from spacy_llmner.llm.loading import LoadedLLM
+from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.llm.spec import LLMSpec
+from spacy_llmner.llm.views import generating_view
 
 TEXT = "Ada Hale met Bo Lund in Bonn, 王小明 🚀."
 LAYERS = (0, 2, 4)

@@ -13,8 +13,9 @@ from transformers import AutoConfig
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import registry as pool
-from spacy_llmner.llm.hidden_states import Probed, Steps, generating_view, read_texts
+from spacy_llmner.llm.hidden_states import Probed, Steps, read_texts
 from spacy_llmner.llm.registry import LLM, LLMSpec, make_llm
+from spacy_llmner.llm.views import generating_view
 from spacy_llmner.models import catalogue
 
 PROBED = Probed((0, 2, 4), window=6)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from spacy_llmner.decoding.substrings import substrings
 from spacy_llmner.llm.tokenization import LLMTokenizer
-from spacy_llmner.llm.word_tokens import spelling, substrings, word_tokens
+from spacy_llmner.llm.word_tokens import spelling, word_tokens
 
 KINDS = ("byte-level", "metaspace", "metaspace with a space in front")
 FRAGMENTS = [

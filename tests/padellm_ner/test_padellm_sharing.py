@@ -162,7 +162,7 @@ def test_calibrated_counts_do_not_depend_on_the_speed_ups(any_llm, template):
 
 def plainly(model, wording, words, text, labels):
     """RETURNS (Dict[str, List[Written]]): Token by token, each with a pass over all tokens before it."""
-    from spacy_llmner.llm.word_tokens import substrings
+    from spacy_llmner.decoding.substrings import substrings
     from spacy_llmner.padellm_ner.decoding import Written
 
     tokenizer = wording.tokenizer if wording.template.bare else None

@@ -19,7 +19,8 @@ from typing import (
 
 from ...decoding.engine import Decoder
 from ...errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
-from ...llm.registry import LLM, LoadedLLM, make_llm
+from ...llm.loading import LoadedLLM
+from ...llm.registry import LLM, make_llm
 from ...llm.tokenization import LLMTokenizer
 from ...llm.word_tokens import word_tokens
 from ..interfaces import Asked, Chars, Task

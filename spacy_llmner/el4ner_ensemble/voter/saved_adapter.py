@@ -9,8 +9,8 @@ from safetensors.torch import load
 from spacy.util import load_config
 
 from ...errors import Errors, LLMMismatchError, LLMNotFoundError
+from ...llm.loading import LoadedLLM
 from ...llm.lora import Adapter, AdapterSettings
-from ...llm.registry import LoadedLLM
 from ...pipeline.adapter_pipe import Made
 from ...pipeline.base import TENSORS
 

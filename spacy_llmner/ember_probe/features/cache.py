@@ -12,7 +12,7 @@ import torch
 from spacy.tokens import Doc
 
 from ...errors import Warnings
-from ...llm.registry import LoadedLLM
+from ...llm.loading import LoadedLLM
 from ...models import catalogue
 from .words import WordFeatures, WordReader
 

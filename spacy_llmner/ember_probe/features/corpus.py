@@ -1,7 +1,7 @@
 """Before training: the LLM reads the corpus once, and what can't be learnt is said."""
 
 import warnings
-from typing import TYPE_CHECKING, List, Optional
+from typing import Callable, List, Optional, Sequence
 
 import torch
 from spacy.tokens import Doc
@@ -12,30 +12,27 @@ from ...errors import Errors, LLMNERError, Warnings
 from ...pipeline.gold import aligned_entities
 from .words import WordFeatures
 
-if TYPE_CHECKING:
-    from ..component import EmberProbe
-
 # Docs that are read at once while features are cached.
 BATCH = 64
 # Words that the scale of the hidden states is taken from.
 SAMPLE_WORDS = 20000
 
 
-def read_corpus(ember: "EmberProbe", docs: List[Doc]) -> WordFeatures:
+def read_corpus(
+    read: Callable[[Sequence[Doc]], List[WordFeatures]], docs: Sequence[Doc]
+) -> WordFeatures:
     """Let the LLM read a corpus, shortest texts first, so that its features are cached.
 
-    Without a cache, only as much as the sample needs.
+    read (Callable[[Sequence[Doc]], List[WordFeatures]]): Reads some Docs.
+    docs (Sequence[Doc]): The corpus.
     RETURNS (WordFeatures): Of a sample of words, float32.
     """
-    if ember.cache is None:
-        docs = docs[:BATCH]
     docs = sorted(docs, key=lambda doc: len(doc.text))
     step = max(sum(len(doc) for doc in docs) // SAMPLE_WORDS, 1)
     hidden: List[torch.Tensor] = []
     attention: List[torch.Tensor] = []
-    starts = range(0, len(docs), BATCH)
-    for k in tqdm(starts, desc=f"{ember.name}: the LLM reads the corpus", disable=None):
-        for features in ember.read(docs[k : k + BATCH]):
+    for k in tqdm(range(0, len(docs), BATCH), desc="The LLM reads the corpus", disable=None):
+        for features in read(docs[k : k + BATCH]):
             hidden.append(features.hidden[::step].float())
             if features.attention is not None:
                 attention.append(features.attention[::step].float())

@@ -8,7 +8,7 @@ import torch
 from spacy.tokens import Doc
 
 from ...llm.hidden_states import Features, Probed, read_texts
-from ...llm.registry import LoadedLLM
+from ...llm.loading import LoadedLLM
 from ...llm.tokenization import Encoding, windows
 
 ATTENTION_KINDS = ("current", "next", "both", "adjacency")

@@ -8,7 +8,6 @@ more than doubles the F1.
 
 from dataclasses import dataclass
 from typing import (
-    TYPE_CHECKING,
     Any,
     Dict,
     Iterable,
@@ -30,15 +29,11 @@ from torch import nn
 from ...errors import Errors, LLMNERError, wrong
 from ...pipeline.base import carry
 from ...pipeline.gold import aligned_entities
-from .. import platt_scaling as calibration
-from ..features.batch import Gold, WordBatch, collate, one_word, surface
+from ..features.batch import Gold, WordBatch, one_word
 from ..features.words import WordFeatures, WordReader
-from .base import Dims, check_model
+from .base import Dims, check_sizes
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
 from .segmentation import IMPOSSIBLE, Mention, mask_crossing
-
-if TYPE_CHECKING:
-    from ..component import EmberProbe
 
 # Stored words of a type, and stored spans, whose mean cosine counts.
 NEIGHBOURS = 5
@@ -106,53 +101,27 @@ def make_ember_few_shot(
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
     if attention and read_twice:
         raise wrong("model.attention", "ember_probe", attention, "null with read_twice")
-    check_model(layer=(layer or 0, 0), k=(k, 1), max_words=(max_words, 1))
+    check_sizes(layer=(layer or 0, 0), k=(k, 1), max_words=(max_words, 1))
     return carry("ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words))
 
 
-def fit_few_shot(ember: "EmberProbe", examples: Iterable[Annotated]) -> None:
-    """Store the words of a few labelled sentences in the component, instead of what it had.
+def as_example(name: str, given: Annotated, tokenizer: Any) -> Example:
+    """Make an Example of a text with its annotation.
 
-    examples (Iterable[Union[Example, Tuple[str, Dict]]]): Examples, or texts with their annotation:
-        (text, {"entities": [(start, end, label)]}).
-    RAISES (LLMNERError): If the component's model is no few-shot model, or no example has an entity.
+    name (str): Name of the component, for messages.
+    tokenizer (Tokenizer): That of the pipeline.
+    RAISES (LLMNERError): If it is neither an Example nor (text, {"entities": [(start, end, label)]}).
     """
-    settings = ember.model.attrs["settings"]
-    if not isinstance(settings, FewShotSettings):
-        raise LLMNERError(Errors.E033.format(name=ember.name, model=ember.model.name))
-    chosen = choose([_example(ember, eg) for eg in examples], settings.k)
-    labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})
-    if not labels:
-        raise LLMNERError(Errors.E026.format(name=ember.name, k=settings.k))
-    ember.module = None
-    ember.cfg["labels"] = []
-    for label in labels:
-        ember.add_label(label)
-    ember.cfg["calibration"] = list(calibration.IDENTITY)
-    ember.cfg["trained_with"] = ember.trained_with()
-    llm = ember.adopt_llm()
-    docs = [eg.predicted for eg, _, _ in chosen]
-    batch = collate(ember.reader.read(llm, docs), [surface(doc) for doc in docs], llm.device)
-    gold = [
-        ([(start, end, labels.index(label)) for start, end, label in entities], unknown)
-        for _, entities, unknown in chosen
-    ]
-    probe: Any = ember.build().to(llm.device)
-    probe.store(batch, gold)
-    ember.module = probe.eval()
-
-
-def _example(ember: "EmberProbe", given: Any) -> Example:
     if isinstance(given, Example):
         return given
     try:
         text, annotation = given
-        return Example.from_dict(ember.tokenizer(text), annotation)
+        return Example.from_dict(tokenizer(text), annotation)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         must = (
             f"Examples, or (text, {{'entities': [(start, end, label)]}}) ({type(e).__name__}: {e})"
         )
-        raise wrong("examples", ember.name, given, must) from e
+        raise wrong("examples", name, given, must) from e
 
 
 Chosen = Tuple[Example, List[Tuple[int, int, str]], List[Tuple[int, int]]]
@@ -290,6 +259,9 @@ class FewShotProbe(nn.Module):
 
     def set_dropout(self, drop: float) -> None:
         """Nothing is dropped."""
+
+    def fit_scale(self, sample: WordFeatures) -> None:
+        """The scale is that of the stored words."""
 
     def rows(self, scores: Tuple[torch.Tensor, ...], text: int, n_words: int) -> np.ndarray:
         """RETURNS (ndarray): For each word the types' log-probabilities, then those of the lengths."""

@@ -19,7 +19,7 @@ from ...errors import Errors, LLMNERError
 from ...pipeline.base import carry
 from ..features.batch import Gold, WordBatch, one_word
 from ..features.words import ATTENTION_KINDS, WordFeatures, WordReader
-from .base import Dims, check_model
+from .base import Dims, check_sizes
 from .segmentation import IMPOSSIBLE, Chain, Mention, mask_crossing
 from .standardize import Standardize
 
@@ -69,7 +69,7 @@ def make_ember_paper(
     if attention not in ATTENTION_KINDS:
         known = ", ".join(ATTENTION_KINDS)
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
-    check_model(layer=(layer or 0, 0), width=(width, 1), max_words=(max_words, 1))
+    check_sizes(layer=(layer or 0, 0), width=(width, 1), max_words=(max_words, 1))
     return carry("ember_paper", PaperSettings(layer, attention, width, max_words))
 
 

@@ -25,7 +25,7 @@ class Mention:
     score: float
 
 
-class Decoder(Protocol):
+class SegmentDecoder(Protocol):
     """Turns a probe's scores into mentions, one word at a time.
 
     Decoding a whole text is pushing all its words, so a text that is being written and the same

@@ -18,11 +18,11 @@ from ...errors import is_at_least, wrong
 from ...pipeline.base import carry
 from ..features.batch import SURFACE, Gold, WordBatch
 from ..features.words import WordFeatures, WordReader
-from .base import Dims, check_model
+from .base import Dims, check_sizes
 from .segmentation import IMPOSSIBLE, Mention, mask_crossing
 from .semi_markov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .standardize import Standardize
-from .structured_stream import StructuredStream
+from .structured_stream import NORM_EPS, StructuredStream
 
 # Without words in front, the LLM is at a loss for the first ones of a text (benchmarks/RESULTS.md).
 PREFIX = "Find the names of people, organizations, places and other things in this text:\n"
@@ -84,7 +84,7 @@ def make_ember_probe(
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If one of them makes no sense.
     """
-    check_model(width=(width, 2), max_words=(max_words, 1))
+    check_sizes(width=(width, 2), max_words=(max_words, 1))
     if layers is not None and not (layers and all(is_at_least(0, layer) for layer in layers)):
         raise wrong(
             "model.layers", "ember_probe", layers, "numbers of layers, 0 for the embeddings"
@@ -114,7 +114,7 @@ class StructuredProbe(nn.Module):
             nn.init.normal_(table.weight, std=0.3)
         self.embed = nn.ModuleList(tables)
         self.embed_project = nn.Linear(len(SURFACE) * settings.surface_width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.forwards = nn.GRU(width, width, batch_first=True)
         self.backwards = nn.GRU(width, width, batch_first=True) if settings.look_right else None
         head = 5 * width // 8
@@ -242,7 +242,7 @@ class StructuredProbe(nn.Module):
         ]
 
     def stream(self) -> StructuredStream:
-        return StructuredStream(self)
+        return StructuredStream(self.state_dict())
 
 
 def _shift(x: torch.Tensor, by: int) -> torch.Tensor:

@@ -8,18 +8,18 @@ steps are done in place, by few different functions.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Optional, Tuple
+from typing import Mapping, Optional, Tuple
 
 import numpy as np
 import torch
 
+from ..features.batch import SURFACE
 from ..features.words import WordFeatures
 from .segmentation import IMPOSSIBLE
 from .standardize import CLIP
 
-if TYPE_CHECKING:
-    from .structured import StructuredProbe
-
+# The epsilon of the LayerNorm.
+NORM_EPS = 1e-5
 # Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.2.17, divided by the root of 2 pi.
 TAIL = 0.5307027145, -0.7265760135, 0.7107068705, -0.142248368, 0.127414796
 
@@ -27,46 +27,51 @@ TAIL = 0.5307027145, -0.7265760135, 0.7107068705, -0.142248368, 0.127414796
 class StructuredStream:
     """Each word's row comes when the word after it is known. The same as StructuredProbe.forward.
 
-    probe (StructuredProbe): Not one that looks to the right.
+    weights (Mapping[str, Tensor]): The `state_dict` of a StructuredProbe that does not look to the right.
     """
 
-    def __init__(self, probe: "StructuredProbe") -> None:
-        width, max_words = probe.settings.width, probe.settings.max_words
-        self.mean, self.std = _array(probe.scale.mean).ravel(), _array(probe.scale.std).ravel()
-        embed: Any = probe.embed
-        self.tables = [_array(table.weight) for table in embed]
-        weights = _array(probe.project.weight), _array(probe.embed_project.weight)
-        bias = _array(probe.project.bias) + _array(probe.embed_project.bias)
-        weight = np.concatenate(weights, 1)
-        # The norm takes the mean off, which the weights may as well do.
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        def layer(name: str) -> Tuple[torch.Tensor, torch.Tensor]:
+            return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+        max_words, head = weights["length"].shape
+        width = weights["norm.weight"].shape[0]
+        self.mean, self.std = (
+            _array(weights["scale.mean"]).ravel(),
+            _array(weights["scale.std"]).ravel(),
+        )
+        self.tables = [_array(weights[f"embed.{k}.weight"]) for k in range(len(SURFACE))]
+        project, embed = layer("project"), layer("embed_project")
+        bias = _array(project[1]) + _array(embed[1])
+        weight = np.concatenate([_array(project[0]), _array(embed[0])], 1)
+        # The norm subtracts the mean, which the weights may as well do.
         weight -= weight.mean(0)
         self.project = weight, bias - bias.mean()
         self.inputs = np.zeros(weight.shape[1], dtype=np.float32)
-        self.norm = _array(probe.norm.weight), _array(probe.norm.bias), probe.norm.eps
-        gru: Any = probe.forwards
-        start, end = probe.start.weight, probe.end.weight
+        self.norm = _array(weights["norm.weight"]), _array(weights["norm.bias"])
+        start, end = layer("start"), layer("end")
         # A word's part in the encoder's next state; in a span that starts, ends or goes on with it; in
-        # one that starts behind it and one that ends before it.
-        self.read_word = _together(
-            (gru.weight_ih_l0, gru.bias_ih_l0),
-            (start[:, width:], torch.zeros_like(probe.start.bias)),
-            (end[:, width:], torch.zeros_like(probe.end.bias)),
-            (probe.inside.weight, probe.inside.bias),
-            (probe.before.weight, probe.before.bias),
-            (probe.after.weight, probe.after.bias),
+        # one that starts after it and one that ends before it.
+        self.read_word = _stacked(
+            (weights["forwards.weight_ih_l0"], weights["forwards.bias_ih_l0"]),
+            (start[0][:, width:], torch.zeros_like(start[1])),
+            (end[0][:, width:], torch.zeros_like(end[1])),
+            layer("inside"),
+            layer("before"),
+            layer("after"),
         )
         # The state's part in the next one, and in a span that starts or ends with its word.
-        self.read_state = _together(
-            (gru.weight_hh_l0, gru.bias_hh_l0),
-            (start[:, :width], probe.start.bias),
-            (end[:, :width], probe.end.bias),
+        self.read_state = _stacked(
+            (weights["forwards.weight_hh_l0"], weights["forwards.bias_hh_l0"]),
+            (start[0][:, :width], start[1]),
+            (end[0][:, :width], end[1]),
         )
-        self.length = _array(probe.length)
-        self.output = _array(probe.output.weight).T, _array(probe.output.bias)
-        head = self.length.shape[1]
+        self.length = _array(weights["length"])
+        output = layer("output")
+        self.output = _array(output[0]).T, _array(output[1])
         self.state = np.zeros(width, dtype=np.float32)
         self.from_state = _linear(self.state, *self.read_state)
-        self.before = _array(probe.before.bias)
+        self.before = _array(weights["before.bias"])
         self.waiting: Optional[np.ndarray] = None
         # Of the last max_words words, the latest first.
         self.starts = np.zeros((max_words, head), dtype=np.float32)
@@ -101,8 +106,8 @@ class StructuredStream:
             self.inputs[n : n + len(row)] = row
             n += len(row)
         z = _linear(self.inputs, *self.project)
-        weight, bias, eps = self.norm
-        z /= math.sqrt(z @ z / len(z) + eps)
+        weight, bias = self.norm
+        z /= math.sqrt(z @ z / len(z) + NORM_EPS)
         z *= weight
         z += bias
         return _gelu(z)
@@ -175,7 +180,7 @@ def _shift_in(rows: np.ndarray, row: np.ndarray) -> None:
     rows[0] = row
 
 
-def _together(*layers: Tuple[torch.Tensor, torch.Tensor]) -> Tuple[np.ndarray, np.ndarray]:
+def _stacked(*layers: Tuple[torch.Tensor, torch.Tensor]) -> Tuple[np.ndarray, np.ndarray]:
     """RETURNS (Tuple[ndarray, ndarray]): Weight and bias of layers that read the same, as of one layer."""
     weights, biases = zip(*layers)
     return _array(torch.cat(weights)), _array(torch.cat(biases))

@@ -1,8 +1,8 @@
 """Entities of a text that is still being written."""
 
 import bisect
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Set, Tuple, Union
+from dataclasses import replace
+from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 import torch
@@ -13,46 +13,10 @@ from ...llm.hidden_states import Features
 from ...llm.tokenization import Encoding, PieceDecoder
 from ..features.batch import surface
 from ..features.words import WordFeatures, word_bounds
+from ..predictor import Predictor
 from ..probes.segmentation import Mention
+from .events import EntityEvent
 
-if TYPE_CHECKING:
-    from ..component import EmberProbe
-
-
-@dataclass(frozen=True)
-class TextPiece:
-    """Some more text.
-
-    text (str): The piece; all pieces together are the text.
-    """
-
-    text: str
-
-
-@dataclass(frozen=True)
-class EntityEvent:
-    """News about an entity.
-
-    start (int): First character in the text so far.
-    end (int): One past its last character.
-    label (str): Its type.
-    score (float): Probability given the text so far.
-    text (str): The entity.
-    status (str): "found": new, and may still change. "revised": takes the place of `replaces`.
-        "dropped": taken back. "final": will not change, whatever follows.
-    replaces (Optional[Tuple[int, int, str]]): Start, end and label that a revision takes back.
-    """
-
-    start: int
-    end: int
-    label: str
-    score: float
-    text: str
-    status: str
-    replaces: Optional[Tuple[int, int, str]] = None
-
-
-Event = Union[TextPiece, EntityEvent]
 Key = Tuple[int, int, int]
 
 
@@ -76,13 +40,13 @@ class Word(NamedTuple):
 class LiveText:
     """Follows a text token by token: pieces to words, words to scores, scores to events.
 
-    ember (EmberProbe): A trained component that does not look to the right.
+    predictor (Predictor): A trained probe that does not look to the right.
     """
 
-    def __init__(self, ember: "EmberProbe") -> None:
-        self.ember = ember
-        self.llm = ember.shared_llm()
-        self.reader = ember.reader
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.llm = predictor.llm
+        self.reader = predictor.reader
         self.text = ""
         self.pieces = PieceDecoder(self.llm.tokenizer.hf)
         # Tokens whose character is not complete yet.
@@ -99,9 +63,8 @@ class LiveText:
         self.released = 0
         # Most words of a text come again: what was between two spaces, and the words in it.
         self.known: Dict[str, List[Word]] = {}
-        probe = ember.trained_probe()
-        self.probe = probe.stream()
-        self.decoder = probe.decoder(ember.threshold)
+        self.probe = predictor.probe.stream()
+        self.decoder = predictor.probe.decoder(predictor.threshold)
         self.rows: List[np.ndarray] = []
         self.fixed = 0
         self.shown: Dict[Key, EntityEvent] = {}
@@ -154,7 +117,7 @@ class LiveText:
         if end is not None and end.attention is not None:
             self.attention.append(end.attention)
         events = self._update(ended=True)
-        doc = self.ember.tokenizer(self.text)
+        doc = self.predictor.tokenizer(self.text)
         encoding = self.llm.tokenizer.encode(self.text)
         if encoding.ids != self.ids:
             encoding = self._encoding()
@@ -165,7 +128,7 @@ class LiveText:
             # The whole text is cut into other words or tokens than its parts were.
             rows = self._rows_of(doc, encoding)
         if len(doc):
-            self.ember.set_annotations([doc], [self.ember.decode(doc, rows)])
+            self.predictor.annotate(doc, rows)
         return doc, events + self._last_events(doc)
 
     def _add_piece(self, piece: str) -> None:
@@ -206,7 +169,7 @@ class LiveText:
         tail = self.text[self.released :]
         if ended:
             return self._words_in(tail)
-        tokenizer = self.ember.tokenizer
+        tokenizer = self.predictor.tokenizer
         if isinstance(tokenizer, Tokenizer):
             # spaCy's rules look at what stands between two spaces. The last piece may still grow.
             closed = len(tail)
@@ -224,7 +187,7 @@ class LiveText:
         return words[:closed]
 
     def _words_in(self, text: str) -> List[Word]:
-        doc = self.ember.tokenizer(text)
+        doc = self.predictor.tokenizer(text)
         return [
             Word(t.idx, t.idx + len(t), t.is_space, t.is_punct, row)
             for t, row in zip(doc, surface(doc))
@@ -265,7 +228,7 @@ class LiveText:
         if self.attention:
             tokens.attention = torch.cat(self.attention)
         starts, ends = word_bounds(doc)
-        return self.ember.rows(doc, self.reader.gather(starts, ends, encoding, tokens))
+        return self.predictor.rows(doc, self.reader.gather(starts, ends, encoding, tokens))
 
     def _add_row(self, row: Optional[np.ndarray]) -> None:
         if row is not None:
@@ -321,7 +284,7 @@ class LiveText:
     ) -> EntityEvent:
         start, end, label = self._characters(key)
         score = self.decoder.score(*key)
-        found = self.ember.found_span(Mention(*key, score))
+        found = self.predictor.span(Mention(*key, score))
         event = EntityEvent(start, end, label, found.score, self.text[start:end], status, replaces)
         if status == "final":
             self.finals[(start, end, label)] = event
@@ -329,7 +292,7 @@ class LiveText:
 
     def _characters(self, key: Key) -> Tuple[int, int, str]:
         start, end, label = key
-        return self.words[start][0], self.words[end - 1][1], self.ember.labels[label]
+        return self.words[start][0], self.words[end - 1][1], self.predictor.labels[label]
 
     def _in_space(self, key: Key) -> bool:
         return key[0] in self.spaces or key[1] - 1 in self.spaces

@@ -1,0 +1,36 @@
+"""The settings of `ember_probe`: their defaults and their validation."""
+
+from typing import Any
+
+from thinc.api import Config
+
+from ..errors import check_values
+
+# The threshold is kept this far from 0 and 1.
+LEAST_THRESHOLD = 0.001
+
+default_config = """
+[ember_probe]
+spans_key = "llmner"
+overwrite = true
+threshold = 0.5
+max_batch_tokens = 2048
+feature_cache = "auto"
+
+[ember_probe.llm]
+@misc = "spacy_llmner.LLM.v1"
+name = null
+
+[ember_probe.model]
+@architectures = "spacy_llmner.EmberProbe.v1"
+
+[ember_probe.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
+
+
+def check_settings(name: str, **settings: Any) -> None:
+    """Validate settings. RAISES (LLMNERError): About the first one with a wrong value."""
+    check_values(name, settings, shares=("threshold",), least={"max_batch_tokens": 1})

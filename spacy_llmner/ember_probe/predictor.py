@@ -1,0 +1,74 @@
+"""What reading a finished text and following a stream both need."""
+
+from dataclasses import dataclass
+from typing import Callable, Sequence, Tuple
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+
+from ..llm.loading import LoadedLLM
+from ..pipeline.predictions import Found, FoundSpan, write_found
+from . import platt_scaling
+from .features.batch import WordBatch, collate, surface
+from .features.words import WordFeatures, WordReader
+from .postprocess import decode
+from .probes.base import Probe
+from .probes.segmentation import Mention
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained probe on its LLM, with the settings it is used with.
+
+    name (str): Name of the component.
+    llm (LoadedLLM): The shared LLM.
+    probe (Probe): The trained probe, on the LLM's device.
+    reader (WordReader): Reads what the probe needs from the LLM.
+    labels (Tuple[str, ...]): The labels, in the order of the probe's outputs.
+    threshold (float): Probability at which a mention wins over no mention, before calibration.
+    calibration (Sequence[float]): Slope and offset of the log-odds (Platt scaling).
+    tokenizer (Callable[[str], Doc]): The pipeline's tokenizer.
+    spans_key (str): Key of doc.spans for everything found.
+    overwrite (bool): Replace the entities that are already on a Doc.
+    """
+
+    name: str
+    llm: LoadedLLM
+    probe: Probe
+    reader: WordReader
+    labels: Tuple[str, ...]
+    threshold: float
+    calibration: Sequence[float]
+    tokenizer: Callable[[str], Doc]
+    spans_key: str
+    overwrite: bool
+
+    def batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
+        """RETURNS (WordBatch): The words of some Docs, padded, on the LLM's device."""
+        return collate(features, [surface(doc) for doc in docs], self.llm.device)
+
+    def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
+        """Score the words of one Doc. RETURNS (ndarray): One row per word, for `decode`."""
+        if not len(doc):
+            return np.zeros((0, 1, 1))
+        with torch.no_grad():
+            return self.probe.rows(self.probe(self.batch([doc], [features])), 0, len(doc))
+
+    def decode(self, doc: Doc, rows: np.ndarray) -> Found:
+        """Turn the probe's scores into entities. If the Doc has sentence boundaries, no entity crosses one.
+
+        rows (ndarray): One per word of the Doc.
+        """
+        chosen, every = decode(doc, rows, self.probe, self.threshold)
+        found = {(m.start, m.end, m.label): self.span(m) for m in every}
+        return Found([found[m] for m in chosen], list(found.values()))
+
+    def span(self, mention: Mention) -> FoundSpan:
+        """RETURNS (FoundSpan): A mention with the name of its label and its calibrated score."""
+        score = platt_scaling.apply(self.calibration, mention.score)
+        return FoundSpan(mention.start, mention.end, self.labels[mention.label], score)
+
+    def annotate(self, doc: Doc, rows: np.ndarray) -> None:
+        """Write the entities of one Doc, as the component does."""
+        write_found(doc, self.decode(doc, rows), self.spans_key, self.overwrite, self.name)

@@ -1,0 +1,108 @@
+"""Views: second module trees over the parameters of a shared LLM.
+
+A view has modules of its own, so layers can be tapped, replaced or left out in it while the shared
+model stays as it is. Parameters and buffers are shared, so a view costs no memory.
+"""
+
+import copy
+from typing import Any, Optional, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from ..errors import Errors, LLMNERError
+from .attention import current_recorder
+from .loading import LoadedLLM, ViewKey
+
+# What decoder models call their list of layers and the norm after it.
+_LAYOUTS = (("layers", "norm"), ("h", "ln_f"), ("layers", "final_layer_norm"))
+
+
+def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
+    """Make a view of the whole causal LM that records some layers. It has `generate`.
+
+    RETURNS (PreTrainedModel): Of the same class and with the same parameters as the shared model.
+    """
+    key = ViewKey("generate", tuple(sorted(set(layers))))
+    if key not in llm.views:
+        view = _shallow(llm.model)
+        view._modules[llm.decoder_name] = _tapped(llm.decoder, layers, decoder_end=None)
+        # In a cache of fixed size (Gemma's folders ask for one) the last keys aren't the last tokens.
+        view.generation_config = copy.copy(llm.model.generation_config)
+        view.generation_config.cache_implementation = None
+        llm.views[key] = view
+    return llm.views[key]
+
+
+def reading_view(llm: LoadedLLM, layers: Sequence[int], end: int) -> nn.Module:
+    """Make a view of the decoder, without the LM head, that records some layers.
+
+    layers (Sequence[int]): The layers, as in `Probed`.
+    end (int): How many blocks the view has; those above are not computed.
+    """
+    key = ViewKey("read", tuple(sorted(set(layers))), end)
+    if key not in llm.views:
+        llm.views[key] = _tapped(llm.decoder, layers, decoder_end=end)
+    return llm.views[key]
+
+
+def copy_modules(module: Any) -> Any:
+    """Copy a module tree: modules and hooks of its own, but the same parameters and buffers."""
+    out = copy.copy(module)
+    for name, value in module.__dict__.items():
+        if isinstance(value, dict):
+            out.__dict__[name] = copy.copy(value)
+    out.__dict__["_modules"] = {
+        name: None if child is None else copy_modules(child)
+        for name, child in module.__dict__["_modules"].items()
+    }
+    return out
+
+
+def _tapped(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> Any:
+    layers_name, norm_name = _layout(decoder)
+    blocks = list(getattr(decoder, layers_name))
+    norm = getattr(decoder, norm_name)
+    n_blocks = len(blocks)
+    end = n_blocks if decoder_end is None else decoder_end
+    view = _shallow(decoder)
+    # Layer l is the input of block l (counted from 0), which is the output of the block before.
+    tapped = [_tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
+    view._modules[layers_name] = nn.ModuleList(tapped)
+    if end < n_blocks:
+        view._modules[norm_name] = _tap(nn.Identity(), end)
+    elif end in layers:
+        view._modules[norm_name] = _tap(norm, end, output=True)
+    return view
+
+
+def _tap(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
+    """RETURNS (nn.Module): A copy of a module, of the same parameters, that records what goes into it, or
+    what comes out."""
+
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = module.forward(hidden, *args, **kwargs)
+        recorder = current_recorder()
+        if recorder is not None:
+            recorder.hidden[layer] = out if output else hidden
+        return out
+
+    view = _shallow(module)
+    view.forward = forward
+    return view
+
+
+def _shallow(module: Any) -> Any:
+    """Copy a module tree's root: same parameters and submodules, but its own list of them."""
+    view = copy.copy(module)
+    view.__dict__["_modules"] = dict(module._modules)
+    return view
+
+
+def _layout(decoder: Any) -> Tuple[str, str]:
+    for layers_name, norm_name in _LAYOUTS:
+        if hasattr(decoder, layers_name) and hasattr(decoder, norm_name):
+            return layers_name, norm_name
+    model_type = getattr(decoder.config, "model_type", "?")
+    reason = f"no list of decoder layers was found in {type(decoder).__name__}"
+    raise LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
