@@ -20,17 +20,23 @@ from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple
 import numpy as np
 from spacy.language import Language
 
-from spacy_llmner.decoding.constraints import NOTHING, Choices, Places, Substrings, allowed_along
-from spacy_llmner.decoding.engine import Program, Tree
+from spacy_llmner.decoding.constraints import (
+    NO_TOKENS,
+    Choices,
+    Substrings,
+    SubstringState,
+    allowed_along,
+)
+from spacy_llmner.decoding.engine import Request, Tree
 from spacy_llmner.decoding.generate import Answer, decode
-from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.decoding.substrings import substring_constraint
 from spacy_llmner.llm.packing import TrainingSequence
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe
-from spacy_llmner.padellm_ner.decoding import OnLabel, Written
-from spacy_llmner.padellm_ner.templates import Wording
+from spacy_llmner.padellm_ner.decoding import DecodedMention, OnLabel
+from spacy_llmner.padellm_ner.templates import TemplateEncoder
 from spacy_llmner.padellm_ner.training_data import mention_tokens
-from spacy_llmner.pipeline.training import Mentions
+from spacy_llmner.pipeline.training import MentionsByLabel
 
 # No guess is a token.
 NO_GUESS = -1
@@ -49,30 +55,38 @@ class AutoReg(PaDeLLM):
     constrained = True
 
     def sequences(
-        self, wording: Wording, words: WordTokens, text: str, mentions: Mentions
+        self,
+        prompt_encoder: TemplateEncoder,
+        words: WordTokens,
+        text: str,
+        mentions: MentionsByLabel,
     ) -> List[TrainingSequence]:
-        prompt = question(wording, words)
+        prompt = question(prompt_encoder, words)
         answer: List[int] = []
         found = [(m, label) for label, of_label in mentions.items() for m in of_label]
         for mention, label in sorted(found, key=lambda f: (f[0][0], -f[0][1], f[1])):
-            answer += line_break(wording) if answer else []
-            answer += label_tokens(wording, label)
-            answer += mention_tokens(wording, words, text, mention)
-        answer.append(wording.end)
+            answer += line_break(prompt_encoder) if answer else []
+            answer += label_tokens(prompt_encoder, label)
+            answer += mention_tokens(prompt_encoder, words, text, mention)
+        answer.append(prompt_encoder.end)
         learnt = [False] * len(prompt) + [True] * len(answer)
         allowed = None
         if self.settings.loss == "allowed":
-            lines = self.lines(wording, words, text)
-            allowed = [NOTHING] * len(prompt) + allowed_along(lines, answer)
+            lines = self.lines(prompt_encoder, words, text)
+            allowed = [NO_TOKENS] * len(prompt) + allowed_along(lines, answer)
         return [TrainingSequence([*prompt, *answer], learnt, allowed=allowed)]
 
-    def program(
-        self, wording: Wording, words: WordTokens, text: str, on_label: Optional[OnLabel] = None
-    ) -> Program:
-        def write(tree: Tree) -> Generator[None, None, Dict[str, List[Written]]]:
-            lines = self.lines(wording, words, text)
-            prompt = question(wording, words)
-            rule: Any = lines if self.constrained else self._anything(wording, prompt)
+    def request(
+        self,
+        prompt_encoder: TemplateEncoder,
+        words: WordTokens,
+        text: str,
+        on_label: Optional[OnLabel] = None,
+    ) -> Request:
+        def write(tree: Tree) -> Generator[None, None, Dict[str, List[DecodedMention]]]:
+            lines = self.lines(prompt_encoder, words, text)
+            prompt = question(prompt_encoder, words)
+            rule: Any = lines if self.constrained else self._anything(prompt_encoder, prompt)
             node = tree.add(None, prompt, {-1: rule.allowed(rule.start)})
             yield
             answer = yield from decode(
@@ -86,65 +100,65 @@ class AutoReg(PaDeLLM):
 
         return write
 
-    def lines(self, wording: Wording, words: WordTokens, text: str) -> "Lines":
+    def lines(self, prompt_encoder: TemplateEncoder, words: WordTokens, text: str) -> "Lines":
         """RETURNS (Lines): What may be written about a text."""
-        labels = [label_tokens(wording, label) for label in self.labels]
-        tokenizer = wording.tokenizer if wording.template.bare else None
-        mentions = substrings(words, wording.end, tokenizer, text)
+        labels = [label_tokens(prompt_encoder, label) for label in self.labels]
+        tokenizer = prompt_encoder.tokenizer if prompt_encoder.template.bare else None
+        mentions = substring_constraint(words, prompt_encoder.end, tokenizer, text)
         nested = self.cfg["train_spans"] is not None
-        return Lines(labels, mentions, line_break(wording)[0], nested)
+        return Lines(labels, mentions, line_break(prompt_encoder)[0], nested)
 
-    def _anything(self, wording: Wording, prompt: List[int]) -> "Anything":
+    def _anything(self, prompt_encoder: TemplateEncoder, prompt: List[int]) -> "Anything":
         vocabulary = self.shared_llm().model.get_output_embeddings().weight.shape[0]
-        return Anything(vocabulary, wording.end, prompt)
+        return Anything(vocabulary, prompt_encoder.end, prompt)
 
-    def _written(self, lines: "Lines", answer: Answer) -> Dict[str, List[Written]]:
-        found: Dict[str, List[Written]] = {label: [] for label in self.labels}
+    def _written(self, lines: "Lines", answer: Answer) -> Dict[str, List[DecodedMention]]:
+        found: Dict[str, List[DecodedMention]] = {label: [] for label in self.labels}
         for line in answer.state.done:
             label = self.labels[line.label]
             places = lines.mentions.spans(line.places)
             log_probs = answer.log_probs[line.first : line.last]
             raw = answer.raw_log_probs[line.first : line.last]
             k = len(found[label]) + 1
-            found[label].append(Written(label, k, places, log_probs, raw))
+            found[label].append(DecodedMention(label, k, places, log_probs, raw))
         return found
 
 
-def question(wording: Wording, words: WordTokens) -> List[int]:
+def question(prompt_encoder: TemplateEncoder, words: WordTokens) -> List[int]:
     """RETURNS (List[int]): What is read before the first mention is written."""
-    return [*wording.before, *words.ids.tolist(), *line_break(wording)]
+    return [*prompt_encoder.before, *words.ids.tolist(), *line_break(prompt_encoder)]
 
 
-def line_break(wording: Wording) -> List[int]:
-    tokens = wording.encode("\n")
+def line_break(prompt_encoder: TemplateEncoder) -> List[int]:
+    tokens = prompt_encoder.encode("\n")
     if len(tokens) != 1:
         raise ValueError("autoreg_ner needs a tokenizer that has a token for a line break")
     return tokens
 
 
-def label_tokens(wording: Wording, label: str) -> List[int]:
-    return wording.encode(wording.label_words.get(label, label))
+def label_tokens(prompt_encoder: TemplateEncoder, label: str) -> List[int]:
+    return prompt_encoder.encode(prompt_encoder.label_words.get(label, label))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A finished line. label (int): Its number. places (Places): Of its mention. first, last (int): Its
+    """A finished line. label (int): Its number. places (SubstringState): Of its mention. first, last (int): Its
     tokens in the answer, without the line break."""
 
     label: int
-    places: Places
+    places: SubstringState
     first: int
     last: int
 
 
 @dataclass(frozen=True)
 class LinesState:
-    """label (Tuple[int, ...]): Written of the label. mention (Optional[Places]): Written of the mention;
+    """label (Tuple[int, ...]): Written of the label. mention (Optional[SubstringState]): Written of the mention;
     None before it. n (int): Tokens written. reached (int): Where the last mention begins at the
     earliest. done (Tuple[Line, ...]): The finished lines."""
 
     label: Tuple[int, ...] = ()
-    mention: Optional[Places] = None
+    mention: Optional[SubstringState] = None
     n: int = 0
     first: int = 0
     reached: int = -1
@@ -173,12 +187,12 @@ class Lines:
 
     def allowed(self, state: LinesState) -> np.ndarray:
         if state.ended:
-            return NOTHING
+            return NO_TOKENS
         if state.mention is None:
             labels = self._labels.allowed(state.label)
             if state.n:
                 return labels
-            labels = labels if len(self.mentions.first) else NOTHING
+            labels = labels if len(self.mentions.first) else NO_TOKENS
             return np.unique(np.append(labels, self.mentions.end))
         inside = self.mentions.allowed(state.mention)
         if self.mentions.end in inside and len(self._left(self._finish(state).reached).last):
@@ -216,11 +230,11 @@ class Lines:
         done = (*state.done, line)
         return LinesState((), None, n, n, int(places.starts.min()), done, ended)
 
-    def _left(self, reached: int) -> Places:
-        """RETURNS (Places): Where the next mention may begin."""
+    def _left(self, reached: int) -> SubstringState:
+        """RETURNS (SubstringState): Where the next mention may begin."""
         start = self.mentions.start
         keep = start.starts >= reached if self.nested else start.starts > reached
-        return Places(start.starts[keep], start.last[keep])
+        return SubstringState(start.starts[keep], start.last[keep])
 
 
 class Anything:
@@ -238,7 +252,7 @@ class Anything:
         self._all = np.arange(vocabulary)
 
     def allowed(self, state: Tuple[int, ...]) -> np.ndarray:
-        return NOTHING if state[-1:] == (self.end,) else self._all
+        return NO_TOKENS if state[-1:] == (self.end,) else self._all
 
     def advance(self, state: Tuple[int, ...], token: int) -> Tuple[int, ...]:
         return (*state, token)

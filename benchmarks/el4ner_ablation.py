@@ -28,7 +28,7 @@ from spacy.training import Example
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.demonstrations.pool import pool_texts
 from spacy_llmner.el4ner_ensemble.stages import union_of
-from spacy_llmner.pipeline.spans import Mention, flat
+from spacy_llmner.pipeline.spans import Mention, filter_overlapping
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
@@ -78,7 +78,7 @@ def main(
         "random retrieval": {"retrieval": "random"},
         "sentence retrieval": {"retrieval": "sentence"},
     }
-    facts = {
+    limits = {
         "set": name,
         "texts": len(examples),
         "entities": sum(len(eg.reference.ents) for eg in examples),
@@ -91,7 +91,7 @@ def main(
         "held_out": len(fitted_on),
         "seed": seed,
     }
-    rows: Dict[str, Any] = earlier_variants(f"el4ner_ablation_{name}", facts) if only else {}
+    rows: Dict[str, Any] = earlier_variants(f"el4ner_ablation_{name}", limits) if only else {}
     for variant, change in variants.items():
         if only and variant not in only.split(","):
             continue
@@ -99,13 +99,13 @@ def main(
         start = time.perf_counter()
         found = run(pipe, examples)
         seconds = (time.perf_counter() - start) / len(examples)
-        counts = {"seconds": seconds, "calls": pipe.work.calls / len(examples)}
-        counts["tokens"] = pipe.work.tokens / len(examples)
+        counts = {"seconds": seconds, "calls": pipe.call_counts.calls / len(examples)}
+        counts["tokens"] = pipe.call_counts.tokens / len(examples)
         counts["alike"] = alike(pipe, examples)
         made = {variant: {**score(examples, found, threshold), **counts}}
         made[f"{variant}, not verified"] = score(examples, found, 0.0)
         if variant == "ensemble":
-            facts["stages"] = {
+            limits["stages"] = {
                 "before": pre_extracted(pipe, examples),
                 **stages(pipe, examples),
                 "verifier": auc(examples, found),
@@ -124,16 +124,16 @@ def main(
             )
         rows.update(made)
         # After each variant, since they take long.
-        save(f"el4ner_ablation_{name}", {**facts, "variants": rows})
+        save(f"el4ner_ablation_{name}", {**limits, "variants": rows})
 
 
-def earlier_variants(result: str, facts: Dict[str, Any]) -> Dict[str, Any]:
+def earlier_variants(result: str, limits: Dict[str, Any]) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): What an earlier result has measured, if there is one.
     RAISES (ValueError): If it was measured with other texts or settings."""
     path = RESULTS / f"{result}.json"
-    earlier = srsly.read_json(path) if path.exists() else {"variants": {}, **facts}
-    others = [x for x in facts if x != "seconds_pool" and earlier[x] != facts[x]]
-    facts.update({x: earlier[x] for x in ("stages",) if x in earlier})
+    earlier = srsly.read_json(path) if path.exists() else {"variants": {}, **limits}
+    others = [x for x in limits if x != "seconds_pool" and earlier[x] != limits[x]]
+    limits.update({x: earlier[x] for x in ("stages",) if x in earlier})
     if others:
         raise ValueError(f"{path} was measured with other {', '.join(others)}")
     return earlier["variants"]
@@ -195,13 +195,13 @@ def changed(
 def alike(pipe: EL4NER, examples: List[Example]) -> Optional[float]:
     """RETURNS (Optional[float]): Of how many demonstrations, in percent, an entity has a label of the text
     that they stand in front of. Texts without entities don't count."""
-    readings = [pipe._read(eg.predicted) for eg in examples]
-    pipe._demonstrate(pipe._ensemble(), readings)
+    docs_tasks = [pipe._read(eg.predicted) for eg in examples]
+    pipe._demonstrate(pipe._ensemble(), docs_tasks)
     shared = [
         any(entity[2] in labels for entity in shown.entities)
-        for eg, reading in zip(examples, readings)
+        for eg, doc_tasks in zip(examples, docs_tasks)
         if (labels := {ent.label_ for ent in eg.reference.ents})
-        for task in reading.tasks
+        for task in doc_tasks.tasks
         for shown in task.demonstrations
     ]
     return 100 * float(np.mean(shared)) if shared else None
@@ -222,18 +222,18 @@ def stages(pipe: EL4NER, examples: List[Example]) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): What each stage knows: "found", by voter and for "union", of how many
     entities the span is found, and how many spans are; "types", by voter, of how many of the union's it
     gives the right label the highest probability among labels."""
-    ensemble, readings = pipe._ensemble(), [pipe._read(eg.predicted) for eg in examples]
-    pipe._demonstrate(ensemble, readings)
-    tasks = [task for reading in readings for task in reading.tasks]
+    ensemble, docs_tasks = pipe._ensemble(), [pipe._read(eg.predicted) for eg in examples]
+    pipe._demonstrate(ensemble, docs_tasks)
+    tasks = [task for doc_tasks in docs_tasks for task in doc_tasks.tasks]
     assert len(tasks) == len(examples), "texts of one window each"
     of_text = iter(examples)
     found = {name: np.zeros(2, dtype=int) for name in (*pipe.voters, "union")}
     types = dict.fromkeys(pipe.voters, 0)
-    with closing(ensemble._panels(tasks)) as panels:
-        for panel in panels:
-            proposed = ensemble._propose(panel)
+    with closing(ensemble._polls(tasks)) as polls:
+        for poll in polls:
+            proposed = ensemble._propose(poll)
             unions = [union_of(by_voter) for by_voter in proposed]
-            said = ensemble._classify(panel, unions)
+            said = ensemble._classify(poll, unions)
             for by_voter, union, of_spans in zip(proposed, unions, said):
                 ents = next(of_text).reference.ents
                 gold = {(ent.start_char, ent.end_char): ent.label_ for ent in ents}
@@ -291,7 +291,7 @@ def score(examples: List[Example], found: List[List[Voted]], threshold: float) -
                 if v is None or v >= threshold
             ]
         gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
-        mine = {(m.start, m.end, m.label) for m in flat(mentions)}
+        mine = {(m.start, m.end, m.label) for m in filter_overlapping(mentions)}
         each.append((len(gold & mine), len(mine), len(gold)))
     right, n_found, n_gold = (sum(counts) for counts in zip(*each))
     p, r = right / max(n_found, 1), right / max(n_gold, 1)

@@ -24,11 +24,11 @@ from common import clock_of, read_examples, save
 from spacy.tokens import Doc
 
 from spacy_llmner.decoding.engine import Tree
-from spacy_llmner.el4ner_ensemble.call_counts import Work
+from spacy_llmner.el4ner_ensemble.call_counts import CallCounts
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.interfaces import Chars, Claim
 from spacy_llmner.el4ner_ensemble.voter.llm_voter import LLMVoter
-from spacy_llmner.el4ner_ensemble.voter.session import Desk, LLMSession
+from spacy_llmner.el4ner_ensemble.voter.session import LLMSession, TaskSession
 
 
 class NaiveSession(LLMSession):
@@ -42,14 +42,17 @@ class NaiveSession(LLMSession):
         self.prompts = prompts
 
     def extract(self) -> List[List[Chars]]:
-        self.prompts["list"] += len(self.desks)
+        self.prompts["list"] += len(self.task_sessions)
         return super().extract()
 
     def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
         self.prompts["type"] += sum(map(len, spans))
         return [
-            [self._one(desk, partial(self._type, desk, of_task, span)) for span in of_task]
-            for desk, of_task in zip(self.desks, spans)
+            [
+                self._one(task_session, partial(self._type, task_session, of_task, span))
+                for span in of_task
+            ]
+            for task_session, of_task in zip(self.task_sessions, spans)
         ]
 
     def verify(
@@ -58,20 +61,24 @@ class NaiveSession(LLMSession):
         self.prompts["check"] += sum(map(len, claims))
         return [
             [
-                self._one(desk, partial(desk.verify, spans=of_task, claims=[claim]))[0]
+                self._one(
+                    task_session, partial(task_session.verify, spans=of_task, claims=[claim])
+                )[0]
                 for claim in said
             ]
-            for desk, of_task, said in zip(self.desks, spans, claims)
+            for task_session, of_task, said in zip(self.task_sessions, spans, claims)
         ]
 
-    def _one(self, desk: Desk, job: Any) -> Any:
-        desk.job = job
-        return self.decoder.run([desk.once])[0]
+    def _one(self, task_session: TaskSession, job: Any) -> Any:
+        task_session.job = job
+        return self.engine.run([task_session.once])[0]
 
     def _type(
-        self, desk: Desk, spans: Sequence[Chars], span: Chars, tree: Tree
+        self, task_session: TaskSession, spans: Sequence[Chars], span: Chars, tree: Tree
     ) -> Generator[None, None, Any]:
-        return (yield from desk.types(tree, spans, [desk.task.text[slice(*span)]]))[0]
+        return (yield from task_session.types(tree, spans, [task_session.task.text[slice(*span)]]))[
+            0
+        ]
 
 
 class StageSession(NaiveSession):
@@ -90,7 +97,7 @@ class NaiveVoter(LLMVoter):
         self.asked = prompts
 
     def session(self, tasks: Any, asked: Any, *, keep: bool) -> NaiveSession:
-        return self.kind(self.asked, self._decoder(), self._wording(asked), tasks)
+        return self.kind(self.asked, self._decoder(), self._prompt_encoder(asked), tasks)
 
 
 def main(
@@ -116,7 +123,7 @@ def main(
         pipe.predict(texts[:1])
     texts = texts[1:]
     for pipe in pipes.values():
-        pipe.work = Work()
+        pipe.call_counts = CallCounts()
     for asked in prompts.values():
         asked.clear()
     ms: Dict[str, List[float]] = {way: [] for way in pipes}
@@ -132,7 +139,7 @@ def main(
     n_windows = rounds * sum(len(ours._read(doc).tasks) for doc in texts)
     check_calls(ours, n_windows, prompts["by stage"])
     n = rounds * len(texts)
-    tokens = {way: pipe.work.tokens / n for way, pipe in pipes.items()}
+    tokens = {way: pipe.call_counts.tokens / n for way, pipe in pipes.items()}
     save(
         name,
         {
@@ -140,7 +147,7 @@ def main(
             "rounds": rounds,
             "seed": seed,
             "k": ours.cfg["k"],
-            "calls": ours.work.calls / n,
+            "calls": ours.call_counts.calls / n,
             "prompts": {way: sum(asked.values()) / n for way, asked in prompts.items()},
             "ms": {way: float(np.mean(x)) for way, x in ms.items()},
             "tokens": tokens,
@@ -164,7 +171,7 @@ def naively(pipe: EL4NER, nlp: Any, kind: Type[NaiveSession], prompts: Counter) 
 def check_calls(pipe: EL4NER, n_windows: int, prompts: Counter) -> None:
     """RAISES (AssertionError): If the calls are not those of the formula: n + n + n + claims for each
     window, without the last two where nothing was found. The naive way counts for itself."""
-    work, n = pipe.work, len(pipe.voters)
+    work, n = pipe.call_counts, len(pipe.voters)
     assert work.extraction == n * n_windows
     assert work.pre_extraction == (n * n_windows if pipe._demonstrations().by_spans else 0)
     assert work.pre_extraction + work.extraction == prompts["list"]

@@ -59,7 +59,8 @@ def score(nlp: Language, path: Path, features: Dict[Path, Any]) -> Dict[str, flo
     docs = [eg.predicted for eg in examples]
     if path not in features:
         features[path] = ember.reader.read(ember.shared_llm(), docs)
-    found = [ember.decode(doc, ember.rows(doc, f)) for doc, f in zip(docs, features[path])]
+    predictor = ember.predictor()
+    found = [predictor.decode(doc, predictor.rows(doc, f)) for doc, f in zip(docs, features[path])]
     ember.set_annotations(docs, found)
     return strict_scores([eg.reference for eg in examples], docs)
 

@@ -18,7 +18,7 @@ import torch
 import typer
 from common import clock_of, save, spacy_ner
 
-from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
 
 END = object()
 PROMPT = (
@@ -102,7 +102,7 @@ def written(stream: Iterable[Any], events: List[Any]) -> Iterator[None]:
 @torch.no_grad()
 def plain(llm: Any, tokens: int, ids: List[int]) -> Iterator[None]:
     """Greedy decoding with a KV cache and nothing else, one step for each token."""
-    inputs = llm.tokenizer.sink + llm.tokenizer.encode(PROMPT).ids
+    inputs = llm.tokenizer.bos + llm.tokenizer.encode(PROMPT).ids
     out = llm.model(
         input_ids=torch.tensor([inputs], device=llm.device), use_cache=True, logits_to_keep=1
     )

@@ -16,7 +16,8 @@ import torch
 import typer
 from common import clock_of, save, spacy_ner
 
-from spacy_llmner.llm.hidden_states import _batches, _reading_view
+from spacy_llmner.llm.views import reading_view
+from spacy_llmner.util import batches_by_length
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -29,12 +30,13 @@ def main(pipeline: Path, rounds: int = 5, texts: int = 40, name: str = "ember_th
     ember: Any = nlp.get_pipe("ember_probe")
     llm = ember.shared_llm()
     n_words = sum(len(nlp.make_doc(text)) for text in documents)
-    ids = [llm.tokenizer.sink + llm.tokenizer.encode(text).ids for text in documents]
+    ids = [llm.tokenizer.bos + llm.tokenizer.encode(text).ids for text in documents]
     batches = [
         padded([ids[i] for i in batch], llm.device)
-        for batch in _batches([len(x) for x in ids], ember.max_batch_tokens)
+        for batch in batches_by_length([len(x) for x in ids], ember.max_batch_tokens)
     ]
-    view = _reading_view(llm, ember.reader.probed)
+    probed = ember.reader.probed
+    view = reading_view(llm, probed.layers, probed.end(llm))
     clock = clock_of(llm.device)
     baseline = spacy_ner()
     seconds: Dict[str, List[float]] = {"pipe": [], "whole": [], "used": [], "spacy": []}

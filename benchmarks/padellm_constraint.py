@@ -22,7 +22,7 @@ from published_way import LeanLoop, published
 def main(name: str, pipeline: Path, test: Path, docs: int = 200) -> None:
     nlp = spacy.load(pipeline)
     pipe: Any = nlp.get_pipe("padellm_ner")
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     loop = LeanLoop(llm, view)
     examples = sample(read_examples(nlp, test), docs)
     results: Dict[str, Any] = {"set": name, "llm": llm.spec.name, "docs": len(examples)}
@@ -34,7 +34,7 @@ def main(name: str, pipeline: Path, test: Path, docs: int = 200) -> None:
             gold = {(ent.label_, ent.text) for ent in eg.reference.ents}
             found = set()
             for label, answers in published(
-                pipe, wording, doc, loop, constrained=constrained
+                pipe, prompt_encoder, doc, loop, constrained=constrained
             ).items():
                 inside = [a for a in answers if a and a in doc.text]
                 seen.update(written=len(answers), not_in_text=len(answers) - len(inside))

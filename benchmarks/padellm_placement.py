@@ -15,8 +15,8 @@ import typer
 from common import save
 from spacy.tokens import DocBin
 
-from spacy_llmner.padellm_ner.decoding import Written
-from spacy_llmner.pipeline.spans import place
+from spacy_llmner.padellm_ner.decoding import DecodedMention
+from spacy_llmner.pipeline.spans import assign_occurrences
 
 
 def main(
@@ -39,11 +39,13 @@ def main(
         for label, gold in by_label.items():
             gold.sort(key=lambda m: (m[0], -m[1]))
             written = [
-                Written(label, k, places(doc.text, words, doc.text[start:end]), [], [])
+                DecodedMention(label, k, places(doc.text, words, doc.text[start:end]), [], [])
                 for k, (start, end) in enumerate(gold, 1)
             ]
             total += len(gold)
-            monotone += sum(found == there for found, there in zip(place(written), gold))
+            monotone += sum(
+                found == there for found, there in zip(assign_occurrences(written), gold)
+            )
             first += sum(w.places[0] == there for w, there in zip(written, gold))
     save(
         f"padellm_placement_{name}",

@@ -40,7 +40,7 @@ from told import Answers, tell
 
 from spacy_llmner.decoding import forward as passes
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
+from spacy_llmner.padellm_ner.templates import TEMPLATES, TemplateEncoder
 
 BATCH = 8
 
@@ -175,20 +175,22 @@ class Simulated(Other):
 
 
 def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     _, ar_view, ar_wording = ar.ready()
     words = pipe.settings.label_words
-    long = Wording(TEMPLATES["published_en"], llm.tokenizer, words)
+    long = TemplateEncoder(TEMPLATES["published_en"], llm.tokenizer, words)
     own = pipe.settings.loss == "raw" and not gold
-    short_answers, answers = Answers(pipe, wording), Answers(pipe, long)
+    short_answers, answers = Answers(pipe, prompt_encoder), Answers(pipe, long)
 
     def in_short(doc: Doc, write: Any) -> Strings:
-        return published(pipe, wording, doc, write, forced=None if own else short_answers(doc))
+        return published(
+            pipe, prompt_encoder, doc, write, forced=None if own else short_answers(doc)
+        )
 
     out = {
-        "ours": Ours(pipe, pipe.find_settings),
-        "ours, no drafts": Ours(pipe, replace(pipe.find_settings, draft=0)),
-        "ours, no look-ahead": Ours(pipe, replace(pipe.find_settings, look_ahead=False)),
+        "ours": Ours(pipe, pipe.decoding_settings),
+        "ours, no drafts": Ours(pipe, replace(pipe.decoding_settings, draft=0)),
+        "ours, no look-ahead": Ours(pipe, replace(pipe.decoding_settings, look_ahead=False)),
         "ours, neither": Ours(pipe, plain(pipe)),
         "published way": Other(LeanLoop(llm, view), in_short),
         "published way and wording": Other(
@@ -197,7 +199,9 @@ def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
         "published way, a GPU for each sequence": Simulated(
             Alone(llm, view, clock_of(llm.device, time.thread_time)), in_short
         ),
-        "generate": Other(PlainGenerate(llm, view), lambda d, w: published(pipe, wording, d, w)),
+        "generate": Other(
+            PlainGenerate(llm, view), lambda d, w: published(pipe, prompt_encoder, d, w)
+        ),
         "autoregressive": Ours(ar, {}),
         "autoregressive, no look-up": Ours(ar, {"draft": 0}),
         "autoregressive, unconstrained": Ours(ar, {"constrained": False}),
@@ -207,7 +211,7 @@ def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
         ),
     }
     if llm.device.type == "cuda":
-        out["ours, no CUDA graphs"] = Launched(pipe, pipe.find_settings)
+        out["ours, no CUDA graphs"] = Launched(pipe, pipe.decoding_settings)
         out["autoregressive, no CUDA graphs"] = Launched(ar, {})
     if not own:
         del out["generate"]
@@ -226,7 +230,7 @@ def without_ends_unlearnt(runs: Dict[str, Any], ar: AutoReg, gold: bool) -> Dict
 
 def batch_methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
     out = {
-        "ours": Ours(pipe, pipe.find_settings),
+        "ours": Ours(pipe, pipe.decoding_settings),
         "ours, neither": Ours(pipe, plain(pipe)),
         "autoregressive": Ours(ar, {}),
         "autoregressive, no look-up": Ours(ar, {"draft": 0}),

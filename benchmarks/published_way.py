@@ -21,11 +21,11 @@ from transformers import DynamicCache
 
 from spacy_llmner.decoding.constraints import Constraint
 from spacy_llmner.decoding.engine import Scores
-from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.decoding.substrings import substring_constraint
 from spacy_llmner.llm.loading import LoadedLLM
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.templates import Wording
+from spacy_llmner.padellm_ner.templates import TemplateEncoder
 
 COUNT_TOKENS = 10
 # The authors allow 512; a model that does not end would take minutes here.
@@ -164,7 +164,7 @@ class PlainGenerate:
 
 def published(
     pipe: PaDeLLM,
-    wording: Wording,
+    prompt_encoder: TemplateEncoder,
     doc: Doc,
     write: Any,
     *,
@@ -179,22 +179,23 @@ def published(
         whatever the LLM says (LeanLoop only).
     """
     out: Strings = {label: [] for label in pipe.labels}
-    ends = list(dict.fromkeys([wording.end, *wording.number(1)[-1:]]))
-    for window in pipe._windows(doc, wording):
+    ends = list(dict.fromkeys([prompt_encoder.end, *prompt_encoder.number(1)[-1:]]))
+    for window in pipe._windows(doc, prompt_encoder):
         words = window.words
-        prompts = {label: prompt(wording, words, label) for label in pipe.labels}
-        asked = [[*prompts[label], *wording.count()] for label in pipe.labels]
+        prompts = {label: prompt(prompt_encoder, words, label) for label in pipe.labels}
+        asked = [[*prompts[label], *prompt_encoder.count()] for label in pipe.labels]
         more: Dict[str, Any] = {}
         if forced is not None:
-            more["forced"] = [wording.number(len(forced[label])) for label in pipe.labels]
+            more["forced"] = [prompt_encoder.number(len(forced[label])) for label in pipe.labels]
         if constrained:
-            mentions = constraint(wording, words, doc.text)
-            more["constraints"] = [wording.numbers(len(mentions.first))] * len(asked)
+            mentions = constraint(prompt_encoder, words, doc.text)
+            more["constraints"] = [prompt_encoder.numbers(len(mentions.first))] * len(asked)
         counts = [
-            number(wording, answer, ends) for answer in write(asked, ends, COUNT_TOKENS, **more)
+            number(prompt_encoder, answer, ends)
+            for answer in write(asked, ends, COUNT_TOKENS, **more)
         ]
         branches = [
-            (label, [*prompts[label], *wording.mention(n, k)])
+            (label, [*prompts[label], *prompt_encoder.mention(n, k)])
             for label, n in zip(pipe.labels, counts)
             for k in range(1, n + 1)
         ]
@@ -204,41 +205,43 @@ def published(
             more["forced"] = [a for label in pipe.labels for a in forced[label]]
         if constrained:
             more["constraints"] = [mentions] * len(branches)
-        answers = write([p for _, p in branches], [wording.end], MENTION_TOKENS, **more)
+        answers = write([p for _, p in branches], [prompt_encoder.end], MENTION_TOKENS, **more)
         for (label, _), answer in zip(branches, answers):
-            out[label].append(text_of(wording, answer))
+            out[label].append(text_of(prompt_encoder, answer))
     return out
 
 
-def listed(pipe: AutoReg, wording: Wording, doc: Doc, write: Any) -> List[str]:
+def listed(pipe: AutoReg, prompt_encoder: TemplateEncoder, doc: Doc, write: Any) -> List[str]:
     """Let the autoregressive baseline write without constraint. RETURNS (List[str]): Its answers."""
     out = []
-    for window in pipe._windows(doc, wording):
-        (answer,) = write([question(wording, window.words)], [wording.end], ANSWER_TOKENS)
-        out.append(text_of(wording, answer))
+    for window in pipe._windows(doc, prompt_encoder):
+        (answer,) = write(
+            [question(prompt_encoder, window.words)], [prompt_encoder.end], ANSWER_TOKENS
+        )
+        out.append(text_of(prompt_encoder, answer))
     return out
 
 
-def prompt(wording: Wording, words: WordTokens, label: str) -> List[int]:
-    return [*wording.before, *words.ids.tolist(), *wording.label(label)]
+def prompt(prompt_encoder: TemplateEncoder, words: WordTokens, label: str) -> List[int]:
+    return [*prompt_encoder.before, *words.ids.tolist(), *prompt_encoder.label(label)]
 
 
-def constraint(wording: Wording, words: WordTokens, text: str) -> Any:
-    tokenizer = wording.tokenizer if wording.template.bare else None
-    return substrings(words, wording.end, tokenizer, text)
+def constraint(prompt_encoder: TemplateEncoder, words: WordTokens, text: str) -> Any:
+    tokenizer = prompt_encoder.tokenizer if prompt_encoder.template.bare else None
+    return substring_constraint(words, prompt_encoder.end, tokenizer, text)
 
 
-def number(wording: Wording, answer: Sequence[int], ends: Sequence[int]) -> int:
+def number(prompt_encoder: TemplateEncoder, answer: Sequence[int], ends: Sequence[int]) -> int:
     """RETURNS (int): The count; of an answer that is none, its first character if that is a digit."""
-    text = text_of(wording, [t for t in answer if t not in ends]).strip()
+    text = text_of(prompt_encoder, [t for t in answer if t not in ends]).strip()
     if re.fullmatch("[0-9]{1,3}", text):
         return int(text)
     return int(text[0]) if re.match("[0-9]", text) else 0
 
 
-def text_of(wording: Wording, answer: Sequence[int]) -> str:
-    ids = [t for t in answer if t != wording.end]
-    return wording.tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False).strip()
+def text_of(prompt_encoder: TemplateEncoder, answer: Sequence[int]) -> str:
+    ids = [t for t in answer if t != prompt_encoder.end]
+    return prompt_encoder.tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False).strip()
 
 
 def left_padded(prompts: Sequence[List[int]], pad: int) -> Tuple[torch.Tensor, torch.Tensor]:

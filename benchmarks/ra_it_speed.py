@@ -17,9 +17,9 @@ from common import save
 from spacy.tokens import Doc, DocBin
 from spacy.util import load_model
 
-from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.engine import DecodingEngine
 from spacy_llmner.ra_it_ner.component import RAIT
-from spacy_llmner.ra_it_ner.decoding import asker
+from spacy_llmner.ra_it_ner.decoding import ask_types
 from spacy_llmner.ra_it_ner.prompts import Passage
 
 Way = Callable[[RAIT, Passage, str], Tuple[Dict[str, Any], int, int]]
@@ -39,7 +39,7 @@ def main(
     pipe.cfg["use_examples"] = "always"
     texts = [doc.text for doc in DocBin().from_disk(corpus).get_docs(nlp.vocab)][:docs]
     passages = [read(pipe, nlp.make_doc(text)) for text in texts]
-    llm, _, wording = pipe.ready()
+    llm, _, prompt_encoder = pipe.ready()
     seconds: Dict[str, List[float]] = {way: [] for way in WAYS}
     tokens: Dict[str, int] = dict.fromkeys(WAYS, 0)
     passes: Dict[str, int] = dict.fromkeys(WAYS, 0)
@@ -56,10 +56,10 @@ def main(
             if round_ == 0:
                 ours = places(answers["shared"])
                 differing += any(places(other) != ours for other in answers.values())
-    shown = [len(p.context.examples) for p in passages]
+    shown = [len(p.selected.examples) for p in passages]
     context = [
-        len(wording.encode(p.text, p.context.examples, p.labels[0]))
-        - len(wording.encode(p.text, (), p.labels[0]))
+        len(prompt_encoder.encode(p.text, p.selected.examples, p.labels[0]))
+        - len(prompt_encoder.encode(p.text, (), p.labels[0]))
         for p in passages
     ]
     save(
@@ -90,23 +90,23 @@ def main(
 
 
 def read(pipe: RAIT, doc: Doc) -> Passage:
-    llm, _, wording = pipe.ready()
-    (passage,) = pipe._passages([doc], llm, wording)
+    llm, _, prompt_encoder = pipe.ready()
+    (passage,) = pipe._passages([doc], llm, prompt_encoder)
     return passage
 
 
 def shared(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int, int]:
     """All types behind one encoding."""
-    llm, view, wording = pipe.ready()
-    decoder = Decoder(llm, view, max_slots=pipe.max_batch_tokens)
-    (answers,) = decoder.run([pipe._program(wording, passage, text, pipe._room(llm))])
+    llm, view, prompt_encoder = pipe.ready()
+    decoder = DecodingEngine(llm, view, max_slots=pipe.max_batch_tokens)
+    (answers,) = decoder.run([pipe._request(prompt_encoder, passage, text, pipe._budget(llm))])
     return answers, decoder.tokens, decoder.passes
 
 
 def again(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int, int]:
     """One type after the other, each with an encoding of its own."""
-    llm, view, wording = pipe.ready()
-    decoder = Decoder(llm, view, max_slots=pipe.max_batch_tokens)
+    llm, view, prompt_encoder = pipe.ready()
+    decoder = DecodingEngine(llm, view, max_slots=pipe.max_batch_tokens)
     answers: Dict[str, Any] = {}
     for label in passage.labels:
         answers.update(decoder.run([one(pipe, passage, text, label)])[0])
@@ -115,8 +115,8 @@ def again(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int,
 
 def again_batched(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int, int]:
     """All types in one batch, each with an encoding of its own."""
-    llm, view, wording = pipe.ready()
-    decoder = Decoder(llm, view, max_slots=1_000_000)
+    llm, view, prompt_encoder = pipe.ready()
+    decoder = DecodingEngine(llm, view, max_slots=1_000_000)
     answers: Dict[str, Any] = {}
     for found in decoder.run([one(pipe, passage, text, label) for label in passage.labels]):
         answers.update(found)
@@ -124,9 +124,9 @@ def again_batched(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, An
 
 
 def one(pipe: RAIT, passage: Passage, text: str, label: str) -> Any:
-    _, _, wording = pipe.ready()
-    prompt = wording.encode(passage.text, passage.context.examples, label)
-    return asker(wording, {label: prompt}, text, passage.bounds, pipe.find_settings)
+    _, _, prompt_encoder = pipe.ready()
+    prompt = prompt_encoder.encode(passage.text, passage.selected.examples, label)
+    return ask_types(prompt_encoder, {label: prompt}, text, passage.bounds, pipe.decoding_settings)
 
 
 def places(answers: Dict[str, Any]) -> Dict[str, Any]:

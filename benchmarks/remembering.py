@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from spacy_llmner.el4ner_ensemble.interfaces import Asked, Chars, Claim, Session, Task, Voter
+from spacy_llmner.el4ner_ensemble.interfaces import Chars, Claim, LabelSet, Session, Task, Voter
 
 
 class Remembering:
@@ -15,7 +15,7 @@ class Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._voter, name)
 
-    def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> "_Session":
+    def session(self, tasks: Sequence[Task], asked: LabelSet, *, keep: bool) -> "_Session":
         return _Session(
             self._known, lambda: self._voter.session(tasks, asked, keep=keep), tasks, asked
         )
@@ -27,7 +27,7 @@ class _Session:
         known: Dict[Any, Any],
         begin: Callable[[], Session],
         tasks: Sequence[Task],
-        asked: Asked,
+        asked: LabelSet,
     ) -> None:
         self.known = known
         self.begin = begin

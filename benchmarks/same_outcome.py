@@ -10,10 +10,10 @@ from spacy.tokens import Doc
 
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.decoding import FindSettings, Written, finder
-from spacy_llmner.padellm_ner.templates import Wording
+from spacy_llmner.padellm_ner.decoding import DecodedMention, MentionDecodingSettings, find_mentions
+from spacy_llmner.padellm_ner.templates import TemplateEncoder
 
-PUBLISHED = FindSettings(draft=0, look_ahead=False)
+PUBLISHED = MentionDecodingSettings(draft=0, look_ahead=False)
 
 
 def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str, Any]:
@@ -22,7 +22,7 @@ def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str
     RAISES (AssertionError): If a speed-up changes an outcome.
     """
     out: Dict[str, Any] = {"sentences": len(docs)}
-    mine = pipe.find_settings
+    mine = pipe.decoding_settings
     slow = outcomes(pipe, docs, plain(pipe))
     for what, settings in (
         ("default", mine),
@@ -41,38 +41,42 @@ def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str
         out["autoregressive, sentences: unconstrained = constrained"] = compare(free, looked_up)[0]
     docs = docs[:few]
     by_number = [as_strings(d, found) for d, found in zip(docs, outcomes(pipe, docs, PUBLISHED))]
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     lean, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
     out["sentences, published way"] = len(docs)
-    strings = [published(pipe, wording, d, lean, constrained=True) for d in docs]
+    strings = [published(pipe, prompt_encoder, d, lean, constrained=True) for d in docs]
     assert by_number == strings, "the published way, constrained, differs from ours"
     if pipe.settings.loss == "raw":
         for what, write in (("published way", lean), ("generate", generate)):
-            strings = [published(pipe, wording, d, write) for d in docs]
+            strings = [published(pipe, prompt_encoder, d, write) for d in docs]
             out[f"{what} = ours"] = sum(a == b for a, b in zip(by_number, strings))
     return out
 
 
-def plain(pipe: PaDeLLM) -> FindSettings:
-    """RETURNS (FindSettings): The component's own, without what makes it faster."""
-    return replace(pipe.find_settings, draft=0, look_ahead=False)
+def plain(pipe: PaDeLLM) -> MentionDecodingSettings:
+    """RETURNS (MentionDecodingSettings): The component's own, without what makes it faster."""
+    return replace(pipe.decoding_settings, draft=0, look_ahead=False)
 
 
-def outcomes(pipe: PaDeLLM, docs: List[Doc], settings: Any) -> List[Dict[str, List[Written]]]:
+def outcomes(
+    pipe: PaDeLLM, docs: List[Doc], settings: Any
+) -> List[Dict[str, List[DecodedMention]]]:
     return [
         found for i in range(0, len(docs), 16) for found in run(pipe, docs[i : i + 16], settings)
     ]
 
 
-def run(pipe: PaDeLLM, docs: Any, settings: Any) -> List[Dict[str, List[Written]]]:
-    """RETURNS (List[Dict[str, List[Written]]]): What was written about each Doc, by label."""
+def run(pipe: PaDeLLM, docs: Any, settings: Any) -> List[Dict[str, List[DecodedMention]]]:
+    """RETURNS (List[Dict[str, List[DecodedMention]]]): What was written about each Doc, by label."""
     docs = [docs] if isinstance(docs, Doc) else docs
     with_settings(pipe, settings)
-    decoder, wording = pipe._decoder()
-    parts = [(i, w) for i, doc in enumerate(docs) for w in pipe._windows(doc, wording)]
-    programs = [pipe.program(wording, w.words, docs[i].text) for i, w in parts]
-    out: List[Dict[str, List[Written]]] = [{label: [] for label in pipe.labels} for _ in docs]
-    for (i, _), found in zip(parts, decoder.run(programs)):
+    decoder, prompt_encoder = pipe._decoder()
+    parts = [(i, w) for i, doc in enumerate(docs) for w in pipe._windows(doc, prompt_encoder)]
+    requests = [pipe.request(prompt_encoder, w.words, docs[i].text) for i, w in parts]
+    out: List[Dict[str, List[DecodedMention]]] = [
+        {label: [] for label in pipe.labels} for _ in docs
+    ]
+    for (i, _), found in zip(parts, decoder.run(requests)):
         for label, written in found.items():
             out[i][label] += written
     with_settings(pipe, None)
@@ -94,7 +98,7 @@ def compare(a: List[Any], b: List[Any]) -> Tuple[int, float]:
     return same, apart
 
 
-def as_strings(doc: Doc, found: Dict[str, List[Written]]) -> Strings:
+def as_strings(doc: Doc, found: Dict[str, List[DecodedMention]]) -> Strings:
     return {
         label: [doc.text[slice(*w.places[0])] for w in of_label]
         for label, of_label in found.items()
@@ -105,11 +109,13 @@ def with_settings(pipe: PaDeLLM, settings: Any) -> None:
     """Make a component decode in another way; None takes its own way again."""
     for name in ("program", "draft", "constrained"):
         pipe.__dict__.pop(name, None)
-    if isinstance(settings, FindSettings):
+    if isinstance(settings, MentionDecodingSettings):
 
-        def program(wording: Wording, words: WordTokens, text: str, on_label: Any = None) -> Any:
-            return finder(wording, words, text, pipe.labels, settings, on_label)
+        def request(
+            prompt_encoder: TemplateEncoder, words: WordTokens, text: str, on_label: Any = None
+        ) -> Any:
+            return find_mentions(prompt_encoder, words, text, pipe.labels, settings, on_label)
 
-        pipe.program = program  # type: ignore[method-assign]
+        pipe.request = request  # type: ignore[method-assign]
     else:
         pipe.__dict__.update(settings or {})

@@ -7,11 +7,11 @@ from same_outcome import run
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_llmner.decoding.engine import Decoder, Scores
+from spacy_llmner.decoding.engine import DecodingEngine, Scores
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
-from spacy_llmner.padellm_ner.decoding import Written
-from spacy_llmner.padellm_ner.templates import Wording
+from spacy_llmner.padellm_ner.decoding import DecodedMention
+from spacy_llmner.padellm_ner.templates import TemplateEncoder
 from spacy_llmner.padellm_ner.training_data import mention_tokens
 from spacy_llmner.pipeline.gold import gold_mentions
 from spacy_llmner.pipeline.training import known_windows
@@ -19,14 +19,14 @@ from spacy_llmner.pipeline.training import known_windows
 
 def tell(pipe: PaDeLLM, examples: List[Example]) -> None:
     """Let a component write the gold answers of some examples."""
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     # A count may begin as the question for a mention does: then either goes on from there.
     answers: Dict[Tuple[int, ...], Set[int]] = {}
     for eg in examples:
-        windows = pipe._windows(eg.predicted, wording)
+        windows = pipe._windows(eg.predicted, prompt_encoder)
         gold = gold_mentions(eg, pipe.cfg["train_spans"])
         for words, inside in known_windows(eg.predicted, windows, gold):
-            for sequence in pipe.sequences(wording, words, eg.predicted.text, inside):
+            for sequence in pipe.sequences(prompt_encoder, words, eg.predicted.text, inside):
                 for k, learnt in enumerate(sequence.loss):
                     if learnt:
                         answers.setdefault(tuple(sequence.ids[:k]), set()).add(sequence.ids[k])
@@ -34,7 +34,7 @@ def tell(pipe: PaDeLLM, examples: List[Example]) -> None:
     def decoder() -> Any:
         told = Told(llm, view, max_slots=pipe.max_batch_tokens)
         told.answers = answers
-        return told, wording
+        return told, prompt_encoder
 
     pipe._decoder = decoder  # type: ignore[method-assign]
 
@@ -42,29 +42,32 @@ def tell(pipe: PaDeLLM, examples: List[Example]) -> None:
 class Answers:
     """The answers of our own run in another wording, found before the clock runs."""
 
-    def __init__(self, pipe: PaDeLLM, wording: Wording) -> None:
+    def __init__(self, pipe: PaDeLLM, prompt_encoder: TemplateEncoder) -> None:
         self.pipe = pipe
-        self.wording = wording
+        self.prompt_encoder = prompt_encoder
         self.known: Dict[int, Dict[str, List[List[int]]]] = {}
 
     def __call__(self, doc: Doc) -> Dict[str, List[List[int]]]:
         if id(doc) not in self.known:
             (window,) = self.pipe._windows(doc, self.pipe.ready()[2])
-            written = run(self.pipe, doc, self.pipe.find_settings)[0]
+            written = run(self.pipe, doc, self.pipe.decoding_settings)[0]
             self.known[id(doc)] = {
                 label: [self._answer(window.words, doc.text, w) for w in of_label if w.places]
                 for label, of_label in written.items()
             }
         return self.known[id(doc)]
 
-    def _answer(self, words: WordTokens, text: str, written: Written) -> List[int]:
+    def _answer(self, words: WordTokens, text: str, written: DecodedMention) -> List[int]:
         start, end = written.places[0]
         first = int(np.searchsorted(words.bounds[:, 0], start))
         last = int(np.searchsorted(words.bounds[:, 1], end)) + 1
-        return [*mention_tokens(self.wording, words, text, (first, last)), self.wording.end]
+        return [
+            *mention_tokens(self.prompt_encoder, words, text, (first, last)),
+            self.prompt_encoder.end,
+        ]
 
 
-class Told(Decoder):
+class Told(DecodingEngine):
     """Adds to the LLM's scores, so that the likeliest answers are those it is told. What is left of the
     scores, by which guesses are made, stays the LLM's."""
 

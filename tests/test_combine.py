@@ -8,7 +8,7 @@ from spacy.language import Language
 from spacy.tokens import Span, SpanGroup
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.pipeline.predictions import beside, write_group
+from spacy_llmner.pipeline.predictions import without_overlaps, write_group
 
 TEXT = "Ada Hale met Bo in Bonn"
 
@@ -95,7 +95,7 @@ def ruled(nlp, ents):
         for key, found in {"a": [(0, 1, "PER"), (3, 4, "PER")], "b": [(3, 4, "PER")]}.items():
             spans = [Span(doc, start, end, label=label) for start, end, label in found]
             others = list(doc.ents)
-            new = beside(spans, others)
+            new = without_overlaps(spans, others)
             write_group(doc, key, [(span, 0.8) for span in spans], new, key)
             doc.set_ents([*others, *new])
         return doc

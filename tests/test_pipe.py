@@ -13,7 +13,7 @@ from thinc.api import Adam, noop
 from spacy_llmner.errors import DocumentError, LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.pipeline.base import LLMNERPipe
-from spacy_llmner.pipeline.predictions import Found, FoundSpan
+from spacy_llmner.pipeline.predictions import PredictedSpan, Prediction
 from spacy_llmner.pipeline.scorers import scored_entities
 
 TEXTS = [f"Text {i} names Mira" for i in range(7)]
@@ -39,9 +39,9 @@ class FindMira(LLMNERPipe):
         self.fail(docs)
         out = []
         for doc in docs:
-            found = [FoundSpan(t.i, t.i + 1, "PER", 0.75) for t in doc if t.text == "Mira"]
-            wider = [FoundSpan(max(s.start - 1, 0), s.end, "PER", 0.25) for s in found]
-            out.append(Found(found, found + wider))
+            found = [PredictedSpan(t.i, t.i + 1, "PER", 0.75) for t in doc if t.text == "Mira"]
+            wider = [PredictedSpan(max(s.start - 1, 0), s.end, "PER", 0.25) for s in found]
+            out.append(Prediction(found, found + wider))
         return out
 
 

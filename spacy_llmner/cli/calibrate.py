@@ -8,7 +8,7 @@ from spacy.cli._util import import_code
 from spacy.language import Language
 from spacy.training import Example
 
-from ..el4ner_ensemble.vote_calibration import Fitted
+from ..el4ner_ensemble.vote_calibration import VoteCalibration
 from ..errors import LLMNERError
 from .evaluate import check_data_path, load_pipeline, read_examples
 
@@ -35,7 +35,7 @@ def calibrate_cli(
         output.parent.mkdir(parents=True, exist_ok=True)  # told before minutes of reading
         typer.echo(f"Reading {len(examples)} texts, which may take minutes")
         for name, result in calibrate(nlp, examples).items():
-            typer.echo(f"{name}: {_told(result)}")
+            typer.echo(f"{name}: {_describe_result(result)}")
         nlp.to_disk(output)
     except (LLMNERError, OSError) as e:
         typer.echo(f"✘ {e}", err=True)
@@ -65,8 +65,8 @@ def calibrate(nlp: Language, examples: List[Example]) -> Dict[str, Any]:
     return found
 
 
-def _told(result: Any) -> str:
-    if isinstance(result, Fitted):
+def _describe_result(result: Any) -> str:
+    if isinstance(result, VoteCalibration):
         counts = ", ".join(f"{name} counts {count:g}" for name, count in result.weights.items())
         return (
             f"F {100 * result.before:.1f} -> {100 * result.after:.1f} on these texts, not verified; "

@@ -43,13 +43,13 @@ def chat_cli(
     console = Console(highlight=False)
     try:
         ember = load_ember(pipeline, llm)
-        chat = Chat(ember, console, max_new_tokens, temperature, system, plain)
+        chat = ChatSession(ember, console, max_new_tokens, temperature, system, plain)
         if once is not None:
             chat.ask(once)
             return
         if sys.stdin.isatty():
             console.print("Ctrl-C ends an answer, /quit the chat.", style="dim")
-        for prompt in read_prompts():
+        for prompt in typed_lines():
             chat.ask(prompt)
     except (LLMNERError, OSError) as e:
         typer.echo(f"✘ {e}", err=True)
@@ -81,7 +81,7 @@ def _find(nlp: Language, pipeline: str) -> str:
     raise LLMNERError(Errors.E031.format(name=FACTORY, path=pipeline, known=known))
 
 
-def read_prompts() -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
     """YIELDS (str): What the user types, until /quit or the end of the input."""
     if sys.stdin.isatty():
         with suppress(ImportError):  # not on Windows
@@ -100,7 +100,7 @@ def read_prompts() -> Iterator[str]:
             yield line
 
 
-class Chat:
+class ChatSession:
     """A conversation.
 
     ember (EmberProbe): Its LLM talks, its probe finds the entities.
@@ -144,7 +144,7 @@ class Chat:
             temperature=self.temperature,
             seed=len(self.messages),
         )
-        shown = Shown(start, self.colors)
+        shown = RenderedStream(start, self.colors)
         with cancelling(stream), self._display(shown) as live:
             for event in stream:
                 shown.add(event)
@@ -173,12 +173,12 @@ class Chat:
         n_tokens = len(encode_prompt(self.llm, prompt).ids)
         return n_tokens + self.max_new_tokens <= self.llm.max_length
 
-    def _display(self, shown: "Shown") -> Any:
+    def _display(self, shown: "RenderedStream") -> Any:
         if not self.console.is_terminal:
             return nullcontext()
         return Live(Text(), console=self.console)
 
-    def _print(self, shown: "Shown", stream: EmberStream) -> None:
+    def _print(self, shown: "RenderedStream", stream: EmberStream) -> None:
         self.console.print(Text(_clean(shown.text[shown.start :].strip())), soft_wrap=True)
         for ent in stream.doc.ents if stream.doc is not None else []:
             if ent.start_char >= shown.start:
@@ -186,7 +186,7 @@ class Chat:
                 self.console.print(line, markup=False, soft_wrap=True)
 
 
-class Shown:
+class RenderedStream:
     """A text in progress with its entities.
 
     start (int): First character that is shown.

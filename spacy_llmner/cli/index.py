@@ -21,7 +21,7 @@ from wasabi import Printer
 
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.registry import make_llm
-from ..pipeline.windows import cut, may_begin
+from ..pipeline.windows import cut_into_windows, may_start_sentence
 from ..retrieval.bm25 import CJK
 from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
 from ..retrieval.examples import LabelledText, PoolText, labelled_text
@@ -200,8 +200,8 @@ def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Par
 def _parts(example: LabelledText, doc: Doc) -> Parts:
     """Cut a text into parts that fit into a prompt, between sentences as the components do."""
     tokens = [token for token in doc if not token.is_space]
-    begins = partial(may_begin, tokens, known=doc.has_annotation("SENT_START"))
-    windows = cut([1 / WORDS] * len(tokens), begins)
+    begins = partial(may_start_sentence, tokens, known=doc.has_annotation("SENT_START"))
+    windows = cut_into_windows([1 / WORDS] * len(tokens), begins)
     if len(windows) < 2:
         return [example]
     words = [(token.idx, token.idx + len(token)) for token in tokens]

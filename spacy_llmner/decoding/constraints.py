@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, Optional, Protocol, Sequence, Tupl
 
 import numpy as np
 
-NOTHING = np.zeros(0, dtype=np.int64)
+NO_TOKENS = np.zeros(0, dtype=np.int64)
 # What a constraint says that has no idea what may come next.
 NO_GUESS = -1
 
@@ -64,7 +64,7 @@ class Choices:
         self._allowed = {k: np.array(sorted(v), dtype=np.int64) for k, v in following.items()}
 
     def allowed(self, state: Tuple[int, ...]) -> np.ndarray:
-        return self._allowed.get(state, NOTHING)
+        return self._allowed.get(state, NO_TOKENS)
 
     def advance(self, state: Tuple[int, ...], token: int) -> Tuple[int, ...]:
         return (*state, token)
@@ -74,7 +74,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Places:
+class SubstringState:
     """Where a substring may stand.
 
     starts (ndarray): First character of each possible beginning.
@@ -120,33 +120,33 @@ class Substrings:
         self.first = first
         self.end = end
         self.likely_ends = np.zeros(len(tokens), bool) if likely_ends is None else likely_ends
-        self.start = Places(starts, -1 - np.arange(len(starts)))
+        self.start = SubstringState(starts, -1 - np.arange(len(starts)))
 
-    def allowed(self, state: Places) -> np.ndarray:
+    def allowed(self, state: SubstringState) -> np.ndarray:
         if state.ended:
-            return NOTHING
+            return NO_TOKENS
         following = self._next(state.last)
         found = self.tokens[following[following >= 0]]
         if self._may_end(state.last).any():
             found = np.append(found, self.end)
         return np.unique(found)
 
-    def advance(self, state: Places, token: int) -> Places:
+    def advance(self, state: SubstringState, token: int) -> SubstringState:
         if token == self.end:
             keep = self._may_end(state.last)
-            return Places(state.starts[keep], state.last[keep], ended=True)
+            return SubstringState(state.starts[keep], state.last[keep], ended=True)
         following = self._next(state.last)
         keep = (following >= 0) & (self.tokens[following] == token)
-        return Places(state.starts[keep], following[keep])
+        return SubstringState(state.starts[keep], following[keep])
 
-    def guess(self, state: Places) -> int:
+    def guess(self, state: SubstringState) -> int:
         last = state.last[0]
         following = self._next(state.last[:1])[0]
         if following < 0 or (last >= 0 and self.likely_ends[last]):
             return self.end
         return int(self.tokens[following])
 
-    def spans(self, state: Places) -> List[Tuple[int, int]]:
+    def spans(self, state: SubstringState) -> List[Tuple[int, int]]:
         """RETURNS (List[Tuple[int, int]]): Characters (start, end) of all places of a finished
         answer, in the order of the text."""
         return [(int(s), int(self.ends[k])) for s, k in zip(state.starts, state.last)]
@@ -165,16 +165,16 @@ class Substrings:
 @dataclass(frozen=True)
 class ListState:
     """literal (Tuple[int, ...]): Written of the brackets and commas since the last item.
-    item (Optional[Places]): Of the item being written; None between items.
-    done (Tuple[Places, ...]): Of the finished items."""
+    item (Optional[SubstringState]): Of the item being written; None between items.
+    done (Tuple[SubstringState, ...]): Of the finished items."""
 
     literal: Tuple[int, ...]
     item: Any = None
-    done: Tuple[Places, ...] = ()
+    done: Tuple[SubstringState, ...] = ()
     ended: bool = False
 
 
-class Anything:
+class Unconstrained:
     """Any tokens, up to the end.
 
     vocab (int): Number of tokens of the LLM.
@@ -189,7 +189,7 @@ class Anything:
         self._all = np.arange(vocab, dtype=np.int64)
 
     def allowed(self, state: bool) -> np.ndarray:
-        return NOTHING if state else self._all
+        return NO_TOKENS if state else self._all
 
     def advance(self, state: bool, token: int) -> bool:
         return token == self.end
@@ -232,7 +232,7 @@ class JsonList:
 
     def allowed(self, state: ListState) -> np.ndarray:
         if state.ended:
-            return NOTHING
+            return NO_TOKENS
         if state.item is None:
             return self._literals(state.done).allowed(state.literal)
         inside = self.items.allowed(state.item)
@@ -267,15 +267,15 @@ class JsonList:
         """RETURNS (List[List[Tuple[int, int]]]): All places of each finished item."""
         return [self.items.spans(item) for item in state.done]
 
-    def _literals(self, done: Sequence[Places]) -> Choices:
+    def _literals(self, done: Sequence[SubstringState]) -> Choices:
         if not done:
             return self._begin
         return self._between if len(self._rest(done).starts) else self._closing
 
-    def _rest(self, done: Sequence[Places]) -> Places:
-        """RETURNS (Places): Where the next item may stand."""
-        start: Places = self.items.start
+    def _rest(self, done: Sequence[SubstringState]) -> SubstringState:
+        """RETURNS (SubstringState): Where the next item may stand."""
+        start: SubstringState = self.items.start
         if not (self.ordered and done):
             return start
         keep = start.starts > done[-1].starts.min()
-        return Places(start.starts[keep], start.last[keep])
+        return SubstringState(start.starts[keep], start.last[keep])

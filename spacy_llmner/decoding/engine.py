@@ -1,7 +1,7 @@
 """Prefix-sharing batched decoding: a tree of prompts, each prefix encoded once.
 
 A request is a program: a generator that hangs tokens into its tree with `tree.add` and yields when it
-wants to know what the LLM says about them. `Decoder.run` runs the programs of many requests side by
+wants to know what the LLM says about them. `DecodingEngine.run` runs the programs of many requests side by
 side: every round sends the new tokens of all of them through the LLM in one ragged pass, without
 padding. A branch that is done adds nothing more and gives back its memory (`branches.together`), and as
 requests end, waiting ones join.
@@ -34,10 +34,10 @@ import torch
 
 from ..llm.loading import LoadedLLM
 from ..llm.tree_attention import KVCache
-from .forward import Passes, passes_of
-from .kv_slots import Slots
+from .forward import ForwardPasses, forward_passes
+from .kv_slots import KVSlots
 
-Program = Callable[["Tree"], Generator[None, None, Any]]
+Request = Callable[["Tree"], Generator[None, None, Any]]
 Steps = Generator[None, None, Any]
 
 
@@ -106,11 +106,11 @@ class Node:
 class Tree:
     """The prompts of one request.
 
-    slots (Slots): Where their tokens lie.
+    slots (KVSlots): Where their tokens lie.
     begin (Optional[Node]): The decoder's prefix.
     """
 
-    def __init__(self, slots: Slots, begin: Optional[Node] = None) -> None:
+    def __init__(self, slots: KVSlots, begin: Optional[Node] = None) -> None:
         self.slots = slots
         self.begin = begin
         self.pending: List[Node] = []
@@ -169,7 +169,7 @@ class Tree:
         dropped = set(map(id, nodes))
         self.pending = [node for node in self.pending if id(node) not in dropped]
         for node in nodes:
-            self.slots.give_back(node.path[node.first :])
+            self.slots.release(node.path[node.first :])
         nodes.clear()
 
 
@@ -185,7 +185,7 @@ class Prefix:
         self.read: WeakKeyDictionary[Any, KVCache] = WeakKeyDictionary()
 
 
-class Decoder:
+class DecodingEngine:
     """Runs programs on an LLM.
 
     llm (LoadedLLM): The shared LLM.
@@ -215,42 +215,42 @@ class Decoder:
         self.decoder = llm.decoder if decoder is None else decoder
         self.prefix = prefix
         self.raw = raw
-        self.slots = Slots(max_slots)
+        self.slots = KVSlots(max_slots)
         self.max_batch_tokens = max_batch_tokens
         self.passes = 0
         self.tokens = 0
 
-    def run(self, programs: Iterable[Program]) -> List[Any]:
+    def run(self, requests: Iterable[Request]) -> List[Any]:
         """Run programs to their end.
 
         RETURNS (List[Any]): What each of them returned, in order.
         """
-        rounds = list(self.steps(programs))
+        rounds = list(self.steps(requests))
         return rounds[-1] if rounds else []
 
-    def steps(self, programs: Iterable[Program]) -> Iterator[List[Any]]:
+    def steps(self, requests: Iterable[Request]) -> Iterator[List[Any]]:
         """Run programs to their end, round by round.
 
         YIELDS (List[Any]): After each round, what each of them returned; None if it still runs.
         """
-        waiting = list(enumerate(programs))[::-1]
+        waiting = list(enumerate(requests))[::-1]
         running: Dict[int, Tuple[Tree, Steps]] = {}
         results: List[Any] = [None] * len(waiting)
         begin = Tree(self.slots)
         try:
-            with passes_of(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
+            with forward_passes(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
                 first = self._begin(begin, passes) if waiting else None
                 while running or waiting:
                     while waiting and not (running and self.slots.full):
-                        i, program = waiting.pop()
+                        i, request = waiting.pop()
                         tree = Tree(self.slots, first)
-                        running[i] = tree, _start(program, tree)
+                        running[i] = tree, _start(request, tree)
                         if not self._resume(i, running, results):
                             continue
                         if len(running) > 1 and self.slots.used > self.slots.budget:
                             # It has to wait for its turn; a new generator starts it afresh.
                             self._end(i, running)
-                            waiting.append((i, program))
+                            waiting.append((i, request))
                             break
                     if running:
                         trees = [begin, *(tree for tree, _ in running.values())]
@@ -266,7 +266,7 @@ class Decoder:
                 self._end(i, running)
             begin.drop()
 
-    def _begin(self, tree: Tree, passes: Passes) -> Optional[Node]:
+    def _begin(self, tree: Tree, passes: ForwardPasses) -> Optional[Node]:
         """Hang the prefix into a tree of its own. What was read of it before is put into the cache, and not
         read again.
 
@@ -285,7 +285,7 @@ class Decoder:
                 passes.cache.write(layer, slots, n_slots, keys, read.values[layer])
         return node
 
-    def _keep(self, tree: Tree, passes: Passes) -> None:
+    def _keep(self, tree: Tree, passes: ForwardPasses) -> None:
         """Keep what has just been read of the prefix."""
         if self.prefix is not None and tree.pending:
             slots = torch.from_numpy(tree.pending.pop().path).to(self.llm.device)
@@ -306,14 +306,14 @@ class Decoder:
         steps.close()
         tree.drop()
 
-    def _forward(self, nodes: Sequence[Node], passes: Passes) -> None:
+    def _forward(self, nodes: Sequence[Node], passes: ForwardPasses) -> None:
         """Send the tokens of some nodes through the LLM, and answer what was asked."""
         tokens = [(node, k) for node in nodes for k in range(len(node.ids))]
         for start in range(0, len(tokens), self.max_batch_tokens):
             self._pass(tokens[start : start + self.max_batch_tokens], passes)
 
     @torch.no_grad()
-    def _pass(self, tokens: Sequence[Tuple[Node, int]], passes: Passes) -> None:
+    def _pass(self, tokens: Sequence[Tuple[Node, int]], passes: ForwardPasses) -> None:
         """tokens: Each as a node and the number of the token in it, parents before children."""
         ids = [node.ids[k] for node, k in tokens]
         positions = [node.first + k for node, k in tokens]
@@ -345,7 +345,7 @@ class Decoder:
             logits = every[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
         else:
             logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
-        self.llm.check_numbers(logits)
+        self.llm.check_finite(logits)
         out, start = [], 0
         for row, ids in enumerate(asked):
             mine = logits[row, where[start : start + len(ids)]].astype(np.float64)
@@ -357,9 +357,9 @@ class Decoder:
         return out
 
 
-def _start(program: Program, tree: Tree) -> Steps:
+def _start(request: Request, tree: Tree) -> Steps:
     """Put off all of a program, also what it does before it returns its generator."""
-    return (yield from program(tree))
+    return (yield from request(tree))
 
 
 def tree_mask(tokens: Sequence[Tuple[Node, int]]) -> Tuple[np.ndarray, int]:

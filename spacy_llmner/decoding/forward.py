@@ -21,14 +21,14 @@ logger = logging.getLogger("spacy_llmner")
 
 # Tokens of a replayed pass. Longer ones keep the GPU busy by themselves.
 SIZES = (8, 32, 128)
-FEWEST_KEYS = 256
+MIN_KEYS = 256
 # Slots that a cache has to begin with, at most: it grows, and a budget may be without limit.
-MOST_ROOM = 4096
+MAX_INITIAL_SLOTS = 4096
 
 Replay = Tuple[Callable[[], None], torch.Tensor]
 
 
-class Passes:
+class ForwardPasses:
     """Sends tokens through a decoder, one pass after the other.
 
     device (torch.device): Where the decoder is.
@@ -40,7 +40,7 @@ class Passes:
         self.cache = KVCache(room)
 
     def forward(
-        self, decoder: Any, numbers: np.ndarray, mask: np.ndarray, key_places: np.ndarray
+        self, decoder: Any, numbers: np.ndarray, mask: np.ndarray, key_positions: np.ndarray
     ) -> torch.Tensor:
         """
         decoder (nn.Module): A model of transformers without its LM head; always the same one.
@@ -50,7 +50,7 @@ class Passes:
         RETURNS (Tensor): Hidden states after the final norm, shape (tokens, width). Read them before
             the next pass.
         """
-        given = (torch.from_numpy(x).to(self.device) for x in (numbers, mask, key_places))
+        given = (torch.from_numpy(x).to(self.device) for x in (numbers, mask, key_positions))
         # A GPU would take longer to launch them.
         blocks = blocks_of(mask) if self.device.type == "cpu" else [EVERYTHING]
         return self._run(decoder, *given, blocks=blocks)
@@ -60,22 +60,22 @@ class Passes:
         decoder: Any,
         numbers: torch.Tensor,
         mask: torch.Tensor,
-        key_places: torch.Tensor,
+        key_positions: torch.Tensor,
         *,
         blocks: Sequence[Block] = (EVERYTHING,),
     ) -> torch.Tensor:
-        ids, places = numbers[:1], numbers[1:2]
+        ids, positions = numbers[:1], numbers[1:2]
         tree_pass = TreePass(
-            mask[None], places, key_places[None], self.cache, numbers[2], blocks=blocks
+            mask[None], positions, key_positions[None], self.cache, numbers[2], blocks=blocks
         )
-        return run_decoder(decoder, ids, places, tree_pass)[0]
+        return run_decoder(decoder, ids, positions, tree_pass)[0]
 
 
-class GraphedPasses(Passes):
+class CUDAGraphPasses(ForwardPasses):
     """Passes of few tokens are replayed as CUDA graphs."""
 
     def __init__(self, device: torch.device, room: int) -> None:
-        super().__init__(device, _power_of_two(min(room, MOST_ROOM)))
+        super().__init__(device, _power_of_two(min(room, MAX_INITIAL_SLOTS)))
         self.free = threading.Lock()
         self._graphs: Dict[Tuple[int, int], Tuple[Tuple[torch.Tensor, ...], Replay]] = {}
         self._room = 0  # of the cache that the graphs write to
@@ -83,13 +83,13 @@ class GraphedPasses(Passes):
         self._works = True
 
     def forward(
-        self, decoder: Any, numbers: np.ndarray, mask: np.ndarray, key_places: np.ndarray
+        self, decoder: Any, numbers: np.ndarray, mask: np.ndarray, key_positions: np.ndarray
     ) -> torch.Tensor:
         n, n_keys = mask.shape
         if n > SIZES[-1] or not self._works:
-            return super().forward(decoder, numbers, mask, key_places)
-        size = next(s for s in SIZES if s >= n), max(_power_of_two(n_keys), FEWEST_KEYS)
-        padded = _padded(numbers, mask, key_places, *size)
+            return super().forward(decoder, numbers, mask, key_positions)
+        size = next(s for s in SIZES if s >= n), max(_power_of_two(n_keys), MIN_KEYS)
+        padded = _padded(numbers, mask, key_positions, *size)
         if max(size[1], self.cache.room) != self._room:
             self._graphs.clear()  # the cache has grown, or will: it lies elsewhere then
         if size not in self._graphs:
@@ -126,21 +126,21 @@ class GraphedPasses(Passes):
         return graph.replay, hidden
 
 
-_GRAPHED: "WeakKeyDictionary[Any, GraphedPasses]" = WeakKeyDictionary()
+_GRAPHED: "WeakKeyDictionary[Any, CUDAGraphPasses]" = WeakKeyDictionary()
 
 
 @contextmanager
-def passes_of(decoder: Any, device: torch.device, room: int) -> Iterator[Passes]:
+def forward_passes(decoder: Any, device: torch.device, room: int) -> Iterator[ForwardPasses]:
     """Get what sends tokens through a decoder. What was recorded of it is kept as long as the decoder is.
 
     room (int): Slots that will be used, about.
     """
     if device.type != "cuda":
-        yield Passes(device)
+        yield ForwardPasses(device)
         return
-    graphed = _GRAPHED.setdefault(decoder, GraphedPasses(device, room))
+    graphed = _GRAPHED.setdefault(decoder, CUDAGraphPasses(device, room))
     if not graphed.free.acquire(blocking=False):  # its cache is in use
-        yield Passes(device)
+        yield ForwardPasses(device)
         return
     try:
         yield graphed
@@ -149,7 +149,7 @@ def passes_of(decoder: Any, device: torch.device, room: int) -> Iterator[Passes]
 
 
 def _padded(
-    numbers: np.ndarray, mask: np.ndarray, key_places: np.ndarray, n_tokens: int, n_keys: int
+    numbers: np.ndarray, mask: np.ndarray, key_positions: np.ndarray, n_tokens: int, n_keys: int
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, n_seen = mask.shape
     # What pads sees and overwrites the slot that is never used: it may not attend to nothing.
@@ -157,7 +157,7 @@ def _padded(
     out[0][:, :n] = numbers
     out[1][:n, :n_seen] = mask
     out[1][n:, NO_SLOT] = True
-    out[2][:n_seen] = key_places
+    out[2][:n_seen] = key_positions
     return out
 
 

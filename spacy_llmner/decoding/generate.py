@@ -145,7 +145,7 @@ def look_ahead(
     return asks, ids
 
 
-def together(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None, List[Any]]:
+def run_parallel(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None, List[Any]]:
     """Run several branches side by side, so that their tokens share passes.
 
     A branch that ends gives back the slots of what it added to the tree, so it may not return nodes. While

@@ -9,7 +9,7 @@ import numpy as np
 from ..llm.tokenization import LLMTokenizer
 from ..llm.word_tokens import WordTokens, spelling, word_tokens
 from .constraints import JsonList, ListState
-from .substrings import substrings
+from .substrings import substring_constraint
 
 
 class TextLists:
@@ -35,7 +35,7 @@ class TextLists:
         escaped, inside = escape_words(text, bounds)
         self.bounds = list(bounds)
         self.words: WordTokens = word_tokens(tokenizer, escaped, inside)
-        items = substrings(self.words, end, tokenizer, escaped)
+        items = substring_constraint(self.words, end, tokenizer, escaped)
         # Offsets are wanted in the text itself.
         starts = {a: start for (a, _), (start, _) in zip(inside, self.bounds)}
         ends = {b: stop for (_, b), (_, stop) in zip(inside, self.bounds)}

@@ -9,7 +9,7 @@ import numpy as np
 NO_SLOT = 0
 
 
-class Slots:
+class KVSlots:
     """The slots of one Decoder.
 
     budget (int): How many are meant to be in use.
@@ -42,6 +42,6 @@ class Slots:
         # The lowest slots are taken first, so that attention stays short.
         return np.array([heappop(self._free) for _ in range(n)], dtype=np.int64)
 
-    def give_back(self, slots: np.ndarray) -> None:
+    def release(self, slots: np.ndarray) -> None:
         for slot in slots.tolist():
             heappush(self._free, slot)

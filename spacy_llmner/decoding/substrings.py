@@ -9,7 +9,7 @@ from ..llm.word_tokens import WordTokens, spelling
 from .constraints import Substrings
 
 
-def substrings(
+def substring_constraint(
     words: WordTokens, end: int, tokenizer: Optional[LLMTokenizer] = None, text: str = ""
 ) -> Substrings:
     """Allow every run of words of a text.

@@ -7,7 +7,7 @@ logger = logging.getLogger("spacy_llmner")
 
 
 @dataclass
-class Work:
+class CallCounts:
     """LLM calls as the paper counts them, and what went through the LLMs.
 
     One call is one voter with one text in one of the first three stages, and one claim in the fourth.
@@ -25,7 +25,7 @@ class Work:
     def calls(self) -> int:
         return self.pre_extraction + self.extraction + self.classification + self.verification
 
-    def add(self, other: "Work") -> None:
+    def add(self, other: "CallCounts") -> None:
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 

@@ -13,30 +13,30 @@ from thinc.api import Optimizer
 
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.registry import make_llm
-from ..pipeline.base import FACTORY, carry
+from ..pipeline.base import FACTORY_META, settings_model
 from ..pipeline.labels import check_labels
-from ..pipeline.predictions import Found
-from ..pipeline.spans import Mention, flat, found_spans
+from ..pipeline.predictions import Prediction
+from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..retrieval.encoder import SentenceEncoder
-from .call_counts import Work
+from .call_counts import CallCounts
 from .config import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
 from .demonstrations.fill import fill_pool, shows_any
 from .demonstrations.pool import DemonstrationPool, pool_texts
 from .demonstrations.retrieve import Demonstrator, demonstrate
-from .interfaces import Asked, Task
+from .interfaces import LabelSet, Task
 from .pos_weights import check_weights
-from .provenance import Traced, failures, rejected, trace
+from .provenance import TracedPrediction, failures, rejected, trace
 from .serialization import SavedEnsemble
 from .stages import Decision, Ensemble, EnsembleSettings, union_of
-from .task_windows import Reading, read_tasks
-from .vote_calibration import Fitted, Polled, fit
-from .voter.llm_voter import Turns, default_voters
+from .task_windows import DocTasks, read_tasks
+from .vote_calibration import VoteCalibration, VotedText, fit
+from .voter.llm_voter import ModelResidency, default_voters
 
 logger = logging.getLogger("spacy_llmner")
 _MAKING = Lock()
 
 
-@Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY)
+@Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY_META)
 def make_el4ner_ensemble_pipe(
     nlp: Language,
     name: str,
@@ -172,7 +172,7 @@ class EL4NER(SavedEnsemble):
         super().__init__(
             nlp,
             make_llm(),
-            carry("el4ner", None),
+            settings_model("el4ner", None),
             name,
             scorer=scorer,
             spans_key=spans_key,
@@ -193,8 +193,8 @@ class EL4NER(SavedEnsemble):
         self.resident = resident
         self.max_batch_tokens = max_batch_tokens
         self.pool = DemonstrationPool(encoder)
-        self.work = Work()
-        self._turns: Optional[Turns] = None
+        self.call_counts = CallCounts()
+        self._residency: Optional[ModelResidency] = None
         self._demonstrator: Optional[Tuple[Any, Demonstrator]] = None
         self._warned = False
         self._compared = False
@@ -208,42 +208,44 @@ class EL4NER(SavedEnsemble):
         self.cfg["labels"], self.cfg["read_labels"] = kept, []
 
     @property
-    def asked(self) -> Asked:
-        """RETURNS (Asked): What the voters are asked for."""
+    def label_set(self) -> LabelSet:
+        """RETURNS (LabelSet): What the voters are asked for."""
         words = self.cfg["label_words"]
-        return Asked({label: words.get(label, label) for label in self.labels}, self.cfg["lang"])
+        return LabelSet({label: words.get(label, label) for label in self.labels}, self.cfg["lang"])
 
     @property
-    def turns(self) -> Turns:
-        """RETURNS (Turns): Which LLMs are in memory."""
+    def residency(self) -> ModelResidency:
+        """RETURNS (ModelResidency): Which LLMs are in memory."""
         with _MAKING:  # threads share one
-            self._turns = self._turns or Turns(list(self.voters.values()), self.resident)
-            return self._turns
+            self._residency = self._residency or ModelResidency(
+                list(self.voters.values()), self.resident
+            )
+            return self._residency
 
-    def predict(self, docs: Iterable[Doc]) -> List[Found]:
+    def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
         """Find entities, without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Found]): For each Doc.
+        RETURNS (List[Prediction]): For each Doc.
         RAISES (LLMNERError): Without labels, if a setting in `cfg` makes no sense, if a voter's LLM is not
             the one it had, or if all voters failed.
         """
         self._ready()
-        with self.turns.alone():
-            readings = [self._read(doc) for doc in docs]
+        with self.residency.alone():
+            docs_tasks = [self._read(doc) for doc in docs]
             if not self._compared:  # now it is known what "auto" means
                 check_different(self.name, self.voters)
                 self._compared = True
             ensemble = self._ensemble()
             try:
-                decisions = iter(self._decide(ensemble, readings))
+                decisions = iter(self._decide(ensemble, docs_tasks))
             finally:  # what was in vain was work, too
-                self.work.add(ensemble.work)
-                ensemble.work.log(self.name, len(readings))
-        for r in readings:
+                self.call_counts.add(ensemble.call_counts)
+                ensemble.call_counts.log(self.name, len(docs_tasks))
+        for r in docs_tasks:
             calls = sum(task.calls for task in r.tasks)
             logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
-        return [self._found(r, [d for _ in r.tasks for d in next(decisions)]) for r in readings]
+        return [self._found(r, [d for _ in r.tasks for d in next(decisions)]) for r in docs_tasks]
 
     def _check_cfg(self) -> None:
         """Settings may be changed in `cfg` at any time."""
@@ -256,39 +258,43 @@ class EL4NER(SavedEnsemble):
         if not self.labels:
             raise LLMNERError(Errors.E073.format(name=self.name))
 
-    def _decide(self, ensemble: Ensemble, readings: Sequence[Reading]) -> List[List[Decision]]:
-        self._demonstrate(ensemble, readings)
-        return ensemble.decide(_tasks(readings))
+    def _decide(self, ensemble: Ensemble, docs_tasks: Sequence[DocTasks]) -> List[List[Decision]]:
+        self._demonstrate(ensemble, docs_tasks)
+        return ensemble.decide(_tasks(docs_tasks))
 
-    def _demonstrate(self, ensemble: Ensemble, readings: Sequence[Reading]) -> None:
-        tasks = _tasks(readings)
+    def _demonstrate(self, ensemble: Ensemble, docs_tasks: Sequence[DocTasks]) -> None:
+        tasks = _tasks(docs_tasks)
         demonstrator = self._demonstrations()
         found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
         spans = [union_of(by_voter) for by_voter in found]
         pos_weights = check_weights(self.name, self.cfg["pos_weights"])
-        demonstrate(demonstrator, readings, spans, pos_weights)
+        demonstrate(demonstrator, docs_tasks, spans, pos_weights)
 
-    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
+    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
         """Write what was found, which voters failed, and where it came from if that is asked for."""
         docs = list(docs)
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
-            if isinstance(found, Traced):
+            if isinstance(found, TracedPrediction):
                 found.note(doc, self.cfg["spans_key"])
 
-    def _found(self, reading: Reading, decisions: Sequence[Decision]) -> Traced:
+    def _found(self, doc_tasks: DocTasks, decisions: Sequence[Decision]) -> TracedPrediction:
         kept = [d for d in decisions if d.kept]
         mentions = [Mention(d.start, d.end, d.label, d.score) for d in kept]
-        ents, spans = (found_spans(reading.doc, found) for found in (flat(mentions), mentions))
+        ents, spans = (
+            token_spans(doc_tasks.doc, found) for found in (filter_overlapping(mentions), mentions)
+        )
         if not self.cfg["provenance"]:
-            return Traced(ents, spans, failures(reading.tasks))
+            return TracedPrediction(ents, spans, failures(doc_tasks.tasks))
         traces = {(d.start, d.end): trace(d) for d in kept}
         others = [rejected(d) for d in decisions if not d.kept]
-        return Traced(ents, spans, failures(reading.tasks), traces, others)
+        return TracedPrediction(ents, spans, failures(doc_tasks.tasks), traces, others)
 
-    def _read(self, doc: Doc) -> Reading:
+    def _read(self, doc: Doc) -> DocTasks:
         voters = list(self.voters.values())
-        return Reading(doc, read_tasks(doc, voters, self.turns, self.asked, self.cfg["window"]))
+        return DocTasks(
+            doc, read_tasks(doc, voters, self.residency, self.label_set, self.cfg["window"])
+        )
 
     def _ensemble(self) -> Ensemble:
         verifier = self.cfg["verifier"] or next(iter(self.voters))
@@ -301,7 +307,9 @@ class EL4NER(SavedEnsemble):
             self.cfg["weights"],
         )
         voters = list(self.voters.values())
-        return Ensemble(voters, self.turns, self.asked, settings, self.max_batch_tokens, self.name)
+        return Ensemble(
+            voters, self.residency, self.label_set, settings, self.max_batch_tokens, self.name
+        )
 
     def _demonstrations(self) -> Demonstrator:
         key = (self.labels, self.cfg["retrieval"], self.cfg["k"])
@@ -332,7 +340,7 @@ class EL4NER(SavedEnsemble):
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
         texts = list(pool_texts(eg.reference for eg in get_examples()))
-        with self.turns.alone():
+        with self.residency.alone():
             if labels is not None:
                 self.set_labels(labels)
             else:
@@ -343,8 +351,8 @@ class EL4NER(SavedEnsemble):
             if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
                 logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
             for key, voter in self.voters.items():
-                self.turns.take(voter)
-                self.cfg["voters"][key] = voter.describe(self.asked)
+                self.residency.take(voter)
+                self.cfg["voters"][key] = voter.describe(self.label_set)
             check_different(self.name, self.voters)
             fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
@@ -362,12 +370,12 @@ class EL4NER(SavedEnsemble):
         self._warned = False
         self._compared = False
 
-    def calibrate(self, examples: Iterable[Example]) -> Fitted:
+    def calibrate(self, examples: Iterable[Example]) -> VoteCalibration:
         """Fit what each voter counts, and what corrects its likings for types, see calibration: on held-out
         texts, such as those of the dev corpus, which are read once. It is kept in `cfg`.
 
         examples (Iterable[Example]): Texts as they come to the component, and their entities.
-        RETURNS (Fitted): By voter and label, where "" stands for no entity; and F1 before and after.
+        RETURNS (VoteCalibration): By voter and label, where "" stands for no entity; and F1 before and after.
         RAISES (LLMNERError): As predict does, or if no text has an entity.
         """
         given = list(examples)
@@ -378,17 +386,17 @@ class EL4NER(SavedEnsemble):
             counts = {"total": len(given), "annotated": len(examples), "n": n}
             raise LLMNERError(Errors.E045.format(name=self.name, **counts))
         self._ready()
-        with self.turns.alone():
-            readings = [self._read(eg.predicted) for eg in examples]
+        with self.residency.alone():
+            docs_tasks = [self._read(eg.predicted) for eg in examples]
             ensemble = self._ensemble()
-            self._demonstrate(ensemble, readings)
-            said = iter(ensemble.poll(_tasks(readings)))
-            ensemble.work.log(f"{self.name}, calibration", len(readings))
+            self._demonstrate(ensemble, docs_tasks)
+            said = iter(ensemble.poll(_tasks(docs_tasks)))
+            ensemble.call_counts.log(f"{self.name}, calibration", len(docs_tasks))
         polled = []
-        for eg, reading in zip(examples, readings):
+        for eg, doc_tasks in zip(examples, docs_tasks):
             gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}
             polled.append(
-                Polled({k: v for _ in reading.tasks for k, v in next(said).items()}, gold)
+                VotedText({k: v for _ in doc_tasks.tasks for k, v in next(said).items()}, gold)
             )
         weights = {name: voter.weight for name, voter in self.voters.items()}
         fitted = fit(polled, weights, self.labels, self.cfg["vote"])
@@ -418,5 +426,5 @@ class EL4NER(SavedEnsemble):
         return 0.0, None
 
 
-def _tasks(readings: Sequence[Reading]) -> List[Task]:
-    return [task for reading in readings for task in reading.tasks]
+def _tasks(docs_tasks: Sequence[DocTasks]) -> List[Task]:
+    return [task for doc_tasks in docs_tasks for task in doc_tasks.tasks]

@@ -46,8 +46,8 @@ max_batch_tokens = 2048
 DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
 CHOICES = {"retrieval": RETRIEVAL, "pre_extract": ("llm", "gold"), "vote": VOTES}
 FLAGS = ("verify", "skip_unanimous", "overwrite", "provenance")
-METHODS = ("join", "describe", "restore", "lengths", "room", "size", "session", "unload")
-ATTRIBUTES = ("weight", "memory", "manner")
+METHODS = ("join", "describe", "restore", "lengths", "capacity", "size", "session", "unload")
+ATTRIBUTES = ("weight", "memory", "identity")
 
 
 def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
@@ -89,7 +89,7 @@ def check_different(name: str, voters: Mapping[str, Any]) -> None:
     once their LLMs were loaded."""
     known: Dict[Any, str] = {}
     for key in sorted(voters):
-        other = known.setdefault(voters[key].manner, key)
+        other = known.setdefault(voters[key].identity, key)
         if other != key:
             raise LLMNERError(Errors.E060.format(voter=key, name=name, other=other))
 

@@ -63,7 +63,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelSet:
     """What is asked for.
 
     types (Mapping[str, str]): What each label is called in a prompt.
@@ -117,7 +117,7 @@ class Voter(Protocol):
         """RETURNS (Any): Voters of equal value share an LLM. None for one that takes no memory."""
 
     @property
-    def manner(self) -> Any:
+    def identity(self) -> Any:
         """RETURNS (Any): Voters of equal manner always say the same."""
 
     def join(self, name: str, max_batch_tokens: int, component: str) -> None:
@@ -126,7 +126,7 @@ class Voter(Protocol):
         max_batch_tokens (int): Tokens to keep in memory at once.
         component (str): The ensemble's name, for messages."""
 
-    def describe(self, asked: Asked) -> Dict[str, Any]:
+    def describe(self, label_set: LabelSet) -> Dict[str, Any]:
         """Get ready to be asked for these types.
 
         RETURNS (Dict[str, Any]): What is saved of the voter: plain values."""
@@ -137,14 +137,14 @@ class Voter(Protocol):
     def lengths(self, text: str, words: Sequence[Chars]) -> Sequence[int]:
         """RETURNS (Sequence[int]): How much room each word of a text takes."""
 
-    def room(self, asked: Asked) -> int:
+    def capacity(self, label_set: LabelSet) -> int:
         """RETURNS (int): How much room there is for the words of a text.
         RAISES (LLMNERError): If the prompt leaves none."""
 
-    def size(self, task: Task, asked: Asked) -> int:
+    def size(self, task: Task, label_set: LabelSet) -> int:
         """RETURNS (int): About how many tokens a session keeps in memory for a task."""
 
-    def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> Session:
+    def session(self, tasks: Sequence[Task], label_set: LabelSet, *, keep: bool) -> Session:
         """Read some tasks. Stage 1 is a session without demonstrations.
 
         keep (bool): Keep demonstrations and texts in memory from one stage to the next."""

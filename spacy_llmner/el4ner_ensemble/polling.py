@@ -5,21 +5,21 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from ..errors import Errors, LLMNERError
-from .call_counts import Work
-from .interfaces import Asked, Session, Task, Voter
-from .voter.llm_voter import Turns
+from .call_counts import CallCounts
+from .interfaces import LabelSet, Session, Task, Voter
+from .voter.llm_voter import ModelResidency
 
 # Tasks of which a progress bar is told together: enough for full batches of short texts.
 TOLD_AFTER = 16
 
 
-class Panel:
+class VoterPoll:
     """The voters with some tasks before them.
 
     voters (Sequence[Voter]): In the order of their names.
-    turns (Turns): Which LLMs are in memory.
-    asked (Asked): What is asked for.
-    work (Work): What is done is added to it.
+    residency (ModelResidency): Which LLMs are in memory.
+    label_set (LabelSet): What is asked for.
+    call_counts (CallCounts): What is done is added to it.
     tasks (Sequence[Task]): The texts.
     keep (bool): A voter keeps what it read from one stage to the next.
     tell (Optional[Callable[[int], Any]]): If given, a voter is asked about a few tasks at a time, and it is
@@ -29,18 +29,18 @@ class Panel:
     def __init__(
         self,
         voters: Sequence[Voter],
-        turns: Turns,
-        asked: Asked,
-        work: Work,
+        residency: ModelResidency,
+        label_set: LabelSet,
+        call_counts: CallCounts,
         tasks: Sequence[Task],
         *,
         keep: bool,
         tell: Optional[Callable[[int], Any]] = None,
     ) -> None:
         self.voters = voters
-        self.turns = turns
-        self.asked = asked
-        self.work = work
+        self.residency = residency
+        self.label_set = label_set
+        self.call_counts = call_counts
         self.tasks = list(tasks)
         self.keep = keep
         self.tell = tell
@@ -59,7 +59,7 @@ class Panel:
         """
         given = {
             voter.name: self.ask(voter, stage, question, sizes, check)
-            for voter in self.turns.present_first()
+            for voter in self.residency.loaded_first()
         }
         return {voter.name: given[voter.name] for voter in self.voters}
 
@@ -83,7 +83,7 @@ class Panel:
         rows = [row for row, task in enumerate(self.tasks) if voter.name not in task.failed]
         if not rows or (sizes is not None and not any(sizes[row] for row in rows)):
             return out
-        self.turns.take(voter)
+        self.residency.take(voter)
         at_once = len(rows) if self.tell is None else TOLD_AFTER
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]
@@ -95,7 +95,7 @@ class Panel:
                 calls = 1 if sizes is None else sizes[row]
                 calls = calls if stage == "verification" else min(calls, 1)
                 self.tasks[row].calls += calls
-                setattr(self.work, stage, getattr(self.work, stage) + calls)
+                setattr(self.call_counts, stage, getattr(self.call_counts, stage) + calls)
         return out
 
     def _ask(
@@ -114,8 +114,8 @@ class Panel:
             try:
                 answers = question(session, rows)
             finally:
-                self.work.passes += session.passes - passes
-                self.work.tokens += session.tokens - tokens
+                self.call_counts.passes += session.passes - passes
+                self.call_counts.tokens += session.tokens - tokens
             _check_number(voter, len(answers), len(rows))
             for row, answer in zip(rows, answers):
                 if sizes is not None:
@@ -150,7 +150,7 @@ class Panel:
                 return self._sessions[voter.name][1]
             self._close(voter)
         tasks = [self.tasks[row] for row in rows]
-        session = voter.session(tasks, self.asked, keep=self.keep)
+        session = voter.session(tasks, self.label_set, keep=self.keep)
         self._sessions[voter.name] = rows, session
         return session
 

@@ -6,13 +6,13 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from spacy.tokens import Doc, Span
 
-from ..pipeline.predictions import Found
+from ..pipeline.predictions import Prediction
 from .interfaces import Chars, Task
 from .stages import Decision
 
 
 @dataclass
-class Traced(Found):
+class TracedPrediction(Prediction):
     """With what else there is to say.
 
     failed (Dict[str, str]): Voters that were left out for some of the Doc, and why.

@@ -18,11 +18,11 @@ from typing import (
 )
 
 from ..errors import DocumentError, Errors, LLMNERError
-from .call_counts import Work
-from .interfaces import NONE, Asked, Chars, Task, Voter
-from .polling import Panel
+from .call_counts import CallCounts
+from .interfaces import NONE, Chars, LabelSet, Task, Voter
+from .polling import VoterPoll
 from .vote_calibration import corrected
-from .voter.llm_voter import Turns
+from .voter.llm_voter import ModelResidency
 from .voting import Ballot, count_votes
 
 # Per voter, how likely each type is.
@@ -81,31 +81,31 @@ class Ensemble:
     """Runs the stages.
 
     voters (Sequence[Voter]): The members, in the order of their names.
-    turns (Turns): Which LLMs are in memory.
-    asked (Asked): What is asked for.
+    residency (ModelResidency): Which LLMs are in memory.
+    label_set (LabelSet): What is asked for.
     settings (EnsembleSettings): How they decide.
     max_batch_tokens (int): Tokens of texts that are kept in memory at once.
     name (str): Of the component, for messages.
 
-    work (Work): What was done so far.
+    call_counts (CallCounts): What was done so far.
     """
 
     def __init__(
         self,
         voters: Sequence[Voter],
-        turns: Turns,
-        asked: Asked,
+        residency: ModelResidency,
+        label_set: LabelSet,
         settings: EnsembleSettings,
         max_batch_tokens: int,
         name: str = "el4ner_ensemble",
     ) -> None:
         self.name = name
         self.voters = list(voters)
-        self.turns = turns
-        self.asked = asked
+        self.residency = residency
+        self.label_set = label_set
         self.settings = settings
         self.max_batch_tokens = max_batch_tokens
-        self.work = Work()
+        self.call_counts = CallCounts()
 
     def pre_extract(
         self, tasks: Sequence[Task], tell: Optional[Callable[[int], Any]] = None
@@ -116,7 +116,7 @@ class Ensemble:
         tell (Optional[Callable[[int], Any]]): Is told how many further texts a voter has read.
         RETURNS (List[Dict[str, List[Chars]]]): For each task, by voter, without those that failed on it.
         """
-        return self._extract(self._panel(tasks, keep=False, tell=tell), "pre_extraction")
+        return self._extract(self._poll(tasks, keep=False, tell=tell), "pre_extraction")
 
     def decide(self, tasks: Sequence[Task]) -> List[List[Decision]]:
         """Stages 2 to 4.
@@ -126,8 +126,8 @@ class Ensemble:
             the text.
         RAISES (LLMNERError): If all voters failed on a task (DocumentError), or one can't be used at all.
         """
-        with closing(self._panels(tasks)) as panels:
-            return [decisions for panel in panels for decisions in self._stages(panel)]
+        with closing(self._polls(tasks)) as polls:
+            return [decisions for poll in polls for decisions in self._stages(poll)]
 
     def poll(self, tasks: Sequence[Task]) -> List[Dict[Chars, Said]]:
         """Stages 2 and 3, without deciding.
@@ -137,24 +137,32 @@ class Ensemble:
         RAISES (LLMNERError): See decide.
         """
         out: List[Dict[Chars, Said]] = []
-        with closing(self._panels(tasks)) as panels:
-            for panel in panels:
-                unions = [union_of(by_voter) for by_voter in self._propose(panel)]
-                said = self._classify(panel, unions)
+        with closing(self._polls(tasks)) as polls:
+            for poll in polls:
+                unions = [union_of(by_voter) for by_voter in self._propose(poll)]
+                said = self._classify(poll, unions)
                 out += [dict(zip(*of_task)) for of_task in zip(unions, said)]
         return out
 
-    def _panels(self, tasks: Sequence[Task]) -> Generator[Panel, None, None]:
+    def _polls(self, tasks: Sequence[Task]) -> Generator[VoterPoll, None, None]:
         self.check_any_left(tasks)
         for chunk in self._chunks(tasks):
-            panel = self._panel(chunk, keep=self.turns.all_fit)
+            poll = self._poll(chunk, keep=self.residency.all_fit)
             try:
-                yield panel
+                yield poll
             finally:
-                panel.close()
+                poll.close()
 
-    def _panel(self, tasks: Sequence[Task], *, keep: bool, tell: Any = None) -> Panel:
-        return Panel(self.voters, self.turns, self.asked, self.work, tasks, keep=keep, tell=tell)
+    def _poll(self, tasks: Sequence[Task], *, keep: bool, tell: Any = None) -> VoterPoll:
+        return VoterPoll(
+            self.voters,
+            self.residency,
+            self.label_set,
+            self.call_counts,
+            tasks,
+            keep=keep,
+            tell=tell,
+        )
 
     def all_failed(self, task: Task) -> bool:
         return len(task.failed) == len(self.voters)
@@ -172,7 +180,7 @@ class Ensemble:
         chunk: List[Task] = []
         held = 0
         for task in tasks:
-            size = self._size(task) if self.turns.all_fit else 0
+            size = self._size(task) if self.residency.all_fit else 0
             if chunk and held + size > self.max_batch_tokens:
                 yield chunk
                 chunk, held = [], 0
@@ -187,18 +195,18 @@ class Ensemble:
         for voter in self.voters:
             if voter.name not in task.failed:
                 try:
-                    size = max(size, voter.size(task, self.asked))
+                    size = max(size, voter.size(task, self.label_set))
                 except LLMNERError:
                     raise
                 except Exception as e:
                     task.leave_out(voter.name, "reading", e)
         return size
 
-    def _stages(self, panel: Panel) -> List[List[Decision]]:
-        tasks = panel.tasks
-        proposed = self._propose(panel)
+    def _stages(self, poll: VoterPoll) -> List[List[Decision]]:
+        tasks = poll.tasks
+        proposed = self._propose(poll)
         unions = [union_of(by_voter) for by_voter in proposed]
-        ballots = [self._ballots(said) for said in self._classify(panel, unions)]
+        ballots = [self._ballots(said) for said in self._classify(poll, unions)]
         claims = [
             [
                 (*span, ballot.label)
@@ -207,7 +215,7 @@ class Ensemble:
             ]
             for union, of_task in zip(unions, ballots)
         ]
-        truths = self._verify(panel, unions, claims)
+        truths = self._verify(poll, unions, claims)
         out = []
         for task, union, of_task, by_voter, true in zip(tasks, unions, ballots, proposed, truths):
             decisions = []
@@ -230,18 +238,18 @@ class Ensemble:
             out.append(decisions)
         return out
 
-    def _propose(self, panel: Panel) -> List[Dict[str, List[Chars]]]:
-        proposed = self._extract(panel, "extraction")
-        self.check_any_left(panel.tasks)
+    def _propose(self, poll: VoterPoll) -> List[Dict[str, List[Chars]]]:
+        proposed = self._extract(poll, "extraction")
+        self.check_any_left(poll.tasks)
         return proposed
 
-    def _extract(self, panel: Panel, stage: str) -> List[Dict[str, List[Chars]]]:
-        out: List[Dict[str, List[Chars]]] = [{} for _ in panel.tasks]
-        answers = panel.ask_all(stage, lambda session, rows: session.extract(), check=_check_spans)
+    def _extract(self, poll: VoterPoll, stage: str) -> List[Dict[str, List[Chars]]]:
+        out: List[Dict[str, List[Chars]]] = [{} for _ in poll.tasks]
+        answers = poll.ask_all(stage, lambda session, rows: session.extract(), check=_check_spans)
         for name, of_voter in answers.items():
             for row, spans in enumerate(of_voter):
                 if spans is not None:
-                    out[row][name] = self._inside(panel.tasks[row], spans)
+                    out[row][name] = self._inside(poll.tasks[row], spans)
         return out
 
     def _inside(self, task: Task, spans: Sequence[Chars]) -> List[Chars]:
@@ -260,12 +268,12 @@ class Ensemble:
             if first <= last:
                 out.add((task.words[first][0], task.words[last][1]))
             else:
-                self.work.dropped += 1
+                self.call_counts.dropped += 1
         return sorted(out)
 
-    def _classify(self, panel: Panel, unions: Sequence[Sequence[Chars]]) -> List[List[Said]]:
+    def _classify(self, poll: VoterPoll, unions: Sequence[Sequence[Chars]]) -> List[List[Said]]:
         said: List[List[Said]] = [[{} for _ in u] for u in unions]
-        answers = panel.ask_all(
+        answers = poll.ask_all(
             "classification",
             lambda session, rows: session.classify([unions[row] for row in rows]),
             sizes=[len(union) for union in unions],
@@ -278,18 +286,18 @@ class Ensemble:
                     known = {
                         label: float(p)
                         for label, p in types.items()
-                        if label == NONE or label in self.asked.types
+                        if label == NONE or label in self.label_set.types
                     }
-                    self.work.dropped += len(types) - len(known)
+                    self.call_counts.dropped += len(types) - len(known)
                     if known:
                         said[row][k][name] = known
-        self.check_any_left(panel.tasks)
+        self.check_any_left(poll.tasks)
         return said
 
     def _ballots(self, said: Sequence[Said]) -> List[Ballot]:
         fitted = self.settings.weights
         weights = {voter.name: voter.weight * fitted.get(voter.name, 1.0) for voter in self.voters}
-        factors, labels = self.settings.factors, list(self.asked.types)
+        factors, labels = self.settings.factors, list(self.label_set.types)
         out = []
         for answers in said:
             answers = {name: corrected(p, factors.get(name, {})) for name, p in answers.items()}
@@ -297,13 +305,13 @@ class Ensemble:
         return out
 
     def _verify(
-        self, panel: Panel, unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]
+        self, poll: VoterPoll, unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]
     ) -> List[Dict[Any, float]]:
-        out: List[Dict[Any, float]] = [{} for _ in panel.tasks]
+        out: List[Dict[Any, float]] = [{} for _ in poll.tasks]
         if self.settings.verifier is None:
             return out
         voter = next(v for v in self.voters if v.name == self.settings.verifier)
-        answers = panel.ask(
+        answers = poll.ask(
             voter,
             "verification",
             lambda session, rows: session.verify(

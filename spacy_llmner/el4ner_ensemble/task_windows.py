@@ -6,15 +6,15 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 from spacy.tokens import Doc
 
 from ..errors import LLMNERError
-from ..pipeline.windows import cut, may_begin
+from ..pipeline.windows import cut_into_windows, may_start_sentence
 from ..retrieval.examples import LabelledText
-from .interfaces import Asked, Chars, Task, Voter
+from .interfaces import Chars, LabelSet, Task, Voter
 from .pos_weights import span_weight
-from .voter.llm_voter import Turns
+from .voter.llm_voter import ModelResidency
 
 
 def read_tasks(
-    doc: Doc, voters: Sequence[Voter], turns: Turns, asked: Asked, size: int
+    doc: Doc, voters: Sequence[Voter], residency: ModelResidency, label_set: LabelSet, size: int
 ) -> List[Task]:
     """Cut a Doc into windows, as windows.read_windows does, but so that they fit into each LLM.
 
@@ -27,9 +27,9 @@ def read_tasks(
     words = [(token.idx, token.idx + len(token)) for token in tokens]
     if not words:
         return []
-    shares, failed = word_shares(doc.text, words, voters, turns, asked, size)
-    begins = partial(may_begin, tokens, known=doc.has_annotation("SENT_START"))
-    tasks = [Task(doc.text, words[start:end]) for start, end in cut(shares, begins)]
+    shares, failed = word_shares(doc.text, words, voters, residency, label_set, size)
+    begins = partial(may_start_sentence, tokens, known=doc.has_annotation("SENT_START"))
+    tasks = [Task(doc.text, words[start:end]) for start, end in cut_into_windows(shares, begins)]
     for task in tasks:
         for name, error in failed.items():
             task.leave_out(name, "reading", error)
@@ -40,8 +40,8 @@ def word_shares(
     text: str,
     words: Sequence[Chars],
     voters: Sequence[Voter],
-    turns: Turns,
-    asked: Asked,
+    residency: ModelResidency,
+    label_set: LabelSet,
     size: int,
 ) -> Tuple[List[float], Dict[str, Exception]]:
     """Say what share of a voter's window each word takes, where it takes most.
@@ -54,19 +54,19 @@ def word_shares(
     failed: Dict[str, Exception] = {}
     for voter in voters:
         try:
-            turns.meet(voter)
-            most = min(size, voter.room(asked))
+            residency.meet(voter)
+            most = min(size, voter.capacity(label_set))
             mine = [length / most for length in voter.lengths(text, words)]
             shares = [max(share, other) for share, other in zip(shares, mine, strict=True)]
         except LLMNERError:
             raise
         except Exception as e:
-            turns.forget(voter)
+            residency.forget(voter)
             failed[voter.name] = e
     return shares, failed
 
 
-class Reading:
+class DocTasks:
     """The windows of a Doc, and what retrieval has to know of them.
 
     doc (Doc): The Doc.

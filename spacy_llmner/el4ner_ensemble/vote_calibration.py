@@ -11,7 +11,7 @@ counts, and what each voter counts, is what gives the highest F1 on these texts.
 from itertools import product
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
-from ..pipeline.spans import Mention, flat
+from ..pipeline.spans import Mention, filter_overlapping
 from .interfaces import NONE, Chars
 from .voting import count_votes
 
@@ -24,7 +24,7 @@ VOTER_COUNTS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.1, 10.0)
 ROUNDS = 2
 
 
-class Polled(NamedTuple):
+class VotedText(NamedTuple):
     """A text of which the spans were voted on.
 
     said (Mapping[Chars, Mapping[str, Mapping[str, float]]]): By span and voter, how likely each type is, as
@@ -36,7 +36,7 @@ class Polled(NamedTuple):
     gold: Mapping[Chars, str]
 
 
-class Fitted(NamedTuple):
+class VoteCalibration(NamedTuple):
     """What corrects the voters.
 
     factors (Factors): By voter and type, NONE among them.
@@ -52,8 +52,8 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    polled: Sequence[Polled], weights: Mapping[str, float], labels: Sequence[str], how: str
-) -> Fitted:
+    polled: Sequence[VotedText], weights: Mapping[str, float], labels: Sequence[str], how: str
+) -> VoteCalibration:
     """Fit on texts that were polled.
 
     weights (Mapping[str, float]): By voter, what its vote counts by itself.
@@ -79,7 +79,7 @@ def fit(
         multiplied = {name: weights[name] * counts[name] for name in names}
         right = found = 0
         for said, text in zip(answers[way], polled):
-            mentions = flat(_voted(said, multiplied, labels, how))
+            mentions = filter_overlapping(_voted(said, multiplied, labels, how))
             right += sum(text.gold.get((m.start, m.end)) == m.label for m in mentions)
             found += len(mentions)
         return 2 * right / max(found + n_gold, 1)
@@ -94,10 +94,12 @@ def fit(
             if reached > best + 1e-9:
                 best, way, counts = reached, other, {**counts, name: count}
     changed = way != (STRENGTHS[0], NONE_COUNTS[0])
-    return Fitted(ways[way] if changed else {}, counts, before, best)
+    return VoteCalibration(ways[way] if changed else {}, counts, before, best)
 
 
-def prior_ratios(polled: Sequence[Polled], voters: Sequence[str], labels: Sequence[str]) -> Factors:
+def prior_ratios(
+    polled: Sequence[VotedText], voters: Sequence[str], labels: Sequence[str]
+) -> Factors:
     """RETURNS (Factors): By voter and type, NONE among them: (spans that are of the type + 1) / (the
     voter's probabilities of it, summed over the spans, + 1). The ones keep it near 1 where little is known.
     """

@@ -11,13 +11,14 @@ from thinc.api import Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
-from ..pipeline.base import FACTORY, LLMNERPipe, drawn_apart
+from ..pipeline.base import FACTORY_META, LLMNERPipe, isolated_seed
 from ..pipeline.gold import aligned_entities
-from ..pipeline.predictions import Found
+from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
+from ..util import batches_by_length
 from . import platt_scaling
 from .config import DEFAULT_CONFIG, LEAST_THRESHOLD, check_settings
-from .features.batch import Gold, batches_by_words, collate, groups_by_words, surface
+from .features.batch import GoldSpans, collate, groups_by_words, surface
 from .features.cache import FeatureCache, open_cache
 from .features.corpus import BATCH, read_corpus, warn_about_lost
 from .features.words import WordFeatures, WordReader
@@ -28,8 +29,11 @@ from .streaming.generation import EmberStream
 from .streaming.prompt import Prompt
 from .streaming.streamer import EmberStreamer, follow_generation
 
+# Words that the probe scores at once, padding included.
+PADDED_WORDS = 8192
 
-@Language.factory("ember_probe", default_config=DEFAULT_CONFIG, **FACTORY)
+
+@Language.factory("ember_probe", default_config=DEFAULT_CONFIG, **FACTORY_META)
 def make_ember_probe_pipe(
     nlp: Language,
     name: str,
@@ -137,29 +141,29 @@ class EmberProbe(LLMNERPipe):
     def build(self) -> torch.nn.Module:
         return self.model.attrs["settings"].build(self.dims)
 
-    def predict(self, docs: Iterable[Doc]) -> List[Found]:
+    def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
         """Find entities, without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Found]): For each Doc.
+        RETURNS (List[Prediction]): For each Doc.
         RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
         """
         docs = list(docs)
         self._check()
-        out = [Found([], []) for _ in docs]
+        out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
         predictor.probe.eval()
         # Features of a few thousand words are held at a time: they take some 10 to 100 KB a word.
-        for places in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
-            read = [docs[i] for i in places]
+        for indices in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
+            read = [docs[i] for i in indices]
             features = self.read(read)
-            for group in batches_by_words([len(f) for f in features]):
+            for group in batches_by_length([len(f) for f in features], PADDED_WORDS):
                 batch = predictor.batch([read[i] for i in group], [features[i] for i in group])
                 with torch.no_grad():
                     scores = predictor.probe(batch)
                 for row, i in enumerate(group):
                     rows = predictor.probe.rows(scores, row, len(read[i]))
-                    out[places[i]] = predictor.decode(read[i], rows)
+                    out[indices[i]] = predictor.decode(read[i], rows)
         return out
 
     def _check(self) -> None:
@@ -210,6 +214,7 @@ class EmberProbe(LLMNERPipe):
         examples = [eg for eg in examples if len(eg.predicted)]
         if not examples:
             return losses
+        self.trained_probe()
         self._start_training()
         predictor = self.predictor()
         probe = predictor.probe
@@ -236,7 +241,7 @@ class EmberProbe(LLMNERPipe):
         assert self.module is not None
         return self.module.loss(scores, [self._gold(eg) for eg in examples])
 
-    def _gold(self, eg: Example) -> Gold:
+    def _gold(self, eg: Example) -> GoldSpans:
         entities, unknown = aligned_entities(eg)
         known = {label: i for i, label in enumerate(self.labels)}
         strange = sorted({label for _, _, label in entities if label not in known})
@@ -273,7 +278,7 @@ class EmberProbe(LLMNERPipe):
         self._start_training()
         self.cfg["calibration"] = list(platt_scaling.IDENTITY)
         self.cfg["trained_with"] = self.trained_with()
-        with drawn_apart(llm.device):
+        with isolated_seed(llm.device):
             self.module = self.build().to(llm.device)
         tokenizer = type(self.tokenizer).__name__
         warn_about_lost(self.name, examples, getattr(settings, "max_words", None), tokenizer)
@@ -387,5 +392,5 @@ class EmberProbe(LLMNERPipe):
         else:
             found = self.reader.read(llm, docs)
         for features in found:
-            llm.check_numbers(features.hidden)
+            llm.check_finite(features.hidden)
         return found

@@ -57,8 +57,8 @@ def continue_prompts(
     RETURNS (List[str]): What follows each; "" if the LLM ended at once, or could not read the prompt
         and so much more.
     """
-    sink, ends = llm.tokenizer.sink, llm.end_ids
-    encoded = {i: sink + llm.tokenizer.encode(prompt).ids for i, prompt in enumerate(prompts)}
+    bos, ends = llm.tokenizer.bos, llm.end_ids
+    encoded = {i: bos + llm.tokenizer.encode(prompt).ids for i, prompt in enumerate(prompts)}
     room = llm.max_length - max_new_tokens
     rows = {i: ids for i, ids in encoded.items() if ids and len(ids) <= room}
     written = [""] * len(prompts)
@@ -66,7 +66,7 @@ def continue_prompts(
         return written
     longest = max(len(ids) for ids in rows.values())
     # Padding with what is in front of every text leaves the repetition penalty as it is.
-    pad = (sink or ends or [0])[0]
+    pad = (bos or ends or [0])[0]
     inputs = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in rows.values()])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows.values()])
     with torch.no_grad():

@@ -6,12 +6,12 @@ import numpy as np
 from spacy.tokens import Doc
 
 from .probes.base import Probe
-from .probes.segmentation import Mention
+from .probes.segmentation import ScoredSpan
 
 
 def decode(
     doc: Doc, rows: np.ndarray, probe: Probe, threshold: float
-) -> Tuple[List[Tuple[int, int, int]], List[Mention]]:
+) -> Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]:
     """Choose the best mentions that don't overlap, and list all that are probable enough.
 
     None crosses a sentence boundary, where the Doc has them; none begins or ends with white space.
@@ -20,7 +20,7 @@ def decode(
     rows (ndarray): One for each word.
     probe (Probe): Made the rows.
     threshold (float): Probability at which a mention wins against none.
-    RETURNS (Tuple[List[Tuple[int, int, int]], List[Mention]]): (start, end, label) of the chosen ones, and
+    RETURNS (Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]): (start, end, label) of the chosen ones, and
         all, with their scores, the chosen ones among them.
     """
     if doc.has_annotation("SENT_START"):
@@ -37,7 +37,7 @@ def decode(
         every.update({m: known.get(m, 0.0) for m in missing})
     spaces = {token.i for token in doc if token.is_space}
     kept = [
-        Mention(*key, score)
+        ScoredSpan(*key, score)
         for key, score in sorted(every.items())
         if not (key[0] in spaces or key[1] - 1 in spaces)
     ]

@@ -8,13 +8,13 @@ import torch
 from spacy.tokens import Doc
 
 from ..llm.loading import LoadedLLM
-from ..pipeline.predictions import Found, FoundSpan, write_found
+from ..pipeline.predictions import PredictedSpan, Prediction, write_prediction
 from . import platt_scaling
 from .features.batch import WordBatch, collate, surface
 from .features.words import WordFeatures, WordReader
 from .postprocess import decode
 from .probes.base import Probe
-from .probes.segmentation import Mention
+from .probes.segmentation import ScoredSpan
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class Predictor:
         with torch.no_grad():
             return self.probe.rows(self.probe(self.batch([doc], [features])), 0, len(doc))
 
-    def decode(self, doc: Doc, rows: np.ndarray) -> Found:
+    def decode(self, doc: Doc, rows: np.ndarray) -> Prediction:
         """Turn the probe's scores into entities. If the Doc has sentence boundaries, no entity crosses one.
 
         rows (ndarray): One per word of the Doc.
         """
         chosen, every = decode(doc, rows, self.probe, self.threshold)
         found = {(m.start, m.end, m.label): self.span(m) for m in every}
-        return Found([found[m] for m in chosen], list(found.values()))
+        return Prediction([found[m] for m in chosen], list(found.values()))
 
-    def span(self, mention: Mention) -> FoundSpan:
-        """RETURNS (FoundSpan): A mention with the name of its label and its calibrated score."""
+    def span(self, mention: ScoredSpan) -> PredictedSpan:
+        """RETURNS (PredictedSpan): A mention with the name of its label and its calibrated score."""
         score = platt_scaling.apply(self.calibration, mention.score)
-        return FoundSpan(mention.start, mention.end, self.labels[mention.label], score)
+        return PredictedSpan(mention.start, mention.end, self.labels[mention.label], score)
 
     def annotate(self, doc: Doc, rows: np.ndarray) -> None:
         """Write the entities of one Doc, as the component does."""
-        write_found(doc, self.decode(doc, rows), self.spans_key, self.overwrite, self.name)
+        write_prediction(doc, self.decode(doc, rows), self.spans_key, self.overwrite, self.name)

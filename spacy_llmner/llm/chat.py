@@ -14,7 +14,7 @@ from .tokenization import LLMTokenizer
 Turn = Tuple[str, str]
 
 
-class Chat:
+class ChatEncoder:
     """How one LLM reads conversations.
 
     tokenizer (LLMTokenizer): The LLM's tokenizer.
@@ -54,7 +54,7 @@ class Chat:
     def _make_glue(self, roles: Tuple[str, ...]) -> List[Tuple[int, ...]]:
         out = [tuple(self.tokenizer.encode_control(glue)) for glue in self._between(roles)]
         if not self.tokenizer.hf.chat_template:
-            out[0] = (*self.tokenizer.sink, *out[0])
+            out[0] = (*self.tokenizer.bos, *out[0])
         return out
 
     def _between(self, roles: Tuple[str, ...]) -> List[str]:

@@ -1,7 +1,7 @@
 """What a frozen LLM computes anyway: hidden states of chosen layers and attention rows.
 
 Both come from the model's own forward pass, for whole texts in batches (`read_texts`) and step by
-step while it generates (`Steps`). The layers are tapped through a view: a second module tree over
+step while it generates (`StepReader`). The layers are tapped through a view: a second module tree over
 the same parameters, whose decoder layers say what goes into them. The shared model itself is never
 changed, and a view for finished text ends above the highest tapped layer.
 """
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from ..errors import Errors, LLMNERError
+from ..util import batches_by_length
 from .attention import Recorder
 from .loading import LoadedLLM
 from .tree_attention import KVCache, causal_pass, run_decoder
@@ -35,7 +36,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Probed:
+class FeatureSpec:
     """What to read.
 
     layers (Tuple[int, ...]): Indices as in transformers: 0 the embeddings, l the output of block l,
@@ -55,7 +56,7 @@ class Probed:
 def read_texts(
     llm: LoadedLLM,
     texts: Sequence[Sequence[int]],
-    probed: Probed,
+    probed: FeatureSpec,
     max_batch_tokens: int = 2048,
     prefix: Sequence[int] = (),
 ) -> List[Features]:
@@ -70,7 +71,7 @@ def read_texts(
     _check_layers(llm, probed)
     view = reading_view(llm, probed.layers, probed.end(llm))
     out: List[Optional[Features]] = [None] * len(texts)
-    for batch in _batches([len(ids) for ids in texts], max_batch_tokens):
+    for batch in batches_by_length([len(ids) for ids in texts], max_batch_tokens):
         inside = [texts[i] for i in batch]
         for i, features in zip(batch, _read_batch(llm, view, inside, probed, tuple(prefix))):
             out[i] = features
@@ -81,7 +82,7 @@ def _read_batch(
     llm: LoadedLLM,
     view: nn.Module,
     texts: Sequence[Sequence[int]],
-    probed: Probed,
+    probed: FeatureSpec,
     prefix: Tuple[int, ...],
 ) -> List[Features]:
     # Models can't read nothing: a batch of empty texts reads padding.
@@ -92,7 +93,7 @@ def _read_batch(
         ids[row, : len(text)] = torch.as_tensor(text)
     with torch.no_grad(), Recorder(probed.window) as recorder:
         if prefix:
-            _read_behind(llm, view, prefix, ids.to(llm.device))
+            _read_after_prefix(llm, view, prefix, ids.to(llm.device))
         else:
             view(input_ids=ids.to(llm.device), use_cache=False)
         hidden, attention = _recorded(llm, probed, recorder)
@@ -105,7 +106,7 @@ def _read_batch(
     return out
 
 
-def _read_behind(
+def _read_after_prefix(
     llm: LoadedLLM, view: nn.Module, prefix: Tuple[int, ...], ids: torch.Tensor
 ) -> None:
     """Send texts through a view, each behind the same prefix."""
@@ -124,14 +125,14 @@ def _read_behind(
     run_decoder(view, ids, place, tree_pass)
 
 
-class Steps:
+class StepReader:
     """Read the LLM while it writes: each token goes through it once, with a KV cache.
 
     llm (LoadedLLM): The shared LLM.
-    probed (Probed): What to read besides the logits.
+    probed (FeatureSpec): What to read besides the logits.
     """
 
-    def __init__(self, llm: LoadedLLM, probed: Probed) -> None:
+    def __init__(self, llm: LoadedLLM, probed: FeatureSpec) -> None:
         _check_layers(llm, probed)
         self.llm = llm
         self.probed = probed
@@ -169,7 +170,9 @@ class Steps:
 
 
 @contextmanager
-def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Callable[[], Optional[Features]]]:
+def tap_generation(
+    llm: LoadedLLM, probed: FeatureSpec
+) -> Iterator[Callable[[], Optional[Features]]]:
     """Tap the passes that this thread sends through a generating view inside the block.
 
     YIELDS (Callable[[], Optional[Features]]): Gives the features of the last forward pass (batch size 1);
@@ -187,13 +190,13 @@ def tap_generation(llm: LoadedLLM, probed: Probed) -> Iterator[Callable[[], Opti
         yield read
 
 
-def _last_pass(llm: LoadedLLM, probed: Probed, recorder: Recorder) -> Features:
+def _last_pass(llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder) -> Features:
     hidden, attention = _recorded(llm, probed, recorder)
     return Features(hidden[0], None if attention is None else attention[0])
 
 
 def _recorded(
-    llm: LoadedLLM, probed: Probed, recorder: Recorder
+    llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """RETURNS (Tuple[Tensor, Optional[Tensor]]): As in Features, of each text of a batch."""
     states = [recorder.hidden[layer] for layer in probed.layers]
@@ -203,21 +206,9 @@ def _recorded(
     return hidden, torch.stack([recorder.rows[k] for k in range(llm.n_layers)], dim=2)
 
 
-def _check_layers(llm: LoadedLLM, probed: Probed) -> None:
+def _check_layers(llm: LoadedLLM, probed: FeatureSpec) -> None:
     for layer in probed.layers:
         if not 0 <= layer <= llm.n_layers:
             raise LLMNERError(
                 Errors.E009.format(layer=layer, name=llm.spec.name, n_layers=llm.n_layers)
             )
-
-
-def _batches(lengths: Sequence[int], max_tokens: int) -> List[List[int]]:
-    """Group texts of like length, so that padded batches stay within a budget of tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    batches: List[List[int]] = []
-    for i in order:
-        if batches and lengths[i] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches

@@ -82,7 +82,7 @@ class LoadedLLM:
         name = self.model.base_model_prefix  # Gemma3's is that of its multimodal class
         return name if hasattr(self.model, name) else "model"
 
-    def check_numbers(self, values: Any) -> None:
+    def check_finite(self, values: Any) -> None:
         """values (Union[Tensor, ndarray]): What the LLM computed.
         RAISES (LLMNERError): If it is no number, such as after an overflow."""
         if (values != values).any():

@@ -65,7 +65,7 @@ class Adapter(nn.Module):
             setattr(view.get_submodule(owner.replace("/", ".")), leaf, parameter)
         return view
 
-    def changes_nothing(self) -> bool:
+    def is_untrained(self) -> bool:
         """RETURNS (bool): The LLM answers as without it: LoRA's second matrices are still zero. Not known,
         and so False, of copies of the weights."""
         second = [p for name, p in self.named_parameters() if "lora_B" in name]

@@ -125,8 +125,8 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
             mask[line, start:end, start:end] = packed.mask
             starts[k] = line * n_tokens + start
             start = end
-    tokens, places, seen = (torch.from_numpy(x).to(llm.device) for x in (ids, positions, mask))
-    hidden = run_decoder(decoder, tokens, places, TreePass(seen, places, places)).flatten(0, 1)
+    tokens, at, seen = (torch.from_numpy(x).to(llm.device) for x in (ids, positions, mask))
+    hidden = run_decoder(decoder, tokens, at, TreePass(seen, at, at)).flatten(0, 1)
     rows = np.concatenate([start + packed.rows for start, packed in zip(starts, batch)])
     hidden = hidden[torch.from_numpy(rows).to(llm.device)]
     columns = choices(batch)

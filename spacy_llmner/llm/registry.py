@@ -104,13 +104,13 @@ def key_of(spec: LLMSpec) -> LLMSpec:
     return replace(resolved, name=str(folder.resolve()), revision=None)
 
 
-def count(spec: LLMSpec) -> int:
+def count_handles(spec: LLMSpec) -> int:
     """RETURNS (int): How many live handles share the weights of a spec."""
     key = key_of(spec)
-    return sum(1 for llm in list(_HANDLES) if llm.spec.name and _is(llm.spec, key))
+    return sum(1 for llm in list(_HANDLES) if llm.spec.name and _has_key(llm.spec, key))
 
 
-def _is(spec: LLMSpec, key: LLMSpec) -> bool:
+def _has_key(spec: LLMSpec, key: LLMSpec) -> bool:
     try:
         return key_of(spec) == key
     except LLMNERError:  # of a device that is not there

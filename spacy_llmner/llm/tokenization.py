@@ -44,7 +44,7 @@ class Encoding:
 
 
 @dataclass
-class Window:
+class StridedWindow:
     """A stretch of a text's tokens that goes through the LLM at once.
 
     start (int): First token read.
@@ -73,7 +73,7 @@ class LLMTokenizer:
         return LLMTokenizer, (self.hf,)
 
     @property
-    def sink(self) -> List[int]:
+    def bos(self) -> List[int]:
         """The id put in front of every text, as position 0: the BOS, or what serves as one."""
         for token in (self.hf.bos_token_id, self.hf.eos_token_id):
             if token is not None:
@@ -159,19 +159,19 @@ class LLMTokenizer:
         return bool(token) and token[0].startswith("▁")
 
 
-def windows(n_tokens: int, size: int, overlap: int) -> List[Window]:
+def strided_windows(n_tokens: int, size: int, overlap: int) -> List[StridedWindow]:
     """Cut a long text into overlapping windows.
 
     n_tokens (int): Tokens of the text.
     size (int): Tokens of a window at most.
     overlap (int): Tokens of left context that a window reads again.
-    RETURNS (List[Window]): The `keep` to `end` stretches cover every token once.
+    RETURNS (List[StridedWindow]): The `keep` to `end` stretches cover every token once.
     """
-    out = [Window(0, 0, min(size, n_tokens))]
+    out = [StridedWindow(0, 0, min(size, n_tokens))]
     while out[-1].end < n_tokens:
         keep = out[-1].end
         start = keep - overlap
-        out.append(Window(start, keep, min(start + size, n_tokens)))
+        out.append(StridedWindow(start, keep, min(start + size, n_tokens)))
     return out
 
 

@@ -77,9 +77,9 @@ class TreePass:
     """What the tokens of one forward pass may see.
 
     mask (Tensor): bool, shape (batch, queries, keys).
-    places (Tensor): int64, shape (batch, queries) or (1, queries): the queries' positions. Models with
+    positions (Tensor): int64, shape (batch, queries) or (1, queries): the queries' positions. Models with
         sliding windows see by them.
-    key_places (Tensor): int64, shape (batch, keys) or (1, keys): those of the keys.
+    key_positions (Tensor): int64, shape (batch, keys) or (1, keys): those of the keys.
     cache (Optional[KVCache]): Keys and values of earlier passes (batch size 1); None where all keys
         are those of the pass itself.
     slots (Optional[Tensor]): Where this pass's tokens go in the cache.
@@ -89,8 +89,8 @@ class TreePass:
     """
 
     mask: torch.Tensor
-    places: torch.Tensor
-    key_places: torch.Tensor
+    positions: torch.Tensor
+    key_positions: torch.Tensor
     cache: Optional[KVCache] = None
     slots: Optional[torch.Tensor] = None
     prefix: Optional[KVCache] = None
@@ -138,8 +138,11 @@ class TreePass:
             rows, keys = self.blocks[k]
             mask = self.mask[:, rows][:, :, keys]
             if window is not None:  # the layer sees no further back
-                places, key_places = self.places[:, rows, None], self.key_places[:, None, keys]
-                mask = mask & (places - key_places < window)
+                positions, key_positions = (
+                    self.positions[:, rows, None],
+                    self.key_positions[:, None, keys],
+                )
+                mask = mask & (positions - key_positions < window)
             self._masks[key] = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
         return self._masks[key]
 

@@ -46,12 +46,12 @@ def likelihood(path: Path) -> float:
     model = AutoModelForCausalLM.from_pretrained(
         path, torch_dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    sink = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     total, n_tokens = 0.0, 0
     with torch.inference_mode():
         for sentence in SENTENCES:
             ids = tokenizer(sentence, add_special_tokens=False)["input_ids"]
-            logits = model(torch.tensor([[sink, *ids]])).logits[0, :-1]
+            logits = model(torch.tensor([[bos, *ids]])).logits[0, :-1]
             log_probs = logits.log_softmax(-1)[range(len(ids)), ids]
             total -= float(log_probs.sum())
             n_tokens += len(ids)

@@ -8,8 +8,8 @@ from thinc.api import Model
 from ..errors import Errors, LLMNERError, check_values, wrong
 from ..llm.loading import LoadedLLM
 from ..llm.lora import AdapterSettings
-from ..pipeline.adapter_pipe import check_llm, make_adapter_settings, named
-from ..pipeline.base import carry
+from ..pipeline.adapter_pipe import check_llm, make_adapter_settings, qualified
+from ..pipeline.base import settings_model
 from .templates import TEMPLATES, Template
 
 LOSSES = ("allowed", "raw")
@@ -46,7 +46,7 @@ class PaDeLLMSettings:
     def trained_with(self, labels: Sequence[str]) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): What an adapter fits, besides its own settings."""
         words = {label: self.label_words.get(label, label) for label in labels}
-        return {**named("template", self.template), "label_words": words}
+        return {**qualified("template", self.template), "label_words": words}
 
 
 def make_padellm(
@@ -84,7 +84,7 @@ def make_padellm(
             known = ", ".join(TEMPLATES)
             raise LLMNERError(Errors.E006.format(value=template, what="template", known=known))
         template = TEMPLATES[template]
-    return carry(
+    return settings_model(
         "padellm", PaDeLLMSettings(template, dict(label_words or {}), adapter, learn_index, loss)
     )
 

@@ -9,25 +9,25 @@ from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..decoding.engine import Decoder, Program
+from ..decoding.engine import DecodingEngine, Request
 from ..errors import Errors, LLMNERError
 from ..llm.loading import LoadedLLM
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..llm.registry import LLM
 from ..llm.word_tokens import WordTokens
-from ..pipeline.adapter_pipe import AdapterPipe, InUse, Made
-from ..pipeline.base import FACTORY
+from ..pipeline.adapter_pipe import AdaptedLLM, AdapterCache, AdapterPipe
+from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions
-from ..pipeline.predictions import Found, FoundSpan
-from ..pipeline.spans import Mention, flat, found_spans
-from ..pipeline.training import Mentions, known_windows
-from ..pipeline.windows import Window, read_windows, readable
+from ..pipeline.predictions import PredictedSpan, Prediction
+from ..pipeline.spans import Mention, filter_overlapping, token_spans
+from ..pipeline.training import MentionsByLabel, known_windows
+from ..pipeline.windows import Window, drop_unreadable, read_windows
 from .architecture import PaDeLLMSettings
 from .beginnings import LEAST_THRESHOLD
 from .config import check_settings
-from .decoding import FindSettings, OnLabel, Written, finder
-from .postprocess import deduplicate, placed
-from .templates import Wording, most_tokens
+from .decoding import DecodedMention, MentionDecodingSettings, OnLabel, find_mentions
+from .postprocess import deduplicate, locate_mentions
+from .templates import TemplateEncoder, most_tokens
 from .training_data import training_sequences
 
 logger = logging.getLogger("spacy_llmner")
@@ -61,7 +61,7 @@ name = null
 DEFAULT_CONFIG = Config().from_str(default_config)["padellm_ner"]
 
 
-@Language.factory("padellm_ner", default_config=DEFAULT_CONFIG, **FACTORY)
+@Language.factory("padellm_ner", default_config=DEFAULT_CONFIG, **FACTORY_META)
 def make_padellm_ner_pipe(
     nlp: Language,
     name: str,
@@ -84,7 +84,7 @@ def make_padellm_ner_pipe(
     """Build a `padellm_ner`; nothing is loaded.
 
     llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
-    model (Model): Wording and adapter (`spacy_llmner.PaDeLLM.v1`).
+    model (Model): TemplateEncoder and adapter (`spacy_llmner.PaDeLLM.v1`).
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
     count (str): "argmax" takes the likeliest number of mentions, as published; "calibrated" weighs all
@@ -183,47 +183,59 @@ class PaDeLLM(AdapterPipe):
 
     @property
     def settings(self) -> PaDeLLMSettings:
-        """RETURNS (PaDeLLMSettings): Wording and adapter."""
+        """RETURNS (PaDeLLMSettings): TemplateEncoder and adapter."""
         return self.model.attrs["settings"]
 
-    def predict(self, docs: Iterable[Doc]) -> List[Found]:
+    def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
         """Find entities, without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Found]): For each Doc. Nothing is found in training before the first step that learns:
+        RETURNS (List[Prediction]): For each Doc. Nothing is found in training before the first step that learns:
             without it the LLM counts many mentions of each label, and to write them takes minutes.
         RAISES (LLMNERError): If the component is not trained, the LLM is not the one it knows, or a
             setting in `cfg` makes no sense.
         """
         docs = list(docs)
         texts = [doc.text for doc in docs]
-        decoder, wording = self._decoder()
-        if self._optimizer is not None and self.module.changes_nothing():
-            return [Found([], []) for _ in docs]
-        windows = [self._windows(doc, wording) for doc in docs]
+        engine, prompt_encoder = self._engine()
+        if self._optimizer is not None and self.module.is_untrained():
+            return [Prediction([], []) for _ in docs]
+        windows = [self._windows(doc, prompt_encoder) for doc in docs]
         order = sorted(
             ((i, w) for i, parts in enumerate(windows) for w in parts),
             key=lambda item: len(item[1].words.ids),
         )
-        programs = [self.program(wording, w.words, texts[i]) for i, w in order]
-        written: Dict[int, List[Dict[str, List[Written]]]] = {i: [] for i in range(len(docs))}
-        for (i, _), found in zip(order, decoder.run(programs)):
+        requests = [self.request(prompt_encoder, w.words, texts[i]) for i, w in order]
+        written: Dict[int, List[Dict[str, List[DecodedMention]]]] = {
+            i: [] for i in range(len(docs))
+        }
+        for (i, _), found in zip(order, engine.run(requests)):
             written[i].append(found)
         return [self._found(doc, written[i]) for i, doc in enumerate(docs)]
 
-    def program(
-        self, wording: Wording, words: WordTokens, text: str, on_label: Optional[OnLabel] = None
-    ) -> Program:
-        """RETURNS (Program): Finds the mentions in some words of a text. See `finder`."""
-        return finder(wording, words, text, self.labels, self.find_settings, on_label)
+    def request(
+        self,
+        prompt_encoder: TemplateEncoder,
+        words: WordTokens,
+        text: str,
+        on_label: Optional[OnLabel] = None,
+    ) -> Request:
+        """RETURNS (Request): Finds the mentions in some words of a text. See `find_mentions`."""
+        return find_mentions(
+            prompt_encoder, words, text, self.labels, self.decoding_settings, on_label
+        )
 
     def sequences(
-        self, wording: Wording, words: WordTokens, text: str, mentions: Mentions
+        self,
+        prompt_encoder: TemplateEncoder,
+        words: WordTokens,
+        text: str,
+        mentions: MentionsByLabel,
     ) -> List[TrainingSequence]:
         """RETURNS (List[TrainingSequence]): What is learnt from some words of a text."""
         settings = self.settings
         return training_sequences(
-            wording,
+            prompt_encoder,
             words,
             text,
             self.labels,
@@ -233,12 +245,12 @@ class PaDeLLM(AdapterPipe):
         )
 
     @property
-    def find_settings(self) -> FindSettings:
-        """RETURNS (FindSettings): How mentions are counted and decoded."""
+    def decoding_settings(self) -> MentionDecodingSettings:
+        """RETURNS (MentionDecodingSettings): How mentions are counted and decoded."""
         threshold = None
         if self.cfg["count"] == "calibrated":
             threshold = max(self.cfg["count_threshold"], LEAST_THRESHOLD)
-        return FindSettings(
+        return MentionDecodingSettings(
             count_threshold=threshold,
             nested=self.cfg["train_spans"] is not None,
             raw=self.cfg["probability"] == "raw",
@@ -258,27 +270,29 @@ class PaDeLLM(AdapterPipe):
         key = self.cfg["spans_key"]
         doc.spans[key] = SpanGroup(doc, name=key, attrs={"scores": [], "method": self.name})
         group = doc.spans[key]
-        decoder, wording = self._decoder()
-        for window in self._windows(doc, wording):
-            done: List[FoundSpan] = []
+        engine, prompt_encoder = self._engine()
+        for window in self._windows(doc, prompt_encoder):
+            done: List[PredictedSpan] = []
 
-            def tell(label: str, written: List[Written]) -> None:
+            def tell(label: str, written: List[DecodedMention]) -> None:
                 mentions = self._mentions([{label: written}])
-                done.extend(found_spans(doc, mentions))  # noqa: B023
+                done.extend(token_spans(doc, mentions))  # noqa: B023
 
-            for _ in decoder.steps([self.program(wording, window.words, text, tell)]):
+            for _ in engine.steps([self.request(prompt_encoder, window.words, text, tell)]):
                 while done:
                     found = done.pop(0)
                     group.append(Span(doc, found.start, found.end, label=found.label))
                     group.attrs["scores"].append(found.score)
                     yield group[-1]
 
-    def _found(self, doc: Doc, written: List[Dict[str, List[Written]]]) -> Found:
+    def _found(self, doc: Doc, written: List[Dict[str, List[DecodedMention]]]) -> Prediction:
         mentions = deduplicate(doc.text, self._mentions(written), self.cfg["deduplicate"])
-        return Found(found_spans(doc, flat(mentions)), found_spans(doc, mentions))
+        return Prediction(
+            token_spans(doc, filter_overlapping(mentions)), token_spans(doc, mentions)
+        )
 
-    def _mentions(self, written: List[Dict[str, List[Written]]]) -> List[Mention]:
-        mentions, lost = placed(
+    def _mentions(self, written: List[Dict[str, List[DecodedMention]]]) -> List[Mention]:
+        mentions, lost = locate_mentions(
             written,
             self.cfg["confidence"],
             raw=self.cfg["probability"] == "raw",
@@ -308,7 +322,7 @@ class PaDeLLM(AdapterPipe):
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
         self.module = self._optimizer = None
-        self._made = Made()
+        self._adapted = AdapterCache()
         self.adopt_labels(examples, labels)
         llm = self.adopt_llm()
         self.settings.check(self.name, self.labels, llm)
@@ -322,37 +336,37 @@ class PaDeLLM(AdapterPipe):
         return [packed for eg in examples for packed in self._packed(eg)]
 
     def _packed(self, eg: Example) -> List[Packed]:
-        wording = self.ready().wording
+        prompt_encoder = self.ready().prompt_encoder
         mentions = gold_mentions(eg, self.cfg["train_spans"])
         strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
         if strange:
             raise self.unknown_labels(strange)
         doc = eg.predicted
         return [
-            pack(self.sequences(wording, words, doc.text, inside))
-            for words, inside in known_windows(doc, self.learnt_windows(doc), mentions)
+            pack(self.sequences(prompt_encoder, words, doc.text, inside))
+            for words, inside in known_windows(doc, self.text_windows(doc), mentions)
         ]
 
-    def learnt_windows(self, doc: Doc) -> List[Window]:
-        return self._windows(doc, self.ready().wording)
+    def text_windows(self, doc: Doc) -> List[Window]:
+        return self._windows(doc, self.ready().prompt_encoder)
 
-    def _windows(self, doc: Doc, wording: Wording) -> List[Window]:
-        most = most_tokens(wording, self.labels, self.shared_llm().max_length, self.name)
+    def _windows(self, doc: Doc, prompt_encoder: TemplateEncoder) -> List[Window]:
+        most = most_tokens(prompt_encoder, self.labels, self.shared_llm().max_length, self.name)
         size = min(self.cfg["window"], most)
-        return readable(read_windows(doc, wording.tokenizer, size), most, self.name)
+        return drop_unreadable(read_windows(doc, prompt_encoder.tokenizer, size), most, self.name)
 
-    def _decoder(self) -> Tuple[Decoder, Wording]:
+    def _engine(self) -> Tuple[DecodingEngine, TemplateEncoder]:
         # Settings may be changed at any time.
         check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
-        llm, view, wording = self.ready()
+        llm, view, prompt_encoder = self.ready()
         raw = self.cfg["probability"] == "raw"
-        return Decoder(llm, view, raw=raw, max_slots=self.max_batch_tokens), wording
+        return DecodingEngine(llm, view, raw=raw, max_slots=self.max_batch_tokens), prompt_encoder
 
-    def ready(self) -> InUse:
+    def ready(self) -> AdaptedLLM:
         """RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
         if self.module is None:
             raise self.not_trained()
         return super().ready()
 
-    def make_wording(self, llm: LoadedLLM) -> Wording:
-        return Wording(self.settings.template, llm.tokenizer, self.settings.label_words)
+    def make_prompt_encoder(self, llm: LoadedLLM) -> TemplateEncoder:
+        return TemplateEncoder(self.settings.template, llm.tokenizer, self.settings.label_words)

@@ -4,7 +4,7 @@ import math
 from typing import Dict, Set, Tuple
 
 from ..decoding.engine import Scores
-from .templates import Numbers
+from .templates import NumberTokens
 
 
 class Counts:
@@ -13,11 +13,11 @@ class Counts:
     What begins alike and was not told apart, such as "1" and "12" where each digit is a token, is booked on
     the lowest number of it: there are at least so many.
 
-    numbers (Numbers): The possible numbers.
+    numbers (NumberTokens): The possible numbers.
     p (Dict[int, float]): The probability of each.
     """
 
-    def __init__(self, numbers: Numbers) -> None:
+    def __init__(self, numbers: NumberTokens) -> None:
         self.numbers = numbers
         self.p: Dict[int, float] = {numbers.lowest[numbers.start]: 1.0}
         self._told_apart: Set[Tuple[int, ...]] = set()

@@ -6,22 +6,22 @@ from typing import Callable, Dict, Generator, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..decoding.constraints import Substrings
-from ..decoding.engine import Node, Program, Tree
-from ..decoding.generate import Answer, Branch, common_prefix, decode, look_ahead, together
-from ..decoding.substrings import substrings
+from ..decoding.engine import Node, Request, Tree
+from ..decoding.generate import Answer, Branch, common_prefix, decode, look_ahead, run_parallel
+from ..decoding.substrings import substring_constraint
 from ..llm.word_tokens import WordTokens
 from .beginnings import Beginning, Beginnings
 from .counts import Counts
-from .templates import Numbers, Wording
+from .templates import NumberTokens, TemplateEncoder
 
 
 @dataclass
-class Written:
+class DecodedMention:
     """A mention as the LLM wrote it.
 
     label (str): Its label.
     index (int): Its number among the mentions of the label, from 1.
-    places (List[Tuple[int, int]]): Where in the text its string stands: (start, end) in characters. None
+    occurrences (List[Tuple[int, int]]): Where in the text its string stands: (start, end) in characters. None
         if it was not written to its end.
     log_probs (List[float]): Of its tokens, the end left out, renormalised over what was allowed. With
         `count_threshold`, the first says how likely any mention of the label begins so.
@@ -30,13 +30,13 @@ class Written:
 
     label: str
     index: int
-    places: List[Tuple[int, int]]
+    occurrences: List[Tuple[int, int]]
     log_probs: List[float]
     raw_log_probs: List[float]
 
 
 @dataclass(frozen=True)
-class FindSettings:
+class MentionDecodingSettings:
     """How mentions are counted and decoded.
 
     count_threshold (Optional[float]): Write what is more likely than this to begin a mention; None takes
@@ -56,32 +56,32 @@ class FindSettings:
     look_ahead: bool = True
 
 
-OnLabel = Callable[[str, List[Written]], None]
+OnLabel = Callable[[str, List[DecodedMention]], None]
 
 
-def finder(
-    wording: Wording,
+def find_mentions(
+    prompt_encoder: TemplateEncoder,
     words: WordTokens,
     text: str,
     labels: Sequence[str],
-    settings: FindSettings,
+    settings: MentionDecodingSettings,
     on_label: Optional[OnLabel] = None,
-) -> Program:
+) -> Request:
     """Make the program that finds the mentions of a text.
 
     on_label (Optional[Callable]): Told the mentions of a label as soon as they are all written.
-    RETURNS (Program): Returns Dict[str, List[Written]].
+    RETURNS (Request): Returns Dict[str, List[DecodedMention]].
     """
 
-    def program(tree: Tree) -> Generator[None, None, Dict[str, List[Written]]]:
-        search = _Search(tree, wording, words, text, settings)
+    def request(tree: Tree) -> Generator[None, None, Dict[str, List[DecodedMention]]]:
+        search = _Search(tree, prompt_encoder, words, text, settings)
         return (yield from search.run(labels, on_label))
 
-    return program
+    return request
 
 
 @dataclass
-class _Asked:
+class _LabelPrompt:
     """The places in the tree at which a label is asked about."""
 
     label: str
@@ -93,49 +93,51 @@ class _Asked:
 @dataclass
 class _Search:
     tree: Tree
-    wording: Wording
+    prompt_encoder: TemplateEncoder
     words: WordTokens
     text: str
-    settings: FindSettings
+    settings: MentionDecodingSettings
     mentions: Substrings = field(init=False)
-    numbers: Numbers = field(init=False)
+    numbers: NumberTokens = field(init=False)
 
     def __post_init__(self) -> None:
-        tokenizer = self.wording.tokenizer if self.wording.template.bare else None
-        self.mentions = substrings(self.words, self.wording.end, tokenizer, self.text)
-        self.numbers = self.wording.numbers(len(self.mentions.first))
+        tokenizer = self.prompt_encoder.tokenizer if self.prompt_encoder.template.bare else None
+        self.mentions = substring_constraint(
+            self.words, self.prompt_encoder.end, tokenizer, self.text
+        )
+        self.numbers = self.prompt_encoder.numbers(len(self.mentions.first))
 
     def run(
         self, labels: Sequence[str], on_label: Optional[OnLabel]
-    ) -> Generator[None, None, Dict[str, List[Written]]]:
-        prompts = [self.wording.label(label) for label in labels]
+    ) -> Generator[None, None, Dict[str, List[DecodedMention]]]:
+        prompts = [self.prompt_encoder.label(label) for label in labels]
         shared = common_prefix(prompts)
         text = self.tree.add(
-            None, [*self.wording.before, *self.words.ids.tolist(), *prompts[0][:shared]]
+            None, [*self.prompt_encoder.before, *self.words.ids.tolist(), *prompts[0][:shared]]
         )
         branches = [
             self._of_label(text, label, p[shared:], on_label) for label, p in zip(labels, prompts)
         ]
-        found = yield from together(self.tree, branches)
+        found = yield from run_parallel(self.tree, branches)
         return dict(zip(labels, found))
 
-    def _ask(self, text: Node, label: str, ids: Sequence[int]) -> _Asked:
+    def _ask(self, text: Node, label: str, ids: Sequence[int]) -> _LabelPrompt:
         count = {-1: self.numbers.allowed(self.numbers.start)}
-        before = self.wording.count()
-        if self.wording.count_first or not before:
+        before = self.prompt_encoder.count()
+        if self.prompt_encoder.count_first or not before:
             node = self.tree.add(text, [*ids, *before], count)
-            asked = _Asked(label, node, node)
+            asked = _LabelPrompt(label, node, node)
         else:
             node = self.tree.add(text, ids)
-            asked = _Asked(label, node, self.tree.add(node, before, count))
-        if self.settings.look_ahead and not self.wording.count_first:
+            asked = _LabelPrompt(label, node, self.tree.add(node, before, count))
+        if self.settings.look_ahead and not self.prompt_encoder.count_first:
             first = {-1: self.mentions.allowed(self.mentions.start)}
-            asked.first = self.tree.add(node, self.wording.mention(1, 1), first)
+            asked.first = self.tree.add(node, self.prompt_encoder.mention(1, 1), first)
         return asked
 
     def _of_label(
         self, text: Node, label: str, ids: Sequence[int], on_label: Optional[OnLabel]
-    ) -> Generator[None, None, List[Written]]:
+    ) -> Generator[None, None, List[DecodedMention]]:
         asked = self._ask(text, label, ids)
         yield
         counts = Counts(self.numbers)
@@ -153,25 +155,25 @@ class _Search:
         return out
 
     def _by_number(
-        self, asked: _Asked, counts: Counts, counting: Branch
+        self, asked: _LabelPrompt, counts: Counts, counting: Branch
     ) -> Generator[None, None, List[Answer]]:
         """Write the likeliest mention for each number up to the likeliest count, as published."""
         # While the rest of a long number is read, the mentions that its first digit promises are
         # written already.
         likely = counts.likeliest()
-        both = yield from together(
+        both = yield from run_parallel(
             self.tree, [counting, self._write(asked, likely, range(1, likely + 1))]
         )
         n = self.numbers.sequences.index(tuple(both[0].ids))
         answers: List[Answer] = both[1]
         if n > likely:
-            kept = 0 if self.wording.count_first else likely
+            kept = 0 if self.prompt_encoder.count_first else likely
             rest = yield from self._write(asked, n, range(kept + 1, n + 1))
             answers = answers[:kept] + rest
         return answers[:n]
 
     def _by_place(
-        self, asked: _Asked, counts: Counts, counting: Branch
+        self, asked: _LabelPrompt, counts: Counts, counting: Branch
     ) -> Generator[None, None, List[Answer]]:
         """Write what is likely enough to begin a mention, whatever its number is (`begins.py`)."""
         threshold = self.settings.count_threshold
@@ -191,7 +193,7 @@ class _Search:
 
         def write(rows: List[Tuple[Node, int]], begins: Sequence[Beginning]) -> Branch:
             branches = [self._go_on(*rows[b.row], b.token) for b in begins]
-            answers = yield from together(self.tree, branches)
+            answers = yield from run_parallel(self.tree, branches)
             return {(b.token, b.rank): answer for b, answer in zip(begins, answers)}
 
         def write_others(before: Sequence[Beginning]) -> Branch:
@@ -199,7 +201,7 @@ class _Search:
             while True:
                 n = counts.more_likely_than(threshold)
                 if n > asked_for:
-                    rows = [] if self.wording.count_first else rows
+                    rows = [] if self.prompt_encoder.count_first else rows
                     guesses = self._guesses(asked, n)
                     for k in range(len(rows) + 1, n + 1):
                         rows.append(self._ask_mention(asked, n, k, guesses[k - 1 : k]))
@@ -214,7 +216,7 @@ class _Search:
 
         # What the first mention promises is written while the others are asked for.
         first = likely(firsts)
-        _, answers, (final, others) = yield from together(
+        _, answers, (final, others) = yield from run_parallel(
             self.tree, [count(), write(firsts, first), write_others(first)]
         )
         answers.update(others)
@@ -227,28 +229,34 @@ class _Search:
             out.append(answer)
         return out
 
-    def _in_order(self, label: str, answers: Sequence[Answer]) -> List[Written]:
-        """RETURNS (List[Written]): What was written by place in the order of the text, where a string that
+    def _in_order(self, label: str, answers: Sequence[Answer]) -> List[DecodedMention]:
+        """RETURNS (List[DecodedMention]): What was written by place in the order of the text, where a string that
         was written twice stands twice; what was written by number in that order."""
         out = []
         times: Dict[Tuple[Tuple[int, int], ...], int] = {}
         for k, answer in enumerate(answers, 1):
-            places = self.mentions.spans(answer.state) if answer.complete else []
-            out.append(Written(label, k, places, answer.log_probs[:-1], answer.raw_log_probs[:-1]))
+            occurrences = self.mentions.spans(answer.state) if answer.complete else []
+            out.append(
+                DecodedMention(
+                    label, k, occurrences, answer.log_probs[:-1], answer.raw_log_probs[:-1]
+                )
+            )
         if self.settings.count_threshold is None:
             return out
         at = []
         for written in out:
-            key = tuple(written.places)
+            key = tuple(written.occurrences)
             times[key] = times.get(key, -1) + 1
             at.append(key[min(times[key], len(key) - 1)] if key else (0, 0))
         order = sorted(range(len(out)), key=lambda i: at[i])
         return [replace(out[i], index=k) for k, i in enumerate(order, 1)]
 
-    def _ask_mention(self, asked: _Asked, n: int, k: int, guess: Sequence[int]) -> Tuple[Node, int]:
+    def _ask_mention(
+        self, asked: _LabelPrompt, n: int, k: int, guess: Sequence[int]
+    ) -> Tuple[Node, int]:
         """RETURNS (Tuple[Node, int]): Where mention k is asked for, with guesses of it behind, and how many
         of its tokens are the question."""
-        prompt = self.wording.mention(n, k)
+        prompt = self.prompt_encoder.mention(n, k)
         asks, guessed = look_ahead(
             self.mentions, self.mentions.start, guess, self.settings.draft, self.settings.raw
         )
@@ -272,13 +280,17 @@ class _Search:
         )
 
     def _write(
-        self, asked: _Asked, n: int, indices: Sequence[int]
+        self, asked: _LabelPrompt, n: int, indices: Sequence[int]
     ) -> Generator[None, None, List[Answer]]:
         guesses = self._guesses(asked, n)
         settings = self.settings
         branches = []
         for k in indices:
-            node, prompt, guess = asked.prompt, self.wording.mention(n, k), guesses[k - 1 : k]
+            node, prompt, guess = (
+                asked.prompt,
+                self.prompt_encoder.mention(n, k),
+                guesses[k - 1 : k],
+            )
             if k == 1 and asked.first is not None:
                 node, prompt, guess = asked.first, [], []
             branches.append(
@@ -293,9 +305,9 @@ class _Search:
                     max_tokens=settings.max_tokens,
                 )
             )
-        return (yield from together(self.tree, branches))
+        return (yield from run_parallel(self.tree, branches))
 
-    def _guesses(self, asked: _Asked, n: int) -> List[int]:
+    def _guesses(self, asked: _LabelPrompt, n: int) -> List[int]:
         """RETURNS (List[int]): How the mentions may begin: as what else could be the first one."""
         if asked.first is None or n < 2 or not self.settings.draft:
             return []

@@ -3,19 +3,19 @@
 import math
 from typing import Dict, Iterable, List, Tuple
 
-from ..pipeline.spans import Mention, place
-from .decoding import Written
+from ..pipeline.spans import Mention, assign_occurrences
+from .decoding import DecodedMention
 
 DEDUPLICATION = ("none", "string", "span")
 CONFIDENCE = ("product", "mean")
 
 
-def placed(
-    written: Iterable[Dict[str, List[Written]]], kind: str, *, raw: bool
+def locate_mentions(
+    written: Iterable[Dict[str, List[DecodedMention]]], kind: str, *, raw: bool
 ) -> Tuple[List[Mention], int]:
     """Place everything that was written about a text, and say how sure the LLM was of it.
 
-    written (Iterable[Dict[str, List[Written]]]): By label, for each window of the text.
+    written (Iterable[Dict[str, List[DecodedMention]]]): By label, for each window of the text.
     kind, raw: See `confidence`.
     RETURNS (Tuple[List[Mention], int]): In the order of the text, and how many had no place.
     """
@@ -23,7 +23,7 @@ def placed(
     lost = 0
     for by_label in written:
         for label, answers in by_label.items():
-            for answer, (start, end) in zip(answers, place(answers)):
+            for answer, (start, end) in zip(answers, assign_occurrences(answers)):
                 if start < 0:
                     lost += 1
                     continue
@@ -32,7 +32,7 @@ def placed(
     return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label)), lost
 
 
-def confidence(mention: Written, kind: str, *, raw: bool) -> float:
+def confidence(mention: DecodedMention, kind: str, *, raw: bool) -> float:
     """How sure the LLM was of a mention (methods.md 2a.5).
 
     kind (str): "product" of the tokens' probabilities as published, or their geometric "mean".

@@ -79,7 +79,7 @@ TEMPLATES: Dict[str, Template] = {
 MAX_COUNT = 999
 
 
-class Numbers(Choices):
+class NumberTokens(Choices):
     """The numbers from 0 on, as answers. Sequence n is number n.
 
     lowest (Dict[Tuple[int, ...], int]): The lowest number that begins with some tokens.
@@ -93,7 +93,7 @@ class Numbers(Choices):
                 self.lowest.setdefault(sequence[:k], n)
 
 
-class Wording:
+class TemplateEncoder:
     """A template in the tokens of one LLM.
 
     template (Template): The wording.
@@ -110,7 +110,7 @@ class Wording:
         # The end of an answer: what the LLM itself ends with.
         self.end: int = tokenizer.end[0]
         before, rest = template.prompt.split("{text}")
-        self.before = tokenizer.sink + self.encode(before)
+        self.before = tokenizer.bos + self.encode(before)
         self._middle, self._behind = rest.split("{label}")
         self._encode = lru_cache(maxsize=4096)(self.encode)
         self._numbers = lru_cache(maxsize=256)(self._make_numbers)
@@ -132,12 +132,12 @@ class Wording:
         end = list(self._encode(self.template.count_end)) if n else []
         return list(self._encode(str(n))) + (end or [self.end])
 
-    def numbers(self, most: int) -> Numbers:
-        """RETURNS (Numbers): All answers from 0 to `most`."""
+    def numbers(self, most: int) -> NumberTokens:
+        """RETURNS (NumberTokens): All answers from 0 to `most`."""
         return self._numbers(min(most, MAX_COUNT))
 
-    def _make_numbers(self, most: int) -> Numbers:
-        return Numbers([self.number(n) for n in range(most + 1)])
+    def _make_numbers(self, most: int) -> NumberTokens:
+        return NumberTokens([self.number(n) for n in range(most + 1)])
 
     def mention(self, count: int, index: int) -> List[int]:
         """RETURNS (List[int]): What is read before mention number `index` is written."""
@@ -160,7 +160,9 @@ class Wording:
         return "{count}" in self.template.mention
 
 
-def most_tokens(wording: Wording, labels: Sequence[str], max_length: int, name: str) -> int:
+def most_tokens(
+    prompt_encoder: TemplateEncoder, labels: Sequence[str], max_length: int, name: str
+) -> int:
     """Say how long a text may be, so that any part of it fits behind it as an answer.
 
     labels (Sequence[str]): What is asked for.
@@ -169,7 +171,7 @@ def most_tokens(wording: Wording, labels: Sequence[str], max_length: int, name: 
     RETURNS (int): In tokens.
     RAISES (LLMNERError): If a prompt leaves no room for a text.
     """
-    tokens, longest = max((wording.around(label), label) for label in labels)
+    tokens, longest = max((prompt_encoder.around(label), label) for label in labels)
     most = (max_length - tokens) // 2
     if most < 1:
         label = longest if len(longest) < 80 else f"{longest[:80]}..."

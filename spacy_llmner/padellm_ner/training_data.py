@@ -2,23 +2,23 @@
 
 from typing import Any, List, Optional, Sequence, Tuple
 
-from ..decoding.constraints import NOTHING, allowed_along
-from ..decoding.substrings import substrings
+from ..decoding.constraints import NO_TOKENS, allowed_along
+from ..decoding.substrings import substring_constraint
 from ..llm.packing import TrainingSequence
 from ..llm.word_tokens import WordTokens, spelling
-from ..pipeline.training import Mentions
-from .templates import Wording
+from ..pipeline.training import MentionsByLabel
+from .templates import TemplateEncoder
 
 # How much a count is learnt that is asked for once, and not, as published, with every mention.
 COUNT_WEIGHT = 3.0
 
 
 def training_sequences(
-    wording: Wording,
+    prompt_encoder: TemplateEncoder,
     words: WordTokens,
     text: str,
     labels: Sequence[str],
-    mentions: Mentions,
+    mentions: MentionsByLabel,
     *,
     learn_index: bool = True,
     allowed: bool = True,
@@ -35,25 +35,25 @@ def training_sequences(
         is the published loss, over the whole vocabulary.
     """
     out = []
-    tokenizer = wording.tokenizer if wording.template.bare else None
-    places = substrings(words, wording.end, tokenizer, text)
+    tokenizer = prompt_encoder.tokenizer if prompt_encoder.template.bare else None
+    occurrences = substring_constraint(words, prompt_encoder.end, tokenizer, text)
     for label in labels:
-        prompt = [*wording.before, *words.ids.tolist(), *wording.label(label)]
-        asked = [*prompt, *wording.count()]
+        prompt = [*prompt_encoder.before, *words.ids.tolist(), *prompt_encoder.label(label)]
+        asked = [*prompt, *prompt_encoder.count()]
         # Of a mention that is there twice, one can be found.
         found = sorted(set(mentions.get(label, [])), key=lambda m: (m[0], -m[1]))
         n = len(found)
-        numbers = wording.numbers(max(len(places.first), n))
-        if n == 0 or not wording.count_first:
-            weight = 1.0 if wording.count_first else COUNT_WEIGHT
-            number = wording.number(n)
+        numbers = prompt_encoder.numbers(max(len(occurrences.first), n))
+        if n == 0 or not prompt_encoder.count_first:
+            weight = 1.0 if prompt_encoder.count_first else COUNT_WEIGHT
+            number = prompt_encoder.number(n)
             out.append(_sequence(asked, number, weight, numbers if allowed else None))
         for k, mention in enumerate(found, 1):
-            head = wording.mention(n, k)
-            answer = [*mention_tokens(wording, words, text, mention), wording.end]
-            if wording.count_first:
+            head = prompt_encoder.mention(n, k)
+            answer = [*mention_tokens(prompt_encoder, words, text, mention), prompt_encoder.end]
+            if prompt_encoder.count_first:
                 # The count is learnt with its end; what follows it is the index template.
-                counted = wording.number(n)
+                counted = prompt_encoder.number(n)
                 shared = _common(head, counted)
                 between = learn_index and not allowed
                 learnt = [True] * shared + [between] * (len(head) - shared)
@@ -63,26 +63,28 @@ def training_sequences(
                 )
                 if allowed:
                     sequence.allowed = [
-                        *[NOTHING] * len(asked),
+                        *[NO_TOKENS] * len(asked),
                         *allowed_along(numbers, head[:shared]),
-                        *[NOTHING] * (len(head) - shared),
-                        *allowed_along(places, answer),
+                        *[NO_TOKENS] * (len(head) - shared),
+                        *allowed_along(occurrences, answer),
                     ]
             else:
-                sequence = _sequence([*prompt, *head], answer, 1.0, places if allowed else None)
+                sequence = _sequence(
+                    [*prompt, *head], answer, 1.0, occurrences if allowed else None
+                )
             out.append(sequence)
     return out
 
 
 def mention_tokens(
-    wording: Wording, words: WordTokens, text: str, mention: Tuple[int, int]
+    prompt_encoder: TemplateEncoder, words: WordTokens, text: str, mention: Tuple[int, int]
 ) -> List[int]:
     """RETURNS (List[int]): How a mention is written."""
     start, end = mention
     inside = words.ids[words.first[start] : words.last[end - 1] + 1].tolist()
-    if not wording.template.bare:
+    if not prompt_encoder.template.bare:
         return inside
-    bare = spelling(wording.tokenizer, text[slice(*words.bounds[start])])
+    bare = spelling(prompt_encoder.tokenizer, text[slice(*words.bounds[start])])
     return bare + inside[int(words.last[start] - words.first[start]) + 1 :]
 
 
@@ -91,7 +93,7 @@ def _sequence(
 ) -> TrainingSequence:
     """rule (Optional[Any]): The constraint that the answer is written under."""
     learnt = [False] * len(prompt) + [True] * len(answer)
-    allowed = None if rule is None else [NOTHING] * len(prompt) + allowed_along(rule, answer)
+    allowed = None if rule is None else [NO_TOKENS] * len(prompt) + allowed_along(rule, answer)
     return TrainingSequence([*prompt, *answer], learnt, weight, allowed)
 
 

@@ -15,28 +15,28 @@ from ..errors import Errors, LLMNERError, check_values, wrong
 from ..llm.loading import LoadedLLM
 from ..llm.lora import Adapter, AdapterSettings, new_adapter
 from ..llm.packing import Packed, target_logits
-from .base import LLMNERPipe, drawn_apart
+from .base import LLMNERPipe, isolated_seed
 from .gold import gold_mentions
-from .training import batches_by_tokens, cross_entropy, parts_of, warn_about_left_out
+from .training import batches_by_tokens, cross_entropy, training_windows, warn_about_skipped
 from .windows import Window
 
 # Tokens of one training pass on a CPU, where more take memory and save nothing.
-TRAINED_AT_ONCE = 512
+CPU_TRAINING_TOKENS = 512
 
 
-class InUse(NamedTuple):
+class AdaptedLLM(NamedTuple):
     """What is made of the shared LLM at first use.
 
     view (nn.Module): The LLM's decoder with the adapter in it.
-    wording (Any): The component's prompts in the LLM's tokens.
+    prompt_encoder (Any): The component's prompts in the LLM's tokens.
     """
 
     llm: LoadedLLM
     view: Any
-    wording: Any
+    prompt_encoder: Any
 
 
-class Made:
+class AdapterCache:
     """View and wording, as long as the pool holds the LLM: `unload` frees its weights. A copy of the
     component makes its own."""
 
@@ -45,13 +45,13 @@ class Made:
         self.lock = RLock()
 
     def __reduce__(self):
-        return Made, ()
+        return AdapterCache, ()
 
 
 class AdapterPipe(LLMNERPipe):
     """Base class: learns packed texts with an adapter of its own on the shared LLM.
 
-    A component says what is learnt with `packed`, and how it speaks with `make_wording`. Its settings
+    A component says what is learnt with `packed`, and how it speaks with `make_prompt_encoder`. Its settings
     (`model.attrs["settings"]`) hold AdapterSettings as `adapter`, and say with `trained_with` what the
     adapter fits; its `cfg` has "shapes" and "train_spans".
     """
@@ -61,7 +61,7 @@ class AdapterPipe(LLMNERPipe):
     def __init__(self, *args: Any, **cfg: Any) -> None:
         """See LLMNERPipe."""
         super().__init__(*args, **cfg)
-        self._made = Made()
+        self._adapted = AdapterCache()
 
     @property
     def settings(self) -> Any:
@@ -72,7 +72,7 @@ class AdapterPipe(LLMNERPipe):
         """RETURNS (List[Packed]): What is learnt from some examples, text by text."""
         raise NotImplementedError
 
-    def learnt_windows(self, doc: Doc) -> List[Window]:
+    def text_windows(self, doc: Doc) -> List[Window]:
         """RETURNS (List[Window]): What is learnt of a Doc, if all of it is known."""
         raise NotImplementedError
 
@@ -83,15 +83,15 @@ class AdapterPipe(LLMNERPipe):
         parts = (
             part
             for eg in examples
-            for part in parts_of(
+            for part in training_windows(
                 eg.predicted,
-                self.learnt_windows(eg.predicted),
+                self.text_windows(eg.predicted),
                 gold_mentions(eg, self.cfg["train_spans"]),
             )
         )
-        warn_about_left_out(self.name, parts)
+        warn_about_skipped(self.name, parts)
 
-    def make_wording(self, llm: LoadedLLM) -> Any:
+    def make_prompt_encoder(self, llm: LoadedLLM) -> Any:
         """RETURNS (Any): The component's prompts in the tokens of an LLM."""
         raise NotImplementedError
 
@@ -125,7 +125,7 @@ class AdapterPipe(LLMNERPipe):
         weight = sum(float(packed.weights.sum()) for packed in texts)
         at_once = self.max_batch_tokens
         if llm.device.type == "cpu":
-            at_once = min(at_once, TRAINED_AT_ONCE)
+            at_once = min(at_once, CPU_TRAINING_TOKENS)
         for batch in batches_by_tokens(texts, at_once):
             if not any(len(packed.rows) for packed in batch):
                 continue
@@ -150,23 +150,23 @@ class AdapterPipe(LLMNERPipe):
 
     def start_adapter(self, llm: LoadedLLM) -> None:
         """Make a new adapter, which changes nothing yet."""
-        with drawn_apart(llm.device):
+        with isolated_seed(llm.device):
             self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
         self.cfg["trained_with"] = self.trained_with()
 
-    def ready(self) -> InUse:
-        """RETURNS (InUse): The LLM with the adapter; without one, as it is.
+    def ready(self) -> AdaptedLLM:
+        """RETURNS (AdaptedLLM): The LLM with the adapter; without one, as it is.
         RAISES (LLMNERError): If the LLM is another one than the component was trained on."""
         llm = self.shared_llm()
-        with self._made.lock:
-            made = self._made.by_llm
+        with self._adapted.lock:
+            made = self._adapted.by_llm
             if llm not in made:
                 adapter = self.module
                 view = (
                     llm.decoder if adapter is None else adapter.attach(llm, self.settings.adapter)
                 )
-                made[llm] = view, self.make_wording(llm)
-            return InUse(llm, *made[llm])
+                made[llm] = view, self.make_prompt_encoder(llm)
+            return AdaptedLLM(llm, *made[llm])
 
     def not_trained(self) -> LLMNERError:
         """RETURNS (LLMNERError): About a component that was never initialized."""
@@ -177,7 +177,7 @@ class AdapterPipe(LLMNERPipe):
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
-        self._made = Made()
+        self._adapted = AdapterCache()
 
 
 def make_adapter_settings(
@@ -190,7 +190,7 @@ def make_adapter_settings(
     return AdapterSettings(rank, alpha, first_layer)
 
 
-def named(block: str, settings: Any) -> Dict[str, Any]:
+def qualified(block: str, settings: Any) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): The settings in a block of the config, by their full names."""
     return {f"{block}.{setting}": value for setting, value in asdict(settings).items()}
 

@@ -22,12 +22,12 @@ from ..llm.loading import LoadedLLM
 from ..llm.registry import LLM
 from ..llm.spec import is_forked
 from .extensions import set_extensions
-from .predictions import Found, write_found
+from .predictions import Prediction, write_prediction
 
 TENSORS = "model.safetensors"
 
 # What every component tells spaCy about itself.
-FACTORY: Dict[str, Any] = {
+FACTORY_META: Dict[str, Any] = {
     "assigns": ["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
     "default_score_weights": {
         "ents_f": 1.0,
@@ -195,14 +195,14 @@ class LLMNERPipe(TrainablePipe):
         half = len(docs) // 2
         return self._annotate(docs[:half]) + self._annotate(docs[half:])
 
-    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
+    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
         """Write what was found: everything with its score to doc.spans, the best to doc.ents.
 
         docs (Iterable[Doc]): The Docs, modified in place.
-        scores (Sequence[Found]): From `predict`.
+        scores (Sequence[Prediction]): From `predict`.
         """
         for doc, found in zip(docs, scores):
-            write_found(doc, found, self.cfg["spans_key"], self.cfg["overwrite"], self.name)
+            write_prediction(doc, found, self.cfg["spans_key"], self.cfg["overwrite"], self.name)
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Make one step with the gradients gathered since the last.
@@ -348,14 +348,14 @@ class LLMNERPipe(TrainablePipe):
 
 
 @contextmanager
-def drawn_apart(device: torch.device) -> Iterator[None]:
+def isolated_seed(device: torch.device) -> Iterator[None]:
     """Draw new weights by a seed from `random`, which spaCy seeds, and leave torch's generators alone."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(random.getrandbits(31))
         yield
 
 
-def carry(name: str, settings: Any) -> Model:
+def settings_model(name: str, settings: Any) -> Model:
     """Put settings into a thinc Model that does nothing.
 
     The trained part itself is a torch module that the component owns, since its sizes are known only

@@ -14,9 +14,9 @@ from spacy.tokens import Doc, Span, SpanGroup
 
 from ..errors import Errors, LLMNERError, Warnings, wrong
 from .base import LLMNERPipe
-from .predictions import beside, blocked_in, write_group
+from .predictions import blocked_tokens, without_overlaps, write_group
 from .scorers import chars, places_of
-from .spans import Mention, flat
+from .spans import Mention, filter_overlapping
 
 
 @Language.factory(
@@ -88,8 +88,10 @@ class Combine:
             for (start, end, label), each in sorted(scores.items())
             if len(each) >= self.min_votes
         ]
-        others, blocked = ([], []) if self.overwrite else (self._of_others(doc), blocked_in(doc))
-        ents = beside(_spans(doc, flat(kept)), [*others, *blocked])
+        others, blocked = (
+            ([], []) if self.overwrite else (self._of_others(doc), blocked_tokens(doc))
+        )
+        ents = without_overlaps(_spans(doc, filter_overlapping(kept)), [*others, *blocked])
         spans = {(s.start_char, s.end_char, s.label_): s for s in _spans(doc, kept)}
         found = [(spans.get((m.start, m.end, m.label)), m.score) for m in kept]
         scored = [(span, score) for span, score in found if span is not None]

@@ -8,10 +8,10 @@ from spacy.training import Example
 from ..errors import Errors, LLMNERError
 
 # (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
-Gold = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
+GoldMentions = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
 
 
-def gold_mentions(eg: Example, spans_key: Optional[str]) -> Gold:
+def gold_mentions(eg: Example, spans_key: Optional[str]) -> GoldMentions:
     """Carry a reference's mentions over to the predicted Doc's tokens.
 
     spans_key (Optional[str]): Take them from these doc.spans; None from doc.ents.
@@ -26,13 +26,13 @@ def gold_mentions(eg: Example, spans_key: Optional[str]) -> Gold:
     for span in eg.reference.spans[spans_key]:
         there = eg.predicted.char_span(span.start_char, span.end_char, label=span.label_)
         if there is None:
-            unknown.append(touched(eg.predicted, span.start_char, span.end_char))
+            unknown.append(overlapping_tokens(eg.predicted, span.start_char, span.end_char))
         else:
             out.append((there.start, there.end, span.label_))
     return out, unknown
 
 
-def aligned_entities(eg: Example) -> Gold:
+def aligned_entities(eg: Example) -> GoldMentions:
     """Carry a reference's entities over to the predicted Doc's tokens.
 
     RETURNS (Tuple[List, List]): (start, end, label) of each entity that its tokens fit, and the
@@ -47,12 +47,12 @@ def aligned_entities(eg: Example) -> Gold:
     for ent in eg.reference.ents:
         span = eg.predicted.char_span(ent.start_char, ent.end_char, label=ent.label_)
         if span is None:
-            unknown.append(touched(eg.predicted, ent.start_char, ent.end_char))
+            unknown.append(overlapping_tokens(eg.predicted, ent.start_char, ent.end_char))
         else:
             entities.append((span.start, span.end, ent.label_))
     for token in eg.reference:
         if token.ent_iob == 0:
-            unknown.append(touched(eg.predicted, token.idx, token.idx + len(token)))
+            unknown.append(overlapping_tokens(eg.predicted, token.idx, token.idx + len(token)))
     return entities, unknown
 
 
@@ -64,7 +64,7 @@ def check_texts(eg: Example) -> None:
         )
 
 
-def touched(doc: Doc, start: int, end: int) -> Tuple[int, int]:
+def overlapping_tokens(doc: Doc, start: int, end: int) -> Tuple[int, int]:
     """RETURNS (Tuple[int, int]): The tokens that share a character with a stretch of text."""
     span: Any = doc.char_span(start, end, alignment_mode="expand")
     return span.start, span.end

@@ -33,7 +33,7 @@ def encodable(words: Iterable[str]) -> bool:
     return not any("\ud800" <= c <= "\udfff" for word in words for c in word)
 
 
-def own_labels(name: str, doc: Doc) -> Optional[List[str]]:
+def doc_labels(name: str, doc: Doc) -> Optional[List[str]]:
     """RETURNS (Optional[List[str]]): What doc._.llmner_labels says, None if it says nothing.
     RAISES (LLMNERError): If they are no list of words; `name` is who wants to know."""
     own = doc._.llmner_labels

@@ -9,7 +9,7 @@ from .scorers import chars
 
 
 @dataclass(frozen=True)
-class FoundSpan:
+class PredictedSpan:
     """An entity found in a Doc.
 
     start (int): First token.
@@ -25,26 +25,26 @@ class FoundSpan:
 
 
 @dataclass
-class Found:
+class Prediction:
     """What was found in one Doc.
 
-    ents (List[FoundSpan]): The best ones that don't overlap.
-    spans (List[FoundSpan]): All of them.
+    ents (List[PredictedSpan]): The best ones that don't overlap.
+    spans (List[PredictedSpan]): All of them.
     """
 
-    ents: List[FoundSpan]
-    spans: List[FoundSpan]
+    ents: List[PredictedSpan]
+    spans: List[PredictedSpan]
 
 
-def write_found(doc: Doc, found: Found, key: str, overwrite: bool, method: str) -> None:
+def write_prediction(doc: Doc, found: Prediction, key: str, overwrite: bool, method: str) -> None:
     """Write everything with its score to doc.spans, the best to doc.ents.
 
     overwrite (bool): Replace the entities that are there. Else they stay, and so do blocked tokens.
     method (str): Who found it.
     """
     ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
-    others, blocked = ((), []) if overwrite else (doc.ents, blocked_in(doc))
-    ents = beside(ents, [*others, *blocked])
+    others, blocked = ((), []) if overwrite else (doc.ents, blocked_tokens(doc))
+    ents = without_overlaps(ents, [*others, *blocked])
     scored = [(Span(doc, s.start, s.end, label=s.label), s.score) for s in found.spans]
     write_group(doc, key, scored, ents, method)
     doc.set_ents([*others, *ents], blocked=blocked, default="outside")
@@ -65,12 +65,12 @@ def write_group(
     doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
 
 
-def blocked_in(doc: Doc) -> List[Span]:
+def blocked_tokens(doc: Doc) -> List[Span]:
     """RETURNS (List[Span]): The tokens that may be no entity, as `doc.set_ents(blocked=...)` says."""
     return [doc[t.i : t.i + 1] for t in doc if t.ent_iob == 3 and not t.ent_type]
 
 
-def beside(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:
+def without_overlaps(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:
     """RETURNS (List[Span]): Those entities that overlap none of the others."""
     taken = {i for ent in others for i in range(ent.start, ent.end)}
     return [ent for ent in ents if taken.isdisjoint(range(ent.start, ent.end))]

@@ -6,7 +6,7 @@ from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example
 
-from .labels import own_labels
+from .labels import doc_labels
 
 
 def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
@@ -43,7 +43,7 @@ def make_llmner_scorer() -> Callable:
 def looked_for(eg: Example) -> Example:
     """RETURNS (Example): Without what was found of labels other than those that the annotators of the
     reference looked for, if that says so in `doc._.llmner_labels`: it may be right."""
-    labels = own_labels("the scorer", eg.reference)
+    labels = doc_labels("the scorer", eg.reference)
     if labels is None:
         return eg
     doc = eg.predicted.copy()

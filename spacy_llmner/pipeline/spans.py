@@ -5,7 +5,7 @@ from typing import Iterable, List, Protocol, Sequence, Set, Tuple
 
 from spacy.tokens import Doc
 
-from .predictions import FoundSpan
+from .predictions import PredictedSpan
 
 
 @dataclass(frozen=True)
@@ -18,24 +18,24 @@ class Mention:
     score: float
 
 
-class Answered(Protocol):
-    """places (List[Tuple[int, int]]): Where in the text a string stands: (start, end) in characters."""
+class Located(Protocol):
+    """occurrences (List[Tuple[int, int]]): Where in the text a string stands: (start, end) in characters."""
 
-    places: List[Tuple[int, int]]
+    occurrences: List[Tuple[int, int]]
 
 
-def place(written: Sequence[Answered]) -> List[Tuple[int, int]]:
+def assign_occurrences(written: Sequence[Located]) -> List[Tuple[int, int]]:
     """Find where the mentions of one label stand: each at the first free occurrence of its string that
     begins no earlier than the mention before it.
 
-    written (Sequence[Answered]): The mentions, in the order they were written.
+    written (Sequence[Located]): The mentions, in the order they were written.
     RETURNS (List[Tuple[int, int]]): For each, or (-1, -1) where there is no such place.
     """
     out: List[Tuple[int, int]] = []
     used: Set[Tuple[int, int]] = set()
     reached = 0
     for mention in written:
-        free = [p for p in sorted(mention.places) if p[0] >= reached and p not in used]
+        free = [p for p in sorted(mention.occurrences) if p[0] >= reached and p not in used]
         if free:
             used.add(free[0])
             reached = free[0][0]
@@ -43,7 +43,7 @@ def place(written: Sequence[Answered]) -> List[Tuple[int, int]]:
     return out
 
 
-def flat(mentions: Iterable[Mention]) -> List[Mention]:
+def filter_overlapping(mentions: Iterable[Mention]) -> List[Mention]:
     """RETURNS (List[Mention]): The best that don't overlap, most confident first chosen, of equals the
     longest; in the order of the text."""
     out: List[Mention] = []
@@ -53,8 +53,8 @@ def flat(mentions: Iterable[Mention]) -> List[Mention]:
     return sorted(out, key=lambda m: m.start)
 
 
-def found_spans(doc: Doc, mentions: Iterable[Mention]) -> List[FoundSpan]:
-    """RETURNS (List[FoundSpan]): Mentions that begin and end with tokens of a Doc, by these tokens."""
+def token_spans(doc: Doc, mentions: Iterable[Mention]) -> List[PredictedSpan]:
+    """RETURNS (List[PredictedSpan]): Mentions that begin and end with tokens of a Doc, by these tokens."""
     starts = {token.idx: token.i for token in doc}
     ends = {token.idx + len(token): token.i + 1 for token in doc}
-    return [FoundSpan(starts[m.start], ends[m.end], m.label, m.score) for m in mentions]
+    return [PredictedSpan(starts[m.start], ends[m.end], m.label, m.score) for m in mentions]

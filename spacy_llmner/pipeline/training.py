@@ -12,52 +12,54 @@ from spacy.tokens import Doc
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.packing import Packed, target_columns
 from ..llm.word_tokens import WordTokens
-from .gold import Gold
+from .gold import GoldMentions
 from .windows import Window
 
 logger = logging.getLogger("spacy_llmner")
 
 # (first word, one past the last) of each mention, by label.
-Mentions = Dict[str, List[Tuple[int, int]]]
+MentionsByLabel = Dict[str, List[Tuple[int, int]]]
 
 
 @dataclass
-class Part:
+class TrainingWindow:
     """A window of a training text.
 
     words (WordTokens): Its words.
-    mentions (Mentions): The mentions in them.
+    mentions (MentionsByLabel): The mentions in them.
     known (bool): Whether all of it is annotated, and no token's border cuts an entity.
     cut (bool): Whether its end cuts a mention.
     """
 
     words: WordTokens
-    mentions: Mentions
+    mentions: MentionsByLabel
     known: bool
     cut: bool
 
 
 def known_windows(
-    doc: Doc, windows: Iterable[Window], gold: Gold
-) -> Iterator[Tuple[WordTokens, Mentions]]:
+    doc: Doc, windows: Iterable[Window], gold: GoldMentions
+) -> Iterator[Tuple[WordTokens, MentionsByLabel]]:
     """Hand the mentions of a Doc out to its windows.
 
     Windows in which something is unknown, or a mention is cut by their end, are left out, since nothing
     can be counted there.
-    YIELDS (Tuple[WordTokens, Mentions]): The words of a window, and the mentions in them.
+    YIELDS (Tuple[WordTokens, MentionsByLabel]): The words of a window, and the mentions in them.
     """
-    for part in parts_of(doc, windows, gold):
+    for part in training_windows(doc, windows, gold):
         if part.known and not part.cut:
             yield part.words, part.mentions
 
 
-def parts_of(doc: Doc, windows: Iterable[Window], gold: Gold) -> Iterator[Part]:
-    """YIELDS (Part): For each window, what is known about it."""
+def training_windows(
+    doc: Doc, windows: Iterable[Window], gold: GoldMentions
+) -> Iterator[TrainingWindow]:
+    """YIELDS (TrainingWindow): For each window, what is known about it."""
     mentions, unknown = gold
     for window in windows:
         word = {i: k for k, i in enumerate(window.tokens)}
         known = not any(i in word for start, end in unknown for i in range(start, end))
-        part = Part(window.words, {}, known, cut=False)
+        part = TrainingWindow(window.words, {}, known, cut=False)
         for start, end, label in mentions:
             there = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
             if max(there, default=-1) < 0:
@@ -69,7 +71,7 @@ def parts_of(doc: Doc, windows: Iterable[Window], gold: Gold) -> Iterator[Part]:
         yield part
 
 
-def warn_about_left_out(name: str, parts: Iterable[Part]) -> None:
+def warn_about_skipped(name: str, parts: Iterable[TrainingWindow]) -> None:
     """Say what the component `name` can't learn of its training data.
 
     RAISES (LLMNERError): If it is all of them.

@@ -45,14 +45,16 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
         while end < len(tokens) and int(words.last[end]) - low < size:
             end += 1
         if end < len(tokens):
-            breaks = (k for k in range(end, start, -1) if may_begin(tokens, k, known))
+            breaks = (k for k in range(end, start, -1) if may_start_sentence(tokens, k, known))
             end = next(breaks, end)
         out.append(Window(words.part(start, end).stripped(), [t.i for t in tokens[start:end]]))
         start = end
     return out
 
 
-def cut(shares: Sequence[float], begins: Callable[[int], bool]) -> List[Tuple[int, int]]:
+def cut_into_windows(
+    shares: Sequence[float], begins: Callable[[int], bool]
+) -> List[Tuple[int, int]]:
     """Cut words into windows, between sentences where that is possible.
 
     shares (Sequence[float]): Of a window, by word.
@@ -79,7 +81,7 @@ def cut(shares: Sequence[float], begins: Callable[[int], bool]) -> List[Tuple[in
     return out
 
 
-def readable(windows: Iterable[Window], most: int, name: str) -> List[Window]:
+def drop_unreadable(windows: Iterable[Window], most: int, name: str) -> List[Window]:
     """Leave out single words that the LLM can't read at once, which are no names.
 
     most (int): Tokens that it can read.
@@ -96,7 +98,7 @@ def readable(windows: Iterable[Window], most: int, name: str) -> List[Window]:
     return [w for w in out if len(w.words.ids)]
 
 
-def may_begin(tokens: Sequence[Token], k: int, known: bool) -> bool:
+def may_start_sentence(tokens: Sequence[Token], k: int, known: bool) -> bool:
     """Whether a sentence may begin with token k: as the Doc's boundaries say, if they are known; else
     behind a full stop and the quotes and brackets that close with it, but not behind that of an
     abbreviation such as "U.S.", or with a line."""

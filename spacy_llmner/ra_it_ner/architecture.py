@@ -6,12 +6,12 @@ from typing import Any, Dict, Optional, Sequence, Union
 from thinc.api import Model
 
 from ..errors import Errors, LLMNERError, wrong
-from ..llm.chat import Chat
+from ..llm.chat import ChatEncoder
 from ..llm.loading import LoadedLLM
 from ..llm.lora import AdapterSettings
-from ..pipeline.adapter_pipe import make_adapter_settings, named
-from ..pipeline.base import carry
-from .conversation import CONVERSATIONS, NOTATIONS, Conversation, Wording
+from ..pipeline.adapter_pipe import make_adapter_settings, qualified
+from ..pipeline.base import settings_model
+from .conversation import CONVERSATIONS, NOTATIONS, Conversation, ConversationEncoder
 
 OCCURRENCES = ("ordered", "all")
 
@@ -34,10 +34,10 @@ class RAITSettings:
         """Whether answers name every mention, in the order of the text."""
         return self.occurrences == "ordered"
 
-    def wording(self, llm: LoadedLLM) -> Wording:
-        """RETURNS (Wording): For one LLM."""
-        return Wording(
-            Chat(llm.tokenizer, llm.spec.name),
+    def prompt_encoder(self, llm: LoadedLLM) -> ConversationEncoder:
+        """RETURNS (ConversationEncoder): For one LLM."""
+        return ConversationEncoder(
+            ChatEncoder(llm.tokenizer, llm.spec.name),
             llm.model.get_output_embeddings().weight.shape[0],
             self.conversation,
             self.system,
@@ -50,7 +50,7 @@ class RAITSettings:
         """RETURNS (Dict[str, Any]): What an adapter fits, besides its own settings. What labels are called
         is open."""
         return {
-            **named("conversation", self.conversation),
+            **qualified("conversation", self.conversation),
             "system": self.system,
             "notation": self.notation,
             "occurrences": self.occurrences,
@@ -111,7 +111,7 @@ def make_ra_it(
     ):
         if chosen not in choices:
             raise wrong(setting, "ra_it_ner", chosen, f"one of {', '.join(choices)}")
-    return carry(
+    return settings_model(
         "ra_it",
         RAITSettings(
             conversation,

@@ -12,30 +12,30 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_get_examples
 from thinc.api import Config, Model
 
-from ..decoding.engine import Decoder, Program
+from ..decoding.engine import DecodingEngine, Request
 from ..errors import DocumentError, Errors, LLMNERError
 from ..llm.loading import LoadedLLM
 from ..llm.packing import Packed
 from ..llm.registry import LLM
-from ..pipeline.adapter_pipe import Made, check_llm
-from ..pipeline.base import FACTORY
+from ..pipeline.adapter_pipe import AdapterCache, check_llm
+from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions
-from ..pipeline.labels import check_labels, own_labels
-from ..pipeline.predictions import Found
-from ..pipeline.spans import Mention, flat, found_spans
+from ..pipeline.labels import check_labels, doc_labels
+from ..pipeline.predictions import Prediction
+from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..pipeline.windows import Window
 from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
 from .config import check_settings
-from .conversation import Wording
-from .decoding import FindSettings, asker
+from .conversation import ConversationEncoder
+from .decoding import ListDecodingSettings, ask_types
 from .example_pipe import ExamplePipe
-from .example_selection import Context, FoundInContext
+from .example_selection import PredictionWithExamples, SelectedExamples
 from .postprocess import mentions_of
-from .prompts import Passage, Room, common_beginning, passage_text
-from .training_data import lessons
+from .prompts import Passage, TokenBudget, common_beginning, passage_text
+from .training_data import make_training_batch
 
 logger = logging.getLogger("spacy_llmner")
 
@@ -78,7 +78,7 @@ name = null
 DEFAULT_CONFIG = Config().from_str(default_config)["ra_it_ner"]
 
 
-@Language.factory("ra_it_ner", default_config=DEFAULT_CONFIG, **FACTORY)
+@Language.factory("ra_it_ner", default_config=DEFAULT_CONFIG, **FACTORY_META)
 def make_ra_it_ner_pipe(
     nlp: Language,
     name: str,
@@ -227,11 +227,11 @@ class RAIT(ExamplePipe):
         self.set_labels([*self.labels, label])
         return len(self.labels) - before
 
-    def predict(self, docs: Iterable[Doc]) -> List[FoundInContext]:
+    def predict(self, docs: Iterable[Doc]) -> List[PredictionWithExamples]:
         """Find entities, without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[FoundInContext]): For each Doc.
+        RETURNS (List[PredictionWithExamples]): For each Doc.
         RAISES (LLMNERError): If there is nothing to ask for, the LLM is not the one trained on, or a
             setting in `cfg` makes no sense.
         """
@@ -239,19 +239,19 @@ class RAIT(ExamplePipe):
         check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         docs = list(docs)
         texts = [doc.text for doc in docs]
-        llm, view, wording = self.ready()
-        settings = self.find_settings
-        passages = sorted(self._passages(docs, llm, wording), key=lambda p: len(p.words.ids))
-        room = self._room(llm)
-        programs = [self._program(wording, p, texts[p.doc], room) for p in passages]
+        llm, view, prompt_encoder = self.ready()
+        settings = self.decoding_settings
+        passages = sorted(self._passages(docs, llm, prompt_encoder), key=lambda p: len(p.words.ids))
+        budget = self._budget(llm)
+        requests = [self._request(prompt_encoder, p, texts[p.doc], budget) for p in passages]
         prefix = common_beginning(passages)
-        decoder = Decoder(llm, view, prefix=prefix, max_slots=self.max_batch_tokens)
+        engine = DecodingEngine(llm, view, prefix=prefix, max_slots=self.max_batch_tokens)
         mentions: List[List[Mention]] = [[] for _ in docs]
-        contexts: List[List[Tuple[int, Context]]] = [[] for _ in docs]
+        selections: List[List[Tuple[int, SelectedExamples]]] = [[] for _ in docs]
         n_strings = n_lost = 0
-        for passage, answers in zip(passages, decoder.run(programs)):
+        for passage, answers in zip(passages, engine.run(requests)):
             start = int(passage.words.bounds[0][0])
-            contexts[passage.doc].append((start, passage.context))
+            selections[passage.doc].append((start, passage.selected))
             for label, listed in answers.items():
                 found, lost = mentions_of(label, listed, ordered=settings.ordered)
                 n_strings, n_lost = n_strings + len(listed), n_lost + lost
@@ -261,34 +261,34 @@ class RAIT(ExamplePipe):
                 "%s: %d of %d strings have no place in the text", self.name, n_lost, n_strings
             )
         out = []
-        for doc, found, around in zip(docs, mentions, contexts):
+        for doc, found, around in zip(docs, mentions, selections):
             found.sort(key=lambda m: (m.start, -m.end, m.label))
-            spans, ents = found_spans(doc, found), found_spans(doc, flat(found))
+            spans, ents = token_spans(doc, found), token_spans(doc, filter_overlapping(found))
             around.sort(key=_start)
             starts = [start for start, _ in around]
-            out.append(FoundInContext(ents, spans, [c for _, c in around], starts))
+            out.append(PredictionWithExamples(ents, spans, [c for _, c in around], starts))
         return out
 
-    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Found]) -> None:
+    def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
         """Write what was found, and to `doc._.llmner_examples` why which examples were used.
 
         docs (Iterable[Doc]): The Docs, modified in place.
-        scores (Sequence[FoundInContext]): From `predict`.
+        scores (Sequence[PredictionWithExamples]): From `predict`.
         """
         docs = list(docs)
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
-            contexts = getattr(found, "contexts", [])
-            doc._.llmner_examples = [c.summary() for c in contexts]
-            for c in contexts:
+            selections = getattr(found, "selections", [])
+            doc._.llmner_examples = [c.summary() for c in selections]
+            for c in selections:
                 logger.debug(
                     "%s: %d examples for '%s' (%s)", self.name, len(c.examples), doc[:5], c.reason
                 )
 
     @property
-    def find_settings(self) -> FindSettings:
-        """RETURNS (FindSettings): How answers are decoded."""
-        return FindSettings(
+    def decoding_settings(self) -> ListDecodingSettings:
+        """RETURNS (ListDecodingSettings): How answers are decoded."""
+        return ListDecodingSettings(
             list_threshold=self.cfg["list_threshold"],
             constrained=self.cfg["constrained"],
             ordered=self.settings.ordered,
@@ -321,7 +321,7 @@ class RAIT(ExamplePipe):
         if not seen:
             raise LLMNERError(Errors.E023.format(name=self.name))
         self.module = self._optimizer = self._rng = None
-        self._made = Made()
+        self._adapted = AdapterCache()
         self.cfg["frequencies"] = dict(sorted(seen.items()))
         self.set_labels(labels or self.labels or sorted(seen))
         llm = self.adopt_llm()
@@ -336,69 +336,77 @@ class RAIT(ExamplePipe):
     def labels_of(self, eg: Example) -> List[str]:
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
 
-    def make_wording(self, llm: LoadedLLM) -> Wording:
+    def make_prompt_encoder(self, llm: LoadedLLM) -> ConversationEncoder:
         check_llm(self.name, self.settings.adapter, llm)
-        return self.settings.wording(llm)
+        return self.settings.prompt_encoder(llm)
 
     def packed(self, examples: List[Example]) -> List[Packed]:
-        llm, _, wording = self.ready()
+        llm, _, prompt_encoder = self.ready()
         if self._rng is None:
             self._rng = random.Random(random.getrandbits(31))
-        room = self._room(llm)
-        return lessons(examples, wording, room, self.chooser, self.settings, self.cfg, self._rng)
+        budget = self._budget(llm)
+        return make_training_batch(
+            examples, prompt_encoder, budget, self.selector, self.settings, self.cfg, self._rng
+        )
 
-    def learnt_windows(self, doc: Doc) -> List[Window]:
-        llm, _, wording = self.ready()
-        return self._room(llm).windows(doc, wording, list(self.cfg["frequencies"]))
+    def text_windows(self, doc: Doc) -> List[Window]:
+        llm, _, prompt_encoder = self.ready()
+        return self._budget(llm).windows(doc, prompt_encoder, list(self.cfg["frequencies"]))
 
-    def _passages(self, docs: Sequence[Doc], llm: LoadedLLM, wording: Wording) -> List[Passage]:
+    def _passages(
+        self, docs: Sequence[Doc], llm: LoadedLLM, prompt_encoder: ConversationEncoder
+    ) -> List[Passage]:
         """RETURNS (List[Passage]): All that is asked about, with examples in front."""
         out: List[Passage] = []
-        room = self._room(llm)
+        budget = self._budget(llm)
         doc_ids = [LabelledText(doc.text).hash for doc in docs]
         for number, doc in enumerate(docs):
-            labels, windows = self._asked(doc, room, wording)
+            labels, windows = self._asked(doc, budget, prompt_encoder)
             for window in windows:
                 text = passage_text(doc, window.words)
                 out.append(Passage(number, window.words, text, labels))
-        contexts = self.chooser.choose(
+        selections = self.selector.choose(
             self.cfg["use_examples"],
             self.cfg["example_threshold"],
             [LabelledText(p.text, doc_id=doc_ids[p.doc]) for p in out],
             [passage.labels for passage in out],
         )
-        for passage, context in zip(out, contexts):
-            passage.context = room.fit(context, passage, wording)
-            shown = passage.context.examples
+        for passage, selected in zip(out, selections):
+            passage.selected = budget.fit(selected, passage, prompt_encoder)
+            shown = passage.selected.examples
             for label in passage.labels:
-                passage.prompts[label] = wording.encode(passage.text, shown, label)
+                passage.prompts[label] = prompt_encoder.encode(passage.text, shown, label)
         return out
 
-    def _asked(self, doc: Doc, room: Room, wording: Wording) -> Tuple[List[str], List[Window]]:
+    def _asked(
+        self, doc: Doc, budget: TokenBudget, prompt_encoder: ConversationEncoder
+    ) -> Tuple[List[str], List[Window]]:
         """RETURNS (Tuple[List[str], List[Window]]): Labels of a Doc, and where they are looked for."""
         if doc._.llmner_labels is None:
             if not self.labels:
                 raise DocumentError(Errors.E037.format(name=self.name))
-            return list(self.labels), room.windows(doc, wording, self.labels)
+            return list(self.labels), budget.windows(doc, prompt_encoder, self.labels)
         try:
-            labels = own_labels(self.name, doc) or []
+            labels = doc_labels(self.name, doc) or []
             self.settings.check_labels(self.name, labels)
-            return labels, room.windows(doc, wording, labels) if labels else []
+            return labels, budget.windows(doc, prompt_encoder, labels) if labels else []
         except LLMNERError as e:
             raise DocumentError(str(e)) from e
 
-    def _room(self, llm: LoadedLLM) -> Room:
+    def _budget(self, llm: LoadedLLM) -> TokenBudget:
         context, window, answer = (
             self.cfg[size] for size in ("context", "window", "max_answer_tokens")
         )
-        return Room(self.name, context, llm.max_length, window, answer)
+        return TokenBudget(self.name, context, llm.max_length, window, answer)
 
-    def _program(self, wording: Wording, passage: Passage, text: str, room: Room) -> Program:
+    def _request(
+        self, prompt_encoder: ConversationEncoder, passage: Passage, text: str, budget: TokenBudget
+    ) -> Request:
         prompts = passage.prompts
-        left = room.context - max(map(len, prompts.values()))
-        settings = self.find_settings
+        left = budget.context - max(map(len, prompts.values()))
+        settings = self.decoding_settings
         settings = replace(settings, max_tokens=min(settings.max_tokens, left))
-        return asker(wording, prompts, text, passage.bounds, settings)
+        return ask_types(prompt_encoder, prompts, text, passage.bounds, settings)
 
 
 # Not by the component: one that is unpickled in another process needs it too.
@@ -406,5 +414,5 @@ if not Doc.has_extension("llmner_examples"):
     Doc.set_extension("llmner_examples", default=None)
 
 
-def _start(item: Tuple[int, Context]) -> int:
+def _start(item: Tuple[int, SelectedExamples]) -> int:
     return item[0]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from ..decoding.constraints import Anything
+from ..decoding.constraints import Unconstrained
 from ..errors import wrong
-from ..llm.chat import Chat, Turn
+from ..llm.chat import ChatEncoder, Turn
 from ..retrieval.examples import LabelledText
 
 
@@ -62,10 +62,10 @@ NOTATIONS = ("json", "python")
 
 
 @dataclass(frozen=True)
-class Wording:
+class ConversationEncoder:
     """A conversation as one component has it with one LLM.
 
-    chat (Chat): How the LLM reads conversations.
+    chat (ChatEncoder): How the LLM reads conversations.
     vocab (int): Number of its tokens.
     conversation (Conversation): What is said.
     system (Optional[str]): The system turn; None leaves it to the LLM's chat template.
@@ -75,7 +75,7 @@ class Wording:
     label_descriptions (Dict[str, str]): What stands in brackets behind it in the question.
     """
 
-    chat: Chat
+    chat: ChatEncoder
     vocab: int
     conversation: Conversation
     system: Optional[str]
@@ -84,9 +84,9 @@ class Wording:
     label_descriptions: Dict[str, str]
 
     @cached_property
-    def anything(self) -> Anything:
+    def anything(self) -> Unconstrained:
         """Answers without constraint. One for all texts: the decoder sees that the tokens are the same."""
-        return Anything(self.vocab, self.end)
+        return Unconstrained(self.vocab, self.end)
 
     @property
     def end(self) -> int:

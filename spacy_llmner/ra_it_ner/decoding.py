@@ -7,16 +7,16 @@ from typing import Any, Dict, Generator, List, Sequence, Tuple
 
 import numpy as np
 
-from ..decoding.constraints import Anything
-from ..decoding.engine import Node, Program, Tree
-from ..decoding.generate import Answer, common_prefix, decode, together
+from ..decoding.constraints import Unconstrained
+from ..decoding.engine import Node, Request, Tree
+from ..decoding.generate import Answer, common_prefix, decode, run_parallel
 from ..decoding.json_lists import TextLists
-from .conversation import Wording
-from .postprocess import Listed, find_strings, parse_list
+from .conversation import ConversationEncoder
+from .postprocess import ListedString, find_strings, parse_list
 
 
 @dataclass(frozen=True)
-class FindSettings:
+class ListDecodingSettings:
     """How answers are decoded.
 
     list_threshold (float): A list is written if it is more likely than this that it is not empty.
@@ -33,45 +33,55 @@ class FindSettings:
     max_tokens: int = 256
 
 
-def asker(
-    wording: Wording,
+def ask_types(
+    prompt_encoder: ConversationEncoder,
     prompts: Dict[str, List[int]],
     text: str,
     bounds: Sequence[Tuple[int, int]],
-    settings: FindSettings,
-) -> Program:
+    settings: ListDecodingSettings,
+) -> Request:
     """Make the program that asks a text for its types.
 
     prompts (Dict[str, List[int]]): The conversation for each type, in tokens; they begin alike.
     text (str): The text in whose characters `bounds` are.
     bounds (Sequence[Tuple[int, int]]): First character of each word and one past the last.
-    RETURNS (Program): Returns Dict[str, List[Listed]].
+    RETURNS (Request): Returns Dict[str, List[ListedString]].
     """
 
-    def program(tree: Tree) -> Generator[None, None, Dict[str, List[Listed]]]:
+    def request(tree: Tree) -> Generator[None, None, Dict[str, List[ListedString]]]:
         labels = list(prompts)
         shared = common_prefix([prompts[label] for label in labels])
         stem = tree.root(prompts[labels[0]][:shared])
         if settings.constrained:
             lists = TextLists(
-                wording.chat.tokenizer, text, bounds, wording.end, ordered=settings.ordered
+                prompt_encoder.chat.tokenizer,
+                text,
+                bounds,
+                prompt_encoder.end,
+                ordered=settings.ordered,
             )
             branches = [_ask(tree, stem, prompts[x][shared:], lists, settings) for x in labels]
         else:
-            rule = wording.anything
+            rule = prompt_encoder.anything
             branches = [
-                _ask_freely(tree, stem, prompts[x][shared:], rule, wording, text, bounds, settings)
+                _ask_freely(
+                    tree, stem, prompts[x][shared:], rule, prompt_encoder, text, bounds, settings
+                )
                 for x in labels
             ]
-        found = yield from together(tree, branches)
+        found = yield from run_parallel(tree, branches)
         return dict(zip(labels, found))
 
-    return program
+    return request
 
 
 def _ask(
-    tree: Tree, stem: Node, question: Sequence[int], lists: TextLists, settings: FindSettings
-) -> Generator[None, None, List[Listed]]:
+    tree: Tree,
+    stem: Node,
+    question: Sequence[int],
+    lists: TextLists,
+    settings: ListDecodingSettings,
+) -> Generator[None, None, List[ListedString]]:
     """Write one list: whether it is empty is decided first, by a threshold."""
     if not lists.rule.can_list:
         return []
@@ -96,27 +106,27 @@ def _ask(
     ids = [*opening, *answer.ids]
     log_probs = [opened, *[0.0] * (len(opening) - 1), *answer.log_probs]
     sums = lists.item_log_probs(ids, log_probs)
-    return [Listed(p, x) for p, x in zip(lists.rule.spans(answer.state), sums)]
+    return [ListedString(p, x) for p, x in zip(lists.rule.spans(answer.state), sums)]
 
 
 def _ask_freely(
     tree: Tree,
     stem: Node,
     question: Sequence[int],
-    rule: Anything,
-    wording: Wording,
+    rule: Unconstrained,
+    prompt_encoder: ConversationEncoder,
     text: str,
     bounds: Sequence[Tuple[int, int]],
-    settings: FindSettings,
-) -> Generator[None, None, List[Listed]]:
+    settings: ListDecodingSettings,
+) -> Generator[None, None, List[ListedString]]:
     """Let the LLM write what it likes, and take what can be read of it."""
     answer: Answer = yield from decode(
         tree, stem, question, rule, draft=0, max_tokens=settings.max_tokens
     )
-    written = wording.decode([token for token in answer.ids if token != wording.end])
+    written = prompt_encoder.decode([token for token in answer.ids if token != prompt_encoder.end])
     mean = sum(answer.log_probs) / max(len(answer.log_probs), 1)
-    places = find_strings(text, parse_list(written), bounds)
-    return [Listed(p, mean) for p in places]
+    occurrences = find_strings(text, parse_list(written), bounds)
+    return [ListedString(p, mean) for p in occurrences]
 
 
 def behind(rule: Any, ids: Sequence[int]) -> Any:

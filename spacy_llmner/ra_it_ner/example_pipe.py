@@ -16,7 +16,7 @@ from ..pipeline.adapter_pipe import AdapterPipe
 from ..retrieval.encoder import Encoder
 from ..retrieval.index import ExampleIndex, incomplete_pool
 from ..retrieval.strategies import Strategy
-from .example_selection import Chooser, FoundInContext
+from .example_selection import ExampleSelector, PredictionWithExamples
 from .example_threshold import best_threshold, texts_to_measure
 from .prompts import labelled_passages
 
@@ -29,7 +29,7 @@ class ExamplePipe(AdapterPipe):
     """Base class: an AdapterPipe that has an index of examples, and chooses from it.
 
     index (ExampleIndex): The examples.
-    chooser (Chooser): Chooses those that stand in front of a text.
+    selector (ExampleSelector): Chooses those that stand in front of a text.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ExamplePipe(AdapterPipe):
         index (ExampleIndex): Made by the component's own encoder.
         """
         self.index = index
-        self.chooser = Chooser(index, self.retrieval, self.settings.label_words)
+        self.selector = ExampleSelector(index, self.retrieval, self.settings.label_words)
 
     def add_examples(self, docs: Iterable[Doc], *, progress: bool = False) -> int:
         """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
@@ -98,7 +98,9 @@ class ExamplePipe(AdapterPipe):
         self.cfg["example_threshold"] = threshold
         return threshold
 
-    def _predict_all(self, examples: Sequence[Example], policy: str) -> List[FoundInContext]:
+    def _predict_all(
+        self, examples: Sequence[Example], policy: str
+    ) -> List[PredictionWithExamples]:
         before = self.cfg["use_examples"]
         self.cfg["use_examples"] = policy
         try:

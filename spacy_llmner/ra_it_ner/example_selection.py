@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from ..pipeline.predictions import Found
+from ..pipeline.predictions import Prediction
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Retrieved, Retriever, Strategy
@@ -14,7 +14,7 @@ PUBLISHED_GATE = 20.0
 
 
 @dataclass(frozen=True)
-class Context:
+class SelectedExamples:
     """What stands in front of one text.
 
     examples (Tuple[LabelledText, ...]): The most similar first; none for a conversation without.
@@ -28,9 +28,9 @@ class Context:
     similarities: Tuple[float, ...] = ()
     reason: str = "no examples"
 
-    def without_last(self) -> "Context":
+    def without_last(self) -> "SelectedExamples":
         reason = self.reason if self.reason.endswith(", cut") else f"{self.reason}, cut"
-        return Context(self.examples[:-1], self.similarities[:-1], reason)
+        return SelectedExamples(self.examples[:-1], self.similarities[:-1], reason)
 
     def summary(self) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): What is noted on a Doc: no texts, but which they are."""
@@ -40,16 +40,16 @@ class Context:
 
 
 @dataclass
-class FoundInContext(Found):
-    """contexts (List[Context]): What stood in front of each window of the text.
+class PredictionWithExamples(Prediction):
+    """selections (List[SelectedExamples]): What stood in front of each window of the text.
     starts (List[int]): First character of each.
     """
 
-    contexts: List[Context] = field(default_factory=list)
+    selections: List[SelectedExamples] = field(default_factory=list)
     starts: List[int] = field(default_factory=list)
 
 
-class Chooser:
+class ExampleSelector:
     """Chooses the examples of texts.
 
     index (ExampleIndex): What there is.
@@ -73,7 +73,7 @@ class Chooser:
         threshold: Optional[float],
         queries: Sequence[LabelledText],
         labels: Sequence[Sequence[str]],
-    ) -> List[Context]:
+    ) -> List[SelectedExamples]:
         """Choose the examples of some texts.
 
         policy (str): "always", "never", or "auto": only if they are similar enough.
@@ -82,18 +82,18 @@ class Chooser:
             are in-domain and taken; others have to reach a BM25 score of 20.
         queries (Sequence[LabelledText]): The texts.
         labels (Sequence[Sequence[str]]): What each of them is asked for.
-        RETURNS (List[Context]): For each text. It does not depend on the others.
+        RETURNS (List[SelectedExamples]): For each text. It does not depend on the others.
         """
         if policy == "never" or not self.strategy.k or not len(self.index):
             reason = "never" if policy == "never" else "no examples"
-            return [Context(reason=reason) for _ in queries]
+            return [SelectedExamples(reason=reason) for _ in queries]
         rules = [self._rule(policy, threshold, asked) for asked in labels]
-        out = [Context()] * len(queries)
+        out = [SelectedExamples()] * len(queries)
         for reason, strategy in dict.fromkeys(rules):
             rows = [i for i, rule in enumerate(rules) if rule == (reason, strategy)]
             found = self.find([queries[i] for i in rows], strategy)
             for i, retrieved in zip(rows, found):
-                out[i] = _context(retrieved, reason, threshold)
+                out[i] = _select(retrieved, reason, threshold)
         return out
 
     def _rule(
@@ -130,8 +130,10 @@ class Chooser:
         return self._retrievers[strategy].find(queries)
 
 
-def _context(retrieved: Sequence[Retrieved], reason: str, threshold: Optional[float]) -> Context:
+def _select(
+    retrieved: Sequence[Retrieved], reason: str, threshold: Optional[float]
+) -> SelectedExamples:
     similarities = tuple(r.similarity for r in retrieved)
     if reason == "threshold" and max(similarities, default=-1.0) < (threshold or 0.0):
-        return Context(reason=reason)
-    return Context(tuple(r.example for r in retrieved), similarities, reason)
+        return SelectedExamples(reason=reason)
+    return SelectedExamples(tuple(r.example for r in retrieved), similarities, reason)

@@ -8,7 +8,7 @@ from spacy.training import Example
 
 from ..errors import Errors, LLMNERError
 from ..pipeline.gold import gold_mentions
-from ..pipeline.labels import own_labels
+from ..pipeline.labels import doc_labels
 
 # No example is that similar: those above 0.98 are duplicates, and never shown.
 NEVER = 1.0
@@ -59,7 +59,7 @@ def best_threshold(
         gold = set(gold_mentions(eg, spans_key)[0])
         plain += _by_window(eg, alone, gold, found.starts)
         helped += _by_window(eg, found, gold, found.starts)
-        nearest += [max(context.similarities, default=-1.0) for context in found.contexts]
+        nearest += [max(s.similarities, default=-1.0) for s in found.selections]
     candidates = sorted({round(s, 3) for s in nearest if s > -1.0} | {NEVER}, reverse=True)
     best, best_f = NEVER, -1.0
     for threshold in candidates:
@@ -72,7 +72,7 @@ def best_threshold(
 
 def _by_window(eg: Example, found: Any, gold: Set[Ent], starts: Sequence[int]) -> Iterator[Counts]:
     """YIELDS (Counts): For each window; an entity is where it begins."""
-    known = own_labels("ra_it_ner", eg.reference)
+    known = doc_labels("ra_it_ner", eg.reference)
     ents = {(s.start, s.end, s.label) for s in found.ents if known is None or s.label in known}
     parts = [_in_windows(eg.predicted, spans, starts) for spans in (ents & gold, ents, gold)]
     yield from zip(*parts)

@@ -6,24 +6,26 @@ import re
 from dataclasses import dataclass
 from typing import Dict, List, Sequence, Tuple
 
-from ..pipeline.spans import Mention, place
+from ..pipeline.spans import Mention, assign_occurrences
 
 Place = Tuple[int, int]
 
 
 @dataclass
-class Listed:
+class ListedString:
     """A string of an answer.
 
-    places (List[Tuple[int, int]]): Where in the text it stands: (start, end) in characters.
+    occurrences (List[Tuple[int, int]]): Where in the text it stands: (start, end) in characters.
     log_prob (float): How likely the LLM was to list it, over what was allowed.
     """
 
-    places: List[Place]
+    occurrences: List[Place]
     log_prob: float
 
 
-def mentions_of(label: str, listed: List[Listed], *, ordered: bool) -> Tuple[List[Mention], int]:
+def mentions_of(
+    label: str, listed: List[ListedString], *, ordered: bool
+) -> Tuple[List[Mention], int]:
     """Place the strings that were listed for a label.
 
     ordered (bool): Each stands for one mention: the first that begins behind the one before. Else for all
@@ -33,10 +35,12 @@ def mentions_of(label: str, listed: List[Listed], *, ordered: bool) -> Tuple[Lis
     """
     best: Dict[Place, float] = {}
     lost = 0
-    first = place(listed) if ordered else []
+    first = assign_occurrences(listed) if ordered else []
     for k, answer in enumerate(listed):
         score = math.exp(min(answer.log_prob, 0.0))
-        spans = [span for span in first[k : k + 1] if span[0] >= 0] if ordered else answer.places
+        spans = (
+            [span for span in first[k : k + 1] if span[0] >= 0] if ordered else answer.occurrences
+        )
         lost += not spans
         for span in spans:
             best[span] = max(score, best.get(span, 0.0))
@@ -77,8 +81,8 @@ def find_strings(text: str, strings: Sequence[str], bounds: Sequence[Place]) -> 
         pattern = r"\s+".join(re.escape(part) for part in string.split())
         # Overlapping occurrences count too.
         found = re.finditer(f"(?=({pattern}))", text) if pattern else ()
-        places = [match.span(1) for match in found]
-        out.append([(a, b) for a, b in places if a in starts and b in ends])
+        occurrences = [match.span(1) for match in found]
+        out.append([(a, b) for a, b in occurrences if a in starts and b in ends])
     return out
 
 

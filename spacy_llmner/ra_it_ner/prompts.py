@@ -13,10 +13,10 @@ from ..llm.tokenization import LLMTokenizer
 from ..llm.word_tokens import WordTokens
 from ..pipeline.gold import gold_mentions
 from ..pipeline.training import known_windows
-from ..pipeline.windows import Window, read_windows, readable
+from ..pipeline.windows import Window, drop_unreadable, read_windows
 from ..retrieval.examples import LabelledText
-from .conversation import Wording
-from .example_selection import Context
+from .conversation import ConversationEncoder
+from .example_selection import SelectedExamples
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Passage:
     words (WordTokens): Its words; characters counted in the Doc's text.
     text (str): Its text.
     labels (List[str]): What is asked for.
-    context (Context): What stands in front.
+    selected (SelectedExamples): The examples in front of it.
     prompts (Dict[str, List[int]]): By label: the conversation, in tokens.
     """
 
@@ -33,7 +33,7 @@ class Passage:
     words: WordTokens
     text: str
     labels: List[str]
-    context: Context = Context()
+    selected: SelectedExamples = SelectedExamples()
     prompts: Dict[str, List[int]] = field(default_factory=dict)
 
     @property
@@ -53,7 +53,7 @@ def common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
 
 
 @dataclass(frozen=True)
-class Room:
+class TokenBudget:
     """How long things may be.
 
     name (str): The component.
@@ -80,12 +80,14 @@ class Room:
         """Tokens of a conversation up to the answer."""
         return self.context - min(self.answer, self.context // 4)
 
-    def windows(self, doc: Doc, wording: Wording, labels: Sequence[str]) -> List[Window]:
+    def windows(
+        self, doc: Doc, prompt_encoder: ConversationEncoder, labels: Sequence[str]
+    ) -> List[Window]:
         """Cut a Doc into windows that fit behind every question for a label.
 
         RAISES (LLMNERError): If a question leaves no room for a text.
         """
-        tokens, longest = self._longest_question(wording, labels)
+        tokens, longest = self._longest_question(prompt_encoder, labels)
         most = self.prompt - tokens
         if most < 1:
             label = longest if len(longest) < 80 else f"{longest[:80]}..."
@@ -100,23 +102,27 @@ class Room:
                     answer=self.context - self.prompt,
                 )
             )
-        windows = read_windows(doc, wording.chat.tokenizer, min(self.window, most))
-        return readable(windows, most, self.name)
+        windows = read_windows(doc, prompt_encoder.chat.tokenizer, min(self.window, most))
+        return drop_unreadable(windows, most, self.name)
 
-    def fit(self, context: Context, passage: Passage, wording: Wording) -> Context:
+    def fit(
+        self, selected: SelectedExamples, passage: Passage, prompt_encoder: ConversationEncoder
+    ) -> SelectedExamples:
         """Leave out examples, the least similar first, until there is room for the question."""
-        label = self._longest_question(wording, passage.labels)[1]
-        while context.examples:
-            if len(wording.encode(passage.text, context.examples, label)) <= self.prompt:
+        label = self._longest_question(prompt_encoder, passage.labels)[1]
+        while selected.examples:
+            if len(prompt_encoder.encode(passage.text, selected.examples, label)) <= self.prompt:
                 break
-            context = context.without_last()
-        return context
+            selected = selected.without_last()
+        return selected
 
-    def _longest_question(self, wording: Wording, labels: Sequence[str]) -> Tuple[int, str]:
+    def _longest_question(
+        self, prompt_encoder: ConversationEncoder, labels: Sequence[str]
+    ) -> Tuple[int, str]:
         # Once for all Docs of a batch: there may be hundreds of labels.
         key = tuple(labels)
         if key not in self._longest:
-            self._longest[key] = wording.longest(labels)
+            self._longest[key] = prompt_encoder.longest(labels)
         return self._longest[key]
 
 

@@ -8,21 +8,21 @@ from spacy.training import Example
 from ..decoding.json_lists import TextLists
 from ..llm.packing import Packed, TrainingSequence, pack
 from ..pipeline.gold import gold_mentions
-from ..pipeline.labels import own_labels
-from ..pipeline.training import Mentions, known_windows
+from ..pipeline.labels import doc_labels
+from ..pipeline.training import MentionsByLabel, known_windows
 from ..retrieval.examples import LabelledText
 from .architecture import RAITSettings
-from .conversation import Wording
-from .example_selection import Chooser, Context
+from .conversation import ConversationEncoder
+from .example_selection import ExampleSelector, SelectedExamples
 from .negative_sampling import sample_labels
-from .prompts import Passage, Room, passage_text
+from .prompts import Passage, TokenBudget, passage_text
 
 
-def lessons(
+def make_training_batch(
     examples: Sequence[Example],
-    wording: Wording,
-    room: Room,
-    chooser: Chooser,
+    prompt_encoder: ConversationEncoder,
+    budget: TokenBudget,
+    selector: ExampleSelector,
     settings: RAITSettings,
     cfg: Dict[str, Any],
     rng: random.Random,
@@ -32,11 +32,11 @@ def lessons(
     cfg (Dict[str, Any]): Of the component: how types are sampled and examples shown.
     RETURNS (List[Packed]): Texts about which something is unknown are left out.
     """
-    asked: List[Tuple[Passage, Mentions]] = []
+    asked: List[Tuple[Passage, MentionsByLabel]] = []
     for number, eg in enumerate(examples):
         gold = gold_mentions(eg, cfg["train_spans"])
-        known = own_labels(room.name, eg.reference)
-        windows = room.windows(eg.predicted, wording, list(cfg["frequencies"]))
+        known = doc_labels(budget.name, eg.reference)
+        windows = budget.windows(eg.predicted, prompt_encoder, list(cfg["frequencies"]))
         for words, mentions in known_windows(eg.predicted, windows, gold):
             labels = sample_labels(
                 list(mentions),
@@ -52,37 +52,41 @@ def lessons(
     out = []
     doc_ids = [LabelledText(eg.predicted.text).hash for eg in examples]
     queries = [LabelledText(passage.text, doc_id=doc_ids[passage.doc]) for passage, _ in asked]
-    for (passage, mentions), retrieved in zip(asked, chooser.find(queries)):
+    for (passage, mentions), retrieved in zip(asked, selector.find(queries)):
         shown = [r.example for r in retrieved]
         if cfg["random_k"]:
             shown = rng.sample(shown, rng.randint(0, len(shown)))
-        passage.context = room.fit(Context(tuple(shown)), passage, wording)
+        passage.selected = budget.fit(SelectedExamples(tuple(shown)), passage, prompt_encoder)
         text = examples[passage.doc].predicted.text
-        learnt = training_sequences(wording, passage, text, mentions, settings)
+        learnt = training_sequences(prompt_encoder, passage, text, mentions, settings)
         # An answer ends there too when it is written.
-        most = room.context
+        most = budget.context
         out.append(pack([TrainingSequence(x.ids[:most], x.loss[:most]) for x in learnt]))
     return out
 
 
 def training_sequences(
-    wording: Wording, passage: Passage, text: str, mentions: Mentions, settings: RAITSettings
+    prompt_encoder: ConversationEncoder,
+    passage: Passage,
+    text: str,
+    mentions: MentionsByLabel,
+    settings: RAITSettings,
 ) -> List[TrainingSequence]:
     """Build what is learnt from one passage: a sequence for each type asked for. They share all but
     question and answer, so packed they are the published conversation with every type as a branch of its
     own, as it is asked later.
 
     text (str): The Doc's text, in whose characters the passage's words are.
-    mentions (Mentions): First word and one past the last of the mentions, by label.
+    mentions (MentionsByLabel): First word and one past the last of the mentions, by label.
     """
-    lists = TextLists(wording.chat.tokenizer, text, passage.bounds, wording.end)
+    lists = TextLists(prompt_encoder.chat.tokenizer, text, passage.bounds, prompt_encoder.end)
     out: List[TrainingSequence] = []
     for label in passage.labels:
-        prompt = wording.encode(passage.text, passage.context.examples, label)
+        prompt = prompt_encoder.encode(passage.text, passage.selected.examples, label)
         answer = lists.spell(listed(lists, mentions.get(label, []), settings.ordered))
         learnt = [False] * len(prompt)
         if settings.learn_acknowledgements and not out:  # once, not for every type
-            learnt = wording.acknowledgements(passage.text, passage.context.examples, label)
+            learnt = prompt_encoder.acknowledgements(passage.text, passage.selected.examples, label)
         out.append(TrainingSequence([*prompt, *answer], learnt + [True] * len(answer)))
     return out
 

@@ -15,7 +15,8 @@ from ..errors import Errors, LLMNERError, LLMNotFoundError, wrong
 from ..llm.spec import LLMSpec
 from ..llm.tokenization import trim_offsets
 from ..models import catalogue
-from .pooling import Chars, batches_by_length, fill_spans, span_mean, unit
+from ..util import batches_by_length
+from .pooling import Chars, fill_spans, span_mean, unit
 
 DEFAULT = "all-minilm-l6-v2"
 # Texts that are tokenized, and sorted by length, at once.

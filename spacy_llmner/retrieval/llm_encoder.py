@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..llm.hidden_states import Probed, read_texts
+from ..llm.hidden_states import FeatureSpec, read_texts
 from ..llm.loading import LoadedLLM
 from ..llm.registry import LLM
 from ..llm.tokenization import Encoding
@@ -128,18 +128,18 @@ class LLMEncoder:
     def _read_raw(
         self, llm: LoadedLLM, texts: Sequence[str]
     ) -> Iterator[Tuple[int, Encoding, torch.Tensor]]:
-        sink = llm.tokenizer.sink
-        probed = Probed(layers=(self._layer_of(llm),))
-        longest = min(WINDOW, llm.max_length) - len(sink)
+        bos = llm.tokenizer.bos
+        probed = FeatureSpec(layers=(self._layer_of(llm),))
+        longest = min(WINDOW, llm.max_length) - len(bos)
         for first in range(0, len(texts), CHUNK):
             chunk = [
                 llm.tokenizer.encode(t if t.strip() else "") for t in texts[first : first + CHUNK]
             ]
-            ids = [[*sink, *encoding.ids[:longest]] for encoding in chunk]
+            ids = [[*bos, *encoding.ids[:longest]] for encoding in chunk]
             features = read_texts(llm, ids, probed, self.batch_tokens)
             for number, (encoding, read) in enumerate(zip(chunk, features), first):
                 # The first token's state is far from all others in every LLM.
-                yield number, encoding, read.hidden[len(sink) :, 0].cpu()
+                yield number, encoding, read.hidden[len(bos) :, 0].cpu()
 
     def _common(self, llm: LoadedLLM) -> Tuple[torch.Tensor, torch.Tensor]:
         by_layer = _STATISTICS.setdefault(llm, {})

@@ -56,15 +56,3 @@ def fill_spans(
         unit(np.stack(vectors)) if vectors else np.zeros((0, encoder.width), dtype=np.float32)
         for vectors in found
     ]
-
-
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> List[List[int]]:
-    """RETURNS (List[List[int]]): Indices of texts of like length, so that a padded batch has at most
-    max_tokens, or one text. The longest batch is first, so that a lack of memory shows at once."""
-    batches: List[List[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and lengths[i] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches[::-1]

@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from autoreg import Lines, question  # noqa: E402
 
-from spacy_llmner.decoding.engine import Decoder
-from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.decoding.engine import DecodingEngine
+from spacy_llmner.decoding.substrings import substring_constraint
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.word_tokens import word_tokens
-from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
+from spacy_llmner.padellm_ner.templates import TEMPLATES, TemplateEncoder
 
 TEXTS = [
     ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),
@@ -59,20 +59,20 @@ def test_one_sequence_a_text(tiny_llm, load):
     nlp = make_nlp(tiny_llm)
     nlp.initialize(lambda: examples(nlp))
     pipe = nlp.get_pipe("autoreg_ner")
-    wording = Wording(TEMPLATES["compact"], load(tiny_llm).tokenizer, {})
+    prompt_encoder = TemplateEncoder(TEMPLATES["compact"], load(tiny_llm).tokenizer, {})
     text = "Ada Hale met Bo in Bonn."
     bounds = [(t.idx, t.idx + len(t)) for t in nlp.make_doc(text)]
-    words = word_tokens(wording.tokenizer, text, bounds)
+    words = word_tokens(prompt_encoder.tokenizer, text, bounds)
     mentions = {"LOC": [(5, 6)], "PER": [(0, 2), (3, 4)]}
-    (sequence,) = pipe.sequences(wording, words, text, mentions)
-    hf = wording.tokenizer.hf
+    (sequence,) = pipe.sequences(prompt_encoder, words, text, mentions)
+    hf = prompt_encoder.tokenizer.hf
     learnt = [t for t, loss in zip(sequence.ids, sequence.loss) if loss]
     assert hf.decode(learnt[:-1]) == "PERAda Hale\nPER Bo\nLOC Bonn"
-    assert learnt[-1] == wording.end
+    assert learnt[-1] == prompt_encoder.end
     assert hf.decode(sequence.ids[1 : -len(learnt)]) == f" {text}\n"
-    assert sequence.ids[: -len(learnt)] == question(wording, words)
-    (nothing,) = pipe.sequences(wording, words, text, {})
-    assert nothing.ids == [*question(wording, words), wording.end]
+    assert sequence.ids[: -len(learnt)] == question(prompt_encoder, words)
+    (nothing,) = pipe.sequences(prompt_encoder, words, text, {})
+    assert nothing.ids == [*question(prompt_encoder, words), prompt_encoder.end]
 
 
 def test_learns_its_training_set(trained):
@@ -91,13 +91,13 @@ def test_look_up_changes_nothing_but_passes(trained):
     try:
         for draft in (0, 4):
             pipe.draft = draft
-            llm, view, wording = pipe.ready()
-            decoder = Decoder(llm, view)
+            llm, view, prompt_encoder = pipe.ready()
+            decoder = DecodingEngine(llm, view)
             outcomes[draft] = []
             for text in texts:
                 doc = trained.make_doc(text)
-                words = pipe._windows(doc, wording)[0].words
-                outcomes[draft] += decoder.run([pipe.program(wording, words, text)])
+                words = pipe._windows(doc, prompt_encoder)[0].words
+                outcomes[draft] += decoder.run([pipe.request(prompt_encoder, words, text)])
             counts[draft] = decoder.passes
     finally:
         del pipe.draft
@@ -149,7 +149,7 @@ def test_any_answer_is_lines_in_order(tiny_tokenizers, data):
     bounds = [(t.idx, t.idx + len(t)) for t in nlp.make_doc(text) if not t.is_space]
     words = word_tokens(tokenizer, text, bounds)
     labels = [tokenizer.encode("PER").ids, tokenizer.encode("LOC").ids]
-    mentions = substrings(words, tokenizer.end[0])
+    mentions = substring_constraint(words, tokenizer.end[0])
     lines = Lines(labels, mentions, tokenizer.encode("\n").ids[0], nested=False)
     state = lines.start
     for _ in range(500):

@@ -20,7 +20,7 @@ from el4ner_speed import (  # noqa: E402
     timed,
 )
 
-from spacy_llmner.el4ner_ensemble.call_counts import Work
+from spacy_llmner.el4ner_ensemble.call_counts import CallCounts
 from spacy_llmner.el4ner_ensemble.voter import session
 
 TEXTS = [
@@ -60,31 +60,31 @@ def test_the_naive_way(nlp, kind):
     prompts = Counter()
     other = naively(ours, nlp, kind, prompts)
     assert len(other.pool) == len(ours.pool)
-    ours.work = Work()
+    ours.call_counts = CallCounts()
     docs = [nlp.make_doc(text) for text in NEW]
     found = {}
     for doc in docs:
         assert timed(ours, doc, found, "ours") >= 0.0
         assert timed(other, doc, found, "naive") >= 0.0
         assert compare(found["ours"], found["naive"]) < 1e-4
-    assert other.work.tokens > ours.work.tokens
+    assert other.call_counts.tokens > ours.call_counts.tokens
     assert prompts["check"] and prompts["type"]
     if kind is StageSession:
         check_calls(ours, len(docs), prompts)
     else:
-        assert prompts["type"] >= ours.work.classification
+        assert prompts["type"] >= ours.call_counts.classification
 
 
 def test_wrong_calls_are_told(nlp):
     ours = nlp.get_pipe("el4ner_ensemble")
     prompts = Counter()
     other = naively(ours, nlp, StageSession, prompts)
-    ours.work = Work()
+    ours.call_counts = CallCounts()
     doc = nlp.make_doc(NEW[0])
     found = {}
     timed(ours, doc, found, "ours")
     timed(other, doc, found, "by stage")
-    ours.work.verification += 1
+    ours.call_counts.verification += 1
     with pytest.raises(AssertionError):
         check_calls(ours, 1, prompts)
 

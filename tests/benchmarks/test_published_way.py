@@ -14,8 +14,8 @@ from published_way import LeanLoop, PlainGenerate, left_padded, number, publishe
 from same_outcome import as_strings, exactness, run  # noqa: E402
 from told import Answers, tell  # noqa: E402
 
-from spacy_llmner.padellm_ner.decoding import FindSettings
-from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
+from spacy_llmner.padellm_ner.decoding import MentionDecodingSettings
+from spacy_llmner.padellm_ner.templates import TEMPLATES, TemplateEncoder
 
 TEXTS = [
     ("Ada Hale met Bo Lund in Bonn.", [(0, 8, "PER"), (13, 20, "PER"), (24, 28, "LOC")]),
@@ -44,35 +44,37 @@ def docs(nlp):
 
 def test_constrained_is_ours(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     loop = LeanLoop(llm, view)
-    ours = run(pipe, docs(nlp), FindSettings())
+    ours = run(pipe, docs(nlp), MentionDecodingSettings())
     assert any(found for written in ours for found in written.values())
     for doc, written in zip(docs(nlp), ours):
-        assert published(pipe, wording, doc, loop, constrained=True) == as_strings(doc, written)
+        assert published(pipe, prompt_encoder, doc, loop, constrained=True) == as_strings(
+            doc, written
+        )
 
 
 def test_generate_is_the_lean_loop(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     loop, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
     for doc in docs(nlp):
-        lean = published(pipe, wording, doc, loop)
-        assert published(pipe, wording, doc, generate) == lean
+        lean = published(pipe, prompt_encoder, doc, loop)
+        assert published(pipe, prompt_encoder, doc, generate) == lean
     assert (loop.work.passes, loop.work.tokens) == (generate.work.passes, generate.work.tokens)
 
 
 def test_forced_answers_take_the_steps_of_another_wording(nlp):
     pipe = nlp.get_pipe("padellm_ner")
     llm, view, _ = pipe.ready()
-    wording = Wording(TEMPLATES["published_en"], llm.tokenizer, {})
+    prompt_encoder = TemplateEncoder(TEMPLATES["published_en"], llm.tokenizer, {})
     doc = docs(nlp)[0]
-    answers = Answers(pipe, wording)(doc)
+    answers = Answers(pipe, prompt_encoder)(doc)
     loop = LeanLoop(llm, view)
-    strings = published(pipe, wording, doc, loop, forced=answers)
-    assert strings == as_strings(doc, run(pipe, doc, pipe.find_settings)[0])
+    strings = published(pipe, prompt_encoder, doc, loop, forced=answers)
+    assert strings == as_strings(doc, run(pipe, doc, pipe.decoding_settings)[0])
     written = [a for of_label in answers.values() for a in of_label]
-    counts = [wording.number(len(of_label)) for of_label in answers.values()]
+    counts = [prompt_encoder.number(len(of_label)) for of_label in answers.values()]
     assert loop.work.passes == max(map(len, counts)) + max(map(len, written), default=0)
 
 
@@ -134,9 +136,16 @@ def test_padding_is_on_the_left():
 
 
 def test_counts(load, tiny_llm):
-    wording = Wording(TEMPLATES["published_en"], load(tiny_llm).tokenizer, {})
+    prompt_encoder = TemplateEncoder(TEMPLATES["published_en"], load(tiny_llm).tokenizer, {})
     for n in (0, 3, 12, 120):
-        answer = wording.number(n)
-        assert number(wording, answer, answer[-1:]) == n
+        answer = prompt_encoder.number(n)
+        assert number(prompt_encoder, answer, answer[-1:]) == n
     for text, n in (("many", 0), ("2 of them", 2), ("", 0)):
-        assert number(wording, [*wording.encode(text), wording.end], [wording.end]) == n
+        assert (
+            number(
+                prompt_encoder,
+                [*prompt_encoder.encode(text), prompt_encoder.end],
+                [prompt_encoder.end],
+            )
+            == n
+        )

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import chat as module
-from spacy_llmner.cli.chat import Chat, Shown, chat_cli, load_ember
-from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
+from spacy_llmner.cli.chat import ChatSession, RenderedStream, chat_cli, load_ember
+from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
 
 app = typer.Typer()
 app.command()(chat_cli)
@@ -90,7 +90,7 @@ def test_lines_until_quit(pipelines):
 
 
 def test_conversation_is_remembered(ember):
-    chat = Chat(ember, piped(), max_new_tokens=5, system="Be nice.")
+    chat = ChatSession(ember, piped(), max_new_tokens=5, system="Be nice.")
     stream = chat.ask("Who came?")
     answer = stream.text.removeprefix("Who came?\n\n").strip()
     system, user = {"role": "system", "content": "Be nice."}, "Who came?"
@@ -102,7 +102,7 @@ def test_conversation_is_remembered(ember):
 
 
 def test_oldest_messages_are_forgotten(ember):
-    chat = Chat(ember, piped(), max_new_tokens=5, system="Be nice.")
+    chat = ChatSession(ember, piped(), max_new_tokens=5, system="Be nice.")
     old = [{"role": "user", "content": "old " * 30}, {"role": "assistant", "content": "new " * 30}]
     chat.messages += 5 * old
     chat.ask("Who came?")
@@ -113,14 +113,14 @@ def test_oldest_messages_are_forgotten(ember):
 
 
 def test_no_template_is_plain(pipelines):
-    chat = Chat(load_ember(pipelines["plain"]), piped(), system="Be nice.", max_new_tokens=3)
+    chat = ChatSession(load_ember(pipelines["plain"]), piped(), system="Be nice.", max_new_tokens=3)
     assert chat.plain
     chat.ask("Ada Hale")
     assert chat.messages == []
 
 
 def test_entities_are_coloured_in_a_terminal(ember):
-    chat = Chat(ember, terminal(), max_new_tokens=20, plain=True)
+    chat = ChatSession(ember, terminal(), max_new_tokens=20, plain=True)
     stream = chat.ask("Ada Hale met Bo Lund in")
     assert stream.doc.ents
     out = chat.console.file.getvalue()
@@ -130,17 +130,17 @@ def test_entities_are_coloured_in_a_terminal(ember):
 
 
 def test_ctrl_c_ends_the_answer_only(ember, monkeypatch):
-    chat = Chat(ember, piped(), max_new_tokens=50, plain=True)
+    chat = ChatSession(ember, piped(), max_new_tokens=50, plain=True)
     before = signal.getsignal(signal.SIGINT)
     pieces = []
 
-    def add(self, event, original=Shown.add):
+    def add(self, event, original=RenderedStream.add):
         pieces.append(event)
         if len(pieces) == 3:
             signal.raise_signal(signal.SIGINT)
         original(self, event)
 
-    monkeypatch.setattr(Shown, "add", add)
+    monkeypatch.setattr(RenderedStream, "add", add)
     stream = chat.ask("Ada Hale met")
     assert stream.stop_reason == "cancelled"
     assert stream.doc is not None
@@ -157,7 +157,7 @@ def test_ctrl_c_at_the_prompt_does_not_leave(monkeypatch, capsys):
         raise answer
 
     monkeypatch.setattr("builtins.input", fake_input)
-    assert list(module.read_prompts()) == ["One"]
+    assert list(module.typed_lines()) == ["One"]
     assert "/quit" in capsys.readouterr().out
 
 
@@ -166,7 +166,7 @@ def event(start, end, label, status, replaces=None):
 
 
 def test_shown():
-    shown = Shown(3, {"PER": "#aa9cfc", "LOC": "#ff9561"})
+    shown = RenderedStream(3, {"PER": "#aa9cfc", "LOC": "#ff9561"})
     shown.add(TextPiece("Hi Ada Hale \x1b[31m[red]Bonn"))
     shown.add(event(0, 2, "PER", "final"))
     shown.add(event(3, 6, "LOC", "found"))
@@ -184,7 +184,9 @@ def test_shown():
 
 def test_long_answers_show_their_end():
     console = terminal()
-    text = module._tail(Shown(0, {}).render() + "".join(f"{i}\n" for i in range(50)), console)
+    text = module._tail(
+        RenderedStream(0, {}).render() + "".join(f"{i}\n" for i in range(50)), console
+    )
     assert text.plain.splitlines()[-1].strip() == "49"
     assert len(text.plain.splitlines()) <= 8
 

@@ -6,9 +6,9 @@ import numpy as np
 import spacy
 from ner_helpers import TRAIN, make_examples
 
-from spacy_llmner.el4ner_ensemble.interfaces import NONE, Asked, Task
+from spacy_llmner.el4ner_ensemble.interfaces import NONE, LabelSet, Task
 from spacy_llmner.el4ner_ensemble.stages import Ensemble, EnsembleSettings
-from spacy_llmner.el4ner_ensemble.voter.llm_voter import Turns
+from spacy_llmner.el4ner_ensemble.voter.llm_voter import ModelResidency
 
 WIDTH = 24
 LABELS = ["LOC", "PER"]
@@ -78,7 +78,7 @@ class MockVoter:
         self.saved = {}
 
     @property
-    def manner(self):
+    def identity(self):
         return id(self)
 
     def join(self, name, max_batch_tokens, component):
@@ -93,7 +93,7 @@ class MockVoter:
     def lengths(self, text, words):
         return [1] * len(words)
 
-    def room(self, asked):
+    def capacity(self, asked):
         return 1000
 
     def size(self, task, asked):
@@ -169,8 +169,8 @@ def make_ensemble(voters, labels=("LOC", "ORG", "PER"), resident=None, **setting
     }
     return Ensemble(
         members,
-        Turns(members, resident),
-        Asked({label: label.lower() for label in labels}),
+        ModelResidency(members, resident),
+        LabelSet({label: label.lower() for label in labels}),
         EnsembleSettings(**{**defaults, **settings}),
         100,
     )

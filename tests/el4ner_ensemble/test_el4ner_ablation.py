@@ -72,13 +72,13 @@ def test_what_is_kept():
 
 def test_variants_are_added_to_an_earlier_result(monkeypatch, tmp_path):
     monkeypatch.setattr(ablation, "RESULTS", tmp_path)
-    facts = {"set": "toy", "texts": 4, "labels": ["PER"], "seconds_pool": 1.0}
-    assert ablation.earlier_variants("toy", facts) == {}
-    srsly.write_json(tmp_path / "toy.json", {**facts, "variants": {"ensemble": {"f": 50.0}}})
-    later = {**facts, "seconds_pool": 2.0}
+    limits = {"set": "toy", "texts": 4, "labels": ["PER"], "seconds_pool": 1.0}
+    assert ablation.earlier_variants("toy", limits) == {}
+    srsly.write_json(tmp_path / "toy.json", {**limits, "variants": {"ensemble": {"f": 50.0}}})
+    later = {**limits, "seconds_pool": 2.0}
     assert ablation.earlier_variants("toy", later) == {"ensemble": {"f": 50.0}}
     with pytest.raises(ValueError, match=r"toy.json was measured with other texts"):
-        ablation.earlier_variants("toy", {**facts, "texts": 5})
+        ablation.earlier_variants("toy", {**limits, "texts": 5})
 
 
 def test_nothing_is_asked_twice():
@@ -88,7 +88,7 @@ def test_nothing_is_asked_twice():
     _, expected = make_mock_nlp(usual)
     nlp, pipe = make_mock_nlp(remembering)
     pipe.voters = {name: Remembering(voter) for name, voter in pipe.voters.items()}
-    pipe._turns = None
+    pipe._residency = None
     docs = [nlp.make_doc(text) for text in texts]
     assert pipe.predict(docs) == expected.predict(docs)
     asked = [list(voter.asked) for voter in remembering.values()]

@@ -39,7 +39,7 @@ def said(nlp):
     """RETURNS (List[Dict]): What each voter says about the first word."""
     pipe = nlp.get_pipe("el4ner_ensemble")
     task = Task(TEXTS[0], words_of(TEXTS[0]))
-    sessions = [v.session([task], pipe.asked, keep=False) for v in pipe.voters.values()]
+    sessions = [v.session([task], pipe.label_set, keep=False) for v in pipe.voters.values()]
     return [pytest.approx(session.classify([[(0, 4)]])[0][0], abs=1e-4) for session in sessions]
 
 

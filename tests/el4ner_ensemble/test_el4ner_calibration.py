@@ -10,7 +10,7 @@ from spacy.training import Example
 
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.interfaces import NONE
-from spacy_llmner.el4ner_ensemble.vote_calibration import Polled, corrected, fit, prior_ratios
+from spacy_llmner.el4ner_ensemble.vote_calibration import VotedText, corrected, fit, prior_ratios
 from spacy_llmner.errors import LLMNERError
 
 # It calls most things a person.
@@ -36,7 +36,7 @@ def test_ratios_by_hand():
         {"a": {"PER": 0.4, "LOC": 0.4, NONE: 0.2}},
     ]
     gold = {SPANS[0]: "PER", SPANS[1]: "LOC"}
-    polled = [Polled(dict(zip(SPANS, said)), gold)]
+    polled = [VotedText(dict(zip(SPANS, said)), gold)]
     assert prior_ratios(polled, ["a", "b", "c"], ["PER", "LOC"]) == {
         "a": pytest.approx({"PER": 2 / 3, "LOC": 2 / 1.5, NONE: 2 / 1.5}),
         "b": pytest.approx({"PER": 2 / 1, "LOC": 1 / 1.5, NONE: 1 / 1.5}),
@@ -56,11 +56,11 @@ def test_who_knows_more_counts_more(how, good):
         for span, label in gold.items()
         for other in [labels[label == "LOC"]]
     }
-    fitted = fit([Polled(said, gold)], {"a": 1.0, "b": 1.0}, labels, how)
+    fitted = fit([VotedText(said, gold)], {"a": 1.0, "b": 1.0}, labels, how)
     assert (fitted.before, fitted.after) == (0.0, 1.0)
     assert fitted.weights[good] > fitted.weights[bad] and fitted.factors == {}
     alike = {span: dict.fromkeys("abc", of_span[good]) for span, of_span in said.items()}
-    fitted = fit([Polled(alike, gold)], dict.fromkeys("abc", 2.0), labels, how)
+    fitted = fit([VotedText(alike, gold)], dict.fromkeys("abc", 2.0), labels, how)
     assert fitted.weights == dict.fromkeys("abc", 1.0) and fitted.factors == {}
     assert fitted.before == fitted.after == 1.0
 
@@ -69,10 +69,10 @@ def test_no_entity_counts_what_is_best():
     """Entities that nobody proposed count as missed; what is fitted is never worse than nothing."""
     said = [{"a": {"PER": 0.4, NONE: 0.6}}, {"a": {"PER": 0.1, NONE: 0.9}}]
     gold = {SPANS[0]: "PER", SPANS[3]: "PER"}
-    fitted = fit([Polled(dict(zip(SPANS, said)), gold)], {"a": 1.0}, ["PER"], "majority")
+    fitted = fit([VotedText(dict(zip(SPANS, said)), gold)], {"a": 1.0}, ["PER"], "majority")
     assert fitted.before == 0.0 and fitted.after == pytest.approx(2 / 3)
     assert fitted.factors["a"][NONE] < fitted.factors["a"]["PER"]
-    nothing = fit([Polled({}, gold)], {"a": 1.0}, ["PER"], "majority")
+    nothing = fit([VotedText({}, gold)], {"a": 1.0}, ["PER"], "majority")
     assert nothing == ({}, {"a": 1.0}, 0.0, 0.0)
 
 

@@ -48,7 +48,7 @@ def test_initialize_takes_labels_and_pool(two, roomy):
     assert pipe.cfg["voters"]["a"]["fingerprint"] == pool.make_llm(roomy[0]).load().fingerprint
     doc = two(UNSEEN)
     assert_valid(doc, UNSEEN)
-    assert pipe.work.calls > 0 and pipe.work.tokens > 0
+    assert pipe.call_counts.calls > 0 and pipe.call_counts.tokens > 0
 
 
 def test_IO(two, tmp_path):
@@ -83,10 +83,10 @@ def test_saved_pool_is_not_encoded_again(two, tmp_path):
     pipe = loaded.get_pipe("el4ner_ensemble")
     loaded(UNSEEN)
     assert pipe.pool.encoder.texts == 1  # the text itself
-    assert pipe.work.pre_extraction == 2
+    assert pipe.call_counts.pre_extraction == 2
     loaded(TEXTS[0])
     assert pipe.pool.encoder.texts == 1  # its vector is in the pool
-    assert pipe.work.pre_extraction == 4
+    assert pipe.call_counts.pre_extraction == 4
 
 
 def test_loading_reads_no_llm(two, tmp_path):
@@ -152,7 +152,7 @@ def test_other_prompts_when_it_is_loaded(roomy, two, tmp_path):
     nlp = spacy.load(tmp_path, config=other)
     a, b = nlp.get_pipe("el4ner_ensemble").voters.values()
     nlp(UNSEEN)
-    said = [next(iter(voter._wordings.values())) for voter in (a, b)]
+    said = [next(iter(voter._prompt_encoders.values())) for voter in (a, b)]
     assert (said[0].prompts.none, said[0].chat) == ("无", False)
     assert not said[1].chat
     assert said[1].prompts == parse_prompts("x", read_prompts("en_base", "en", False))
@@ -196,8 +196,10 @@ def test_unpickled_voters_take_turns(roomy, monkeypatch):
     expected = nlp(UNSEEN)
     again = pickle.loads(pickle.dumps(nlp))
     pool.clear()
-    load, beside = pool._load, []
-    monkeypatch.setattr(pool, "_load", lambda spec: beside.append(len(pool.loaded())) or load(spec))
+    load, beside = pool.load_llm, []
+    monkeypatch.setattr(
+        pool, "load_llm", lambda spec: beside.append(len(pool.loaded())) or load(spec)
+    )
     assert_same(expected, again(UNSEEN))
     assert len(beside) > 2 and not any(beside)
 
@@ -249,9 +251,11 @@ def test_spans_of_gold(roomy):
 def test_other_retrieval(roomy, retrieval):
     nlp = initialized(make_nlp({"a": roomy[0]}, retrieval=retrieval))
     pipe = nlp.get_pipe("el4ner_ensemble")
-    pipe.work.pre_extraction = 0
+    pipe.call_counts.pre_extraction = 0
     assert_valid(nlp(UNSEEN), UNSEEN)
-    assert pipe.work.pre_extraction == 0 and len(pipe.pool) == (retrieval != "none") * len(TRAIN)
+    assert pipe.call_counts.pre_extraction == 0 and len(pipe.pool) == (retrieval != "none") * len(
+        TRAIN
+    )
 
 
 def test_labels_at_run_time(two, tmp_path):
@@ -262,7 +266,7 @@ def test_labels_at_run_time(two, tmp_path):
     doc = nlp(UNSEEN)
     assert_valid(doc, UNSEEN)
     assert {span.label_ for span in doc.spans["llmner"]} <= {"PER", "river", "tea"}
-    assert len(pipe.asked.types) == 3
+    assert len(pipe.label_set.types) == 3
 
 
 @pytest.mark.parametrize("lang,text", [("en", UNSEEN), ("zh", "王小明住在上海。")])
@@ -352,9 +356,9 @@ def test_calls_of_a_document():
         name: MockVoter({"Mira Stone": {"PER": 0.9}, "Oskar": {"PER": 0.9}}) for name in "abc"
     }
     nlp, pipe = make_mock_nlp(voters)
-    before = copy.copy(pipe.work)
+    before = copy.copy(pipe.call_counts)
     pipe(nlp.make_doc(UNSEEN))
-    assert pipe.work.calls - before.calls == 3 + 3 + 3 + 2
+    assert pipe.call_counts.calls - before.calls == 3 + 3 + 3 + 2
 
 
 def test_nested_and_flat():

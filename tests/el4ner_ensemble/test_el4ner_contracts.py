@@ -31,7 +31,9 @@ def asked(monkeypatch):
     monkeypatch.setattr(
         LLMSession,
         "extract",
-        lambda self: extract(self) and [desk.task.words[::3] for desk in self.desks],
+        lambda self: (
+            extract(self) and [task_session.task.words[::3] for task_session in self.task_sessions]
+        ),
     )
     return noted
 
@@ -59,12 +61,12 @@ def prompts(monkeypatch):
     """All that was shown in front of questions."""
     noted = []
 
-    class Desk(session.Desk):
-        def __init__(self, wording, *args):
-            super().__init__(wording, *args)
-            noted.append(wording.tokenizer.hf.decode(self.ids, skip_special_tokens=False))
+    class Noting(session.TaskSession):
+        def __init__(self, prompt_encoder, *args):
+            super().__init__(prompt_encoder, *args)
+            noted.append(prompt_encoder.tokenizer.hf.decode(self.ids, skip_special_tokens=False))
 
-    monkeypatch.setattr(session, "Desk", Desk)
+    monkeypatch.setattr(session, "TaskSession", Noting)
     return noted
 
 
@@ -236,10 +238,18 @@ def three(roomy):
 
 def test_three_llms_vote(three):
     pipe = three.get_pipe("el4ner_ensemble")
-    before = pipe.work.pre_extraction, pipe.work.extraction, pipe.work.classification
+    before = (
+        pipe.call_counts.pre_extraction,
+        pipe.call_counts.extraction,
+        pipe.call_counts.classification,
+    )
     doc = three(UNSEEN)
     assert_valid(doc, UNSEEN)
-    after = pipe.work.pre_extraction, pipe.work.extraction, pipe.work.classification
+    after = (
+        pipe.call_counts.pre_extraction,
+        pipe.call_counts.extraction,
+        pipe.call_counts.classification,
+    )
     assert np.subtract(after, before).tolist() == [3, 3, 3]
     assert doc.spans["llmner"]
     for span in doc.spans["llmner"]:

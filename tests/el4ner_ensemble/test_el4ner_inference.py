@@ -17,6 +17,7 @@ from spacy.tokens import Doc, Span
 from spacy.util import raise_error
 
 from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm import loading
 from spacy_llmner.llm import registry as pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
@@ -47,7 +48,7 @@ def test_taking_turns_changes_nothing(two, turns):
         assert len(pool.loaded()) == 1
     # Texts and demonstrations are read again for each stage.
     both = [nlp.get_pipe("el4ner_ensemble") for nlp in (two, turns)]
-    assert both[0].work.verification and both[1].work.verification
+    assert both[0].call_counts.verification and both[1].call_counts.verification
 
 
 class InMemory(MockVoter):
@@ -243,9 +244,9 @@ class NoRoom(MockVoter):
         if method == self.method:
             raise MemoryError("no room")
 
-    def room(self, asked):
-        self._fail("room")
-        return super().room(asked)
+    def capacity(self, asked):
+        self._fail("capacity")
+        return super().capacity(asked)
 
     def lengths(self, text, words):
         self._fail("lengths")
@@ -256,7 +257,7 @@ class NoRoom(MockVoter):
         return super().size(task, asked)
 
 
-@pytest.mark.parametrize("method", ["room", "lengths", "few lengths", "size"])
+@pytest.mark.parametrize("method", ["capacity", "lengths", "few lengths", "size"])
 def test_a_voter_that_fails_before_it_is_asked(method):
     mira = {"Mira Stone": {"PER": 0.9}}
     voters = {"a": NoRoom(method, mira), "b": MockVoter(mira)}
@@ -277,18 +278,18 @@ def test_a_voter_that_fails_before_it_is_asked(method):
 def test_an_llm_that_does_not_fit_into_memory(two, roomy, error, monkeypatch):
     expected = two(UNSEEN)
     pool.clear()
-    load = pool.AutoModelForCausalLM.from_pretrained
+    load = loading.AutoModelForCausalLM.from_pretrained
 
     def no_room(path, **settings):
         if path == roomy[1]:
             raise error
         return load(path, **settings)
 
-    monkeypatch.setattr(pool.AutoModelForCausalLM, "from_pretrained", no_room)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", no_room)
     monkeypatch.setitem(two.get_pipe("el4ner_ensemble").cfg, "provenance", True)
     for voter in two.get_pipe("el4ner_ensemble").voters.values():
-        monkeypatch.setattr(voter, "_facts", None)
-        monkeypatch.setattr(voter, "_wordings", {})
+        monkeypatch.setattr(voter, "_limits", None)
+        monkeypatch.setattr(voter, "_prompt_encoders", {})
     doc = two(UNSEEN)
     assert doc.spans["llmner"]
     for span in doc.spans["llmner"]:
@@ -318,7 +319,7 @@ def test_work_in_vain_is_counted(failing):
     assert 0 < len(docs) < len(TEXTS)
     # The first try of the whole batch, in halves down to the bad ones, and then the batch in halves.
     once = sum(2 * (text not in bad) for text in TEXTS)
-    assert pipe.work.extraction > once and pipe.work.tokens > 0
+    assert pipe.call_counts.extraction > once and pipe.call_counts.tokens > 0
 
 
 def test_overwrite(failing):

@@ -125,6 +125,6 @@ def test_progress_is_shown(nlp, monkeypatch):
     data = [(f"Oskar {k} sings.", [(0, 5, "PER")]) for k in range(40)]
     pipe.initialize(lambda: make_examples(nlp, data))
     (bar,) = bars
-    assert (bar.n, bar.total) == (80, 80) and pipe.work.calls == 0
+    assert (bar.n, bar.total) == (80, 80) and pipe.call_counts.calls == 0
     assert [len(demos) for _, _, demos in voters["a"].asked] == [16, 16, 8]
     assert all(s.proposed == [(0, 5, ["a"])] for s in pipe.pool.spans)

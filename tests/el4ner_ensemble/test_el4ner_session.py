@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from el4ner_helpers import words_of
 
-from spacy_llmner.el4ner_ensemble.interfaces import NONE, Asked, Demonstration, Task
+from spacy_llmner.el4ner_ensemble.interfaces import NONE, Demonstration, LabelSet, Task
 from spacy_llmner.el4ner_ensemble.voter import session
 from spacy_llmner.el4ner_ensemble.voter.llm_voter import make_voter
-from spacy_llmner.el4ner_ensemble.voter.session import Desk
+from spacy_llmner.el4ner_ensemble.voter.session import TaskSession
 from spacy_llmner.llm.registry import make_llm
 
 TEXTS = ["Mira Stone met Oskar in Varnholm.", "Oskar likes Oskar, he says.", "tea"]
@@ -16,7 +16,7 @@ DEMOS = [
     Demonstration("Nobody came.", ()),
 ]
 # Some labels begin with the same tokens.
-ASKED = Asked({"PER": "person", "LOC": "place", "PET": "perso", "PLA": "plant"})
+ASKED = LabelSet({"PER": "person", "LOC": "place", "PET": "perso", "PLA": "plant"})
 SPANS = [[(0, 4), (0, 10), (15, 20), (24, 32)], [(0, 5), (12, 17)], []]
 CLAIMS = [[(0, 10, "PER"), (24, 32, "LOC")], [(0, 5, "PER"), (12, 17, "PET")], []]
 
@@ -55,19 +55,26 @@ def test_keeping_changes_nothing_but_the_work(voter):
     assert np.allclose(sum(true, []), sum(true2, []), atol=1e-4)
     # The instruction goes through the LLM once. What else is shared, too: without keeping three times, the
     # list of spans two times.
-    wording = voter._wording(ASKED)
-    instruction = len(wording.instruction.ids)
+    prompt_encoder = voter._prompt_encoder(ASKED)
+    instruction = len(prompt_encoder.instruction.ids)
     shared = -instruction
-    question = wording.list_question
+    question = prompt_encoder.list_question
     for task, spans in zip(make_tasks(), SPANS):
         if spans:
-            desk = Desk(wording, task, 4096)
+            task_session = TaskSession(prompt_encoder, task, 4096)
             words = {start: k for k, (start, _) in enumerate(task.words)}
             ends = {end: k + 1 for k, (_, end) in enumerate(task.words)}
-            spelt = desk.lists.spell([(words[a], ends[b]) for a, b in spans])
+            spelt = task_session.lists.spell([(words[a], ends[b]) for a, b in spans])
             # The question for the list is read with the text, but for its last token.
-            assert len(desk.ids) == len(wording.stem(task.shown, DEMOS)) + len(question) - 1
-            shared += 2 * (len(desk.ids) - instruction) + 1 + len(wording.behind_list(spelt))
+            assert (
+                len(task_session.ids)
+                == len(prompt_encoder.stem(task.shown, DEMOS)) + len(question) - 1
+            )
+            shared += (
+                2 * (len(task_session.ids) - instruction)
+                + 1
+                + len(prompt_encoder.behind_list(spelt))
+            )
     assert tokens2 - tokens == shared
 
 
@@ -101,17 +108,17 @@ def test_the_same_string_has_one_answer(voter):
 
 
 def test_demonstrations_are_cut_first(voter):
-    wording = voter._wording(ASKED)
+    prompt_encoder = voter._prompt_encoder(ASKED)
     task = make_tasks()[0]
-    question = wording.list_question
+    question = prompt_encoder.list_question
 
     def shown(room):
-        return len(Desk(wording, task, room).ids) - len(question) + 1
+        return len(TaskSession(prompt_encoder, task, room).ids) - len(question) + 1
 
-    lists = Desk(wording, task, 4096).lists
+    lists = TaskSession(prompt_encoder, task, 4096).lists
     # Behind the text: a list (here as short as conftest.py makes it), and a question about all of it.
-    behind = wording.behind + session.MAX_LIST_TOKENS + len(lists.words.ids)
-    both, one, bare = (len(wording.stem(task.shown, DEMOS[k:])) for k in range(3))
+    behind = prompt_encoder.behind + session.MAX_LIST_TOKENS + len(lists.words.ids)
+    both, one, bare = (len(prompt_encoder.stem(task.shown, DEMOS[k:])) for k in range(3))
     assert shown(both + behind) == both
     assert shown(both + behind - 1) == one  # the most similar one stays
     assert shown(one + behind) == one
@@ -119,7 +126,7 @@ def test_demonstrations_are_cut_first(voter):
 
 
 def test_the_room_of_a_text(voter):
-    room = voter.room(ASKED)
+    room = voter.capacity(ASKED)
     assert 0 < 3 * room <= 4096
     lengths = voter.lengths(TEXTS[0], words_of(TEXTS[0]))
     assert len(lengths) == len(words_of(TEXTS[0])) and sum(lengths) > len(lengths)
@@ -127,7 +134,7 @@ def test_the_room_of_a_text(voter):
 
 def test_prompts_make_another_voter(roomy):
     one, other = voter_of(roomy[1]), voter_of(roomy[1], chat=False)
-    assert one.memory == other.memory and one.manner != other.manner
+    assert one.memory == other.memory and one.identity != other.identity
     assert answers(one, True)[0][1] != answers(other, True)[0][1]
 
 
@@ -136,15 +143,15 @@ def test_a_small_context(tiny_models, monkeypatch, keep):
     """256 positions, and lists that are as long as they get: nothing stands behind the last position."""
     monkeypatch.setattr(session, "MAX_LIST_TOKENS", 256)
     voter = voter_of(tiny_models["gpt2"])
-    asked = Asked({"PER": "person", "LOC": "place"})
+    asked = LabelSet({"PER": "person", "LOC": "place"})
     words = words_of("Bo , Ada , Al , Zoe , Ida and Ole saw a cat , a dog and a cow in a bus .")
     text = "Bo , Ada , Al , Zoe , Ida and Ole saw a cat , a dog and a cow in a bus ."
-    room, lengths = voter.room(asked), voter.lengths(text, words)
+    room, lengths = voter.capacity(asked), voter.lengths(text, words)
     words = [word for k, word in enumerate(words) if sum(lengths[: k + 1]) <= room]
     assert len(words) > 10
     task = Task(text, words, list(DEMOS))
     at_work = voter.session([task], asked, keep=keep)
-    assert at_work.decoder.llm.max_length == 256
+    assert at_work.engine.llm.max_length == 256
     decode, limits = session.decode, []
     monkeypatch.setattr(
         session,
@@ -152,16 +159,16 @@ def test_a_small_context(tiny_models, monkeypatch, keep):
         lambda *args, **kw: limits.append(kw["max_tokens"]) or decode(*args, **kw),
     )
     at_work.extract()
-    assert limits == [256 - len(at_work.desks[0].ids) - 1] and limits[0] < 256
+    assert limits == [256 - len(at_work.task_sessions[0].ids) - 1] and limits[0] < 256
     # As if many voters had listed everything.
     union = sorted((a, b) for a, _ in words for _, b in words if a < b)
-    desk = at_work.desks[0]
-    listed = desk._spelt(union)
-    assert len(desk.lists.spell([(0, 1)])) < len(listed) < 256
+    task_session = at_work.task_sessions[0]
+    listed = task_session._spelt(union)
+    assert len(task_session.lists.spell([(0, 1)])) < len(listed) < 256
     (types,) = at_work.classify([union])
     claims = [(start, end, "PER") for start, end in union]
     (true,) = at_work.verify([union], [claims])
     assert len(types) == len(true) == len(union)
     assert all(sum(by.values()) == pytest.approx(1.0) for by in types)
-    assert 200 < at_work.decoder.slots.positions.max() < 256
+    assert 200 < at_work.engine.slots.positions.max() < 256
     at_work.close()

@@ -64,7 +64,7 @@ def test_without_verification():
     ensemble = make_ensemble(voters, verifier=None)
     found = decide(ensemble, TEXT)[0]
     assert set(found) == {MIRA, OSKAR, VARNHOLM} and found[MIRA].verified is None
-    assert ensemble.work.verification == 0
+    assert ensemble.call_counts.verification == 0
     assert not any(stage == "verification" for stage, _, _ in voters["a"].asked)
 
 
@@ -86,7 +86,7 @@ def test_calls_equal_the_formula():
     tasks = [Task(text, words_of(text)) for text in texts]
     ensemble.pre_extract(tasks)
     ensemble.decide(tasks)
-    work = ensemble.work
+    work = ensemble.call_counts
     # Nothing was found in the last text, so that there is nothing to classify.
     assert (work.pre_extraction, work.extraction, work.classification) == (9, 9, 6)
     assert work.verification == 4  # three entities and one
@@ -100,7 +100,7 @@ def test_one_text_calls():
     task = Task(TEXT, words_of(TEXT))
     ensemble.pre_extract([task])
     ensemble.decide([task])
-    assert ensemble.work.calls == 3 + 3 + 3 + 3
+    assert ensemble.call_counts.calls == 3 + 3 + 3 + 3
 
 
 class Nonsense(MockVoter):
@@ -117,7 +117,7 @@ def test_nonsense_is_dropped_and_counted():
     ensemble = make_ensemble({"a": Nonsense()})
     found = decide(ensemble, TEXT)[0]
     assert {s: d.label for s, d in found.items()} == {MIRA: "PER"}
-    assert ensemble.work.dropped == 4 + 1
+    assert ensemble.call_counts.dropped == 4 + 1
 
 
 def test_punctuation_is_trimmed():

@@ -21,7 +21,7 @@ from spacy.training import Example
 from spacy_llmner.ember_probe.features.batch import surface
 from spacy_llmner.ember_probe.features.words import WordFeatures
 from spacy_llmner.ember_probe.probes.fewshot import choose, make_ember_few_shot
-from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
 
@@ -135,7 +135,7 @@ def test_stream_gives_the_rows_of_the_batch(nlp):
     ember = nlp.get_pipe("ember_probe")
     doc = nlp.make_doc(TEXTS[0])
     features = ember.reader.read(ember.shared_llm(), [doc])[0]
-    whole = ember.rows(doc, features)
+    whole = ember.predictor().rows(doc, features)
     stream, rows = ember.module.stream(), []
     for i in range(len(doc)):
         attention = None if features.attention is None else features.attention[i : i + 1]

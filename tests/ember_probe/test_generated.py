@@ -51,7 +51,7 @@ def test_batched_is_alone(llm):
 
 def test_greedy_with_penalty_as_transformers_does_it(llm):
     loaded = llm.load()
-    ids = loaded.tokenizer.sink + loaded.tokenizer.encode(TEXTS[0]).ids
+    ids = loaded.tokenizer.bos + loaded.tokenizer.encode(TEXTS[0]).ids
     import torch
 
     out = loaded.model.generate(
@@ -114,6 +114,6 @@ def test_masked_words_give_no_gradient(tiny_llm):
     doc = nlp.make_doc(TEXTS[0])
     unknown = Doc(doc.vocab, [t.text for t in doc], [bool(t.whitespace_) for t in doc])
     unknown.set_ents([], missing=[unknown[:]], default="outside")
-    batch = ember._batch([doc], ember.read([doc]))
+    batch = ember.predictor().batch([doc], ember.read([doc]))
     _, (gradient,) = ember.get_loss([Example(doc, unknown)], ember.module(batch))
     assert gradient.abs().max() == 0

@@ -16,10 +16,12 @@ from ember_helpers import (
 )
 from spacy.training import Example
 
-from spacy_llmner.ember_probe.streaming.generation import _row, encode_prompt
-from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, LiveText, TextPiece
+from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.live_text import LiveText
+from spacy_llmner.ember_probe.streaming.prompt import encode_prompt
+from spacy_llmner.ember_probe.streaming.streamer import _row
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.hidden_states import Steps, read_texts
+from spacy_llmner.llm.hidden_states import StepReader, read_texts
 from spacy_llmner.llm.registry import make_llm
 
 PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
@@ -59,13 +61,13 @@ def fed(monkeypatch):
     """Number of tokens of each forward pass."""
     lengths = []
     for name in ("feed", "feed_last"):
-        original = getattr(Steps, name)
+        original = getattr(StepReader, name)
 
         def counted(self, ids, original=original):
             lengths.append(len(ids))
             return original(self, ids)
 
-        monkeypatch.setattr(Steps, name, counted)
+        monkeypatch.setattr(StepReader, name, counted)
     return lengths
 
 
@@ -117,7 +119,7 @@ def test_same_text_as_generate(any_streaming):
     stream = stream_of(any_streaming, max_new_tokens=40)
     text, events = run(stream)
     llm = any_streaming.get_pipe("ember_probe").shared_llm()
-    ids = llm.tokenizer.sink + llm.tokenizer.encode(PROMPT).ids
+    ids = llm.tokenizer.bos + llm.tokenizer.encode(PROMPT).ids
     written = [t for t in greedy(llm, ids, 40) if t not in llm.tokenizer.hf.all_special_ids]
     prompt_ids = llm.tokenizer.encode(PROMPT).ids
     assert stream._live.ids == prompt_ids + written
@@ -153,7 +155,7 @@ def test_nothing_is_read_again(trained, monkeypatch):
 )
 def test_fixed_text_token_by_token(any_streaming, text):
     """A text that arrives in the tokens that it would be read in gets the entities of nlp(text)."""
-    live = LiveText(any_streaming.get_pipe("ember_probe"))
+    live = LiveText(any_streaming.get_pipe("ember_probe").predictor())
     *steps, (doc, more) = fed_with(live, text)
     events = sum(steps, [])
     assert_same(doc, any_streaming(text))
@@ -173,7 +175,7 @@ def test_delay_of_one_token(paper, kind):
     nlp = paper(kind)
     n_found = 0
     for text in TEXTS:
-        live = LiveText(nlp.get_pipe("ember_probe"))
+        live = LiveText(nlp.get_pipe("ember_probe").predictor())
         *steps, (doc, more) = fed_with(live, text)
         for ent in doc.ents:
             if text[ent.end_char].isspace():
@@ -198,8 +200,8 @@ def fed_with(live, text):
     llm, reader = live.llm, live.reader
     ids = llm.tokenizer.encode(text).ids
     end = llm.tokenizer.end if reader.attention else []
-    n_sink = len(llm.tokenizer.sink)
-    features = read_texts(llm, [llm.tokenizer.sink + ids + end], reader.probed)[0]
+    n_sink = len(llm.tokenizer.bos)
+    features = read_texts(llm, [llm.tokenizer.bos + ids + end], reader.probed)[0]
     for i, token in enumerate(ids):
         yield live.add_token(token, _row(features, n_sink + i))
     yield live.finish(_row(features, n_sink + len(ids)) if end else None)
@@ -331,7 +333,7 @@ def test_prompts_as_long_as_the_llm(streaming_llm, attention):
     """Also with no position left for what is written, or with one."""
     nlp = streaming_llm(attention)
     llm = nlp.get_pipe("ember_probe").shared_llm()
-    most = llm.max_length - len(llm.tokenizer.sink) - (len(llm.tokenizer.end) if attention else 0)
+    most = llm.max_length - len(llm.tokenizer.bos) - (len(llm.tokenizer.end) if attention else 0)
     assert len(llm.tokenizer.encode("x" * most)) == most
     for n_left in (0, 1):
         stream = stream_of(nlp, "x" * (most - n_left))
@@ -422,7 +424,7 @@ def test_every_shape_of_llm(any_llm):
     ids = encode_prompt(llm, TEXTS[0] + " Mira").ids
     special = llm.tokenizer.hf.all_special_ids
     written = [t for t in greedy(llm, ids, 15) if t not in special]
-    assert stream._live.ids[len(ids) - len(llm.tokenizer.sink) :] == written
+    assert stream._live.ids[len(ids) - len(llm.tokenizer.bos) :] == written
 
 
 @pytest.mark.parametrize("segmenter", ["char"])

@@ -7,7 +7,7 @@ import torch
 from ember_helpers import TEXTS, assert_same, assert_valid, entities
 from transformers import GenerationConfig
 
-from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
 from spacy_llmner.errors import LLMNERError
 
 PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
@@ -15,7 +15,7 @@ PROMPT = "Mira Stone met Oskar Blum in Varnholm. In Port"
 
 def inputs_of(nlp, prompt=PROMPT):
     llm = nlp.get_pipe("ember_probe").shared_llm()
-    return torch.tensor([llm.tokenizer.sink + llm.tokenizer.encode(prompt).ids])
+    return torch.tensor([llm.tokenizer.bos + llm.tokenizer.encode(prompt).ids])
 
 
 def generate(nlp, ids, **settings):

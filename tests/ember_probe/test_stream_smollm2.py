@@ -5,10 +5,10 @@ import spacy
 import torch
 from ember_helpers import TEXTS, TRAIN, assert_same, entities, make_nlp, train
 
-from spacy_llmner.ember_probe.streaming.generation import encode_prompt
-from spacy_llmner.ember_probe.streaming.live_text import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
+from spacy_llmner.ember_probe.streaming.prompt import encode_prompt
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.hidden_states import Steps
+from spacy_llmner.llm.hidden_states import StepReader
 
 pytestmark = pytest.mark.llm
 
@@ -29,9 +29,9 @@ def test_learns(nlp):
 
 def test_written_text_and_its_entities(nlp, monkeypatch):
     fed = []
-    original = Steps.feed
+    original = StepReader.feed
     monkeypatch.setattr(
-        Steps, "feed", lambda self, ids: fed.append(len(ids)) or original(self, ids)
+        StepReader, "feed", lambda self, ids: fed.append(len(ids)) or original(self, ids)
     )
     ember = nlp.get_pipe("ember_probe")
     llm = ember.shared_llm()
@@ -41,7 +41,7 @@ def test_written_text_and_its_entities(nlp, monkeypatch):
     # One pass for the prompt, one of length 1 for each new token.
     assert fed[0] == len(ids) and set(fed[1:]) == {1} and len(fed) <= 25
     out = llm.model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)
-    n_sink = len(llm.tokenizer.sink)
+    n_sink = len(llm.tokenizer.bos)
     special = llm.tokenizer.hf.all_special_ids
     written = [t for t in out[0, len(ids) :].tolist() if t not in special]
     assert stream._live.ids == ids[n_sink:] + written

@@ -277,7 +277,7 @@ def test_entity_cut_by_a_token_is_masked(nlp):
     assert aligned_entities(eg) == ([(2, 3, "PER")], [(0, 2)])
     pipe = nlp.get_pipe("ember_probe")
     pipe.module.train()
-    scores = pipe.module(pipe._batch([predicted], pipe.read([predicted])))
+    scores = pipe.module(pipe.predictor().batch([predicted], pipe.read([predicted])))
     _, (d_scores,) = pipe.get_loss([eg], scores)
     assert not d_scores[0, :2].any() and not d_scores[0, 2, 1:].any()
     assert d_scores[0, 2, 0].any()

@@ -6,7 +6,7 @@ from spacy.tokens import Doc
 from transformers import AutoModelForCausalLM
 
 from spacy_llmner.ember_probe.features.words import ATTENTION_KINDS, WordReader, word_bounds
-from spacy_llmner.llm.hidden_states import Features, Probed, read_texts
+from spacy_llmner.llm.hidden_states import Features, FeatureSpec, read_texts
 from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.llm.tokenization import Encoding
 
@@ -59,8 +59,8 @@ def test_word_bounds(nlp):
 def test_last_token_of_each_word(llm, nlp):
     doc = nlp(TEXT)
     ids, _, last = places(llm, doc)
-    sink = llm.tokenizer.sink
-    hidden = read_texts(llm, [sink + ids], Probed(LAYERS))[0].hidden[len(sink) :]
+    bos = llm.tokenizer.bos
+    hidden = read_texts(llm, [bos + ids], FeatureSpec(LAYERS))[0].hidden[len(bos) :]
     words = WordReader(LAYERS).read(llm, [doc])[0]
     assert len(words) == len(doc)
     assert words.hidden.shape == (len(doc), 2, 32)
@@ -130,8 +130,8 @@ def test_long_texts_are_read_in_windows(llm, nlp, attention):
     whole = WordReader(LAYERS, attention, max_words=3).read(llm, [doc])[0]
     cut, short = reader.read(llm, [doc, nlp("Bo")])
     ids, _, last = places(llm, doc)
-    sink = llm.tokenizer.sink
-    size = 40 - len(sink) - (1 if attention else 0)
+    bos = llm.tokenizer.bos
+    size = 40 - len(bos) - (1 if attention else 0)
     assert len(ids) > 3 * size
     assert cut.hidden.shape == whole.hidden.shape
     first = [word for word, token in enumerate(last) if token < size - 1]
@@ -140,10 +140,10 @@ def test_long_texts_are_read_in_windows(llm, nlp, attention):
         assert_close(cut.attention[first], whole.attention[first])
     # The second window begins 10 tokens before the end of the first.
     start = size - 10
-    second = read_texts(llm, [sink + ids[start : start + size]], Probed(LAYERS))[0].hidden
+    second = read_texts(llm, [bos + ids[start : start + size]], FeatureSpec(LAYERS))[0].hidden
     for word, token in enumerate(last):
         if size <= token < start + size:
-            assert_close(cut.hidden[word], second[len(sink) + token - start])
+            assert_close(cut.hidden[word], second[len(bos) + token - start])
     assert len(short) == 1
 
 
@@ -158,8 +158,8 @@ def test_longer_than_the_llm_can_read(llm, nlp):
 def test_read_twice(llm, nlp):
     doc = nlp(TEXT)
     ids, _, last = places(llm, doc)
-    front = llm.tokenizer.sink + ids + llm.tokenizer.encode("\n").ids
-    hidden = read_texts(llm, [front + ids], Probed(LAYERS))[0].hidden[len(front) :]
+    front = llm.tokenizer.bos + ids + llm.tokenizer.encode("\n").ids
+    hidden = read_texts(llm, [front + ids], FeatureSpec(LAYERS))[0].hidden[len(front) :]
     reader = WordReader(LAYERS, read_twice=True)
     assert_close(reader.read(llm, [doc])[0].hidden, hidden[last])
     other = reader.read(llm, [nlp("Ada Hale met nobody")])[0].hidden
@@ -172,13 +172,13 @@ def test_prefix_is_what_stands_in_front(llm, nlp, read_twice):
     prefix = "Find the names in this text:\n"
     docs = [nlp("Ada Hale met Bo Lund."), nlp("Nobody came."), nlp("Rain.")]
     read = WordReader(LAYERS, prefix=prefix, read_twice=read_twice).read(llm, docs)
-    front = [*llm.tokenizer.sink, *llm.tokenizer.encode(prefix).ids]
+    front = [*llm.tokenizer.bos, *llm.tokenizer.encode(prefix).ids]
     for doc, words in zip(docs, read):
         encoding = llm.tokenizer.encode(doc.text)
         ids = [*encoding.ids]
         if read_twice:
             ids = [*encoding.ids, *llm.tokenizer.encode("\n").ids, *encoding.ids]
-        by_hand = read_texts(llm, [[*front, *ids]], Probed(LAYERS))[0].hidden[-len(encoding) :]
+        by_hand = read_texts(llm, [[*front, *ids]], FeatureSpec(LAYERS))[0].hidden[-len(encoding) :]
         last = encoding.last_tokens(word_bounds(doc)[1])
         assert torch.allclose(words.hidden, by_hand[torch.as_tensor(last)], atol=1e-4)
 
@@ -187,11 +187,11 @@ def test_long_texts_are_read_twice_in_windows(llm, nlp):
     doc = nlp(LONG)
     words = WordReader(LAYERS, max_length=61, overlap=8, read_twice=True).read(llm, [doc])[0]
     ids, _, last = places(llm, doc)
-    sink, between = llm.tokenizer.sink, llm.tokenizer.encode("\n").ids
-    size = (61 - len(sink) - len(between)) // 2
+    bos, between = llm.tokenizer.bos, llm.tokenizer.encode("\n").ids
+    size = (61 - len(bos) - len(between)) // 2
     window = ids[size - 8 : 2 * size - 8]
-    front = sink + window + between
-    second = read_texts(llm, [front + window], Probed(LAYERS))[0].hidden[len(front) :]
+    front = bos + window + between
+    second = read_texts(llm, [front + window], FeatureSpec(LAYERS))[0].hidden[len(front) :]
     for word, token in enumerate(last):
         if size <= token < 2 * size - 8:
             assert_close(words.hidden[word], second[token - size + 8])
@@ -200,9 +200,9 @@ def test_long_texts_are_read_twice_in_windows(llm, nlp):
 def test_attention_of_spans(llm, nlp):
     doc = nlp(TEXT)
     ids, first, last = places(llm, doc)
-    sink, end = llm.tokenizer.sink, llm.tokenizer.end
-    assert (len(sink), len(end)) == (1, 1)
-    full = eager_attention(llm, sink + ids + end)
+    bos, end = llm.tokenizer.bos, llm.tokenizer.end
+    assert (len(bos), len(end)) == (1, 1)
+    full = eager_attention(llm, bos + ids + end)
     window, max_words = 9, 4
     expected = torch.zeros(len(doc), max_words, 2, 16)
     filled = 0
@@ -228,7 +228,7 @@ def test_attention_of_spans(llm, nlp):
 def test_adjacency(llm, nlp):
     doc = nlp(TEXT)
     ids, first, _ = places(llm, doc)
-    full = eager_attention(llm, llm.tokenizer.sink + ids)
+    full = eager_attention(llm, llm.tokenizer.bos + ids)
     near = torch.zeros(len(doc), 6, 16)
     for word, token in enumerate(first):
         for back in range(min(6, token + 2)):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from spacy_llmner.decoding.generate import decode, together
-from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.decoding.generate import decode, run_parallel
+from spacy_llmner.decoding.substrings import substring_constraint
 from spacy_llmner.llm.word_tokens import WordTokens
 
 END = 1
@@ -41,19 +41,21 @@ def spelt(ids, size=2):
     """Substrings of a text, `size` tokens a word."""
     first = np.arange(0, len(ids), size)
     last = np.append(first, len(ids))[1:] - 1
-    return substrings(WordTokens(np.array(ids), first, last, np.stack([first, last + 1], 1)), END)
+    return substring_constraint(
+        WordTokens(np.array(ids), first, last, np.stack([first, last + 1], 1)), END
+    )
 
 
 def writing(text, prompts=((33, 34), (35,), (36, 37, 38)), constraint=None, **how):
     """A text, behind the decoder's prefix if it has one, and branches that each write a substring."""
 
-    def program(tree):
+    def request(tree):
         parent = tree.add(tree.begin, text)
         rule = constraint or spelt(text)
         branches = [decode(tree, parent, prompt, rule, **how) for prompt in prompts]
-        return (yield from together(tree, branches))
+        return (yield from run_parallel(tree, branches))
 
-    return program
+    return request
 
 
 @torch.no_grad()

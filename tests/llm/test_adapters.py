@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from spacy_llmner.llm.hidden_states import Probed, read_texts
+from spacy_llmner.llm.hidden_states import FeatureSpec, read_texts
 from spacy_llmner.llm.lora import Adapter, AdapterSettings, new_adapter
 
 IDS = torch.tensor([[0, *range(20, 34)]])
@@ -70,7 +70,7 @@ def test_a_new_adapter_changes_nothing(llm, settings):
 @pytest.mark.parametrize("settings", [LORA, FULL])
 def test_the_shared_model_stays_bit_identical(llm, settings):
     before, expected = snapshot(llm), states(llm.decoder)
-    features = read_texts(llm, IDS.tolist(), Probed((2, 4)))[0].hidden
+    features = read_texts(llm, IDS.tolist(), FeatureSpec((2, 4)))[0].hidden
     adapter, view = changed(llm, settings, 1)
     assert torch.equal(states(llm.decoder), expected)
     own = states(view)
@@ -98,7 +98,7 @@ def test_the_shared_model_stays_bit_identical(llm, settings):
     train(view, adapter)
     assert not torch.equal(states(view), own)
     assert torch.equal(states(llm.decoder), expected)
-    assert torch.equal(read_texts(llm, IDS.tolist(), Probed((2, 4)))[0].hidden, features)
+    assert torch.equal(read_texts(llm, IDS.tolist(), FeatureSpec((2, 4)))[0].hidden, features)
     assert_untouched(llm, before)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from spacy_llmner.llm.attention import SLICE, Recorder, attention_rows
-from spacy_llmner.llm.hidden_states import Probed, read_texts
+from spacy_llmner.llm.hidden_states import FeatureSpec, read_texts
 
 
 def dense(query, key, allowed, scaling):
@@ -91,5 +91,5 @@ def test_recorders_are_nested(tiny_llm, load):
     assert {rows.shape[-1] for rows in outer.rows.values()} == {2}
     assert sorted(outer.rows) == [0, 1, 2, 3]
     before = dict(outer.rows)
-    read_texts(llm, [[5, 6]], Probed((1,)))
+    read_texts(llm, [[5, 6]], FeatureSpec((1,)))
     assert outer.rows == before

@@ -7,9 +7,9 @@ import spacy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spacy_llmner.decoding.constraints import NO_GUESS, Anything, Choices, JsonList, Substrings
+from spacy_llmner.decoding.constraints import NO_GUESS, Choices, JsonList, Substrings, Unconstrained
 from spacy_llmner.decoding.json_lists import TextLists
-from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.decoding.substrings import substring_constraint
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.word_tokens import spelling, word_tokens
 
@@ -119,7 +119,7 @@ def spellings(tokenizer, words, text, bare):
 def test_always_a_substring(tokenizer, text, split, bare, seed):
     bounds = split(text)
     words = word_tokens(tokenizer, text, bounds)
-    rule = substrings(words, END, tokenizer if bare else None, text)
+    rule = substring_constraint(words, END, tokenizer if bare else None, text)
     ids, state = wander(rule, seed)
     assert bool(ids) == bool((words.last >= words.first).any())
     if not ids:
@@ -142,7 +142,7 @@ def test_always_a_substring(tokenizer, text, split, bare, seed):
 @given(text=TEXTS, split=SPLITS, bare=st.booleans())
 def test_every_run_of_words_can_be_written(tokenizer, text, split, bare):
     words = word_tokens(tokenizer, text, split(text))
-    rule = substrings(words, END, tokenizer if bare else None, text)
+    rule = substring_constraint(words, END, tokenizer if bare else None, text)
     for ids, span in list(spellings(tokenizer, words, text, bare))[:40]:
         state = rule.start
         for token in [*ids, END]:
@@ -157,7 +157,7 @@ def test_nothing_is_allowed_behind_the_last_word(tokenizer, text):
     """White space that ends a text leads to no word's end."""
     words = word_tokens(tokenizer, text, by_spacy(text))
     for bare in (None, tokenizer):
-        rule = substrings(words, END, bare, text)
+        rule = substring_constraint(words, END, bare, text)
         for seed in range(5):
             ids, state = wander(rule, seed)
             assert ids[-1] == END
@@ -171,7 +171,7 @@ def test_repeated_words(byte_level):
     ada = words.ids[words.first[2] : words.last[2] + 1].tolist()
     hale = words.ids[words.last[2] + 1 : words.last[3] + 1].tolist()
     for bare in (None, byte_level):
-        rule = substrings(words, END, bare, text)
+        rule = substring_constraint(words, END, bare, text)
         for ids, spans in [
             (ada, [(0, 3), (8, 11), (22, 25), (31, 34)]),
             (ada + hale, [(8, 16), (31, 39)]),
@@ -186,11 +186,13 @@ def test_repeated_words(byte_level):
 def test_one_word_and_none(byte_level):
     for text in ("Ada", " Ada", "王"):
         words = word_tokens(byte_level, text, by_spacy(text))
-        ids, state = wander(substrings(words, END), 0)
+        ids, state = wander(substring_constraint(words, END), 0)
         assert decode(byte_level, ids[:-1]).strip() == text.strip()
-        assert len(substrings(words, END).spans(state)) == 1
+        assert len(substring_constraint(words, END).spans(state)) == 1
     for text in ("", " \n", "\x04"):
-        rule = substrings(word_tokens(byte_level, text, by_spacy(text)), END, byte_level, text)
+        rule = substring_constraint(
+            word_tokens(byte_level, text, by_spacy(text)), END, byte_level, text
+        )
         assert isinstance(rule, Substrings)
         assert wander(rule, 0)[0] == []
         assert rule.spans(rule.start) == []
@@ -293,7 +295,7 @@ def test_json_without_words(tokenizer):
 
 
 def test_json_that_contradicts_itself(byte_level):
-    rule = substrings(word_tokens(byte_level, "Ada", [(0, 3)]), END)
+    rule = substring_constraint(word_tokens(byte_level, "Ada", [(0, 3)]), END)
     with pytest.raises(ValueError, match="is the beginning of"):
         JsonList(rule, [5, END], [5], [6], [7, END])
     with pytest.raises(ValueError, match="is the beginning of"):
@@ -337,7 +339,7 @@ def test_an_ordered_list_goes_on_in_the_text(tokenizer, text, split, seed):
 
 
 def test_anything():
-    rule = Anything(9, end=4)
+    rule = Unconstrained(9, end=4)
     assert rule.allowed(rule.start).tolist() == list(range(9))
     assert rule.guess(rule.start) == NO_GUESS
     assert not rule.advance(rule.start, 3)

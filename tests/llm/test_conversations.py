@@ -3,7 +3,7 @@
 import pytest
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.chat import Chat
+from spacy_llmner.llm.chat import ChatEncoder
 from spacy_llmner.llm.tokenization import LLMTokenizer
 
 CHATML = (
@@ -22,7 +22,7 @@ def hf(request, tiny_tokenizers):
 
 def chat_of(hf, template=CHATML):
     hf.chat_template = template
-    return Chat(LLMTokenizer(hf), "tiny")
+    return ChatEncoder(LLMTokenizer(hf), "tiny")
 
 
 def test_template(hf):
@@ -64,7 +64,7 @@ def test_a_text_can_not_end_its_turn(hf):
 def test_without_a_template(hf):
     chat = chat_of(hf, None)
     assert chat.text(TALK) == "Who met Bo?\nAda.\n\nWhere?\n"
-    assert chat.encode(TALK)[: len(chat.tokenizer.sink)] == chat.tokenizer.sink
+    assert chat.encode(TALK)[: len(chat.tokenizer.bos)] == chat.tokenizer.bos
     assert chat.text(TALK[:2]) == "Who met Bo?\nAda."
 
 
@@ -83,7 +83,7 @@ def test_a_template_that_refuses(hf, template, reason):
 
 def test_smollm2(smollm2, load):
     llm = load(smollm2)
-    text = Chat(llm.tokenizer).text([("system", ""), ("user", "Hi")])
+    text = ChatEncoder(llm.tokenizer).text([("system", ""), ("user", "Hi")])
     assert text == (
         "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )

@@ -16,7 +16,7 @@ from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd
 from spacy.tokens import DocBin
 
 from spacy_llmner.decoding import forward as passes
-from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.engine import DecodingEngine
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.packing import TrainingSequence, pack, target_logits
@@ -103,12 +103,12 @@ def test_one_copy_on_the_gpu(tiny_llm):
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-3), ("bfloat16", 0.3)])
 def test_engine(any_llm, dtype, apart, caplog):
     """Batched, one by one, replayed and not: as on the CPU."""
-    programs = [writing(text) for text in TOKENS]
-    cpu = Decoder(make_llm(str(any_llm), dtype="float32", device="cpu").load()).run(programs)
+    requests = [writing(text) for text in TOKENS]
+    cpu = DecodingEngine(make_llm(str(any_llm), dtype="float32", device="cpu").load()).run(requests)
     llm = make_llm(str(any_llm), dtype=dtype, device=CUDA).load()
     with caplog.at_level(logging.WARNING, "spacy_llmner"):
-        runs = [Decoder(llm).run(programs) for _ in range(3)]
-        runs += [[Decoder(llm).run([p])[0] for p in programs] for _ in range(2)]
+        runs = [DecodingEngine(llm).run(requests) for _ in range(3)]
+        runs += [[DecodingEngine(llm).run([p])[0] for p in requests] for _ in range(2)]
     assert "No CUDA graphs" not in caplog.text
     assert passes._GRAPHED[llm.decoder]._graphs
     for answers in runs:
@@ -123,13 +123,15 @@ def test_engine(any_llm, dtype, apart, caplog):
 def test_engines_side_by_side(tiny_llm):
     """While one is left in the middle, another takes plain passes."""
     llm = make_llm(str(tiny_llm), dtype="float32", device=CUDA).load()
-    expected = Decoder(llm).run([writing(TOKENS[1])])
-    steps = Decoder(llm).steps([writing(TOKENS[0])])
+    expected = DecodingEngine(llm).run([writing(TOKENS[1])])
+    steps = DecodingEngine(llm).steps([writing(TOKENS[0])])
     next(steps)
-    found = Decoder(llm).run([writing(TOKENS[1])])
+    found = DecodingEngine(llm).run([writing(TOKENS[1])])
     assert [a.ids for a in found[0]] == [a.ids for a in expected[0]]
     (first,) = list(steps)[-1]
-    assert [a.ids for a in first] == [a.ids for a in Decoder(llm).run([writing(TOKENS[0])])[0]]
+    assert [a.ids for a in first] == [
+        a.ids for a in DecodingEngine(llm).run([writing(TOKENS[0])])[0]
+    ]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spacy_llmner.decoding.constraints import Choices
-from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.engine import DecodingEngine
 from spacy_llmner.decoding.generate import decode
 from spacy_llmner.llm.registry import make_llm
 
@@ -29,7 +29,7 @@ def test_logits_under_a_tree(llm):
     def ask(ids):
         return dict.fromkeys(range(len(ids)), every)
 
-    def program(text):
+    def request(text):
         def steps(tree):
             nodes = [(tree.add(None, text, ask(text)), text)]
             for parent, ids in [(0, [3, 4]), (0, [4]), (1, [8, 9, 7]), (1, [3]), (4, [6, 6])]:
@@ -40,9 +40,9 @@ def test_logits_under_a_tree(llm):
 
         return steps
 
-    decoder = Decoder(llm, raw=True)
+    decoder = DecodingEngine(llm, raw=True)
     texts = [TEXTS[1], TEXTS[3], TEXTS[0]]
-    for nodes in decoder.run(map(program, texts)):
+    for nodes in decoder.run(map(request, texts)):
         for node, ids in nodes:
             assert len(node) == len(ids)
             for k in range(len(node.ids)):
@@ -56,7 +56,7 @@ def test_logits_under_a_tree(llm):
 
 
 def test_writes_what_the_plain_model_writes(llm):
-    found = Decoder(llm, raw=True).run([writing(text, raw=True) for text in TEXTS])
+    found = DecodingEngine(llm, raw=True).run([writing(text, raw=True) for text in TEXTS])
     for answers, text in zip(found, TEXTS):
         for answer, prompt in zip(answers, ((33, 34), (35,), (36, 37, 38))):
             expected = reference(llm, [*text, *prompt], spelt(text))
@@ -70,10 +70,13 @@ def test_writes_what_the_plain_model_writes(llm):
 def test_half_precision(tiny_llm, load):
     """As in float32 but for rounding: 0.1 in log-probabilities of a choice of 300."""
     prompts, rule = ((33,), (34, 35)), Anything(1)
-    programs = [writing(text, prompts, rule) for text in TEXTS]
-    full = Decoder(load(tiny_llm)).run(programs)
+    requests = [writing(text, prompts, rule) for text in TEXTS]
+    full = DecodingEngine(load(tiny_llm)).run(requests)
     half = load(tiny_llm, "bfloat16")
-    together_, alone = Decoder(half).run(programs), [Decoder(half).run([p])[0] for p in programs]
+    together_, alone = (
+        DecodingEngine(half).run(requests),
+        [DecodingEngine(half).run([p])[0] for p in requests],
+    )
     for a, b, c in zip(together_, alone, full):
         for x, y, z in zip(a, b, c):
             assert x.log_probs[0] == pytest.approx(y.log_probs[0], abs=0.1)
@@ -81,7 +84,7 @@ def test_half_precision(tiny_llm, load):
 
 
 def test_forced_continuations_are_not_asked(llama):
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     one = Choices([(3, 4, 5, END)])
     answer = decoder.run([lambda tree: decode(tree, tree.add(None, [5, 6]), [7], one)])[0]
     assert (answer.ids, answer.log_probs) == ([3, 4, 5, END], [0, 0, 0, 0])
@@ -97,8 +100,8 @@ def test_forced_continuations_are_not_asked(llama):
 
 def test_raw_asks_for_forced_ones_too(llama):
     rule = Choices([(3, 4, 5, 6, END), (3, 4, 9, 8, END)])
-    program = writing([5, 6], ((7,),), rule, raw=True)
-    answer = Decoder(llama, raw=True).run([program])[0][0]
+    request = writing([5, 6], ((7,),), rule, raw=True)
+    answer = DecodingEngine(llama, raw=True).run([request])[0][0]
     expected = reference(llama, [5, 6, 7], rule)
     assert answer.ids == expected.ids
     np.testing.assert_allclose(answer.raw_log_probs, expected.raw_log_probs, rtol=0, atol=1e-4)
@@ -107,8 +110,8 @@ def test_raw_asks_for_forced_ones_too(llama):
 
 @pytest.mark.parametrize(("most", "complete"), [(0, False), (3, False), (4, True), (9, True)])
 def test_length_runs_out(llama, most, complete):
-    program = writing([5, 6], ((7,),), Anything(4), max_tokens=most)
-    answer = Decoder(llama).run([program])[0][0]
+    request = writing([5, 6], ((7,),), Anything(4), max_tokens=most)
+    answer = DecodingEngine(llama).run([request])[0][0]
     assert len(answer.ids) == len(answer.log_probs) == min(most, 4)
     assert answer.complete is complete
     assert answer.state == tuple(answer.ids)
@@ -117,7 +120,7 @@ def test_length_runs_out(llama, most, complete):
 @pytest.mark.parametrize("most", [1, 3, 6])
 def test_nothing_is_read_behind_the_last_token(llama, most):
     """Guesses neither: the LLM may have no positions for them."""
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     how = {"max_tokens": most, "guess": [17] * 8}
     answer = decoder.run([writing([5, 6], ((7,),), Anything(8), **how)])[0][0]
     assert len(answer.ids) == most
@@ -125,7 +128,7 @@ def test_nothing_is_read_behind_the_last_token(llama, most):
 
 
 def test_empty_constraint(llama):
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     answers = decoder.run([writing([5, 6], constraint=rule) for rule in (Anything(0), spelt([]))])
     assert [a.ids for pair in answers for a in pair] == [[]] * 6
     assert all(a.complete for pair in answers for a in pair)
@@ -136,13 +139,13 @@ def test_answer_behind_what_was_asked_before(llama):
     """Without a prompt, the first token is read off the parent."""
     rule = Anything(3)
 
-    def program(tree):
+    def request(tree):
         node = tree.add(None, [5, 6, 7], {-1: rule.allowed(rule.start)})
         yield
         return (yield from decode(tree, node, [], rule, draft=0))
 
-    decoder = Decoder(llama)
-    answer = decoder.run([program])[0]
+    decoder = DecodingEngine(llama)
+    answer = decoder.run([request])[0]
     assert answer.ids == reference(llama, [5, 6, 7], rule).ids
     assert (decoder.passes, decoder.tokens) == (3, 5)
 
@@ -166,10 +169,10 @@ def test_guesses_change_nothing(tiny_llm, text, size, right, wrong, draft, raw, 
     llm = make_llm(tiny_llm, dtype="float32", device="cpu").load()
     rule = spelt(text, size)
     how = {"raw": raw, "max_tokens": max_tokens}
-    slow = Decoder(llm, raw=raw)
+    slow = DecodingEngine(llm, raw=raw)
     expected = slow.run([writing(text, ((10, 11),), rule, draft=0, **how)])[0][0]
     guess = [*expected.ids[:right], *wrong]
-    fast = Decoder(llm, raw=raw)
+    fast = DecodingEngine(llm, raw=raw)
     answer = fast.run([writing(text, ((10, 11),), rule, draft=draft, guess=guess, **how)])[0][0]
     assert_same([[answer]], [[expected]])
     np.testing.assert_allclose(answer.raw_log_probs, expected.raw_log_probs, rtol=0, atol=1e-4)
@@ -181,11 +184,11 @@ def test_guesses_change_nothing(tiny_llm, text, size, right, wrong, draft, raw, 
 @pytest.mark.parametrize("draft", [0, 3])
 def test_right_guesses_save_passes(llm, draft):
     rule = Anything(8)
-    program = writing(TEXTS[3], ((33,),), rule, draft=draft)
-    slow = Decoder(llm)
-    expected = slow.run([program])[0][0]
+    request = writing(TEXTS[3], ((33,),), rule, draft=draft)
+    slow = DecodingEngine(llm)
+    expected = slow.run([request])[0][0]
     assert slow.passes == 8
-    fast = Decoder(llm)
+    fast = DecodingEngine(llm)
     guessed = writing(TEXTS[3], ((33,),), rule, draft=draft, guess=expected.ids)
     assert_same(fast.run([guessed]), [[expected]])
     assert fast.passes == 1
@@ -200,9 +203,9 @@ def test_smollm2_batched_as_the_plain_model(smollm2):
         "王小明在北京大学学习。",
         "Nobody came to Rome, he said.",
     ]
-    ids = [llm.tokenizer.sink + llm.tokenizer.encode(text).ids for text in texts]
+    ids = [llm.tokenizer.bos + llm.tokenizer.encode(text).ids for text in texts]
     prompt = tuple(llm.tokenizer.encode("\nName: ").ids)
-    decoder = Decoder(llm, raw=True, max_batch_tokens=20)
+    decoder = DecodingEngine(llm, raw=True, max_batch_tokens=20)
     found = decoder.run(
         [writing(text, (prompt, (33, 34)), spelt(text, 1), raw=True) for text in ids]
     )

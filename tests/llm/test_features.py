@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, OPTConfig, OPTFo
 from transformers.generation.streamers import BaseStreamer
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm.hidden_states import Probed, Steps, read_texts, tap_generation
+from spacy_llmner.llm.hidden_states import FeatureSpec, StepReader, read_texts, tap_generation
 from spacy_llmner.llm.loading import LoadedLLM
 from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.llm.spec import LLMSpec
@@ -15,7 +15,7 @@ from spacy_llmner.llm.views import generating_view
 TEXT = "Ada Hale met Bo Lund in Bonn, 王小明 🚀."
 LAYERS = (0, 2, 4)
 WINDOW = 7
-ALL = Probed(LAYERS, WINDOW)
+ALL = FeatureSpec(LAYERS, WINDOW)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def llm(any_llm, load):
 
 
 def encode(llm, text=TEXT):
-    return llm.tokenizer.sink + llm.tokenizer.encode(text).ids
+    return llm.tokenizer.bos + llm.tokenizer.encode(text).ids
 
 
 def reference(llm, ids):
@@ -79,7 +79,7 @@ def test_as_the_eager_reference(llm):
 def test_layers_in_any_order(llm, layers):
     ids = encode(llm)
     hidden, _ = reference(llm, ids)
-    features = read_texts(llm, [ids], Probed(layers))[0]
+    features = read_texts(llm, [ids], FeatureSpec(layers))[0]
     assert features.attention is None
     assert_close(features.hidden, hidden[:, list(layers)])
 
@@ -104,7 +104,7 @@ def test_batches(llm, max_batch_tokens):
 def test_batches_are_made_of_tokens(llm, monkeypatch):
     calls = count_blocks(llm, monkeypatch)
     texts = [[5] * n for n in (3, 9, 3, 10, 50, 3)]
-    features = read_texts(llm, texts, Probed((1,)), max_batch_tokens=20)
+    features = read_texts(llm, texts, FeatureSpec((1,)), max_batch_tokens=20)
     assert [len(f.hidden) for f in features] == [3, 9, 3, 10, 50, 3]
     assert calls == [3, 10, 50]  # 3 texts, 2 texts, and one that is longer than allowed
 
@@ -116,10 +116,10 @@ PREFIX = [0, *range(40, 52)]
 @pytest.mark.parametrize("max_batch_tokens", [1, 30, 10_000])
 def test_prefix_as_if_written_in_front(llm, layers, max_batch_tokens):
     texts = [encode(llm, text)[1:] for text in ("Bo.", TEXT, "", TEXT * 2, "王小明")]
-    found = read_texts(llm, texts, Probed(layers), max_batch_tokens, PREFIX)
+    found = read_texts(llm, texts, FeatureSpec(layers), max_batch_tokens, PREFIX)
     assert [len(features.hidden) for features in found] == [len(ids) for ids in texts]
     for features, ids in zip(found, texts):
-        expected = read_texts(llm, [PREFIX + ids], Probed(layers))[0].hidden[len(PREFIX) :]
+        expected = read_texts(llm, [PREFIX + ids], FeatureSpec(layers))[0].hidden[len(PREFIX) :]
         assert_close(features.hidden, expected)
 
 
@@ -128,17 +128,17 @@ def test_prefix_is_read_once(llm, monkeypatch):
     calls = count_blocks(llm, monkeypatch)
     texts = [[5] * n for n in (3, 9, 10)]
     for _ in range(2):
-        read_texts(llm, texts, Probed((1,)), 20, PREFIX)
+        read_texts(llm, texts, FeatureSpec((1,)), 20, PREFIX)
     assert calls == [len(PREFIX), 9, 10, 9, 10]
     calls.clear()
-    read_texts(llm, texts, Probed((1,)), 20, PREFIX[:-1])
-    read_texts(llm, texts, Probed((1,)), 20)
-    read_texts(llm, texts, Probed((1,)), 20, PREFIX)
+    read_texts(llm, texts, FeatureSpec((1,)), 20, PREFIX[:-1])
+    read_texts(llm, texts, FeatureSpec((1,)), 20)
+    read_texts(llm, texts, FeatureSpec((1,)), 20, PREFIX)
     assert calls == [len(PREFIX) - 1, 9, 10, 9, 10, 9, 10]
 
 
 def test_prefixes_and_texts_without_one_in_turn(llm):
-    ids, probed = encode(llm), Probed((2, 4))
+    ids, probed = encode(llm), FeatureSpec((2, 4))
     expected = [read_texts(llm, [ids], probed, prefix=p)[0].hidden for p in ([], PREFIX, [7])]
     for k, prefix in [(2, (7,)), (0, ()), (1, tuple(PREFIX)), (0, ()), (2, [7])]:
         assert torch.equal(read_texts(llm, [ids], probed, prefix=prefix)[0].hidden, expected[k])
@@ -147,7 +147,7 @@ def test_prefixes_and_texts_without_one_in_turn(llm):
 
 def test_nothing_to_read(llm):
     assert read_texts(llm, [], ALL) == []
-    assert read_texts(llm, [], Probed((1,)), prefix=PREFIX) == []
+    assert read_texts(llm, [], FeatureSpec((1,)), prefix=PREFIX) == []
 
 
 def test_features_do_not_hold_the_batch(llm):
@@ -159,9 +159,9 @@ def test_features_do_not_hold_the_batch(llm):
 @pytest.mark.parametrize(("layers", "blocks"), [((0,), 0), ((0, 2), 2), ((3, 1), 3), ((4,), 4)])
 def test_reading_stops_above_the_highest_layer(llm, monkeypatch, layers, blocks):
     calls = count_blocks(llm, monkeypatch)
-    read_texts(llm, [encode(llm)], Probed(layers))
+    read_texts(llm, [encode(llm)], FeatureSpec(layers))
     assert len(calls) == blocks
-    read_texts(llm, [encode(llm)], Probed(layers, WINDOW))
+    read_texts(llm, [encode(llm)], FeatureSpec(layers, WINDOW))
     assert len(calls) == blocks + 4  # attention is read on all layers
 
 
@@ -171,7 +171,7 @@ def test_each_token_goes_through_once(llm, monkeypatch):
     with torch.no_grad():
         logits = llm.model(torch.tensor([ids])).logits[0]
     calls = count_blocks(llm, monkeypatch)
-    steps = Steps(llm, ALL)
+    steps = StepReader(llm, ALL)
     for start, end in [(0, 6), *((i, i + 1) for i in range(6, len(ids)))]:
         calls.clear()
         last, features = steps.feed(ids[start:end])
@@ -183,19 +183,19 @@ def test_each_token_goes_through_once(llm, monkeypatch):
 
 def test_steps_without_attention(llm):
     ids = encode(llm)
-    whole = read_texts(llm, [ids], Probed((4, 1)))[0]
-    steps = Steps(llm, Probed((4, 1)))
+    whole = read_texts(llm, [ids], FeatureSpec((4, 1)))[0]
+    steps = StepReader(llm, FeatureSpec((4, 1)))
     found = [steps.feed(ids[:3])[1], *(steps.feed([token])[1] for token in ids[3:])]
     assert all(features.attention is None for features in found)
     assert_close(torch.cat([features.hidden for features in found]), whole.hidden)
 
 
-@pytest.mark.parametrize("probed, blocks", [(Probed((1, 2)), 2), (ALL, 4)])
+@pytest.mark.parametrize("probed, blocks", [(FeatureSpec((1, 2)), 2), (ALL, 4)])
 def test_last_token_goes_no_further_than_it_must(llm, monkeypatch, probed, blocks):
     ids = encode(llm)
     whole = read_texts(llm, [ids], probed)[0]
     calls = count_blocks(llm, monkeypatch)
-    steps = Steps(llm, probed)
+    steps = StepReader(llm, probed)
     steps.feed(ids[:-1])
     calls.clear()
     last = steps.feed_last(ids[-1:])
@@ -207,7 +207,7 @@ def test_last_token_goes_no_further_than_it_must(llm, monkeypatch, probed, block
 
 def test_generations_do_not_share_their_cache(llm):
     ids = encode(llm)
-    first, second = Steps(llm, ALL), Steps(llm, ALL)
+    first, second = StepReader(llm, ALL), StepReader(llm, ALL)
     for token in ids:
         _, features = first.feed([token])
         _, other = second.feed([token])
@@ -225,7 +225,7 @@ def test_view_generates_the_same(llm, layers):
         p.data_ptr() for p in llm.model.parameters()
     }
     assert torch.equal(view.generate(ids, **settings), expected)
-    steps = Steps(llm, ALL)
+    steps = StepReader(llm, ALL)
     fed, written = ids[0].tolist(), []
     for _ in range(expected.shape[1] - ids.shape[1]):
         logits, _ = steps.feed(fed)
@@ -271,7 +271,10 @@ def test_tapped_while_it_generates(llm, cache, monkeypatch):
 
 def test_threads_do_not_mix(llm, monkeypatch):
     """Two threads go through the blocks in step, each with its own text, layers and window."""
-    jobs = [(encode(llm), Probed((0, 3), 5)), (encode(llm, "王小明 met Bo"), Probed((3, 1), 2))]
+    jobs = [
+        (encode(llm), FeatureSpec((0, 3), 5)),
+        (encode(llm, "王小明 met Bo"), FeatureSpec((3, 1), 2)),
+    ]
     expected = [read_texts(llm, [ids], probed)[0] for ids, probed in jobs]
     barrier = threading.Barrier(2)
     decoder = llm.model.transformer if isinstance(llm.model, GPT2LMHeadModel) else llm.model.model
@@ -308,7 +311,7 @@ def test_half_precision(any_llm, load, dtype):
     assert (features.attention - expected.attention).abs().mean() < 0.01
     difference = (features.hidden - expected.hidden).norm() / expected.hidden.norm()
     assert difference < 0.05
-    steps = Steps(llm, ALL)
+    steps = StepReader(llm, ALL)
     logits, first = steps.feed(ids[:-1])
     assert torch.isfinite(logits).all()
     last = steps.feed(ids[-1:])[1]
@@ -318,9 +321,9 @@ def test_half_precision(any_llm, load, dtype):
 @pytest.mark.parametrize("layer", [-1, 5, 99])
 def test_unknown_layer(tiny_llm, load, layer):
     llm = load(tiny_llm)
-    for call in (lambda p: read_texts(llm, [[5]], p), lambda p: Steps(llm, p)):
+    for call in (lambda p: read_texts(llm, [[5]], p), lambda p: StepReader(llm, p)):
         with pytest.raises(LLMNERError) as error:
-            call(Probed((0, layer)))
+            call(FeatureSpec((0, layer)))
         assert str(error.value).startswith(f"Layer {layer} was asked for")
         assert "has 4 layers (0 is the embeddings, 4 the last)" in str(error.value)
 
@@ -331,9 +334,9 @@ def test_unsupported_model():
     )
     config.word_embed_proj_dim = 8
     llm = LoadedLLM(LLMSpec("x"), OPTForCausalLM(config).eval(), None, "x")
-    for call in (lambda p: read_texts(llm, [[5]], p), lambda p: Steps(llm, p)):
+    for call in (lambda p: read_texts(llm, [[5]], p), lambda p: StepReader(llm, p)):
         with pytest.raises(LLMNERError) as error:
-            call(Probed((1,)))
+            call(FeatureSpec((1,)))
         assert "'opt' are not supported" in str(error.value)
         assert "Llama, Qwen2, Gemma3 or GPT-2" in str(error.value)
 
@@ -343,7 +346,7 @@ def test_smollm2_as_the_eager_reference(smollm2):
     llm = make_llm(str(smollm2), dtype="float32", device="cpu").load()
     ids = encode(llm)
     hidden, rows = reference(llm, ids)
-    features = read_texts(llm, [ids, ids[:5]], Probed((0, 15, 30), WINDOW))[0]
+    features = read_texts(llm, [ids, ids[:5]], FeatureSpec((0, 15, 30), WINDOW))[0]
     assert_close(features.hidden, hidden[:, [0, 15, 30]], 1e-3)
     assert_close(features.attention, rows)
     make_llm(str(smollm2), dtype="float32", device="cpu").unload()

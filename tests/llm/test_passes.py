@@ -10,13 +10,13 @@ import torch
 from decoding_helpers import TEXTS, writing
 
 from spacy_llmner.decoding import engine as decoding
-from spacy_llmner.decoding.engine import Decoder
-from spacy_llmner.decoding.forward import GraphedPasses
+from spacy_llmner.decoding.engine import DecodingEngine
+from spacy_llmner.decoding.forward import CUDAGraphPasses
 
 CPU = torch.device("cpu")
 
 
-class Recorded(GraphedPasses):
+class Recorded(CUDAGraphPasses):
     """Counts recordings and replays."""
 
     def __init__(self, room=64):
@@ -46,14 +46,14 @@ def use(monkeypatch):
         def passes_of(*args):
             yield passes
 
-        monkeypatch.setattr(decoding, "passes_of", passes_of)
+        monkeypatch.setattr(decoding, "forward_passes", passes_of)
         return passes
 
     return use
 
 
 def written(llm, texts, **settings):
-    answers = Decoder(llm, **settings).run([writing(text) for text in texts])
+    answers = DecodingEngine(llm, **settings).run([writing(text) for text in texts])
     return [[(a.ids, a.log_probs) for a in of_text] for of_text in answers]
 
 
@@ -88,7 +88,7 @@ def test_what_was_recorded_is_forgotten_when_the_cache_moves(llm, use):
 
 def test_room_for_a_budget_without_limit():
     """What keeps texts from stage to stage has no budget; the cache grows with what is in it."""
-    assert GraphedPasses(CPU, 2 * sys.maxsize).cache.room <= 4096
+    assert CUDAGraphPasses(CPU, 2 * sys.maxsize).cache.room <= 4096
 
 
 def test_llm_that_can_not_be_recorded(llm, use, caplog):

@@ -13,12 +13,12 @@ from transformers import AutoConfig
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import registry as pool
-from spacy_llmner.llm.hidden_states import Probed, Steps, read_texts
+from spacy_llmner.llm.hidden_states import FeatureSpec, StepReader, read_texts
 from spacy_llmner.llm.registry import LLM, LLMSpec, make_llm
 from spacy_llmner.llm.views import generating_view
 from spacy_llmner.models import catalogue
 
-PROBED = Probed((0, 2, 4), window=6)
+PROBED = FeatureSpec((0, 2, 4), window=6)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_one_folder_by_several_names(tiny_llm, tmp_path, monkeypatch):
     handles = [cpu(name) for name in names]
     handles.append(cpu(folder, revision="v1"))  # means nothing of a folder
     assert len({id(handle.load()) for handle in handles}) == 1 == len(pool.loaded())
-    assert pool.count(handles[1].spec) == len(handles)
+    assert pool.count_handles(handles[1].spec) == len(handles)
     assert handles[1].spec.name == f"{folder}/"  # saved as it was given
     handles[2].unload()
     assert not pool.loaded()
@@ -91,8 +91,8 @@ def test_facts(tiny_llm):
 
 def test_threads_load_once(tiny_llm, monkeypatch):
     loads = []
-    load = pool._load
-    monkeypatch.setattr(pool, "_load", lambda spec: loads.append(spec) or load(spec))
+    load = pool.load_llm
+    monkeypatch.setattr(pool, "load_llm", lambda spec: loads.append(spec) or load(spec))
     barrier = threading.Barrier(8)
     found = []
 
@@ -131,13 +131,13 @@ def test_count(make_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = make_tiny(tmp_path / "llm", "llama")
     spec = LLMSpec(path)
-    assert pool.count(spec) == 0
+    assert pool.count_handles(spec) == 0
     handles = [make_llm(path), cpu(path), cpu(path, dtype="float32")]
     others = [make_llm(), cpu(path, dtype="float16"), make_llm(path, device="cuda")]
-    assert pool.count(spec) == 3
-    assert pool.count(others[1].spec) == 1
+    assert pool.count_handles(spec) == 3
+    assert pool.count_handles(others[1].spec) == 1
     del handles[0]
-    assert pool.count(spec) == 2
+    assert pool.count_handles(spec) == 2
 
 
 def test_pickle(tiny_llm):
@@ -188,9 +188,9 @@ def test_reads_leave_the_model_alone(any_llm):
     llm = cpu(any_llm).load()
     before = snapshot(llm.model)
     assert_untouched(llm.model, before)
-    ids = llm.tokenizer.sink + llm.tokenizer.encode("Ada Hale met Bo in Bonn.").ids
+    ids = llm.tokenizer.bos + llm.tokenizer.encode("Ada Hale met Bo in Bonn.").ids
     expected = read_texts(llm, [ids], PROBED)[0]
-    steps = Steps(llm, PROBED)
+    steps = StepReader(llm, PROBED)
     steps.feed(ids)
     steps.feed([5])
     generating_view(llm, (2,)).generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)
@@ -198,7 +198,7 @@ def test_reads_leave_the_model_alone(any_llm):
     with pytest.raises(IndexError):
         read_texts(llm, [[0, 10_000_000]], PROBED)
     with pytest.raises(IndexError):
-        Steps(llm, PROBED).feed([10_000_000])
+        StepReader(llm, PROBED).feed([10_000_000])
     assert_untouched(llm.model, before)
     after = read_texts(llm, [ids], PROBED)[0]
     assert torch.equal(after.hidden, expected.hidden)
@@ -220,7 +220,7 @@ def test_exception_in_the_middle(tiny_llm, monkeypatch):
             read_texts(llm, [ids], PROBED)
     assert_untouched(llm.model, before)
     assert torch.equal(read_texts(llm, [ids], PROBED)[0].hidden, expected.hidden)
-    assert read_texts(llm, [ids], Probed((1,)))[0].attention is None
+    assert read_texts(llm, [ids], FeatureSpec((1,)))[0].attention is None
 
 
 def test_no_llm_is_set():
@@ -341,12 +341,12 @@ def test_memory_does_not_grow(smollm2):
     first = make_llm("smollm2-135m-instruct", dtype="float32", device="cpu")
     llm = first.load()
     weights = sum(p.nbytes for p in llm.model.parameters())
-    read_texts(llm, [ids], Probed((15, 30)))
+    read_texts(llm, [ids], FeatureSpec((15, 30)))
     process = psutil.Process()
     one = process.memory_info().rss
     handles = [pickle.loads(pickle.dumps(first)) for _ in range(3)]
     for handle in handles:
         assert handle.load() is llm
-        read_texts(handle.load(), [ids], Probed((15, 30)))
+        read_texts(handle.load(), [ids], FeatureSpec((15, 30)))
     assert process.memory_info().rss - one < 0.05 * weights
-    assert pool.count(first.spec) >= 4
+    assert pool.count_handles(first.spec) >= 4

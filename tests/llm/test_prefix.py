@@ -5,7 +5,7 @@ import gc
 import pytest
 from decoding_helpers import TEXTS, Anything, assert_same, spelt, writing
 
-from spacy_llmner.decoding.engine import Decoder, Prefix
+from spacy_llmner.decoding.engine import DecodingEngine, Prefix
 from spacy_llmner.decoding.generate import decode
 from spacy_llmner.llm.registry import make_llm
 
@@ -28,13 +28,13 @@ def test_prefix_is_read_once(llm, max_slots, max_batch_tokens):
     begin = [50, 60, 50, 70, 80]
     expected, tokens = [], []
     for text in TEXTS:
-        alone = Decoder(llm)
+        alone = DecodingEngine(llm)
         rule = spelt(text)
         expected += alone.run([writing([*begin, *text], constraint=rule)])
         tokens.append(alone.tokens)
     prefix = Prefix(begin)
     for first in (True, False):
-        decoder = Decoder(
+        decoder = DecodingEngine(
             llm, prefix=prefix, max_slots=max_slots, max_batch_tokens=max_batch_tokens
         )
         assert_same(decoder.run(map(writing, TEXTS)), expected)
@@ -44,7 +44,7 @@ def test_prefix_is_read_once(llm, max_slots, max_batch_tokens):
     assert_same(decoder.run(map(writing, TEXTS)), expected)
     other = Prefix([50, 60])
     assert_same(
-        Decoder(llm, prefix=other).run(
+        DecodingEngine(llm, prefix=other).run(
             [writing([50, 70, 80, *TEXTS[0]], constraint=spelt(TEXTS[0]))]
         ),
         expected[:1],
@@ -54,26 +54,26 @@ def test_prefix_is_read_once(llm, max_slots, max_batch_tokens):
 def rooted(prompt):
     """Write behind a prompt that begins with the prefix."""
 
-    def program(tree):
+    def request(tree):
         node = tree.root(prompt)
         return [(yield from decode(tree, node, [9], Anything(3)))]
 
-    return program
+    return request
 
 
 @pytest.mark.parametrize("begin", [None, [5], [5, 6, 7]])
 def test_root(llama, begin):
     """A prompt, of which the prefix may be all."""
     prompts = [[5, 6, 7], [5, 6, 7, 8, 9]]
-    alone = [Decoder(llama).run([rooted(prompt)])[0] for prompt in prompts]
-    decoder = Decoder(llama, prefix=begin and Prefix(begin))
+    alone = [DecodingEngine(llama).run([rooted(prompt)])[0] for prompt in prompts]
+    decoder = DecodingEngine(llama, prefix=begin and Prefix(begin))
     for _ in range(2):
         assert_same(decoder.run(map(rooted, prompts)), alone)
 
 
 @pytest.mark.parametrize("prompt", [[5, 7, 8], [5]])
 def test_root_begins_with_the_prefix(llama, prompt):
-    decoder = Decoder(llama, prefix=Prefix([5, 6]))
+    decoder = DecodingEngine(llama, prefix=Prefix([5, 6]))
     with pytest.raises(AssertionError):
         decoder.run([rooted(prompt)])
     assert decoder.slots.used == 0
@@ -84,7 +84,7 @@ def test_prefix_is_not_read_for_nothing(llama):
         return 7
         yield
 
-    decoder = Decoder(llama, prefix=Prefix([5, 6]))
+    decoder = DecodingEngine(llama, prefix=Prefix([5, 6]))
     assert decoder.run([nothing] * 3) == [7, 7, 7] and decoder.run([]) == []
     assert (decoder.passes, decoder.tokens, decoder.slots.used) == (0, 0, 0)
 
@@ -92,7 +92,7 @@ def test_prefix_is_not_read_for_nothing(llama):
 def test_prefix_goes_with_the_llm(tiny_llm):
     handle = make_llm(tiny_llm, device="cpu")
     prefix = Prefix([5, 6])
-    Decoder(handle.load(), prefix=prefix).run([rooted([5, 6, 7])])
+    DecodingEngine(handle.load(), prefix=prefix).run([rooted([5, 6, 7])])
     assert len(prefix.read) == 1
     handle.unload()
     gc.collect()
@@ -102,16 +102,16 @@ def test_prefix_goes_with_the_llm(tiny_llm):
 def test_prefix_of_each_decoder_is_its_own(llama, load, other_llm):
     prefix = Prefix([5, 6, 7])
     for llm in (llama, load(other_llm)):
-        alone = Decoder(llm).run([writing([5, 6, 7, *TEXTS[0]], constraint=spelt(TEXTS[0]))])
+        alone = DecodingEngine(llm).run([writing([5, 6, 7, *TEXTS[0]], constraint=spelt(TEXTS[0]))])
         for _ in range(2):
-            assert_same(Decoder(llm, prefix=prefix).run([writing(TEXTS[0])]), alone)
+            assert_same(DecodingEngine(llm, prefix=prefix).run([writing(TEXTS[0])]), alone)
 
 
 def test_steps_that_are_left_behind_a_prefix(llama):
     prefix = Prefix([5, 6, 7])
-    alone = Decoder(llama).run([rooted([5, 6, 7, 8])])
+    alone = DecodingEngine(llama).run([rooted([5, 6, 7, 8])])
     for n_rounds in (0, 1, 2):
-        decoder = Decoder(llama, prefix=prefix)
+        decoder = DecodingEngine(llama, prefix=prefix)
         steps = decoder.steps([rooted([5, 6, 7, 8])])
         for _ in range(n_rounds):
             next(steps)

@@ -1,4 +1,4 @@
-"""Many requests on one Decoder: memory, order, errors, threads."""
+"""Many requests on one DecodingEngine: memory, order, errors, threads."""
 
 import threading
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from decoding_helpers import TEXTS, Anything, assert_same, plain, spelt, writing
 
-from spacy_llmner.decoding.engine import Decoder, Prefix
-from spacy_llmner.decoding.generate import decode, together
+from spacy_llmner.decoding.engine import DecodingEngine, Prefix
+from spacy_llmner.decoding.generate import decode, run_parallel
 from spacy_llmner.decoding.kv_slots import NO_SLOT
 from spacy_llmner.llm import tree_attention
 
@@ -38,14 +38,14 @@ def llama(tiny_llm, load):
     ],
 )
 def test_batched_as_one_by_one(llm, max_slots, max_batch_tokens, order):
-    alone = [Decoder(llm).run([writing(TEXTS[k])])[0] for k in order]
-    decoder = Decoder(llm, max_slots=max_slots, max_batch_tokens=max_batch_tokens)
+    alone = [DecodingEngine(llm).run([writing(TEXTS[k])])[0] for k in order]
+    decoder = DecodingEngine(llm, max_slots=max_slots, max_batch_tokens=max_batch_tokens)
     assert_same(decoder.run([writing(TEXTS[k]) for k in order]), alone)
 
 
 def test_every_prefix_goes_through_once(llama):
     text, prompts = TEXTS[3], ((33, 34), (35,), (36, 37, 38))
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     answers = decoder.run([writing(text, prompts, Anything(4), draft=0)])[0]
     # The last token of an answer tells nothing any more, so it is not read.
     assert [len(a.ids) for a in answers] == [4, 4, 4]
@@ -57,28 +57,28 @@ def test_every_prefix_goes_through_once(llama):
 def test_attention_block_by_block(llm, monkeypatch, size):
     """However a pass is cut, and whatever else lies in the cache."""
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 10_000)
-    alone = [Decoder(llm).run([writing(text)])[0] for text in TEXTS]
+    alone = [DecodingEngine(llm).run([writing(text)])[0] for text in TEXTS]
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", size)
-    assert_same(Decoder(llm).run(map(writing, TEXTS)), alone)
+    assert_same(DecodingEngine(llm).run(map(writing, TEXTS)), alone)
 
 
 def test_finished_branches_add_nothing(llama):
-    def program(tree):
+    def request(tree):
         parent = tree.add(None, [5, 6, 7])
         lengths = [1, 5, 2]
         branches = [decode(tree, parent, [9 + n], Anything(n), draft=0) for n in lengths]
-        return (yield from together(tree, branches))
+        return (yield from run_parallel(tree, branches))
 
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     tokens = []
-    for _ in decoder.steps([program]):
+    for _ in decoder.steps([request]):
         tokens.append(decoder.tokens - sum(tokens))
     assert tokens == [6, 2, 1, 1, 1]
     assert decoder.passes == 5
 
 
 def test_prefill_in_pieces(llama):
-    decoder = Decoder(llama, max_batch_tokens=10)
+    decoder = DecodingEngine(llama, max_batch_tokens=10)
     decoder.run([writing(TEXTS[3], ((33,),), Anything(1))])
     assert (decoder.tokens, decoder.passes) == (41, 5)
 
@@ -87,7 +87,7 @@ def count_together(lengths, max_slots, llm):
     """RETURNS: the most requests that ran together, rounds, and how much the slots were."""
     inside, most, slots = set(), [0], []
 
-    def program(i):
+    def request(i):
         def steps(tree):
             node = tree.add(None, [5] * lengths[i])
             slots.append(int(node.path.max()))
@@ -99,7 +99,7 @@ def count_together(lengths, max_slots, llm):
 
         return steps
 
-    rounds = list(Decoder(llm, max_slots=max_slots).steps(map(program, range(len(lengths)))))
+    rounds = list(DecodingEngine(llm, max_slots=max_slots).steps(map(request, range(len(lengths)))))
     return most[0], len(rounds), max(slots)
 
 
@@ -114,13 +114,13 @@ def test_requests_wait_for_memory(llama):
 
 
 def test_waiting_requests_join_as_others_end(llama):
-    def program(n):
+    def request(n):
         return lambda tree: decode(tree, tree.add(None, [5] * 10), [6], Anything(n), draft=0)
 
-    decoder = Decoder(llama, max_slots=26)
+    decoder = DecodingEngine(llama, max_slots=26)
     lengths = [2, 9, 2, 4]
     ends = {}
-    for k, results in enumerate(decoder.steps(map(program, lengths)), 1):
+    for k, results in enumerate(decoder.steps(map(request, lengths)), 1):
         for i, result in enumerate(results):
             if result is not None:
                 ends.setdefault(i, k)
@@ -130,19 +130,19 @@ def test_waiting_requests_join_as_others_end(llama):
 
 
 def test_steps_round_by_round(llama):
-    programs = [writing([5, 6, 7], ((8,),), Anything(n)) for n in (3, 1, 2)]
-    decoder = Decoder(llama)
+    requests = [writing([5, 6, 7], ((8,),), Anything(n)) for n in (3, 1, 2)]
+    decoder = DecodingEngine(llama)
     done = []
-    for results in decoder.steps(programs):
+    for results in decoder.steps(requests):
         done.append([result is not None for result in results])
         assert decoder.passes == len(done)
     assert done[0] == [False, True, False]
     assert done[-1] == [True, True, True]
-    assert_same(results, Decoder(llama).run(programs))
+    assert_same(results, DecodingEngine(llama).run(requests))
 
 
 def test_nothing_to_do(llama):
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     assert decoder.run([]) == []
     assert list(decoder.steps([])) == []
 
@@ -157,7 +157,7 @@ def test_nothing_to_do(llama):
 def test_slots_are_used_again(llama):
     """Memory does not grow with the number of requests."""
 
-    def program(i):
+    def request(i):
         def steps(tree):
             node = tree.add(None, [5] * (10 + i % 7))
             answer = yield from decode(tree, node, [6], Anything(3), draft=i % 3)
@@ -165,16 +165,16 @@ def test_slots_are_used_again(llama):
 
         return steps
 
-    decoder = Decoder(llama, max_slots=100)
-    first = decoder.run(map(program, range(100)))
-    second = decoder.run(map(program, range(100)))
+    decoder = DecodingEngine(llama, max_slots=100)
+    first = decoder.run(map(request, range(100)))
+    second = decoder.run(map(request, range(100)))
     assert max(slot for slot, _ in first + second) < 128
     assert [ids for _, ids in first] == [ids for _, ids in second]
 
 
-def most_slots(decoder, program):
+def most_slots(decoder, request):
     """RETURNS: what a program returned, and the most slots that were in use."""
-    rounds = [(decoder.slots.used, results) for results in decoder.steps([program])]
+    rounds = [(decoder.slots.used, results) for results in decoder.steps([request])]
     return rounds[-1][1][0], max(used for used, _ in rounds)
 
 
@@ -187,14 +187,14 @@ def test_branches_of_one_request_wait_for_memory(llm):
     def branch(tree, stem, k):
         node = tree.add(stem, [30 + k % 40, 31, 32])
         yield
-        return (yield from together(tree, [leaf(tree, node, k + n) for n in range(k % 5)]))
+        return (yield from run_parallel(tree, [leaf(tree, node, k + n) for n in range(k % 5)]))
 
-    def program(tree):
+    def request(tree):
         stem = tree.add(None, TEXTS[3])
-        return (yield from together(tree, [branch(tree, stem, k) for k in range(80)]))
+        return (yield from run_parallel(tree, [branch(tree, stem, k) for k in range(80)]))
 
-    found, most = most_slots(Decoder(llm, max_slots=100), program)
-    expected, without_budget = most_slots(Decoder(llm, max_slots=100_000), program)
+    found, most = most_slots(DecodingEngine(llm, max_slots=100), request)
+    expected, without_budget = most_slots(DecodingEngine(llm, max_slots=100_000), request)
     # One step of one branch and the rest of the first one may come on top.
     assert most <= 100 + 25
     assert without_budget > 800
@@ -209,16 +209,16 @@ def test_what_was_not_read_is_dropped(llama):
         return 7
         yield
 
-    def program(tree):
+    def request(tree):
         parent = tree.add(None, [5])
-        return (yield from together(tree, [careless(tree, parent), decode_after(tree, parent)]))
+        return (yield from run_parallel(tree, [careless(tree, parent), decode_after(tree, parent)]))
 
     def decode_after(tree, parent):
         yield
         return (yield from decode(tree, parent, [6], Anything(2), draft=0)).ids
 
-    decoder = Decoder(llama)
-    (found,) = decoder.run([program])
+    decoder = DecodingEngine(llama)
+    (found,) = decoder.run([request])
     (alone,) = decoder.run([lambda tree: decode(tree, tree.add(None, [5]), [6], Anything(2))])
     assert found == [7, alone.ids]
     assert decoder.slots.used == 0
@@ -241,7 +241,7 @@ def test_program_that_raises(llm, when):
             node = tree.add(node, [6])
 
     before = plain(llm, TEXTS[1])
-    decoder = Decoder(llm)
+    decoder = DecodingEngine(llm)
     expected = decoder.run([writing(TEXTS[1])])
     for _ in range(5):
         with pytest.raises(KeyError, match="broken"):
@@ -254,13 +254,13 @@ def test_program_that_raises(llm, when):
 
 
 def test_program_that_never_asks(llama):
-    def program(tree):
+    def request(tree):
         tree.add(None, [5] * 30)
         return 7
         yield
 
-    decoder = Decoder(llama)
-    assert decoder.run([program, program]) == [7, 7]
+    decoder = DecodingEngine(llama)
+    assert decoder.run([request, request]) == [7, 7]
     assert (decoder.passes, decoder.run([first_slot])) == (0, [FIRST])
 
 
@@ -271,16 +271,16 @@ def first_slot(tree):
 
 
 def test_steps_that_are_left(llama):
-    decoder = Decoder(llama)
+    decoder = DecodingEngine(llama)
     closed = []
 
-    def program(tree):
+    def request(tree):
         try:
             yield from decode(tree, tree.add(None, [5] * 9), [6], Anything(5))
         finally:
             closed.append(True)
 
-    steps = decoder.steps([program, program])
+    steps = decoder.steps([request, request])
     next(steps)
     steps.close()
     assert closed == [True, True]
@@ -289,9 +289,9 @@ def test_steps_that_are_left(llama):
 
 @pytest.mark.parametrize("begin", [None, [5, 6, 7]])
 def test_model_that_fails(llama, monkeypatch, begin):
-    decoder = Decoder(llama, prefix=begin and Prefix(begin))
+    decoder = DecodingEngine(llama, prefix=begin and Prefix(begin))
     rule = spelt(TEXTS[1])
-    expected = Decoder(llama).run([writing([*(begin or ()), *TEXTS[1]], constraint=rule)])
+    expected = DecodingEngine(llama).run([writing([*(begin or ()), *TEXTS[1]], constraint=rule)])
 
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("full")
@@ -309,7 +309,7 @@ def test_model_that_fails(llama, monkeypatch, begin):
 def test_threads_do_not_mix(llm, monkeypatch):
     """Two threads go through the blocks in step, each with its own requests."""
     jobs = [[writing(TEXTS[k], ((33,), (34,)), Anything(4), draft=0)] for k in (1, 3)]
-    expected = [Decoder(llm).run(job) for job in jobs]
+    expected = [DecodingEngine(llm).run(job) for job in jobs]
     barrier = threading.Barrier(2)
     block = type(next(m for n, m in llm.decoder.named_modules() if n.endswith(".0")))
     forward = block.forward
@@ -322,7 +322,7 @@ def test_threads_do_not_mix(llm, monkeypatch):
     found = {}
 
     def work(k):
-        found[k] = Decoder(llm).run(jobs[k])
+        found[k] = DecodingEngine(llm).run(jobs[k])
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
     for thread in threads:

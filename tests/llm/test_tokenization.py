@@ -14,8 +14,8 @@ from spacy_llmner.llm.tokenization import (
     LLMTokenizer,
     PieceDecoder,
     offsets_are_broken,
+    strided_windows,
     trim_offsets,
-    windows,
 )
 
 KINDS = ("byte-level", "metaspace", "metaspace with a space in front")
@@ -288,12 +288,12 @@ def test_broken_bytes_do_not_wait_for_ever(byte_level):
 
 
 @pytest.mark.parametrize(
-    ("bos", "eos", "sink", "end"),
+    ("bos_id", "eos_id", "bos", "end"),
     [(0, 1, [0], [1]), (None, 1, [1], [1]), (0, None, [0], []), (None, None, [], [])],
 )
-def test_sink(bos, eos, sink, end):
-    tokenizer = LLMTokenizer(SimpleNamespace(bos_token_id=bos, eos_token_id=eos))
-    assert tokenizer.sink == sink
+def test_bos_and_end(bos_id, eos_id, bos, end):
+    tokenizer = LLMTokenizer(SimpleNamespace(bos_token_id=bos_id, eos_token_id=eos_id))
+    assert tokenizer.bos == bos
     assert tokenizer.end == end
 
 
@@ -331,7 +331,7 @@ def test_lookup_between_tokens():
 )
 def test_windows(n_tokens, size, overlap):
     overlap = min(overlap, size - 1)
-    found = windows(n_tokens, size, overlap)
+    found = strided_windows(n_tokens, size, overlap)
     assert [i for w in found for i in range(w.keep, w.end)] == list(range(n_tokens))
     assert (found[0].start, found[0].keep) == (0, 0)
     for window in found:

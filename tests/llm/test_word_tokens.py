@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from spacy_llmner.decoding.substrings import substrings
+from spacy_llmner.decoding.substrings import substring_constraint
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.word_tokens import spelling, word_tokens
 
@@ -173,7 +173,7 @@ def test_no_words(tokenizer):
         assert len(words) == 0
         assert words.bounds.shape == (0, 2)
         assert words.ids.tolist() == tokenizer.encode(text).ids
-        assert len(substrings(words, 1).first) == 0
+        assert len(substring_constraint(words, 1).first) == 0
 
 
 def test_spelling(tokenizer):
@@ -190,7 +190,7 @@ def test_text_is_not_needed_for_bounds_of_another_text(byte_level):
     text = "Ada Hale"
     words = word_tokens(byte_level, text, by_spacy(text))
     moved = replace(words, bounds=words.bounds + 100)
-    rule = substrings(moved, 1)
+    rule = substring_constraint(moved, 1)
     state = rule.start
     for token in [*words.ids[words.first[1] :].tolist(), 1]:
         state = rule.advance(state, token)

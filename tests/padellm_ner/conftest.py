@@ -1,7 +1,7 @@
 """Pipelines trained on tiny LLMs with a handful of made-up sentences."""
 
 import pytest
-from padellm_helpers import make_nlp, make_wording, train
+from padellm_helpers import make_nlp, make_prompt_encoder, train
 
 from spacy_llmner.padellm_ner.templates import TEMPLATES
 
@@ -27,16 +27,16 @@ def any_trained(request):
 
 
 @pytest.fixture(scope="session", params=sorted(TEMPLATES))
-def wording(request, tiny_tokenizers):
+def prompt_encoder(request, tiny_tokenizers):
     """Each of the templates, in the tokens of a tokenizer like SmolLM2's."""
-    return make_wording(tiny_tokenizers["byte-level"], request.param)
+    return make_prompt_encoder(tiny_tokenizers["byte-level"], request.param)
 
 
 @pytest.fixture(scope="session")
 def compact(tiny_tokenizers):
-    return make_wording(tiny_tokenizers["byte-level"])
+    return make_prompt_encoder(tiny_tokenizers["byte-level"])
 
 
 @pytest.fixture(scope="session")
 def published(tiny_tokenizers):
-    return make_wording(tiny_tokenizers["byte-level"], "published_en")
+    return make_prompt_encoder(tiny_tokenizers["byte-level"], "published_en")

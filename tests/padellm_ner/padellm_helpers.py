@@ -8,10 +8,10 @@ import spacy
 import torch
 from ner_helpers import TRAIN, make_examples, make_sgd
 
-from spacy_llmner.decoding.engine import Decoder, Scores
+from spacy_llmner.decoding.engine import DecodingEngine, Scores
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.word_tokens import word_tokens
-from spacy_llmner.padellm_ner.templates import TEMPLATES, Wording
+from spacy_llmner.padellm_ner.templates import TEMPLATES, TemplateEncoder
 
 # One string twice, under its label.
 TWICE = ("From Varnholm to Varnholm .", [(5, 13, "LOC"), (17, 25, "LOC")])
@@ -55,12 +55,12 @@ def train(nlp, steps=30, data=DATA, learn_rate=0.01, examples=None):
     return nlp
 
 
-def make_wording(tokenizer, template="compact", label_words=None):
+def make_prompt_encoder(tokenizer, template="compact", label_words=None):
     """tokenizer: One of transformers, or an LLMTokenizer."""
     if not isinstance(tokenizer, LLMTokenizer):
         tokenizer = LLMTokenizer(tokenizer)
     template = TEMPLATES.get(template, template)
-    return Wording(template, tokenizer, label_words or {})
+    return TemplateEncoder(template, tokenizer, label_words or {})
 
 
 def split(text):
@@ -73,20 +73,20 @@ def split(text):
     return out
 
 
-def words_of(wording, text, bounds=None):
+def words_of(prompt_encoder, text, bounds=None):
     """RETURNS (WordTokens): Of the words between white space, or those given."""
     bounds = split(text) if bounds is None else bounds
-    return word_tokens(wording.tokenizer, text, bounds, inside=True)
+    return word_tokens(prompt_encoder.tokenizer, text, bounds, inside=True)
 
 
-def spell(wording, ids):
+def spell(prompt_encoder, ids):
     """RETURNS (str): Tokens as text, special ones included."""
-    return wording.tokenizer.hf.decode(
+    return prompt_encoder.tokenizer.hf.decode(
         ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
 
 
-class KnowingDecoder(Decoder):
+class KnowingDecoder(DecodingEngine):
     """Runs programs without an LLM: of what is asked for, it prefers what some training sequences
     teach, with probability SURE.
 

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spacy_llmner.padellm_ner.decoding import Written
+from spacy_llmner.padellm_ner.decoding import DecodedMention
 from spacy_llmner.padellm_ner.postprocess import confidence, deduplicate
-from spacy_llmner.pipeline.spans import Mention, flat, place
+from spacy_llmner.pipeline.spans import Mention, assign_occurrences, filter_overlapping
 
 
 def written(*places, log_probs=(-0.1,), raw=(-0.5,)):
-    return Written("X", 1, list(places), list(log_probs), list(raw))
+    return DecodedMention("X", 1, list(places), list(log_probs), list(raw))
 
 
 def strings(text, *found):
-    """RETURNS (List[Written]): Strings of a text, with all their places."""
+    """RETURNS (List[DecodedMention]): Strings of a text, with all their places."""
     out = []
     for string in found:
         starts = [k for k in range(len(text)) if text.startswith(string, k)]
@@ -26,28 +26,31 @@ def strings(text, *found):
 
 def test_repeated_mentions_lie_on_one_place_each():
     text = "Bonn, Bern, Bonn, Bonn"
-    assert place(strings(text, "Bonn", "Bonn", "Bonn")) == [(0, 4), (12, 16), (18, 22)]
+    assert assign_occurrences(strings(text, "Bonn", "Bonn", "Bonn")) == [(0, 4), (12, 16), (18, 22)]
     # What follows another mention does not lie in front of it.
-    assert place(strings(text, "Bonn", "Bern", "Bonn")) == [(0, 4), (6, 10), (12, 16)]
-    assert place(strings(text, "Bern", "Bonn")) == [(6, 10), (12, 16)]
+    assert assign_occurrences(strings(text, "Bonn", "Bern", "Bonn")) == [(0, 4), (6, 10), (12, 16)]
+    assert assign_occurrences(strings(text, "Bern", "Bonn")) == [(6, 10), (12, 16)]
 
 
 def test_what_has_no_place_is_dropped():
     text = "Bonn, Bern"
-    assert place(strings(text, "Bonn", "Bonn", "Bern")) == [(0, 4), (-1, -1), (6, 10)]
-    assert place(strings(text, "Bern", "Bonn")) == [(6, 10), (-1, -1)]
-    assert place([written()]) == [(-1, -1)]
-    assert place([]) == []
+    assert assign_occurrences(strings(text, "Bonn", "Bonn", "Bern")) == [(0, 4), (-1, -1), (6, 10)]
+    assert assign_occurrences(strings(text, "Bern", "Bonn")) == [(6, 10), (-1, -1)]
+    assert assign_occurrences([written()]) == [(-1, -1)]
+    assert assign_occurrences([]) == []
 
 
 def test_nested_mentions_have_places():
     text = "Port Ellam Club in Port Ellam"
     found = strings(text, "Port Ellam Club", "Port Ellam", "Port Ellam")
-    assert place(found) == [(0, 15), (0, 10), (19, 29)]
+    assert assign_occurrences(found) == [(0, 15), (0, 10), (19, 29)]
 
 
 def test_places_in_any_order():
-    assert place([written((9, 10), (2, 3)), written((9, 10), (2, 3))]) == [(2, 3), (9, 10)]
+    assert assign_occurrences([written((9, 10), (2, 3)), written((9, 10), (2, 3))]) == [
+        (2, 3),
+        (9, 10),
+    ]
 
 
 TEXTS = st.lists(st.sampled_from("abc"), min_size=1, max_size=12)
@@ -65,14 +68,14 @@ def test_gold_goes_back_to_its_place(words, data):
         reached = gold[k - 1][0] if k else 0
         earlier = [p for p in mention.places if reached <= p[0] < start]
         assume(all(p in gold[:k] for p in earlier))
-    assert place(found) == gold
+    assert assign_occurrences(found) == gold
 
 
 @given(TEXTS, st.lists(st.text("abc ", min_size=1, max_size=3), max_size=6))
 def test_any_strings(words, found):
     """In order, each place once, each what was written, and each as early as can be."""
     text = " ".join(words)
-    places = place(strings(text, *found))
+    places = assign_occurrences(strings(text, *found))
     there = [p for p in places if p[0] >= 0]
     assert len(set(there)) == len(there) and len(places) == len(found)
     assert [p[0] for p in there] == sorted(p[0] for p in there)
@@ -133,13 +136,15 @@ def test_flat():
     """The best first, then what does not overlap it, in the order of the text."""
     outer, inner = Mention(0, 15, "ORG", 0.7), Mention(0, 4, "LOC", 0.8)
     beside, far = Mention(5, 15, "LOC", 0.1), Mention(20, 22, "PER", 0.05)
-    assert flat([outer, inner, beside, far]) == [inner, beside, far]
-    assert flat([outer, far]) == [outer, far]
-    assert flat([]) == []
+    assert filter_overlapping([outer, inner, beside, far]) == [inner, beside, far]
+    assert filter_overlapping([outer, far]) == [outer, far]
+    assert filter_overlapping([]) == []
     # Of equals the longest; of equally long ones the first.
     tie = Mention(0, 4, "LOC", 0.7)
-    assert flat([tie, outer]) == [outer]
-    assert flat([Mention(3, 6, "B", 0.7), Mention(0, 3, "A", 0.7), Mention(1, 4, "A", 0.7)]) == [
+    assert filter_overlapping([tie, outer]) == [outer]
+    assert filter_overlapping(
+        [Mention(3, 6, "B", 0.7), Mention(0, 3, "A", 0.7), Mention(1, 4, "A", 0.7)]
+    ) == [
         Mention(0, 3, "A", 0.7),
         Mention(3, 6, "B", 0.7),
     ]
@@ -151,9 +156,9 @@ SPANS = st.tuples(st.integers(0, 20), st.integers(1, 6), st.sampled_from("AB"), 
 @given(st.lists(SPANS, unique_by=lambda s: s[:3]))
 def test_flat_never_overlaps(spans):
     mentions = [Mention(start, start + n, label, score) for start, n, label, score in spans]
-    chosen = flat(mentions)
+    chosen = filter_overlapping(mentions)
     assert all(a.end <= b.start for a, b in zip(chosen, chosen[1:]))
-    assert flat(mentions[::-1]) == chosen
+    assert filter_overlapping(mentions[::-1]) == chosen
     for m in mentions:  # what was left out gave way to a better one
         rivals = [o for o in chosen if m.start < o.end and o.start < m.end]
         assert m in chosen or any(o.score >= m.score for o in rivals)

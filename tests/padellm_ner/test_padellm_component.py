@@ -23,7 +23,7 @@ from ner_helpers import (
 from padellm_helpers import DATA, initialized, make_nlp, train
 from safetensors.torch import load_file
 
-from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.engine import DecodingEngine
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.tokenization import LLMTokenizer
@@ -66,7 +66,7 @@ def test_pickle_while_in_use(trained):
     pool.clear()
     assert abs(len(pickle.dumps(trained)) - len(data)) < 1000
     copied = copy.deepcopy(trained.get_pipe("padellm_ner"))
-    assert copied.labels == ("LOC", "PER") and not copied._made.by_llm
+    assert copied.labels == ("LOC", "PER") and not copied._adapted.by_llm
 
 
 def test_only_the_adapter_is_saved(any_trained, tmp_path):
@@ -315,12 +315,12 @@ def test_passes_of_a_text(trained, monkeypatch):
     """All labels and mentions of a batch in a few passes."""
     made = []
 
-    class Spy(Decoder):
+    class Spy(DecodingEngine):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr("spacy_llmner.padellm_ner.component.Decoder", Spy)
+    monkeypatch.setattr("spacy_llmner.padellm_ner.component.DecodingEngine", Spy)
     list(trained.pipe([TEXTS[0]] * 5))
     trained(TEXTS[0])
     batch, one = made

@@ -94,12 +94,12 @@ def test_injection_is_text(wild, wild_published):
         assert_valid(doc, INJECTION)
         labels = {span.label_ for span in doc.spans["llmner"]}
         assert labels and labels <= {"LOC", "PER"}
-        wording = nlp.get_pipe("padellm_ner").ready().wording
+        prompt_encoder = nlp.get_pipe("padellm_ner").ready().prompt_encoder
         ids = [token for w in windows_of(nlp, doc) for token in w.words.ids.tolist()]
-        special = set(wording.tokenizer.hf.all_special_ids)
-        assert wording.end in special and special.isdisjoint(ids)
+        special = set(prompt_encoder.tokenizer.hf.all_special_ids)
+        assert prompt_encoder.end in special and special.isdisjoint(ids)
         # All of it is read, also what stands behind the would-be end.
-        assert wording.tokenizer.hf.decode(ids).split() == INJECTION.split()
+        assert prompt_encoder.tokenizer.hf.decode(ids).split() == INJECTION.split()
 
 
 @settings(max_examples=25)
@@ -140,7 +140,7 @@ def test_windows_have_the_entities_of_their_text(trained, monkeypatch):
 
 def windows_of(nlp, doc):
     pipe = nlp.get_pipe("padellm_ner")
-    return pipe._windows(doc, pipe.ready().wording)
+    return pipe._windows(doc, pipe.ready().prompt_encoder)
 
 
 def test_texts_longer_than_the_positions(any_llm):
@@ -262,7 +262,7 @@ def test_stream_does_not_wait_for_other_labels(wild, monkeypatch):
     pipe = wild.get_pipe("padellm_ner")
     made = []
     decoder = pipe._decoder
-    monkeypatch.setattr(pipe, "_decoder", lambda: made.append(decoder()) or made[-1])
+    monkeypatch.setattr(pipe, "_engine", lambda: made.append(decoder()) or made[-1])
     early = 0
     for text in TEXTS:
         passes = [made[-1][0].passes for _ in pipe.stream(text)]

@@ -12,11 +12,11 @@ from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd, s
 from padellm_helpers import DATA, initialized, make_nlp, train
 from transformers import AutoModelForCausalLM
 
-from spacy_llmner.decoding.engine import Decoder
+from spacy_llmner.decoding.engine import DecodingEngine
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
-from spacy_llmner.padellm_ner.decoding import FindSettings, finder
-from spacy_llmner.pipeline.spans import place
+from spacy_llmner.padellm_ner.decoding import MentionDecodingSettings, find_mentions
+from spacy_llmner.pipeline.spans import assign_occurrences
 
 
 @pytest.fixture(scope="module")
@@ -109,24 +109,24 @@ def test_equal_to_plain_decoding(any_llm, template):
     with the same probabilities."""
     nlp = initialized(make_nlp(any_llm, template=template))
     pipe = nlp.get_pipe("padellm_ner")
-    llm, _, wording = pipe.ready()
+    llm, _, prompt_encoder = pipe.ready()
     model = AutoModelForCausalLM.from_pretrained(any_llm).eval()
-    settings = FindSettings(raw=True)
-    windows = [pipe._windows(nlp.make_doc(text), wording)[0].words for text in TEXTS[:4]]
-    programs = [
-        finder(wording, words, text, ["LOC", "PER"], settings)
+    settings = MentionDecodingSettings(raw=True)
+    windows = [pipe._windows(nlp.make_doc(text), prompt_encoder)[0].words for text in TEXTS[:4]]
+    requests = [
+        find_mentions(prompt_encoder, words, text, ["LOC", "PER"], settings)
         for words, text in zip(windows, TEXTS)
     ]
-    together = Decoder(llm, raw=True).run(programs)
+    together = DecodingEngine(llm, raw=True).run(requests)
     for words, text, batched in zip(windows, TEXTS, together):
-        (alone,) = Decoder(llm, raw=True).run(
-            [finder(wording, words, text, ["LOC", "PER"], settings)]
+        (alone,) = DecodingEngine(llm, raw=True).run(
+            [find_mentions(prompt_encoder, words, text, ["LOC", "PER"], settings)]
         )
-        plain = plainly(model, wording, words, text, ["LOC", "PER"])
+        plain = plainly(model, prompt_encoder, words, text, ["LOC", "PER"])
         for label in ("LOC", "PER"):
             assert [w.places for w in batched[label]] == [w.places for w in alone[label]]
             assert [w.places for w in plain[label]] == [w.places for w in alone[label]]
-            assert place(batched[label]) == place(plain[label])
+            assert assign_occurrences(batched[label]) == assign_occurrences(plain[label])
             for one, other, third in zip(batched[label], alone[label], plain[label]):
                 for kind in ("log_probs", "raw_log_probs"):
                     a, b, c = (getattr(w, kind) for w in (one, other, third))
@@ -138,21 +138,21 @@ def test_calibrated_counts_do_not_depend_on_the_speed_ups(any_llm, template):
     """Batched, one by one, without drafts and without look-ahead: the same, as likely."""
     nlp = initialized(make_nlp(any_llm, template=template))
     pipe = nlp.get_pipe("padellm_ner")
-    llm, _, wording = pipe.ready()
-    windows = [pipe._windows(nlp.make_doc(text), wording)[0].words for text in TEXTS[:4]]
+    llm, _, prompt_encoder = pipe.ready()
+    windows = [pipe._windows(nlp.make_doc(text), prompt_encoder)[0].words for text in TEXTS[:4]]
 
-    def programs(settings):
+    def requests(settings):
         return [
-            finder(wording, words, text, ["LOC", "PER"], settings)
+            find_mentions(prompt_encoder, words, text, ["LOC", "PER"], settings)
             for words, text in zip(windows, TEXTS)
         ]
 
-    usual = FindSettings(count_threshold=0.05)
-    plain = FindSettings(count_threshold=0.05, draft=0, look_ahead=False)
-    batched = Decoder(llm).run(programs(usual))
+    usual = MentionDecodingSettings(count_threshold=0.05)
+    plain = MentionDecodingSettings(count_threshold=0.05, draft=0, look_ahead=False)
+    batched = DecodingEngine(llm).run(requests(usual))
     assert any(written for found in batched for written in found.values())
     for settings in (usual, replace(usual, draft=0), replace(usual, look_ahead=False), plain):
-        alone = [Decoder(llm).run([program])[0] for program in programs(settings)]
+        alone = [DecodingEngine(llm).run([request])[0] for request in requests(settings)]
         for one, other in zip(batched, alone):
             for label in ("LOC", "PER"):
                 assert [w.places for w in one[label]] == [w.places for w in other[label]]
@@ -160,14 +160,14 @@ def test_calibrated_counts_do_not_depend_on_the_speed_ups(any_llm, template):
                     assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
 
 
-def plainly(model, wording, words, text, labels):
-    """RETURNS (Dict[str, List[Written]]): Token by token, each with a pass over all tokens before it."""
-    from spacy_llmner.decoding.substrings import substrings
-    from spacy_llmner.padellm_ner.decoding import Written
+def plainly(model, prompt_encoder, words, text, labels):
+    """RETURNS (Dict[str, List[DecodedMention]]): Token by token, each with a pass over all tokens before it."""
+    from spacy_llmner.decoding.substrings import substring_constraint
+    from spacy_llmner.padellm_ner.decoding import DecodedMention
 
-    tokenizer = wording.tokenizer if wording.template.bare else None
-    mentions = substrings(words, wording.end, tokenizer, text)
-    numbers = wording.numbers(len(words))
+    tokenizer = prompt_encoder.tokenizer if prompt_encoder.template.bare else None
+    mentions = substring_constraint(words, prompt_encoder.end, tokenizer, text)
+    numbers = prompt_encoder.numbers(len(words))
 
     def write(prompt, constraint):
         ids, state, log_probs, raw = list(prompt), constraint.start, [], []
@@ -184,13 +184,13 @@ def plainly(model, wording, words, text, labels):
 
     out = {}
     for label in labels:
-        prompt = [*wording.before, *words.ids.tolist(), *wording.label(label)]
-        count, *_ = write([*prompt, *wording.count()], numbers)
+        prompt = [*prompt_encoder.before, *words.ids.tolist(), *prompt_encoder.label(label)]
+        count, *_ = write([*prompt, *prompt_encoder.count()], numbers)
         n = numbers.sequences.index(tuple(count))
         out[label] = []
         for k in range(1, n + 1):
-            _, state, log_probs, raw = write([*prompt, *wording.mention(n, k)], mentions)
-            out[label].append(Written(label, k, mentions.spans(state), log_probs, raw))
+            _, state, log_probs, raw = write([*prompt, *prompt_encoder.mention(n, k)], mentions)
+            out[label].append(DecodedMention(label, k, mentions.spans(state), log_probs, raw))
     return out
 
 

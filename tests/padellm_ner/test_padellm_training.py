@@ -111,7 +111,7 @@ def test_nothing_is_found_before_the_first_step_that_learns(nlp):
 
 def test_copies_of_weights_answer_at_once(tiny_llm):
     pipe = initialized(make_nlp(tiny_llm, rank=0)).get_pipe("padellm_ner")
-    assert not pipe.module.changes_nothing()
+    assert not pipe.module.is_untrained()
 
 
 def test_labels_are_set_before_training(nlp):
@@ -345,7 +345,7 @@ def test_windows_that_cut_a_mention_teach_nothing(tiny_llm, caplog):
     pipe = nlp.get_pipe("padellm_ner")
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         packed = pipe.packed(examples)
-    n_windows = len(pipe._windows(examples[0].predicted, pipe.ready().wording))
+    n_windows = len(pipe._windows(examples[0].predicted, pipe.ready().prompt_encoder))
     assert 0 < len(packed) < n_windows - 1
     assert "is cut by the end of a window" in caplog.text
 

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from padellm_helpers import make_wording, spell, words_of
+from padellm_helpers import make_prompt_encoder, spell, words_of
 
 from spacy_llmner.llm.packing import pack
 from spacy_llmner.padellm_ner.templates import Template
@@ -16,30 +16,32 @@ TEXT = "SKIING-Hale of Norland won the Cup in Varnholm"
 MENTIONS = {"LOC": [(7, 8), (2, 3)], "PER": [(0, 1)], "MISC": [(5, 6)]}
 
 
-def sequences_of(wording, text=TEXT, labels=LABELS, mentions=MENTIONS, allowed=False, **settings):
+def sequences_of(
+    prompt_encoder, text=TEXT, labels=LABELS, mentions=MENTIONS, allowed=False, **settings
+):
     """As published, unless `allowed` is set."""
-    words = words_of(wording, text)
+    words = words_of(prompt_encoder, text)
     settings["allowed"] = allowed
-    return training_sequences(wording, words, text, labels, mentions, **settings)
+    return training_sequences(prompt_encoder, words, text, labels, mentions, **settings)
 
 
-def learnt(wording, sequence):
+def learnt(prompt_encoder, sequence):
     """RETURNS (str): The tokens that carry loss."""
-    return spell(wording, [t for t, loss in zip(sequence.ids, sequence.loss) if loss])
+    return spell(prompt_encoder, [t for t, loss in zip(sequence.ids, sequence.loss) if loss])
 
 
 @pytest.fixture(scope="module")
 def counted(tiny_tokenizers):
     """With text in front of the count, and mentions behind it."""
     template = Template("{text}\n{label}", "? ", "\n", "{count}\n{index}: ", True)
-    return make_wording(tiny_tokenizers["byte-level"], template)
+    return make_prompt_encoder(tiny_tokenizers["byte-level"], template)
 
 
 def test_five_sequences(published):
     """Checklist 1: 2 LOC, 1 MISC, 0 ORG and 1 PER make five, with the exact strings."""
     text = f"text:\n{TEXT}\nentity type:\n"
-    sink = len(published.tokenizer.sink)
-    assert [spell(published, s.ids[sink:]) for s in sequences_of(published)] == [
+    bos = len(published.tokenizer.bos)
+    assert [spell(published, s.ids[bos:]) for s in sequences_of(published)] == [
         f"{text}LOC\n\n<num>2\n<mention 1>Norland{END}",
         f"{text}LOC\n\n<num>2\n<mention 2>Varnholm{END}",
         f"{text}MISC\n\n<num>1\n<mention 1>Cup{END}",
@@ -87,25 +89,27 @@ def test_compact(compact):
 
 
 def test_text_in_front_of_the_count(counted):
-    sink = len(counted.tokenizer.sink)
+    bos = len(counted.tokenizer.bos)
     one, none = sequences_of(counted, "Tea in Bonn", ["LOC", "PER"], {"LOC": [(2, 3)]})
-    assert spell(counted, one.ids[sink:]) == f"Tea in Bonn\nLOC? 1\n1: Bonn{END}"
+    assert spell(counted, one.ids[bos:]) == f"Tea in Bonn\nLOC? 1\n1: Bonn{END}"
     assert learnt(counted, one) == f"1\n1: Bonn{END}"
-    assert spell(counted, none.ids[sink:]) == f"Tea in Bonn\nPER? 0{END}"
+    assert spell(counted, none.ids[bos:]) == f"Tea in Bonn\nPER? 0{END}"
 
 
-def test_many_mentions(wording):
+def test_many_mentions(prompt_encoder):
     """Counts and indices of more than one digit."""
     text = " ".join(["Bonn"] * 12)
-    sequences = sequences_of(wording, text, ["LOC"], {"LOC": [(k, k + 1) for k in range(12)]})
-    assert len(sequences) == (12 if wording.count_first else 13)
-    assert "12" in learnt(wording, sequences[0])
+    sequences = sequences_of(
+        prompt_encoder, text, ["LOC"], {"LOC": [(k, k + 1) for k in range(12)]}
+    )
+    assert len(sequences) == (12 if prompt_encoder.count_first else 13)
+    assert "12" in learnt(prompt_encoder, sequences[0])
     prompts = {tuple(t for t, loss in zip(s.ids, s.loss) if not loss) for s in sequences}
     assert len({tuple(s.ids) for s in sequences}) == len(sequences)
-    assert len(prompts) == (1 if wording.count_first else 13)
-    if wording.count_first:
-        index = wording.template.mention.split("\n")[1].format(index=11)
-        assert index in learnt(wording, sequences[10])
+    assert len(prompts) == (1 if prompt_encoder.count_first else 13)
+    if prompt_encoder.count_first:
+        index = prompt_encoder.template.mention.split("\n")[1].format(index=11)
+        assert index in learnt(prompt_encoder, sequences[10])
 
 
 def test_nested_mentions(published):
@@ -131,11 +135,13 @@ def test_mention_of_words_that_hang_together(published):
     assert spell(published, mention_tokens(published, words, text, (1, 4))) == "(Bonn)"
 
 
-def chosen(wording, sequence):
+def chosen(prompt_encoder, sequence):
     """RETURNS (List[Tuple[str, int]]): What is learnt where there is a choice, and among how many."""
     tokens = enumerate(sequence.ids)
     return [
-        (spell(wording, [t]), len(sequence.allowed[k])) for k, t in tokens if sequence.learns(k)
+        (spell(prompt_encoder, [t]), len(sequence.allowed[k]))
+        for k, t in tokens
+        if sequence.learns(k)
     ]
 
 
@@ -169,15 +175,15 @@ TEXTS = st.lists(st.sampled_from(["Bonn", "Ada", "tea", "3.5%", "王", "🚀", "
 
 
 @given(TEXTS, st.data())
-def test_any_mentions(wording, words, data):
+def test_any_mentions(prompt_encoder, words, data):
     """As many sequences as methods.md 2a.2 says, which packed are no longer than what differs."""
     n = len(words)
     spans = st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1])
     mentions = data.draw(st.dictionaries(st.sampled_from(LABELS), st.lists(spans, unique=True)))
     text = " ".join(words)
-    sequences = sequences_of(wording, text, LABELS, mentions)
+    sequences = sequences_of(prompt_encoder, text, LABELS, mentions)
     counts = [len(mentions.get(label, [])) for label in LABELS]
-    if wording.count_first:
+    if prompt_encoder.count_first:
         assert len(sequences) == sum(max(1, c) for c in counts)
     else:
         assert len(sequences) == sum(1 + c for c in counts)
@@ -186,14 +192,14 @@ def test_any_mentions(wording, words, data):
     assert len(packed) == len(prefixes)
     assert packed.weights.sum() == sum(s.weight * sum(s.loss) for s in sequences)
     # What is learnt among fewer is what has a choice, and can always be chosen.
-    narrow = sequences_of(wording, text, LABELS, mentions, allowed=True)
+    narrow = sequences_of(prompt_encoder, text, LABELS, mentions, allowed=True)
     assert [s.ids for s in narrow] == [s.ids for s in sequences]
     for a, b in zip(narrow, sequences):
         for k in range(len(a.ids)):
             assert b.loss[k] or not a.loss[k]
             assert not a.loss[k] or a.ids[k] in a.allowed[k]
     assert len(pack(narrow)) <= len(packed)
-    text_tokens = len(words_of(wording, text).ids)
-    assert len(packed) <= len(wording.before) + text_tokens + sum(
+    text_tokens = len(words_of(prompt_encoder, text).ids)
+    assert len(packed) <= len(prompt_encoder.before) + text_tokens + sum(
         len(s.ids) - text_tokens for s in sequences
     )

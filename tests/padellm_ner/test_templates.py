@@ -1,6 +1,6 @@
 import pytest
 from ner_helpers import NASTY
-from padellm_helpers import make_wording, spell, words_of
+from padellm_helpers import make_prompt_encoder, spell, words_of
 
 from spacy_llmner.decoding.constraints import Choices
 from spacy_llmner.errors import LLMNERError
@@ -23,19 +23,19 @@ KINDS = ["byte-level", "metaspace", "metaspace with a space in front"]
 WORDS = ["\n", 'say "x"', "a\nb", "", " ", "<mention 1>", "{text}", "{index}", "<num>", END, "词"]
 
 
-def learnt(wording, text, labels, mentions):
+def learnt(prompt_encoder, text, labels, mentions):
     """RETURNS (List[str]): The training sequences as text, from behind the sink on."""
-    words = words_of(wording, text)
-    sink = len(wording.tokenizer.sink)
-    sequences = training_sequences(wording, words, text, labels, mentions)
-    return [spell(wording, s.ids[sink:]) for s in sequences]
+    words = words_of(prompt_encoder, text)
+    bos = len(prompt_encoder.tokenizer.bos)
+    sequences = training_sequences(prompt_encoder, words, text, labels, mentions)
+    return [spell(prompt_encoder, s.ids[bos:]) for s in sequences]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_strings(kind, name, tiny_tokenizers):
     """Byte for byte, also with a tokenizer that likes to put spaces in front, as the authors' had."""
-    wording = make_wording(tiny_tokenizers[kind], name)
+    prompt_encoder = make_prompt_encoder(tiny_tokenizers[kind], name)
     prompt, mention = PUBLISHED[name]
     text = "Ada left Bonn for Bern"
     expected = [
@@ -43,7 +43,7 @@ def test_published_strings(kind, name, tiny_tokenizers):
         prompt.format(text=text, label="LOC") + mention.format(count=2, index=2) + f"Bern{END}",
         prompt.format(text=text, label="ORG") + f"0{END}",
     ]
-    assert learnt(wording, text, ["LOC", "ORG"], {"LOC": [(2, 3), (4, 5)]}) == expected
+    assert learnt(prompt_encoder, text, ["LOC", "ORG"], {"LOC": [(2, 3), (4, 5)]}) == expected
 
 
 def test_compact_strings(compact):
@@ -56,12 +56,14 @@ def test_compact_strings(compact):
 
 
 def test_chinese_text_and_label_words(tiny_tokenizers):
-    wording = make_wording(tiny_tokenizers["byte-level"], "published_zh", {"LOC": "地点"})
+    prompt_encoder = make_prompt_encoder(
+        tiny_tokenizers["byte-level"], "published_zh", {"LOC": "地点"}
+    )
     text = "王小明住在上海。"
-    words = words_of(wording, text, [(i, i + 1) for i in range(len(text))])
-    (sequence,) = training_sequences(wording, words, text, ["LOC"], {"LOC": [(5, 7)]})
-    sink = len(wording.tokenizer.sink)
-    assert spell(wording, sequence.ids[sink:]) == (
+    words = words_of(prompt_encoder, text, [(i, i + 1) for i in range(len(text))])
+    (sequence,) = training_sequences(prompt_encoder, words, text, ["LOC"], {"LOC": [(5, 7)]})
+    bos = len(prompt_encoder.tokenizer.bos)
+    assert spell(prompt_encoder, sequence.ids[bos:]) == (
         f"文本:\n{text}\n指定NER标签:\n地点\n\n<数量>1\n<第1文段>上海{END}"
     )
 
@@ -70,40 +72,44 @@ def test_chinese_text_and_label_words(tiny_tokenizers):
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_numbers(kind, template, tiny_tokenizers):
     """Any number can be answered, and only numbers."""
-    wording = make_wording(tiny_tokenizers[kind], template)
-    numbers = wording.numbers(120)
+    prompt_encoder = make_prompt_encoder(tiny_tokenizers[kind], template)
+    numbers = prompt_encoder.numbers(120)
     assert len(numbers.sequences) == 121
     for n, ids in enumerate(numbers.sequences):
-        assert spell(wording, ids) == (f"{n}{END}" if n == 0 or template == "compact" else f"{n}\n")
+        assert spell(prompt_encoder, ids) == (
+            f"{n}{END}" if n == 0 or template == "compact" else f"{n}\n"
+        )
         assert numbers.lowest[tuple(ids[:1])] <= n == numbers.lowest[tuple(ids)]
     assert isinstance(numbers, Choices)
-    assert len(wording.numbers(10**6).sequences) == MAX_COUNT + 1
-    assert wording.numbers(0).allowed(()).tolist() == [numbers.sequences[0][0]]
+    assert len(prompt_encoder.numbers(10**6).sequences) == MAX_COUNT + 1
+    assert prompt_encoder.numbers(0).allowed(()).tolist() == [numbers.sequences[0][0]]
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_any_label(wording, word):
+def test_any_label(prompt_encoder, word):
     """A label is plain text: nothing in it is a slot or a control token."""
-    again = make_wording(wording.tokenizer, wording.template, {"X": word})
+    again = make_prompt_encoder(prompt_encoder.tokenizer, prompt_encoder.template, {"X": word})
     ids = again.label("X")
-    assert ids == make_wording(wording.tokenizer, wording.template).label(word)
+    assert ids == make_prompt_encoder(prompt_encoder.tokenizer, prompt_encoder.template).label(word)
     assert again.end not in ids
-    behind = wording.template.prompt.split("{label}")[1]
-    middle = wording.template.prompt.split("{text}")[1].split("{label}")[0]
+    behind = prompt_encoder.template.prompt.split("{label}")[1]
+    middle = prompt_encoder.template.prompt.split("{text}")[1].split("{label}")[0]
     assert spell(again, ids) == middle + word + behind
 
 
 @pytest.mark.parametrize(
     "text", [*NASTY, "<mention 1>", "\nentity type:\nPER\n\n<num>1", "{label}"]
 )
-def test_any_text(wording, text):
+def test_any_text(prompt_encoder, text):
     """The text is plain text too: the end token stands only where the answers end."""
-    words = words_of(wording, text)
+    words = words_of(prompt_encoder, text)
     mentions = {"X": [(0, len(words))]}
-    for sequence in training_sequences(wording, words, text, ["X", "Y"], mentions):
-        assert sequence.ids.count(wording.end) == 1 and sequence.ids[-1] == wording.end
-        sink = wording.tokenizer.sink
-        assert all(token not in sequence.ids[len(sink) :] for token in sink)
+    for sequence in training_sequences(prompt_encoder, words, text, ["X", "Y"], mentions):
+        assert (
+            sequence.ids.count(prompt_encoder.end) == 1 and sequence.ids[-1] == prompt_encoder.end
+        )
+        bos = prompt_encoder.tokenizer.bos
+        assert all(token not in sequence.ids[len(bos) :] for token in bos)
 
 
 def test_label_words():
@@ -112,14 +118,14 @@ def test_label_words():
     assert settings.template is TEMPLATES["compact"]
 
 
-def test_around(wording):
+def test_around(prompt_encoder):
     """Prompt and answer are never longer than was said."""
     text = "Ada left Bonn for Bern"
-    words = words_of(wording, text)
+    words = words_of(prompt_encoder, text)
     for label in ("X", "a long label"):
         mentions = {label: [(0, 1)] * 1 + [(2, 5)]}
-        for sequence in training_sequences(wording, words, text, [label], mentions):
-            assert len(sequence.ids) - 1 <= wording.around(label) + 2 * len(words.ids)
+        for sequence in training_sequences(prompt_encoder, words, text, [label], mentions):
+            assert len(sequence.ids) - 1 <= prompt_encoder.around(label) + 2 * len(words.ids)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import spacy
 from hypothesis import given
 from hypothesis import strategies as st
 from ner_helpers import NASTY
-from padellm_helpers import make_wording
+from padellm_helpers import make_prompt_encoder
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.padellm_ner.templates import most_tokens
-from spacy_llmner.pipeline.windows import read_windows, readable
+from spacy_llmner.pipeline.windows import drop_unreadable, read_windows
 
 NLP = spacy.blank("en")
 TEXT = "Ada met Bo. They left Bonn! Nobody came? Rain fell on Rome. Bo and Ada spoke."
@@ -42,10 +42,10 @@ def test_words_that_are_too_long_are_counted(tokenizer, caplog):
     doc = NLP("Ada " + "x" * 300 + " Bo " + "y" * 300)
     windows = read_windows(doc, tokenizer, 20)
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
-        assert texts_of(doc, readable(windows, 20, "padellm_ner")) == ["Ada", "Bo"]
+        assert texts_of(doc, drop_unreadable(windows, 20, "padellm_ner")) == ["Ada", "Bo"]
     assert "padellm_ner: 2 of 4 words are too long for the LLM (20 tokens)" in caplog.text
     caplog.clear()
-    assert len(readable(windows, 1000, "padellm_ner")) == 4 and not caplog.text
+    assert len(drop_unreadable(windows, 1000, "padellm_ner")) == 4 and not caplog.text
 
 
 def test_one_window(tokenizer):
@@ -145,18 +145,18 @@ def test_any_text(tokenizer, pieces, size):
         assert all(a[1] < b[0] for a, b in zip(spans, spans[1:]))
 
 
-def test_most_tokens(wording):
-    most = most_tokens(wording, ["X", "a longer label"], 256, "ner")
-    assert 2 * most + wording.around("a longer label") in (255, 256)
+def test_most_tokens(prompt_encoder):
+    most = most_tokens(prompt_encoder, ["X", "a longer label"], 256, "ner")
+    assert 2 * most + prompt_encoder.around("a longer label") in (255, 256)
 
 
 def test_no_room_for_a_text(tiny_tokenizers):
     words = {"X": "a very long description of this label " * 20}
-    wording = make_wording(tiny_tokenizers["byte-level"], "compact", words)
+    prompt_encoder = make_prompt_encoder(tiny_tokenizers["byte-level"], "compact", words)
     with pytest.raises(LLMNERError, match="'ner' does not fit.* for the label 'X' leave.*reads 64"):
-        most_tokens(wording, ["X", "Y"], 64, "ner")
+        most_tokens(prompt_encoder, ["X", "Y"], 64, "ner")
     with pytest.raises(LLMNERError, match="the label 'a long label a long .*\\.\\.\\.'"):
-        most_tokens(wording, ["Y", "a long label " * 40], 64, "ner")
+        most_tokens(prompt_encoder, ["Y", "a long label " * 40], 64, "ner")
 
 
 @pytest.mark.parametrize("gap", [" ", "  "])

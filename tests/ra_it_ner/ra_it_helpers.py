@@ -6,9 +6,9 @@ import spacy
 import torch
 from ner_helpers import TRAIN, make_examples, make_sgd
 
-from spacy_llmner.llm.chat import Chat
+from spacy_llmner.llm.chat import ChatEncoder
 from spacy_llmner.llm.tokenization import LLMTokenizer
-from spacy_llmner.ra_it_ner.conversation import CONVERSATIONS, Wording
+from spacy_llmner.ra_it_ner.conversation import CONVERSATIONS, ConversationEncoder
 from spacy_llmner.retrieval.examples import LabelledText
 
 CHATML = (
@@ -58,11 +58,11 @@ def train(nlp, steps=70, data=TRAIN, learn_rate=0.01):
     return nlp
 
 
-def make_wording(hf, conversation="published_en", *, system=None, notation="json", **words):
+def make_prompt_encoder(hf, conversation="published_en", *, system=None, notation="json", **words):
     """hf: A tokenizer of transformers."""
     tokenizer = LLMTokenizer(hf)
-    return Wording(
-        Chat(tokenizer, "tiny"),
+    return ConversationEncoder(
+        ChatEncoder(tokenizer, "tiny"),
         len(hf),
         CONVERSATIONS[conversation],
         system,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_llmner.pipeline.spans import Mention
-from spacy_llmner.ra_it_ner.postprocess import Listed, find_strings, mentions_of, parse_list
+from spacy_llmner.ra_it_ner.postprocess import ListedString, find_strings, mentions_of, parse_list
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_find_strings():
 
 
 def listed(*places, p=0.0):
-    return Listed(list(places), p)
+    return ListedString(list(places), p)
 
 
 def test_ordered_answers_have_one_place_each():

@@ -15,7 +15,7 @@ from spacy.training import Example
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import registry as pool
-from spacy_llmner.ra_it_ner.decoding import asker
+from spacy_llmner.ra_it_ner.decoding import ask_types
 from spacy_llmner.ra_it_ner.prompts import Passage
 from spacy_llmner.ra_it_ner.training_data import training_sequences
 
@@ -163,12 +163,12 @@ def test_types_that_a_text_has_not_are_answered_by_nothing(tiny_llm):
     """Checklist 6, and that the others are answered in the order of the text."""
     nlp = initialized(make_nlp(tiny_llm, k=0))
     pipe = nlp.get_pipe("ra_it_ner")
-    llm, _, wording = pipe.ready()
+    llm, _, prompt_encoder = pipe.ready()
     doc = nlp.make_doc("Oskar Blum met Ada in Rome.")
-    (window,) = pipe.learnt_windows(doc)
+    (window,) = pipe.text_windows(doc)
     passage = Passage(0, window.words, doc.text, ["PER", "ship", "award"])
     mentions = {"PER": [(3, 4), (0, 2)]}
-    learnt = training_sequences(wording, passage, doc.text, mentions, pipe.settings)
+    learnt = training_sequences(prompt_encoder, passage, doc.text, mentions, pipe.settings)
     answers = [
         llm.tokenizer.hf.decode(
             [t for t, learn in zip(x.ids, x.loss) if learn], skip_special_tokens=True
@@ -335,11 +335,11 @@ def test_answers_stay_within_the_context(wild, monkeypatch):
     monkeypatch.setitem(pipe.cfg, "max_answer_tokens", 4000)
     longest = []
 
-    def watched(wording, prompts, text, bounds, settings):
+    def watched(prompt_encoder, prompts, text, bounds, settings):
         longest.append(max(map(len, prompts.values())) + settings.max_tokens)
-        return asker(wording, prompts, text, bounds, settings)
+        return ask_types(prompt_encoder, prompts, text, bounds, settings)
 
-    monkeypatch.setattr("spacy_llmner.ra_it_ner.component.asker", watched)
+    monkeypatch.setattr("spacy_llmner.ra_it_ner.component.ask_types", watched)
     list(wild.pipe([*TEXTS, UNSEEN * 8]))
     assert set(longest) == {500}
 

@@ -5,8 +5,12 @@ import pytest
 import spacy
 from ner_helpers import make_examples
 
-from spacy_llmner.pipeline.predictions import FoundSpan
-from spacy_llmner.ra_it_ner.example_selection import Chooser, Context, FoundInContext
+from spacy_llmner.pipeline.predictions import PredictedSpan
+from spacy_llmner.ra_it_ner.example_selection import (
+    ExampleSelector,
+    PredictionWithExamples,
+    SelectedExamples,
+)
 from spacy_llmner.ra_it_ner.example_threshold import NEVER, best_threshold
 from spacy_llmner.retrieval.examples import LabelledText
 from spacy_llmner.retrieval.index import ExampleIndex
@@ -35,7 +39,7 @@ def index():
 
 
 def choose(index, policy="auto", threshold=None, labels=("place",), words=None, **strategy):
-    (context,) = Chooser(index, Strategy(k=2, **strategy), words or {}).choose(
+    (context,) = ExampleSelector(index, Strategy(k=2, **strategy), words or {}).choose(
         policy, threshold, [QUERY], [list(labels)]
     )
     return context
@@ -59,15 +63,15 @@ def test_labels_count_by_what_they_are_called(index):
 
 
 def test_labels_of_added_examples_count(index):
-    chooser = Chooser(index, Strategy(k=1), {})
-    assert chooser.choose("auto", None, [QUERY], [["comet"]])[0].reason == "out-of-domain"
+    selector = ExampleSelector(index, Strategy(k=1), {})
+    assert selector.choose("auto", None, [QUERY], [["comet"]])[0].reason == "out-of-domain"
     index.add([LabelledText(FAR.text, ((0, 4, "comet"),))])
-    assert chooser.choose("auto", None, [QUERY], [["comet"]])[0].reason == "in-domain"
+    assert selector.choose("auto", None, [QUERY], [["comet"]])[0].reason == "in-domain"
 
 
 def test_a_gate_that_was_chosen_stays(index):
-    chooser = Chooser(index, Strategy(k=2, gate="cosine", threshold=0.5), {})
-    (context,) = chooser.choose("auto", None, [QUERY], [["comet"]])
+    selector = ExampleSelector(index, Strategy(k=2, gate="cosine", threshold=0.5), {})
+    (context,) = selector.choose("auto", None, [QUERY], [["comet"]])
     assert context.reason == "out-of-domain" and context.examples == (NEAR,)
 
 
@@ -83,26 +87,28 @@ def test_threshold(index):
 @pytest.mark.parametrize("threshold", [None, 0.9])
 def test_always_and_never(index, threshold):
     assert choose(index, "always", threshold).examples == (NEAR, FAR)
-    assert choose(index, "never", threshold) == Context(reason="never")
+    assert choose(index, "never", threshold) == SelectedExamples(reason="never")
 
 
 def test_nothing_to_show(index):
     assert choose(ExampleIndex(ToyEncoder())).reason == "no examples"
-    chooser = Chooser(index, Strategy(k=0), {})
-    assert chooser.choose("always", None, [QUERY], [["place"]]) == [Context(reason="no examples")]
+    selector = ExampleSelector(index, Strategy(k=0), {})
+    assert selector.choose("always", None, [QUERY], [["place"]]) == [
+        SelectedExamples(reason="no examples")
+    ]
 
 
 def test_each_text_by_its_own_labels(index):
-    chooser = Chooser(index, Strategy(k=1), {})
-    contexts = chooser.choose("auto", None, [QUERY, QUERY], [["comet"], ["place"]])
+    selector = ExampleSelector(index, Strategy(k=1), {})
+    contexts = selector.choose("auto", None, [QUERY, QUERY], [["comet"], ["place"]])
     assert [c.reason for c in contexts] == ["out-of-domain", "in-domain"]
     assert [len(c.examples) for c in contexts] == [0, 1]
 
 
 def test_cut():
-    context = Context((NEAR, FAR), (0.8, 0.3), "always").without_last()
-    assert context == Context((NEAR,), (0.8,), "always, cut")
-    assert context.without_last() == Context((), (), "always, cut")
+    context = SelectedExamples((NEAR, FAR), (0.8, 0.3), "always").without_last()
+    assert context == SelectedExamples((NEAR,), (0.8,), "always, cut")
+    assert context.without_last() == SelectedExamples((), (), "always, cut")
     assert context.summary() == {
         "reason": "always, cut",
         "examples": [{"doc_id": "", "hash": NEAR.hash, "similarity": 0.8}],
@@ -110,9 +116,9 @@ def test_cut():
 
 
 def found(right, similarity):
-    ents = [FoundSpan(0, 1, "PER", 0.9)] if right else [FoundSpan(1, 2, "PER", 0.9)]
-    contexts = [Context((NEAR,), (similarity,), "always")]
-    return FoundInContext(ents, ents, contexts, [0])
+    ents = [PredictedSpan(0, 1, "PER", 0.9)] if right else [PredictedSpan(1, 2, "PER", 0.9)]
+    contexts = [SelectedExamples((NEAR,), (similarity,), "always")]
+    return PredictionWithExamples(ents, ents, contexts, [0])
 
 
 @pytest.mark.parametrize(
@@ -144,9 +150,9 @@ def test_each_window_counts_by_itself():
     examples = make_examples(nlp, [("Ada left . Bo sang .", [(0, 3, "PER"), (11, 13, "PER")])] * 2)
 
     def read(*right):
-        ents = [FoundSpan(start, start + 1, "PER", 0.9) for start in right]
-        contexts = [Context((NEAR,), (s,), "always") for s in (0.9, 0.3)]
-        return FoundInContext(ents, ents, contexts, [0, 11])
+        ents = [PredictedSpan(start, start + 1, "PER", 0.9) for start in right]
+        contexts = [SelectedExamples((NEAR,), (s,), "always") for s in (0.9, 0.3)]
+        return PredictionWithExamples(ents, ents, contexts, [0, 11])
 
     # Behind examples the first one is found and the second is not, without it is the other way round.
     assert best_threshold(examples, [read(3)] * 2, [read(0)] * 2, None) == 0.9
@@ -157,21 +163,26 @@ def test_what_was_not_read_does_not_count():
     """Neither a Doc nor a first word that has no room in the context."""
     nlp = spacy.blank("en")
     examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])] * 3)
-    per = FoundSpan(0, 1, "PER", 0.9)
-    helped = [FoundInContext([per], [per], [Context((NEAR,), (0.8,), "always")], [0])]
-    empty, later = FoundInContext([], []), FoundInContext([], [], [Context()], [4])
-    without = [FoundInContext([], [], [Context()], [0]), empty, later]
+    per = PredictedSpan(0, 1, "PER", 0.9)
+    helped = [
+        PredictionWithExamples([per], [per], [SelectedExamples((NEAR,), (0.8,), "always")], [0])
+    ]
+    empty, later = (
+        PredictionWithExamples([], []),
+        PredictionWithExamples([], [], [SelectedExamples()], [4]),
+    )
+    without = [PredictionWithExamples([], [], [SelectedExamples()], [0]), empty, later]
     assert best_threshold(examples, without, [*helped, empty, later], None) == 0.8
 
 
 def test_labels_that_nobody_looked_for_do_not_count():
     nlp = spacy.blank("en")
     (eg,) = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])])
-    contexts = [Context((NEAR,), (0.9,), "always")]
-    per, loc = FoundSpan(0, 1, "PER", 0.9), FoundSpan(1, 2, "LOC", 0.9)
-    without = FoundInContext([], [], contexts, [0])
-    behind = FoundInContext([per, loc], [per, loc], contexts, [0])
-    plain = FoundInContext([per], [per], contexts, [0])
+    contexts = [SelectedExamples((NEAR,), (0.9,), "always")]
+    per, loc = PredictedSpan(0, 1, "PER", 0.9), PredictedSpan(1, 2, "LOC", 0.9)
+    without = PredictionWithExamples([], [], contexts, [0])
+    behind = PredictionWithExamples([per, loc], [per, loc], contexts, [0])
+    plain = PredictionWithExamples([per], [per], contexts, [0])
     assert best_threshold([eg], [plain], [behind], None) == NEVER
     eg.reference._.llmner_labels = ["PER"]
     assert best_threshold([eg], [plain], [behind], None) == NEVER  # as good: not shown
@@ -181,5 +192,5 @@ def test_labels_that_nobody_looked_for_do_not_count():
 def test_texts_without_an_example_stay_as_they_are():
     nlp = spacy.blank("en")
     examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])])
-    nothing = FoundInContext([], [], [Context()], [0])
+    nothing = PredictionWithExamples([], [], [SelectedExamples()], [0])
     assert best_threshold(examples, [nothing], [nothing], None) == NEVER

@@ -24,7 +24,7 @@ from spacy_llmner.decoding import engine as decoding
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.ra_it_ner import component
 from spacy_llmner.ra_it_ner.component import RAIT
-from spacy_llmner.ra_it_ner.decoding import FindSettings, asker
+from spacy_llmner.ra_it_ner.decoding import ListDecodingSettings, ask_types
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "From Varnholm to Varnholm ."]
@@ -180,12 +180,12 @@ def test_what_all_texts_begin_with_is_read_once(wild, monkeypatch):
     """The instruction in front of the texts of a batch."""
     made = []
 
-    class Counted(decoding.Decoder):
+    class Counted(decoding.DecodingEngine):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(component, "Decoder", Counted)
+    monkeypatch.setattr(component, "DecodingEngine", Counted)
     pipe = wild.get_pipe("ra_it_ner")
     together = pipe.predict(map(wild.make_doc, TEXTS))
     apart = [pipe.predict([wild.make_doc(text)])[0] for text in TEXTS]
@@ -217,14 +217,14 @@ def test_half_is_greedy(wild, monkeypatch):
     """With list_threshold = 0.5 the LLM writes what it writes if nothing is decided for it."""
     pipe = wild.get_pipe("ra_it_ner")
     monkeypatch.setitem(pipe.cfg, "list_threshold", 0.5)
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     for text in TEXTS:
         doc = wild.make_doc(text)
-        (passage,) = pipe._passages([doc], llm, wording)
-        program = pipe._program(wording, passage, text, pipe._room(llm))
-        (answers,) = decoding.Decoder(llm, view).run([program])
+        (passage,) = pipe._passages([doc], llm, prompt_encoder)
+        request = pipe._request(prompt_encoder, passage, text, pipe._budget(llm))
+        (answers,) = decoding.DecodingEngine(llm, view).run([request])
         for label in passage.labels:
-            prompt = wording.encode(passage.text, passage.context.examples, label)
+            prompt = prompt_encoder.encode(passage.text, passage.selected.examples, label)
             assert (not answers[label]) == greedy_is_empty(wild, prompt, passage, text)
 
 
@@ -232,34 +232,34 @@ def greedy_is_empty(nlp, prompt, passage, text):
     from spacy_llmner.decoding.generate import decode
     from spacy_llmner.decoding.json_lists import TextLists
 
-    llm, view, wording = nlp.get_pipe("ra_it_ner").ready()
-    rule = TextLists(llm.tokenizer, text, passage.bounds, wording.end, ordered=True).rule
+    llm, view, prompt_encoder = nlp.get_pipe("ra_it_ner").ready()
+    rule = TextLists(llm.tokenizer, text, passage.bounds, prompt_encoder.end, ordered=True).rule
 
-    def program(tree):
+    def request(tree):
         root = tree.add(None, prompt[:-1])
         return (yield from decode(tree, root, prompt[-1:], rule, draft=0))
 
-    (answer,) = decoding.Decoder(llm, view).run([program])
+    (answer,) = decoding.DecodingEngine(llm, view).run([request])
     return not rule.spans(answer.state)
 
 
 def test_the_context_goes_through_the_llm_once(trained, monkeypatch):
     """Checklist 12: all types share examples and passage."""
     pipe = trained.get_pipe("ra_it_ner")
-    llm, view, wording = pipe.ready()
+    llm, view, prompt_encoder = pipe.ready()
     labels = ["PER", "LOC", "plant", "planet", "river", "ship"]
     doc = trained.make_doc(TEXTS[0])
     monkeypatch.setitem(pipe.cfg, "labels", labels)
     monkeypatch.setitem(pipe.cfg, "use_examples", "always")
-    (passage,) = pipe._passages([doc], llm, wording)
-    assert passage.context.examples
-    prompts = {x: wording.encode(passage.text, passage.context.examples, x) for x in labels}
-    settings_ = FindSettings(list_threshold=1.0)  # ask, but write nothing
-    decoder = decoding.Decoder(llm, view)
-    program = asker(wording, prompts, doc.text, passage.bounds, settings_)
-    assert decoder.run([program]) == [{label: [] for label in labels}]
-    shared = len(wording.encode(passage.text, passage.context.examples, "PER")) - len(
-        wording.encode("", [], "PER")
+    (passage,) = pipe._passages([doc], llm, prompt_encoder)
+    assert passage.selected.examples
+    prompts = {x: prompt_encoder.encode(passage.text, passage.selected.examples, x) for x in labels}
+    settings_ = ListDecodingSettings(list_threshold=1.0)  # ask, but write nothing
+    decoder = decoding.DecodingEngine(llm, view)
+    request = ask_types(prompt_encoder, prompts, doc.text, passage.bounds, settings_)
+    assert decoder.run([request]) == [{label: [] for label in labels}]
+    shared = len(prompt_encoder.encode(passage.text, passage.selected.examples, "PER")) - len(
+        prompt_encoder.encode("", [], "PER")
     )
     tails = sum(len(ids) - shared for ids in prompts.values())
     assert decoder.tokens <= shared + tails < sum(map(len, prompts.values())) / 2
@@ -404,15 +404,15 @@ def test_memorised(trained, vanilla):
 def test_what_passes_no_gate_gives_the_plain_conversation(trained, monkeypatch):
     """Checklist 4."""
     pipe = trained.get_pipe("ra_it_ner")
-    llm, _, wording = pipe.ready()
+    llm, _, prompt_encoder = pipe.ready()
     doc = trained.make_doc(TEXTS[0])
     monkeypatch.setitem(pipe.cfg, "labels", ["ship"])  # of another domain
-    (gated,) = pipe._passages([doc], llm, wording)
+    (gated,) = pipe._passages([doc], llm, prompt_encoder)
     monkeypatch.setitem(pipe.cfg, "use_examples", "never")
-    (plain,) = pipe._passages([doc], llm, wording)
-    assert gated.context.reason == "out-of-domain" and plain.context.reason == "never"
-    prompts = [wording.encode(p.text, p.context.examples, "ship") for p in (gated, plain)]
-    assert prompts[0] == prompts[1] == wording.encode(TEXTS[0], [], "ship")
+    (plain,) = pipe._passages([doc], llm, prompt_encoder)
+    assert gated.selected.reason == "out-of-domain" and plain.selected.reason == "never"
+    prompts = [prompt_encoder.encode(p.text, p.selected.examples, "ship") for p in (gated, plain)]
+    assert prompts[0] == prompts[1] == prompt_encoder.encode(TEXTS[0], [], "ship")
 
 
 def test_strings_without_a_place_are_dropped_and_counted(free, monkeypatch, caplog):

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 from tqdm import tqdm
 
 from ...errors import Warnings
-from ...pipeline.windows import cut
+from ...pipeline.windows import cut_into_windows
 from ...retrieval.examples import PoolText
 from ..interfaces import Task
 from ..stages import Ensemble
@@ -31,7 +31,7 @@ def fill_pool(
     cfg (Mapping[str, Any]): Its settings.
     RAISES (LLMNERError): If all voters failed on all of them.
     """
-    fitting = _texts_about(texts, list(ensemble.asked.types), name)
+    fitting = _texts_about(texts, list(ensemble.label_set.types), name)
     if not shows_any(cfg):
         return
     chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"], name), cfg["pool_size"])
@@ -43,7 +43,7 @@ def fill_pool(
     n_questions = len(tasks) * len(ensemble.voters)
     with tqdm(total=n_questions, unit="text", desc="pre-extraction", disable=None) as bar:
         found = ensemble.pre_extract(tasks, bar.update)
-    ensemble.work.log(f"{name}, labelled texts", len(tasks))
+    ensemble.call_counts.log(f"{name}, labelled texts", len(tasks))
     read = [k for k, task in enumerate(tasks) if not ensemble.all_failed(task)]
     if not read:
         ensemble.check_any_left(tasks)
@@ -76,16 +76,16 @@ def _short_texts(
 ) -> List[PoolText]:
     """RETURNS (List[PoolText]): What every voter can read at once: the texts, or parts of them, cut as
     read_tasks does. Parts are left out if an entity is cut, or if they are there already."""
-    voters, turns, asked = ensemble.voters, ensemble.turns, ensemble.asked
+    voters, residency, label_set = ensemble.voters, ensemble.residency, ensemble.label_set
     out: Dict[Any, PoolText] = {}
     n_cut = 0
     for text in texts:
-        shares, _ = word_shares(text.example.text, text.words, voters, turns, asked, size)
-        windows = cut(shares, text.begins.__contains__)
+        shares, _ = word_shares(text.example.text, text.words, voters, residency, label_set, size)
+        windows = cut_into_windows(shares, text.begins.__contains__)
         parts = [text] if windows == [(0, len(shares))] else [text.part(*w) for w in windows]
         n_cut += sum(part is None for part in parts)
         for part in parts:
-            if part is not None and is_about(part.example, set(asked.types)):
+            if part is not None and is_about(part.example, set(label_set.types)):
                 out.setdefault((part.example.hash, part.example.entities), part)
     if n_cut:
         logger.warning(

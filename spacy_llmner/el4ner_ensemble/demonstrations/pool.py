@@ -19,7 +19,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from spacy.tokens import Doc, Span
 
-from ...pipeline.windows import may_begin
+from ...pipeline.windows import may_start_sentence
 from ...retrieval.encoder import SentenceEncoder
 from ...retrieval.examples import LabelledText, PoolText
 from ...retrieval.index import META, ExampleIndex, incomplete_pool
@@ -221,7 +221,9 @@ def _pool_text(part: Span, doc_id: str) -> PoolText:
     )
     example = LabelledText(part.doc.text[first:last], entities, doc_id)
     # Where sentences are known, this is one.
-    begins = frozenset(k for k in range(1, len(tokens)) if may_begin(tokens, k, known=False))
+    begins = frozenset(
+        k for k in range(1, len(tokens)) if may_start_sentence(tokens, k, known=False)
+    )
     return PoolText(example, [(start - first, end - first) for start, end in words], begins)
 
 

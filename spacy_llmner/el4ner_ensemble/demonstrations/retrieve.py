@@ -7,7 +7,7 @@ import numpy as np
 
 from ...retrieval.examples import LabelledText
 from ..interfaces import Chars, Demonstration
-from ..task_windows import Reading
+from ..task_windows import DocTasks
 from .pool import DemonstrationPool
 from .span_similarity import span_similarity
 
@@ -88,7 +88,7 @@ class Demonstrator:
 
 def demonstrate(
     demonstrator: Demonstrator,
-    readings: Sequence[Reading],
+    docs_tasks: Sequence[DocTasks],
     spans: Sequence[List[Chars]],
     pos_weights: Mapping[str, Any],
 ) -> None:
@@ -97,8 +97,8 @@ def demonstrate(
     spans (Sequence[List[Chars]]): Of each task, what was found in it without demonstrations.
     pos_weights (Mapping[str, Any]): See span_weight.
     """
-    tasks = [(reading, task) for reading in readings for task in reading.tasks]
-    queries = [reading.query(task) for reading, task in tasks]
+    tasks = [(doc_tasks, task) for doc_tasks in docs_tasks for task in doc_tasks.tasks]
+    queries = [doc_tasks.query(task) for doc_tasks, task in tasks]
     inside = [
         [(start - task.start, end - task.start) for start, end in of_task]
         for (_, task), of_task in zip(tasks, spans)

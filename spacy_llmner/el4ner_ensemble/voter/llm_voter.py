@@ -17,15 +17,15 @@ from typing import (
     Tuple,
 )
 
-from ...decoding.engine import Decoder
+from ...decoding.engine import DecodingEngine
 from ...errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from ...llm.loading import LoadedLLM
 from ...llm.registry import LLM, make_llm
 from ...llm.tokenization import LLMTokenizer
 from ...llm.word_tokens import word_tokens
-from ..interfaces import Asked, Chars, Task
+from ..interfaces import Chars, LabelSet, Task
 from .prompt_files import AUTO, Prompts, parse_prompts, read_prompts
-from .prompt_tokens import Wording
+from .prompt_tokens import VoterPromptEncoder
 from .saved_adapter import SavedAdapter
 from .session import LLMSession
 
@@ -33,7 +33,7 @@ from .session import LLMSession
 DEFAULT_LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
 
 
-class Facts(NamedTuple):
+class LLMLimits(NamedTuple):
     """What stays known of an LLM while another one takes its place in memory."""
 
     tokenizer: LLMTokenizer
@@ -67,22 +67,22 @@ class LLMVoter:
         self.component = "el4ner_ensemble"
         self.max_batch_tokens = 1024
         self._saved: Dict[str, Any] = {}
-        self._facts: Optional[Facts] = None
-        self._wordings: Dict[Any, Wording] = {}
+        self._limits: Optional[LLMLimits] = None
+        self._prompt_encoders: Dict[Any, VoterPromptEncoder] = {}
 
     @property
     def memory(self) -> Any:
         return self.llm.key
 
     @property
-    def manner(self) -> Any:
+    def identity(self) -> Any:
         try:
             llm = self.memory
         except LLMNERError:  # of a device that is not there
             llm = self.llm.spec
         adapter = self.adapter and self.adapter.place
-        for wording in self._wordings.values():  # then it is known what "auto" means
-            return llm, adapter, wording.prompts, wording.chat
+        for prompt_encoder in self._prompt_encoders.values():  # then it is known what "auto" means
+            return llm, adapter, prompt_encoder.prompts, prompt_encoder.chat
         return llm, adapter, self.prompts, self.chat
 
     def join(self, name: str, max_batch_tokens: int, component: str) -> None:
@@ -90,16 +90,16 @@ class LLMVoter:
         self.component = component
         self.max_batch_tokens = max_batch_tokens
 
-    def describe(self, asked: Asked) -> Dict[str, Any]:
+    def describe(self, label_set: LabelSet) -> Dict[str, Any]:
         self._saved = {}
         llm = self._load()
         _, adapter = self._attached(llm)
-        self._wordings = {}
-        self._wording(asked)
+        self._prompt_encoders = {}
+        self._prompt_encoder(label_set)
         return {
             "llm": self.llm.spec.name,
             "fingerprint": llm.fingerprint,
-            "prompts": self._prompt_text(asked.lang, self._chats),
+            "prompts": self._prompt_text(label_set.lang, self._chats),
             "settings": self._settings,
             "adapter": adapter,
         }
@@ -109,46 +109,48 @@ class LLMVoter:
         if self._saved.get("settings", self._settings) != self._settings:
             # Others were given when the pipeline was loaded.
             self._saved.pop("prompts", None)
-        self._wordings = {}
+        self._prompt_encoders = {}
 
     def lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
-        encoded = word_tokens(self.facts.tokenizer, text, words, inside=True)
+        encoded = word_tokens(self.limits.tokenizer, text, words, inside=True)
         ends = [-1, *encoded.last.tolist()]
         return [end - before for before, end in zip(ends, ends[1:])]
 
-    def room(self, asked: Asked) -> int:
+    def capacity(self, label_set: LabelSet) -> int:
         # The text stands there once, then the list of its spans and a question about one of them.
-        around, max_length = self._wording(asked).longest(), self.facts.max_length
-        room = (max_length - around) // 3
-        if room < 1:
+        around, max_length = self._prompt_encoder(label_set).longest(), self.limits.max_length
+        capacity = (max_length - around) // 3
+        if capacity < 1:
             raise LLMNERError(
                 Errors.E066.format(name=self.name, tokens=around, max_length=max_length)
             )
-        return room
+        return capacity
 
-    def size(self, task: Task, asked: Asked) -> int:
-        wording = self._wording(asked)
+    def size(self, task: Task, label_set: LabelSet) -> int:
+        prompt_encoder = self._prompt_encoder(label_set)
         # The instruction is there once for all.
-        return len(wording.stem(task.shown, task.demonstrations)) - len(wording.instruction.ids)
+        return len(prompt_encoder.stem(task.shown, task.demonstrations)) - len(
+            prompt_encoder.instruction.ids
+        )
 
-    def session(self, tasks: Sequence[Task], asked: Asked, *, keep: bool) -> LLMSession:
-        wording = self._wording(asked)
-        decoder = self._decoder(prefix=wording.instruction, max_slots=self.max_batch_tokens)
-        return LLMSession(decoder, wording, tasks, keep=keep)
+    def session(self, tasks: Sequence[Task], label_set: LabelSet, *, keep: bool) -> LLMSession:
+        prompt_encoder = self._prompt_encoder(label_set)
+        decoder = self._decoder(prefix=prompt_encoder.instruction, max_slots=self.max_batch_tokens)
+        return LLMSession(decoder, prompt_encoder, tasks, keep=keep)
 
     def unload(self) -> None:
         self.llm.unload()
 
     @property
-    def facts(self) -> Facts:
-        if self._facts is None:
+    def limits(self) -> LLMLimits:
+        if self._limits is None:
             self._load()
-        assert self._facts is not None
-        return self._facts
+        assert self._limits is not None
+        return self._limits
 
-    def _decoder(self, **settings: Any) -> Decoder:
+    def _decoder(self, **settings: Any) -> DecodingEngine:
         llm = self._load()
-        return Decoder(llm, self._attached(llm)[0], **settings)
+        return DecodingEngine(llm, self._attached(llm)[0], **settings)
 
     def _attached(self, llm: LoadedLLM) -> Tuple[Any, Optional[str]]:
         """RETURNS (Tuple[Any, Optional[str]]): The LLM's decoder with the adapter, and what identifies it.
@@ -169,7 +171,7 @@ class LLMVoter:
             raise LLMNotFoundError(
                 Errors.E001.format(component=f"{self.component}.llms.{self.name}")
             )
-        if self._facts is None and self.prompts != AUTO:
+        if self._limits is None and self.prompts != AUTO:
             # What is wrong with a file is told before minutes of loading.
             self._prompts(self._prompt_text())
         llm = self.llm.load()
@@ -185,20 +187,22 @@ class LLMVoter:
                     given_print=llm.fingerprint,
                 )
             )
-        self._facts = Facts(llm.tokenizer, llm.max_length)
+        self._limits = LLMLimits(llm.tokenizer, llm.max_length)
         return llm
 
-    def _wording(self, asked: Asked) -> Wording:
-        key = (tuple(asked.types.items()), asked.lang)
-        if key not in self._wordings:
-            prompts = self._prompts(self._prompt_text(asked.lang, self._chats))
-            made = Wording(prompts, self.facts.tokenizer, asked, self._chats, self.name)
-            self._wordings = {key: made}
-        return self._wordings[key]
+    def _prompt_encoder(self, label_set: LabelSet) -> VoterPromptEncoder:
+        key = (tuple(label_set.types.items()), label_set.lang)
+        if key not in self._prompt_encoders:
+            prompts = self._prompts(self._prompt_text(label_set.lang, self._chats))
+            made = VoterPromptEncoder(
+                prompts, self.limits.tokenizer, label_set, self._chats, self.name
+            )
+            self._prompt_encoders = {key: made}
+        return self._prompt_encoders[key]
 
     @property
     def _chats(self) -> bool:
-        has_template = bool(self.facts.tokenizer.hf.chat_template)
+        has_template = bool(self.limits.tokenizer.hf.chat_template)
         if self.chat and not has_template:
             raise LLMNERError(Errors.E068.format(name=self.name, llm=self.llm.spec.name))
         return has_template if self.chat is None else self.chat
@@ -217,7 +221,7 @@ class LLMVoter:
         return read_prompts(self.prompts, lang, chat)
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "_facts": None, "_wordings": {}}
+        return {**self.__dict__, "_limits": None, "_prompt_encoders": {}}
 
 
 def make_voter(
@@ -253,7 +257,7 @@ def default_voters() -> Dict[str, LLMVoter]:
     return {key: make_voter(make_llm(name)) for key, name in DEFAULT_LLMS.items()}
 
 
-class Turns:
+class ModelResidency:
     """Which LLMs are in memory.
 
     voters (Sequence[Any]): All of them.
@@ -297,7 +301,7 @@ class Turns:
                 next(other for other in self.voters if other.memory == oldest).unload()
             self._present.append(key)
 
-    def present_first(self) -> List[Any]:
+    def loaded_first(self) -> List[Any]:
         """RETURNS (List[Any]): The voters, those first that nothing has to be loaded for."""
         return sorted(self.voters, key=lambda voter: voter.memory not in self._present)
 

@@ -9,13 +9,13 @@ import numpy as np
 from ...decoding.constraints import Choices
 from ...decoding.engine import Prefix
 from ...errors import Errors, LLMNERError
-from ...llm.chat import Chat
+from ...llm.chat import ChatEncoder
 from ...llm.tokenization import LLMTokenizer
-from ..interfaces import NONE, Asked, Demonstration
+from ..interfaces import NONE, Demonstration, LabelSet
 from .prompt_files import Prompts, fill
 
 
-class Wording:
+class VoterPromptEncoder:
     """The prompts of one voter.
 
     What is asked about a text goes on like this, so that all of it shares its beginning:
@@ -28,24 +28,24 @@ class Wording:
 
     prompts (Prompts): What is said.
     tokenizer (LLMTokenizer): The LLM's tokenizer.
-    asked (Asked): The types.
+    label_set (LabelSet): The types.
     chat (bool): By the LLM's chat template; else line by line.
     name (str): Of the voter, for messages.
     """
 
     def __init__(
-        self, prompts: Prompts, tokenizer: LLMTokenizer, asked: Asked, chat: bool, name: str
+        self, prompts: Prompts, tokenizer: LLMTokenizer, label_set: LabelSet, chat: bool, name: str
     ) -> None:
         if not tokenizer.end:
             raise LLMNERError(Errors.E035.format(name=name))
         self.prompts = prompts
         self.tokenizer = tokenizer
         self.chat = chat
-        self.types = dict(asked.types)
+        self.types = dict(label_set.types)
         self.end: int = tokenizer.end[0]
         self._encode = lru_cache(maxsize=4096)(self._plain)
         if chat:
-            pieces = Chat(tokenizer, name).pieces(
+            pieces = ChatEncoder(tokenizer, name).pieces(
                 [("user", "a"), ("assistant", "b"), ("user", "c")]
             )
             self._begin, _, to_answer, _, to_question, _, _ = pieces
@@ -53,7 +53,7 @@ class Wording:
             self._to_question = self._to_text = to_question
             space = ""
         else:
-            self._begin = list(tokenizer.sink)
+            self._begin = list(tokenizer.bos)
             self._to_list = self._encode("\n")
             self._to_word = []
             self._to_question, self._to_text = self._encode("\n"), self._encode("\n\n")

@@ -11,7 +11,7 @@ from spacy.util import load_config
 from ...errors import Errors, LLMMismatchError, LLMNotFoundError
 from ...llm.loading import LoadedLLM
 from ...llm.lora import Adapter, AdapterSettings
-from ...pipeline.adapter_pipe import Made
+from ...pipeline.adapter_pipe import AdapterCache
 from ...pipeline.base import TENSORS
 
 
@@ -23,7 +23,7 @@ class SavedAdapter:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self._made = Made()
+        self._made = AdapterCache()
 
     @property
     def place(self) -> str:

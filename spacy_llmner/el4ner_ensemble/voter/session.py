@@ -19,12 +19,12 @@ from typing import (
 import numpy as np
 
 from ...decoding.constraints import Choices
-from ...decoding.engine import Decoder, Node, Tree
+from ...decoding.engine import DecodingEngine, Node, Tree
 from ...decoding.generate import common_prefix, decode
 from ...decoding.json_lists import TextLists
-from ...pipeline.spans import place
+from ...pipeline.spans import assign_occurrences
 from ..interfaces import Chars, Claim, Task
-from .prompt_tokens import Wording
+from .prompt_tokens import VoterPromptEncoder
 
 Job = Callable[[Tree], Generator[None, None, Any]]
 # What has not ended after so many tokens, or where the LLM's positions end, is cut; what was listed before
@@ -35,42 +35,52 @@ MAX_LIST_TOKENS = 256
 class LLMSession:
     """Some tasks in the memory of one LLM.
 
-    decoder (Decoder): Runs the programs; not used for anything else meanwhile.
-    wording (Wording): The prompts.
+    engine (DecodingEngine): Runs the programs; not used for anything else meanwhile.
+    prompt_encoder (VoterPromptEncoder): The prompts.
     tasks (Sequence[Task]): What is read.
     keep (bool): Keep what was read from one stage to the next, for all tasks at once. Else each stage reads
         it again, for as many tasks at once as the decoder's budget allows. Answers are the same.
     """
 
     def __init__(
-        self, decoder: Decoder, wording: Wording, tasks: Sequence[Task], *, keep: bool
+        self,
+        engine: DecodingEngine,
+        prompt_encoder: VoterPromptEncoder,
+        tasks: Sequence[Task],
+        *,
+        keep: bool,
     ) -> None:
         if keep:
-            decoder.slots.budget = sys.maxsize
-        self.decoder = decoder
+            engine.slots.budget = sys.maxsize
+        self.engine = engine
         self.keep = keep
-        self.desks = [Desk(wording, task, decoder.llm.max_length) for task in tasks]
+        self.task_sessions = [
+            TaskSession(prompt_encoder, task, engine.llm.max_length) for task in tasks
+        ]
         self._steps: Optional[Iterator[Any]] = None
 
     @property
     def passes(self) -> int:
-        return self.decoder.passes
+        return self.engine.passes
 
     @property
     def tokens(self) -> int:
-        return self.decoder.tokens
+        return self.engine.tokens
 
     def extract(self) -> List[List[Chars]]:
-        return self._each([desk.extract for desk in self.desks])
+        return self._each([task_session.extract for task_session in self.task_sessions])
 
     def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
-        jobs = [partial(desk.classify, spans=asked) for desk, asked in zip(self.desks, spans)]
+        jobs = [
+            partial(task_session.classify, spans=asked)
+            for task_session, asked in zip(self.task_sessions, spans)
+        ]
         return self._each(jobs)
 
     def verify(
         self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
-        said = zip(self.desks, spans, claims)
+        said = zip(self.task_sessions, spans, claims)
         return self._each([partial(d.verify, spans=asked, claims=c) for d, asked, c in said])
 
     def close(self) -> None:
@@ -79,36 +89,40 @@ class LLMSession:
             self._steps = None
 
     def _each(self, jobs: Sequence[Job]) -> List[Any]:
-        for desk, job in zip(self.desks, jobs):
-            desk.job = job
+        for task_session, job in zip(self.task_sessions, jobs):
+            task_session.job = job
         if not self.keep:
-            return self.decoder.run([desk.once for desk in self.desks])
+            return self.engine.run([task_session.once for task_session in self.task_sessions])
         if self._steps is None:
-            self._steps = self.decoder.steps([desk.program for desk in self.desks])
-        while any(desk.job is not None for desk in self.desks):
+            self._steps = self.engine.steps(
+                [task_session.request for task_session in self.task_sessions]
+            )
+        while any(task_session.job is not None for task_session in self.task_sessions):
             next(self._steps)
-        return [desk.answer for desk in self.desks]
+        return [task_session.answer for task_session in self.task_sessions]
 
 
-class Desk:
+class TaskSession:
     """One task in the memory of one LLM.
 
     max_length (int): Positions of the LLM. Demonstrations that leave no room for what is asked are left
         out, the least similar ones first.
     """
 
-    def __init__(self, wording: Wording, task: Task, max_length: int) -> None:
-        self.wording = wording
+    def __init__(self, prompt_encoder: VoterPromptEncoder, task: Task, max_length: int) -> None:
+        self.prompt_encoder = prompt_encoder
         self.task = task
         self.max_length = max_length
-        self.lists = TextLists(wording.tokenizer, task.text, task.words, wording.end, ordered=True)
+        self.lists = TextLists(
+            prompt_encoder.tokenizer, task.text, task.words, prompt_encoder.end, ordered=True
+        )
         shown = list(task.demonstrations)
-        stem = wording.stem(task.shown, shown)
+        stem = prompt_encoder.stem(task.shown, shown)
         while shown and len(stem) > self._most():
             del shown[0]
-            stem = wording.stem(task.shown, shown)
+            stem = prompt_encoder.stem(task.shown, shown)
         # The question for the list is part of what is shared, but for the token behind which it is written.
-        *begin, self._last = wording.list_question
+        *begin, self._last = prompt_encoder.list_question
         self.ids = [*stem, *begin]
         self.job: Optional[Job] = None
         self.answer: Any = None
@@ -120,9 +134,9 @@ class Desk:
         each for itself, and a question about all of the text fit."""
         every_word = [(k, k + 1) for k in range(len(self.task.words))]
         listed = min(len(self.lists.spell(every_word)), MAX_LIST_TOKENS)
-        return self.max_length - self.wording.behind - listed - len(self.lists.words.ids)
+        return self.max_length - self.prompt_encoder.behind - listed - len(self.lists.words.ids)
 
-    def program(self, tree: Tree) -> Generator[None, None, None]:
+    def request(self, tree: Tree) -> Generator[None, None, None]:
         """Do job after job, and wait in between, until it is closed."""
         while True:
             if self.job is not None:
@@ -148,8 +162,8 @@ class Desk:
             guess=rule.opening,
             max_tokens=max(min(MAX_LIST_TOKENS, self.max_length - len(self.ids) - 1), 1),
         )
-        listed = [_Listed(places) for places in rule.spans(answer.state)]
-        return [span for span in place(listed) if span[0] >= 0]
+        listed = [_SpanList(occurrences) for occurrences in rule.spans(answer.state)]
+        return [span for span in assign_occurrences(listed) if span[0] >= 0]
 
     def classify(
         self, tree: Tree, spans: Sequence[Chars]
@@ -168,11 +182,11 @@ class Desk:
     ) -> Generator[None, None, List[Dict[str, float]]]:
         """Ask for the types of strings, behind the list of all spans."""
         behind = self._behind_list(tree, spans)
-        choices = self.wording.choices
-        questions = [self.wording.type_question(string) for string in strings]
+        choices = self.prompt_encoder.choices
+        questions = [self.prompt_encoder.type_question(string) for string in strings]
         asked = [_ask(tree, *ends, choices) for ends in _apart(tree, behind, questions)]
         yield
-        return [dict(zip(self.wording.labels, _answered(nodes, choices))) for nodes in asked]
+        return [dict(zip(self.prompt_encoder.labels, _answered(nodes, choices))) for nodes in asked]
 
     def verify(
         self, tree: Tree, spans: Sequence[Chars], claims: Sequence[Claim]
@@ -181,9 +195,9 @@ class Desk:
             return []
         behind = self._behind_list(tree, spans)
         said = [(self.task.text[start:end], label) for start, end, label in claims]
-        truth = self.wording.truth
+        truth = self.prompt_encoder.truth
         different = list(dict.fromkeys(said))
-        questions = [self.wording.check_question(*claim) for claim in different]
+        questions = [self.prompt_encoder.check_question(*claim) for claim in different]
         either = {-1: np.array(sorted(truth))}
         asked = [tree.add(*ends, either) for ends in _apart(tree, behind, questions)]
         yield
@@ -204,7 +218,7 @@ class Desk:
         """RETURNS (Node): The end of the text and of the list of all spans that are asked about."""
         key = tuple(spans)
         if key not in self._listed:
-            ids = [self._last, *self.wording.behind_list(self._spelt(spans))]
+            ids = [self._last, *self.prompt_encoder.behind_list(self._spelt(spans))]
             self._listed[key] = tree.add(self._text(tree), ids)
         return self._listed[key]
 
@@ -217,20 +231,20 @@ class Desk:
         listed = self.lists.spell(words)
         room = self.max_length - len(self.ids)
         # Most often there is room for anything that could be asked.
-        if len(listed) + self.wording.behind + 2 * len(self.lists.words.ids) > room:
+        if len(listed) + self.prompt_encoder.behind + 2 * len(self.lists.words.ids) > room:
             strings = {self.task.text[slice(*span)] for span in spans}
-            room -= max(self.wording.longest_question(string) for string in strings)
+            room -= max(self.prompt_encoder.longest_question(string) for string in strings)
             while words and len(listed) > room:
                 words.pop()
                 listed = self.lists.spell(words)
         return listed
 
 
-class _Listed:
+class _SpanList:
     """A string of a list: where in the text it stands."""
 
-    def __init__(self, places: List[Chars]) -> None:
-        self.places = places
+    def __init__(self, occurrences: List[Chars]) -> None:
+        self.occurrences = occurrences
 
 
 def _apart(

@@ -31,8 +31,8 @@ class WordBatch:
     @property
     def mask(self) -> torch.Tensor:
         """RETURNS (Tensor): bool, shape (texts, words): True where a word is."""
-        places = torch.arange(self.surface.shape[1], device=self.lengths.device)
-        return places[None] < self.lengths[:, None]
+        positions = torch.arange(self.surface.shape[1], device=self.lengths.device)
+        return positions[None] < self.lengths[:, None]
 
 
 def collate(
@@ -81,21 +81,6 @@ def surface(doc: Doc) -> np.ndarray:
     return (doc.to_array(list(SURFACE)).astype(np.uint64) >> np.uint64(1)).astype(np.int64)
 
 
-def batches_by_words(lengths: Sequence[int], max_words: int = 8192) -> List[List[int]]:
-    """Group texts of like length, so that a padded batch holds at most `max_words` words.
-
-    RETURNS (List[List[int]]): Indices; empty texts are left out.
-    """
-    order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i])
-    batches: List[List[int]] = []
-    for i in order:
-        if batches and lengths[i] * (len(batches[-1]) + 1) <= max_words:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int]]:
     """Cut a row of texts into groups of at most `max_words` words, or of one text.
 
@@ -114,4 +99,4 @@ def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int
         yield group
 
 
-Gold = Tuple[List[Tuple[int, int, int]], List[Tuple[int, int]]]
+GoldSpans = Tuple[List[Tuple[int, int, int]], List[Tuple[int, int]]]

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from spacy.tokens import Doc
 
-from ...llm.hidden_states import Features, Probed, read_texts
+from ...llm.hidden_states import Features, FeatureSpec, read_texts
 from ...llm.loading import LoadedLLM
-from ...llm.tokenization import Encoding, windows
+from ...llm.tokenization import Encoding, strided_windows
 
 ATTENTION_KINDS = ("current", "next", "both", "adjacency")
 # Keys in the second softmax of the adjacency variant (methods.md 1a.3).
@@ -62,8 +62,8 @@ class WordReader:
     prefix: str = ""
 
     @property
-    def probed(self) -> Probed:
-        return Probed(self.layers, self.key_window if self.attention else 0)
+    def probed(self) -> FeatureSpec:
+        return FeatureSpec(self.layers, self.key_window if self.attention else 0)
 
     def key(self) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): All settings that change the features."""
@@ -83,17 +83,17 @@ class WordReader:
         RETURNS (List[WordFeatures]): One for each Doc, float32, on the LLM's device.
         """
         encodings = [llm.tokenizer.encode(doc.text) for doc in docs]
-        sink, end = llm.tokenizer.sink, llm.tokenizer.end if self.attention else []
+        bos, end = llm.tokenizer.bos, llm.tokenizer.end if self.attention else []
         between = llm.tokenizer.encode("\n").ids if self.read_twice else []
-        prefix = sink + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
-        front = [] if prefix else sink
+        prefix = bos + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
+        front = [] if prefix else bos
         size = min(self.max_length, llm.max_length)
         size -= len(front) + len(prefix) + len(end) + len(between)
         size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
         parts, texts = [], []
         for i, encoding in enumerate(encodings):
-            for window in windows(len(encoding), size, overlap):
+            for window in strided_windows(len(encoding), size, overlap):
                 ids = encoding.ids[window.start : window.end]
                 before = front + ids + between if self.read_twice else front
                 last = end if window.end == len(encoding) else []

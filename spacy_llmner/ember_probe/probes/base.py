@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from ...errors import check_values
-from ..features.batch import Gold, WordBatch
+from ..features.batch import GoldSpans, WordBatch
 from ..features.words import WordFeatures, WordReader
-from .segmentation import Mention, SegmentDecoder
+from .segmentation import ScoredSpan, SegmentDecoder
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Probe(Protocol):
         """Take the mean and spread of the features from a sample of words."""
 
     def loss(
-        self, scores: Tuple[torch.Tensor, ...], gold: Sequence[Gold]
+        self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
         """RETURNS (Tuple[float, Tuple[Tensor, ...]]): The loss per word, and the gradients of the scores."""
 
@@ -80,8 +80,8 @@ class Probe(Protocol):
         """starts (Sequence[bool]): Whether each word starts a sentence.
         RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary."""
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[Mention]:
-        """RETURNS (List[Mention]): Every mention at least that probable, overlapping ones too."""
+    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): Every mention at least that probable, overlapping ones too."""
 
     def stream(self) -> "ProbeStream":
         """RETURNS (ProbeStream): Follows one text word by word."""

@@ -27,13 +27,13 @@ from thinc.api import Model
 from torch import nn
 
 from ...errors import Errors, LLMNERError, wrong
-from ...pipeline.base import carry
+from ...pipeline.base import settings_model
 from ...pipeline.gold import aligned_entities
-from ..features.batch import Gold, WordBatch, one_word
+from ..features.batch import GoldSpans, WordBatch, one_word
 from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
-from .segmentation import IMPOSSIBLE, Mention, mask_crossing
+from .segmentation import IMPOSSIBLE, ScoredSpan, mask_crossing
 
 # Stored words of a type, and stored spans, whose mean cosine counts.
 NEIGHBOURS = 5
@@ -102,7 +102,9 @@ def make_ember_few_shot(
     if attention and read_twice:
         raise wrong("model.attention", "ember_probe", attention, "null with read_twice")
     check_sizes(layer=(layer or 0, 0), k=(k, 1), max_words=(max_words, 1))
-    return carry("ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words))
+    return settings_model(
+        "ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words)
+    )
 
 
 def as_example(name: str, given: Annotated, tokenizer: Any) -> Example:
@@ -179,10 +181,10 @@ class FewShotProbe(nn.Module):
         self.register_buffer("types", torch.zeros(0, dtype=torch.long))
         self.register_buffer("cells", torch.zeros(0, dims.n_layers * dims.n_heads))
 
-    def store(self, batch: WordBatch, gold: Sequence[Gold]) -> None:
+    def store(self, batch: WordBatch, gold: Sequence[GoldSpans]) -> None:
         """Keep the words of annotated texts.
 
-        gold (Sequence[Gold]): For each text its mentions, and the words to leave out.
+        gold (Sequence[GoldSpans]): For each text its mentions, and the words to leave out.
         """
         types = torch.where(batch.mask, self.n_types - 1, -1)
         cells = []
@@ -249,11 +251,11 @@ class FewShotProbe(nn.Module):
         if len(self.cells):
             parts = [_nearest(part, self.cells) for part in cells.flatten(0, -2).split(CHUNK)]
             scores = SHARPNESS * torch.cat(parts).view(scores.shape)
-        places = first + torch.arange(scores.shape[1], device=scores.device)[:, None]
+        positions = first + torch.arange(scores.shape[1], device=scores.device)[:, None]
         lengths = torch.arange(scores.shape[2], device=scores.device)
-        return torch.log_softmax(scores.masked_fill(places < lengths, IMPOSSIBLE), -1)
+        return torch.log_softmax(scores.masked_fill(positions < lengths, IMPOSSIBLE), -1)
 
-    def loss(self, scores: Tuple[torch.Tensor, ...], gold: Sequence[Gold]) -> Any:
+    def loss(self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]) -> Any:
         """RAISES (LLMNERError): Always: nothing is trained."""
         raise LLMNERError(Errors.E032)
 
@@ -280,8 +282,8 @@ class FewShotProbe(nn.Module):
             lengths = mask_crossing(lengths, starts)
         return np.concatenate([types, lengths], axis=1)
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[Mention]:
-        """RETURNS (List[Mention]): The mentions that win against no mention with that threshold; with
+    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): The mentions that win against no mention with that threshold; with
         attention also every other start that is at least that probable."""
         decoder = self.decoder(max(least, 1e-6))
         for row in rows:
@@ -295,7 +297,7 @@ class FewShotProbe(nn.Module):
                 for k in range(min(e + 1, self.settings.max_words)):
                     if decoder.score(e - k, e + 1, label) >= least:
                         found.add((e - k, e + 1, label))
-        return [Mention(*key, decoder.score(*key)) for key in sorted(found)]
+        return [ScoredSpan(*key, decoder.score(*key)) for key in sorted(found)]
 
     def stream(self) -> "FewShotStream":
         return FewShotStream(self)

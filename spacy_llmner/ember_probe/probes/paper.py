@@ -16,11 +16,11 @@ from thinc.api import Model
 from torch import nn
 
 from ...errors import Errors, LLMNERError
-from ...pipeline.base import carry
-from ..features.batch import Gold, WordBatch, one_word
+from ...pipeline.base import settings_model
+from ..features.batch import GoldSpans, WordBatch, one_word
 from ..features.words import ATTENTION_KINDS, WordFeatures, WordReader
 from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, Chain, Mention, mask_crossing
+from .segmentation import IMPOSSIBLE, Chain, ScoredSpan, mask_crossing
 from .standardize import Standardize
 
 
@@ -70,7 +70,7 @@ def make_ember_paper(
         known = ", ".join(ATTENTION_KINDS)
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
     check_sizes(layer=(layer or 0, 0), width=(width, 1), max_words=(max_words, 1))
-    return carry("ember_paper", PaperSettings(layer, attention, width, max_words))
+    return settings_model("ember_paper", PaperSettings(layer, attention, width, max_words))
 
 
 class PaperProbe(nn.Module):
@@ -118,13 +118,13 @@ class PaperProbe(nn.Module):
         assert batch.attention is not None
         types = self.types(self.hidden_scale(batch.hidden[:, :, 0]))
         margins = self.margins(batch.attention)
-        places = torch.arange(margins.shape[1], device=margins.device)[:, None]
+        positions = torch.arange(margins.shape[1], device=margins.device)[:, None]
         lengths = torch.arange(self.max_words, device=margins.device)
-        impossible = (places < lengths)[None] | ~batch.mask[..., None]
+        impossible = (positions < lengths)[None] | ~batch.mask[..., None]
         return types, margins.masked_fill(impossible, IMPOSSIBLE)
 
     def loss(
-        self, scores: Tuple[torch.Tensor, ...], gold: Sequence[Gold]
+        self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
         """Cross-entropy of both probes per word: of all words, and of all causal cells (for
         "adjacency", of the words inside mentions and the one behind: methods.md 1a.3).
@@ -180,8 +180,8 @@ class PaperProbe(nn.Module):
             joins = mask_crossing(rows[:, n_types:], starts)
         return np.concatenate([rows[:, :n_types], joins], axis=1)
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[Mention]:
-        """RETURNS (List[Mention]): Every typed span at least that probable, nested ones too."""
+    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): Every typed span at least that probable, nested ones too."""
         decoder = self.decoder(0.5)
         out = []
         for e, row in enumerate(rows):
@@ -191,7 +191,7 @@ class PaperProbe(nn.Module):
                 for k in range(min(e + 1, self.settings.max_words)):
                     score = decoder.score(e - k, e + 1, label)
                     if score >= least:
-                        out.append(Mention(e - k, e + 1, label, score))
+                        out.append(ScoredSpan(e - k, e + 1, label, score))
         return out
 
     def stream(self) -> "PaperStream":

@@ -10,7 +10,7 @@ IMPOSSIBLE = -1e4
 
 
 @dataclass(frozen=True)
-class Mention:
+class ScoredSpan:
     """A typed span of words.
 
     start (int): First word.

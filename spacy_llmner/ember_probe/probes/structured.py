@@ -15,11 +15,11 @@ from thinc.api import Model
 from torch import nn
 
 from ...errors import is_at_least, wrong
-from ...pipeline.base import carry
-from ..features.batch import SURFACE, Gold, WordBatch
+from ...pipeline.base import settings_model
+from ..features.batch import SURFACE, GoldSpans, WordBatch
 from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, Mention, mask_crossing
+from .segmentation import IMPOSSIBLE, ScoredSpan, mask_crossing
 from .semi_markov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .standardize import Standardize
 from .structured_stream import NORM_EPS, StructuredStream
@@ -90,7 +90,7 @@ def make_ember_probe(
             "model.layers", "ember_probe", layers, "numbers of layers, 0 for the embeddings"
         )
     chosen = None if layers is None else tuple(layers)
-    return carry(
+    return settings_model(
         "ember_probe", StructuredSettings(chosen, width, max_words, look_right, read_twice, prefix)
     )
 
@@ -179,8 +179,10 @@ class StructuredProbe(nn.Module):
         encoded, _ = self.forwards(F.pad(z, (0, 0, 0, 1)))
         parts = [F.dropout(encoded[:, 1:], self.drop, self.training), z]
         if self.backwards is not None:
-            places = torch.arange(z.shape[1], device=z.device)[None]
-            mirror = torch.where(places < lengths[:, None], lengths[:, None] - 1 - places, places)
+            positions = torch.arange(z.shape[1], device=z.device)[None]
+            mirror = torch.where(
+                positions < lengths[:, None], lengths[:, None] - 1 - positions, positions
+            )
             mirror = mirror[..., None].expand(-1, -1, z.shape[2])
             encoded, _ = self.backwards(z.gather(1, mirror))
             encoded = encoded.gather(1, mirror)
@@ -197,11 +199,11 @@ class StructuredProbe(nn.Module):
         return self.output(hidden)
 
     def loss(
-        self, scores: Tuple[torch.Tensor, ...], gold: Sequence[Gold]
+        self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
         """Negative log-likelihood per word.
 
-        gold (Sequence[Gold]): For each text its mentions, and the words nothing is known about.
+        gold (Sequence[GoldSpans]): For each text its mentions, and the words nothing is known about.
         RETURNS (Tuple[float, Tuple[Tensor]]): The loss, and the gradient of the scores.
         """
         values = scores[0].detach().cpu().numpy()
@@ -232,12 +234,12 @@ class StructuredProbe(nn.Module):
         """
         return mask_crossing(rows, starts)
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[Mention]:
-        """RETURNS (List[Mention]): Every span at least that probable, overlapping ones too."""
+    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): Every span at least that probable, overlapping ones too."""
         scores = np.where(rows <= IMPOSSIBLE, NEVER, rows.astype(np.float64))
         posterior = probabilities(scores[None])[0][0]
         return [
-            Mention(int(e - k), int(e) + 1, int(c), float(posterior[e, k, c]))
+            ScoredSpan(int(e - k), int(e) + 1, int(c), float(posterior[e, k, c]))
             for e, k, c in zip(*np.nonzero(posterior >= least))
         ]
 

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
 )
 
 from ...errors import Errors, LLMNERError, check_values, wrong
-from ...llm.hidden_states import Steps
+from ...llm.hidden_states import StepReader
 from ..predictor import Predictor
 from .events import Event, TextPiece
 from .live_text import LiveText
@@ -91,7 +91,7 @@ class EmberStream:
 
     def __iter__(self) -> Iterator[Event]:
         live, llm = self._live, self.predictor.llm
-        steps = Steps(llm, self.predictor.reader.probed)
+        steps = StepReader(llm, self.predictor.reader.probed)
         generator = torch.Generator(device=llm.device).manual_seed(self._seed)
         ends = llm.end_ids
         prompt = encode_prompt(llm, self.prompt)

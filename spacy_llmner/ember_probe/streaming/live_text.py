@@ -14,7 +14,7 @@ from ...llm.tokenization import Encoding, PieceDecoder
 from ..features.batch import surface
 from ..features.words import WordFeatures, word_bounds
 from ..predictor import Predictor
-from ..probes.segmentation import Mention
+from ..probes.segmentation import ScoredSpan
 from .events import EntityEvent
 
 Key = Tuple[int, int, int]
@@ -284,7 +284,7 @@ class LiveText:
     ) -> EntityEvent:
         start, end, label = self._characters(key)
         score = self.decoder.score(*key)
-        found = self.predictor.span(Mention(*key, score))
+        found = self.predictor.span(ScoredSpan(*key, score))
         event = EntityEvent(start, end, label, found.score, self.text[start:end], status, replaces)
         if status == "final":
             self.finals[(start, end, label)] = event

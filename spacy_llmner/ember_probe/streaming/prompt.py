@@ -3,7 +3,7 @@
 from typing import Any, Dict, List, Mapping, Sequence, Union
 
 from ...errors import Errors, LLMNERError, wrong
-from ...llm.chat import Chat
+from ...llm.chat import ChatEncoder
 from ...llm.hidden_states import Features
 from ...llm.loading import LoadedLLM
 from ...llm.tokenization import Encoding
@@ -46,8 +46,8 @@ def encode_prompt(llm: LoadedLLM, prompt: Prompt) -> EncodedPrompt:
     """
     if isinstance(prompt, str):
         encoding = llm.tokenizer.encode(prompt)
-        sink = llm.tokenizer.sink
-        return EncodedPrompt(sink + encoding.ids, len(sink), encoding, prompt, "")
+        bos = llm.tokenizer.bos
+        return EncodedPrompt(bos + encoding.ids, len(bos), encoding, prompt, "")
     if not llm.tokenizer.hf.chat_template:
         raise LLMNERError(Errors.E028.format(name=llm.spec.name))
     if not (len(prompt) and all(_is_message(message) for message in prompt)):
@@ -55,7 +55,7 @@ def encode_prompt(llm: LoadedLLM, prompt: Prompt) -> EncodedPrompt:
         raise wrong("prompt", "stream", prompt, must)
     turns = [(message["role"], message["content"]) for message in prompt]
     text = turns[-1][1].strip()
-    *pieces, _, after = Chat(llm.tokenizer, llm.spec.name).pieces(turns)
+    *pieces, _, after = ChatEncoder(llm.tokenizer, llm.spec.name).pieces(turns)
     before = [token for piece in pieces for token in piece]
     encoding = llm.tokenizer.encode_inside(text)
     ids = before + encoding.ids + after
