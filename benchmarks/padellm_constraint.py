@@ -22,7 +22,7 @@ from published_way import LeanLoop, published
 def main(name: str, pipeline: Path, test: Path, docs: int = 200) -> None:
     nlp = spacy.load(pipeline)
     pipe: Any = nlp.get_pipe("padellm_ner")
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     loop = LeanLoop(llm, view)
     examples = sample(read_examples(nlp, test), docs)
     results: Dict[str, Any] = {"set": name, "llm": llm.spec.name, "docs": len(examples)}

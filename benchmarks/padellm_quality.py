@@ -175,7 +175,7 @@ def fit(
     pipe: Any = nlp.get_pipe(nlp.pipe_names[0])
     clock = clock_of(pipe.shared_llm().device)
     if epochs:
-        pipe.packed = Kept(pipe.packed)
+        pipe.make_training_batch = Kept(pipe.make_training_batch)
     started = clock()
     seen = steps = 0
 
@@ -202,7 +202,7 @@ def fit(
                 losses = {}
             if share() >= 1.0:
                 break
-    pipe.__dict__.pop("packed", None)
+    pipe.__dict__.pop("make_training_batch", None)
     return {"texts_seen": seen, "steps": steps, "train_seconds": clock() - started}
 
 

@@ -175,8 +175,8 @@ class Simulated(Other):
 
 
 def methods(pipe: PaDeLLM, ar: AutoReg, gold: bool) -> Dict[str, Any]:
-    llm, view, prompt_encoder = pipe.ready()
-    _, ar_view, ar_wording = ar.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
+    _, ar_view, ar_wording = ar.adapted_llm()
     words = pipe.settings.label_words
     long = TemplateEncoder(TEMPLATES["published_en"], llm.tokenizer, words)
     own = pipe.settings.loss == "raw" and not gold

@@ -52,14 +52,14 @@ def main(
             pipe.set_labels(sorted({ent.label_ for doc in train for ent in doc.ents} - {"misc"}))
             for name in POOLS:
                 # What was encoded is not encoded again.
-                pipe.take(type(own)(pipe.encoder).from_bytes(own.to_bytes()))
+                pipe.set_index(type(own)(pipe.encoder).from_bytes(own.to_bytes()))
                 if name != POOLS[0]:
                     pipe.add_examples(train)
                 scores = by_rule(nlp, test, dev)
                 runs.append({"seed": seed, "domain": domain, "examples": name, **scores})
                 print(runs[-1], flush=True)
                 save("ra_it_calibrated", {**facts, "mean": means(runs), "runs": runs})
-        pipe.take(own)
+        pipe.set_index(own)
 
 
 def by_rule(nlp: Language, test: List[Doc], dev: List[Doc]) -> Dict[str, Any]:

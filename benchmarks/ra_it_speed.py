@@ -39,7 +39,7 @@ def main(
     pipe.cfg["use_examples"] = "always"
     texts = [doc.text for doc in DocBin().from_disk(corpus).get_docs(nlp.vocab)][:docs]
     passages = [read(pipe, nlp.make_doc(text)) for text in texts]
-    llm, _, prompt_encoder = pipe.ready()
+    llm, _, prompt_encoder = pipe.adapted_llm()
     seconds: Dict[str, List[float]] = {way: [] for way in WAYS}
     tokens: Dict[str, int] = dict.fromkeys(WAYS, 0)
     passes: Dict[str, int] = dict.fromkeys(WAYS, 0)
@@ -90,14 +90,14 @@ def main(
 
 
 def read(pipe: RAIT, doc: Doc) -> Passage:
-    llm, _, prompt_encoder = pipe.ready()
+    llm, _, prompt_encoder = pipe.adapted_llm()
     (passage,) = pipe._passages([doc], llm, prompt_encoder)
     return passage
 
 
 def shared(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int, int]:
     """All types behind one encoding."""
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     decoder = DecodingEngine(llm, view, max_slots=pipe.max_batch_tokens)
     (answers,) = decoder.run([pipe._request(prompt_encoder, passage, text, pipe._budget(llm))])
     return answers, decoder.tokens, decoder.passes
@@ -105,7 +105,7 @@ def shared(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int
 
 def again(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int, int]:
     """One type after the other, each with an encoding of its own."""
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     decoder = DecodingEngine(llm, view, max_slots=pipe.max_batch_tokens)
     answers: Dict[str, Any] = {}
     for label in passage.labels:
@@ -115,7 +115,7 @@ def again(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int,
 
 def again_batched(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, Any], int, int]:
     """All types in one batch, each with an encoding of its own."""
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     decoder = DecodingEngine(llm, view, max_slots=1_000_000)
     answers: Dict[str, Any] = {}
     for found in decoder.run([one(pipe, passage, text, label) for label in passage.labels]):
@@ -124,7 +124,7 @@ def again_batched(pipe: RAIT, passage: Passage, text: str) -> Tuple[Dict[str, An
 
 
 def one(pipe: RAIT, passage: Passage, text: str, label: str) -> Any:
-    _, _, prompt_encoder = pipe.ready()
+    _, _, prompt_encoder = pipe.adapted_llm()
     prompt = prompt_encoder.encode(passage.text, passage.selected.examples, label)
     return ask_types(prompt_encoder, {label: prompt}, text, passage.bounds, pipe.decoding_settings)
 

@@ -164,16 +164,16 @@ def read(nlp: Language, data: Path, domain: str, mode: str, n: int, pool: int) -
         gate = {"gate": "bm25", "threshold": 20.0} if mode == "gated" else {}
         if mode == "in-domain":
             own = type(index)(pipe.encoder)
-            pipe.take(own)
+            pipe.set_index(own)
             pipe.add_examples(train)
         # Plain tuning may be read behind examples too.
         pipe.retrieval = type(strategy)(k=2, **gate)
         own_pool = strategy.k or mode == "in-domain"
-        pipe.take(pipe.index if own_pool else tuning_pool(pipe, nlp, data, pool))
+        pipe.set_index(pipe.index if own_pool else tuning_pool(pipe, nlp, data, pool))
         found = list(nlp.pipe(bare(nlp, doc) for doc in gold))
     finally:
         pipe.retrieval = strategy
-        pipe.take(index)
+        pipe.set_index(index)
     shown = [len(c["examples"]) for doc in found for c in doc._.llmner_examples]
     strict = [({span(e) for e in a.ents}, {span(e) for e in b.ents}) for a, b in zip(found, gold)]
     paper = [
@@ -204,7 +204,7 @@ def tuning_pool(pipe: Any, nlp: Language, data: Path, pool: int) -> Any:
     """RETURNS (ExampleIndex): The texts that were tuned on, for a component that was tuned without."""
     if "mix" not in _POOLS:
         index = type(pipe.index)(pipe.encoder)
-        pipe.take(index)
+        pipe.set_index(index)
         pipe.add_examples(eg.reference for eg in mix(nlp, data, pool))
         _POOLS["mix"] = index
     return _POOLS["mix"]

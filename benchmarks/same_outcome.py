@@ -41,7 +41,7 @@ def exactness(pipe: PaDeLLM, ar: AutoReg, docs: List[Doc], few: int) -> Dict[str
         out["autoregressive, sentences: unconstrained = constrained"] = compare(free, looked_up)[0]
     docs = docs[:few]
     by_number = [as_strings(d, found) for d, found in zip(docs, outcomes(pipe, docs, PUBLISHED))]
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     lean, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
     out["sentences, published way"] = len(docs)
     strings = [published(pipe, prompt_encoder, d, lean, constrained=True) for d in docs]

@@ -19,7 +19,7 @@ from spacy_llmner.pipeline.training import known_windows
 
 def tell(pipe: PaDeLLM, examples: List[Example]) -> None:
     """Let a component write the gold answers of some examples."""
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     # A count may begin as the question for a mention does: then either goes on from there.
     answers: Dict[Tuple[int, ...], Set[int]] = {}
     for eg in examples:
@@ -49,7 +49,7 @@ class Answers:
 
     def __call__(self, doc: Doc) -> Dict[str, List[List[int]]]:
         if id(doc) not in self.known:
-            (window,) = self.pipe._windows(doc, self.pipe.ready()[2])
+            (window,) = self.pipe._windows(doc, self.pipe.adapted_llm()[2])
             written = run(self.pipe, doc, self.pipe.decoding_settings)[0]
             self.known[id(doc)] = {
                 label: [self._answer(window.words, doc.text, w) for w in of_label if w.places]

@@ -1,0 +1,57 @@
+"""Named entity recognition for spaCy from one local large language model.
+
+The components are spaCy's: `nlp.add_pipe("ember_probe", config={"llm": "smollm2-135m-instruct"})`, and
+likewise `padellm_ner`, `ra_it_ner`, `el4ner_ensemble` and `llmner_combine`. What is named here is what
+programs need besides.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, List
+
+from .errors import DocumentError, LLMMismatchError, LLMNERError, LLMNotFoundError
+
+if TYPE_CHECKING:
+    from .ember_probe.generated_data import generate_examples
+    from .ember_probe.streaming.events import EntityEvent, TextPiece
+    from .llm.registry import LLM, make_llm
+    from .models.catalogue import download
+    from .retrieval.index import ExampleIndex
+
+__version__ = version("spacy-llmner")
+
+__all__ = [
+    "DocumentError",
+    "EntityEvent",
+    "ExampleIndex",
+    "LLM",
+    "LLMMismatchError",
+    "LLMNERError",
+    "LLMNotFoundError",
+    "TextPiece",
+    "__version__",
+    "download",
+    "generate_examples",
+    "make_llm",
+]
+
+# Imported at first use, since torch takes seconds.
+_MODULES = {
+    "EntityEvent": "ember_probe.streaming.events",
+    "ExampleIndex": "retrieval.index",
+    "LLM": "llm.registry",
+    "TextPiece": "ember_probe.streaming.events",
+    "download": "models.catalogue",
+    "generate_examples": "ember_probe.generated_data",
+    "make_llm": "llm.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> List[str]:
+    return __all__

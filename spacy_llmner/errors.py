@@ -1,5 +1,6 @@
 """Every message a user may meet: what is wrong, with which value, and what mends it."""
 
+import re
 from numbers import Integral, Real
 from typing import Any, Mapping, Sequence
 
@@ -21,7 +22,18 @@ class DocumentError(LLMNERError):
     """One document can't be read as it is: spaCy's error handler gets it."""
 
 
-class Errors:
+class WithCodes(type):
+    """Shows the code of a message in front of it: "[LLMNER012] ..."."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        message = super().__getattribute__(name)
+        if not re.fullmatch(r"[EW]\d{3}", name):
+            return message
+        code = name[1:] if name.startswith("E") else f"-{name}"
+        return f"[LLMNER{code}] {message}"
+
+
+class Errors(metaclass=WithCodes):
     E001 = (
         "No LLM is set. Name one with `paths.llm` in the config (`--paths.llm NAME` at the command "
         "line, `spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or "
@@ -311,9 +323,10 @@ class Errors:
         "The prompt of the stream takes {tokens} tokens, but the LLM '{name}' has room for {most}. Give it "
         "a shorter text or fewer messages, or use an LLM that reads more."
     )
+    E081 = "'{name}' has no setting `{setting}`. {hint}Its settings are: {known}."
 
 
-class Warnings:
+class Warnings(metaclass=WithCodes):
     W001 = (
         "The feature cache in {path} can't be written ({reason}). Training goes on without it, "
         "but the LLM reads the corpus again in every epoch. Set `feature_cache` to a writable "
@@ -344,6 +357,7 @@ class Warnings:
         "'{name}' combines the span group '{key}', which several components write ({writers}): each "
         "replaces what the one before wrote. Give each a `spans_key` of its own, and name all in `keys`."
     )
+    W013 = "'{name}' was saved with settings that this version does not have: {unknown}. They are ignored."
     W050 = (
         "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
         "teach nothing. Entities in span groups are read with --spans-key KEY."

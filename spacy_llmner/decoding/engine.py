@@ -140,7 +140,7 @@ class Tree:
             end), the scores of which possible next tokens are wanted.
         RETURNS (Node): Its scores are there when the program is resumed.
         """
-        slots = self.slots.take(len(ids))
+        slots = self.slots.allocate(len(ids))
         path = slots if parent is None else np.concatenate([parent.path, slots])
         asked = {row % len(ids): allowed for row, allowed in (ask or {}).items()}
         node = Node(path, ids, asked)

@@ -41,7 +41,7 @@ def decode(
     max_tokens: int = 256,
     on_choice: Optional[Callable[[Any, Scores], None]] = None,
     first: Optional[int] = None,
-    behind: Optional[int] = None,
+    n_read: Optional[int] = None,
 ) -> Generator[None, None, Answer]:
     """Write greedily behind a node, under a constraint.
 
@@ -58,12 +58,12 @@ def decode(
         with it too.
     on_choice (Optional[Callable]): Told the state and the scores wherever one of several tokens is taken.
     first (Optional[int]): The first token, instead of the likeliest. There may be no prompt then.
-    behind (Optional[int]): How many tokens of `parent` to write behind; None for all. The
+    n_read (Optional[int]): How many tokens of `parent` to write behind; None for all. The
         others are guesses, about which was asked already.
     RETURNS (Answer): By `yield from`.
     """
     answer = Answer([], [], [], constraint.start)
-    node, read = parent, len(parent.ids) if behind is None else behind
+    node, read = parent, len(parent.ids) if n_read is None else n_read
     unread = list(prompt)
 
     def write(token: int, log_prob: float, raw_log_prob: float) -> None:

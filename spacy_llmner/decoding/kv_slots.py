@@ -31,7 +31,7 @@ class KVSlots:
         """Whether the budget is used up."""
         return self.used >= self.budget
 
-    def take(self, n: int) -> np.ndarray:
+    def allocate(self, n: int) -> np.ndarray:
         """RETURNS (ndarray): int64, shape (n,): free slots, ascending."""
         if len(self._free) < n:
             size = len(self.positions)

@@ -16,6 +16,7 @@ from ..llm.registry import make_llm
 from ..pipeline.base import FACTORY_META, settings_model
 from ..pipeline.labels import check_labels
 from ..pipeline.predictions import Prediction
+from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..retrieval.encoder import SentenceEncoder
 from .call_counts import CallCounts
@@ -30,7 +31,7 @@ from .serialization import SavedEnsemble
 from .stages import Decision, Ensemble, EnsembleSettings, union_of
 from .task_windows import DocTasks, read_tasks
 from .vote_calibration import VoteCalibration, VotedText, fit
-from .voter.llm_voter import ModelResidency, default_voters
+from .voter.llm_voter import ModelResidency, default_voters, make_voter
 
 logger = logging.getLogger("spacy_llmner")
 _MAKING = Lock()
@@ -64,8 +65,8 @@ def make_el4ner_ensemble_pipe(
 ) -> "EL4NER":
     """Build an `el4ner_ensemble`; nothing is loaded.
 
-    llms (Dict[str, Voter]): The voters by name (`@misc = "spacy_llmner.Voter.v1"`). Without any, Gemma 3
-        270M and SmolLM2-135M-Instruct vote.
+    llms (Dict[str, Union[str, Voter]]): The voters by name: the name of an LLM, or a block
+        (`@misc = "spacy_llmner.Voter.v1"`). Without any, Gemma 3 270M and SmolLM2-135M-Instruct vote.
     encoder (SentenceEncoder): Compares spans and texts (`@misc = "spacy_llmner.SentenceEncoder.v1"`).
     labels (Optional[List[str]]): What to find; None takes the labels of the examples at initialization.
     label_words (Dict[str, str]): What a label is called in the prompts; others go by their own name.
@@ -130,44 +131,20 @@ class EL4NER(SavedEnsemble):
         encoder: SentenceEncoder,
         name: str = "el4ner_ensemble",
         *,
-        labels: Optional[List[str]] = None,
         label_words: Optional[Mapping[str, str]] = None,
-        k: int = 5,
-        pool_size: int = 200,
-        retrieval: str = "span",
-        pre_extract: str = "llm",
         pos_weights: Optional[Mapping[str, float]] = None,
-        vote: str = "majority",
-        verify: bool = True,
-        verifier: Optional[str] = None,
-        verify_threshold: float = 0.5,
-        skip_unanimous: bool = False,
-        resident: Optional[int] = None,
-        spans_key: str = "llmner",
-        overwrite: bool = True,
-        provenance: bool = False,
-        window: int = 256,
-        max_batch_tokens: int = 2048,
         scorer: Optional[Callable] = None,
+        **settings: Any,
     ) -> None:
-        """See make_el4ner_ensemble_pipe.
-
-        RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        cfg: Dict[str, Any] = {
-            "k": k,
-            "pool_size": pool_size,
-            "retrieval": retrieval,
-            "pre_extract": pre_extract,
-            "vote": vote,
-            "verify_threshold": verify_threshold,
-            "window": window,
-            "verify": verify,
-            "skip_unanimous": skip_unanimous,
-            "overwrite": overwrite,
-            "provenance": provenance,
-        }
-        check_settings(name, resident, max_batch_tokens=max_batch_tokens, **cfg)
+        settings: Those of make_el4ner_ensemble_pipe; what is not given has the default of `DEFAULT_CONFIG`.
+        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """
+        settings = fill_settings(name, DEFAULT_CONFIG, settings)
+        labels, verifier = settings.pop("labels"), settings["verifier"]
+        check_settings(name, **settings)
+        self.resident = settings.pop("resident")
+        self.max_batch_tokens = settings.pop("max_batch_tokens")
         # Every voter has an LLM of its own; there is none of the component's.
         super().__init__(
             nlp,
@@ -175,23 +152,20 @@ class EL4NER(SavedEnsemble):
             settings_model("el4ner", None),
             name,
             scorer=scorer,
-            spans_key=spans_key,
             label_words=dict(label_words or {}),
             pos_weights=check_weights(name, pos_weights or {}),
-            verifier=verifier,
             voters={},
             read_labels=[],
             factors={},
             weights={},
             # Kept where the component is added to a pipeline of another language.
             lang=nlp.lang or "en",
-            **cfg,
+            **settings,
         )
-        self.voters = check_voters(name, llms or default_voters(), verifier)
+        voters = {key: make_voter(x) if isinstance(x, str) else x for key, x in llms.items()}
+        self.voters = check_voters(name, voters or default_voters(), verifier)
         for key, voter in self.voters.items():
-            voter.join(key, max_batch_tokens, name)
-        self.resident = resident
-        self.max_batch_tokens = max_batch_tokens
+            voter.join(key, self.max_batch_tokens, name)
         self.pool = DemonstrationPool(encoder)
         self.call_counts = CallCounts()
         self._residency: Optional[ModelResidency] = None
@@ -199,6 +173,11 @@ class EL4NER(SavedEnsemble):
         self._warned = False
         self._compared = False
         self.set_labels([] if labels is None else labels)
+
+    def __repr__(self) -> str:
+        llms = ", ".join(f"{key}={voter!r}" for key, voter in self.voters.items())
+        labels, n = ", ".join(self.labels), len(self.pool)
+        return f"EL4NER(name={self.name!r}, llms=[{llms}], labels=[{labels}], {n} labelled texts)"
 
     def set_labels(self, labels: Iterable[str]) -> None:
         """Find other entities from now on: any words will do. RAISES (LLMNERError): If they are none."""
@@ -231,7 +210,7 @@ class EL4NER(SavedEnsemble):
             the one it had, or if all voters failed.
         """
         self._ready()
-        with self.residency.alone():
+        with self.residency.exclusive():
             docs_tasks = [self._read(doc) for doc in docs]
             if not self._compared:  # now it is known what "auto" means
                 check_different(self.name, self.voters)
@@ -340,7 +319,7 @@ class EL4NER(SavedEnsemble):
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
         texts = list(pool_texts(eg.reference for eg in get_examples()))
-        with self.residency.alone():
+        with self.residency.exclusive():
             if labels is not None:
                 self.set_labels(labels)
             else:
@@ -351,7 +330,7 @@ class EL4NER(SavedEnsemble):
             if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
                 logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
             for key, voter in self.voters.items():
-                self.residency.take(voter)
+                self.residency.load(voter)
                 self.cfg["voters"][key] = voter.describe(self.label_set)
             check_different(self.name, self.voters)
             fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
@@ -386,7 +365,7 @@ class EL4NER(SavedEnsemble):
             counts = {"total": len(given), "annotated": len(examples), "n": n}
             raise LLMNERError(Errors.E045.format(name=self.name, **counts))
         self._ready()
-        with self.residency.alone():
+        with self.residency.exclusive():
             docs_tasks = [self._read(eg.predicted) for eg in examples]
             ensemble = self._ensemble()
             self._demonstrate(ensemble, docs_tasks)

@@ -83,7 +83,7 @@ class VoterPoll:
         rows = [row for row, task in enumerate(self.tasks) if voter.name not in task.failed]
         if not rows or (sizes is not None and not any(sizes[row] for row in rows)):
             return out
-        self.residency.take(voter)
+        self.residency.load(voter)
         at_once = len(rows) if self.tell is None else TOLD_AFTER
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]

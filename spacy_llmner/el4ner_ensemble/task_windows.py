@@ -54,7 +54,7 @@ def word_shares(
     failed: Dict[str, Exception] = {}
     for voter in voters:
         try:
-            residency.meet(voter)
+            residency.introduce(voter)
             most = min(size, voter.capacity(label_set))
             mine = [length / most for length in voter.lengths(text, words)]
             shares = [max(share, other) for share, other in zip(shares, mine, strict=True)]

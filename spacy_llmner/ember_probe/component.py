@@ -1,7 +1,18 @@
 """`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
 
 from dataclasses import asdict
-from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from spacy.language import Language
@@ -15,6 +26,7 @@ from ..pipeline.base import FACTORY_META, LLMNERPipe, isolated_seed
 from ..pipeline.gold import aligned_entities
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
+from ..pipeline.settings import fill_settings
 from ..util import batches_by_length
 from . import platt_scaling
 from .config import DEFAULT_CONFIG, LEAST_THRESHOLD, check_settings
@@ -37,7 +49,7 @@ PADDED_WORDS = 8192
 def make_ember_probe_pipe(
     nlp: Language,
     name: str,
-    llm: LLM,
+    llm: Union[str, LLM],
     model: Model,
     spans_key: str,
     overwrite: bool,
@@ -48,7 +60,7 @@ def make_ember_probe_pipe(
 ) -> "EmberProbe":
     """Build an `ember_probe`; nothing is loaded.
 
-    llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    llm (Union[str, LLM]): The name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
     model (Model): The probe's settings (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberPaper.v1` or
         `spacy_llmner.EmberFewShot.v1`).
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
@@ -83,22 +95,23 @@ class EmberProbe(LLMNERPipe):
     def __init__(
         self,
         nlp: Language,
-        llm: LLM,
+        llm: Union[str, LLM],
         model: Model,
         name: str = "ember_probe",
         *,
-        spans_key: str = "llmner",
-        overwrite: bool = True,
-        threshold: float = 0.5,
-        max_batch_tokens: int = 2048,
-        feature_cache: str = "auto",
         scorer: Optional[Callable] = None,
+        **settings: Any,
     ) -> None:
-        """See make_ember_probe_pipe.
-
-        RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        check_settings(name, threshold=threshold, max_batch_tokens=max_batch_tokens)
+        settings: Those of make_ember_probe_pipe; what is not given has the default of `DEFAULT_CONFIG`.
+        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """
+        settings = fill_settings(name, DEFAULT_CONFIG, settings)
+        self.max_batch_tokens = settings.pop("max_batch_tokens")
+        self.feature_cache = settings.pop("feature_cache")
+        check_settings(
+            name, threshold=settings["threshold"], max_batch_tokens=self.max_batch_tokens
+        )
         # Not the pipeline itself, which would be kept alive by those that the component is sourced into.
         self.tokenizer = nlp.tokenizer
         super().__init__(
@@ -107,13 +120,9 @@ class EmberProbe(LLMNERPipe):
             model,
             name,
             scorer=scorer,
-            spans_key=spans_key,
-            overwrite=overwrite,
-            threshold=threshold,
             calibration=list(platt_scaling.IDENTITY),
+            **settings,
         )
-        self.max_batch_tokens = max_batch_tokens
-        self.feature_cache = feature_cache
         self.cache: Optional[FeatureCache] = None
         self._training = False
 

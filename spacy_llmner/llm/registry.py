@@ -5,7 +5,7 @@ import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Union
 
 import torch
 
@@ -61,7 +61,10 @@ class LLM:
         return LLM, (self.spec,)
 
     def __repr__(self) -> str:
-        return f"LLM({self.spec})"
+        spec = self.spec
+        revision = f", revision={spec.revision!r}" if spec.revision else ""
+        state = "loaded" if self._found in _LOADED else "not loaded"
+        return f"LLM({spec.name!r}{revision}, dtype={spec.dtype}, device={spec.device}, {state})"
 
 
 def make_llm(
@@ -79,6 +82,11 @@ def make_llm(
     RETURNS (LLM): A handle; nothing is loaded.
     """
     return LLM(LLMSpec(name=name or "", revision=revision, dtype=dtype, device=device))
+
+
+def as_llm(llm: Union[str, LLM]) -> LLM:
+    """RETURNS (LLM): The handle itself, or a new one with default settings on the LLM of that name."""
+    return make_llm(llm) if isinstance(llm, str) else llm
 
 
 def loaded() -> List[LoadedLLM]:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 from spacy.language import Language
 from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example, validate_get_examples
-from thinc.api import Config, Model
+from thinc.api import Model
 
 from ..decoding.engine import DecodingEngine, Request
 from ..errors import Errors, LLMNERError
@@ -19,12 +19,13 @@ from ..pipeline.adapter_pipe import AdaptedLLM, AdapterCache, AdapterPipe
 from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions
 from ..pipeline.predictions import PredictedSpan, Prediction
+from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..pipeline.training import MentionsByLabel, known_windows
 from ..pipeline.windows import Window, drop_unreadable, read_windows
 from .architecture import PaDeLLMSettings
 from .beginnings import LEAST_THRESHOLD
-from .config import check_settings
+from .config import DEFAULT_CONFIG, check_settings
 from .decoding import DecodedMention, MentionDecodingSettings, OnLabel, find_mentions
 from .postprocess import deduplicate, locate_mentions
 from .templates import TemplateEncoder, most_tokens
@@ -32,40 +33,12 @@ from .training_data import training_sequences
 
 logger = logging.getLogger("spacy_llmner")
 
-default_config = """
-[padellm_ner]
-spans_key = "llmner"
-overwrite = true
-count = "calibrated"
-count_threshold = 0.15
-confidence = "product"
-probability = "allowed"
-deduplicate = "string"
-threshold = 0.0
-window = 256
-max_mention_tokens = 64
-max_batch_tokens = 1024
-train_spans = null
-
-[padellm_ner.llm]
-@misc = "spacy_llmner.LLM.v1"
-name = null
-
-[padellm_ner.model]
-@architectures = "spacy_llmner.PaDeLLM.v1"
-
-[padellm_ner.scorer]
-@scorers = "spacy_llmner.ner_scorer.v1"
-"""
-
-DEFAULT_CONFIG = Config().from_str(default_config)["padellm_ner"]
-
 
 @Language.factory("padellm_ner", default_config=DEFAULT_CONFIG, **FACTORY_META)
 def make_padellm_ner_pipe(
     nlp: Language,
     name: str,
-    llm: LLM,
+    llm: Union[str, LLM],
     model: Model,
     spans_key: str,
     overwrite: bool,
@@ -83,7 +56,7 @@ def make_padellm_ner_pipe(
 ) -> "PaDeLLM":
     """Build a `padellm_ner`; nothing is loaded.
 
-    llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    llm (Union[str, LLM]): The name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
     model (Model): TemplateEncoder and adapter (`spacy_llmner.PaDeLLM.v1`).
     spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
     overwrite (bool): Replace entities that are already on the Doc.
@@ -132,54 +105,23 @@ class PaDeLLM(AdapterPipe):
     def __init__(
         self,
         nlp: Language,
-        llm: LLM,
+        llm: Union[str, LLM],
         model: Model,
         name: str = "padellm_ner",
         *,
-        spans_key: str = "llmner",
-        overwrite: bool = True,
-        count: str = "calibrated",
-        count_threshold: float = 0.15,
-        confidence: str = "product",
-        probability: str = "allowed",
-        deduplicate: str = "string",
-        threshold: float = 0.0,
-        window: int = 256,
-        max_mention_tokens: int = 64,
-        max_batch_tokens: int = 1024,
-        train_spans: Optional[str] = None,
         scorer: Optional[Callable] = None,
+        **settings: Any,
     ) -> None:
-        """See make_padellm_ner_pipe.
-
-        RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        cfg: Dict[str, Any] = {
-            "count": count,
-            "count_threshold": count_threshold,
-            "confidence": confidence,
-            "probability": probability,
-            "deduplicate": deduplicate,
-            "threshold": threshold,
-            "window": window,
-            "max_mention_tokens": max_mention_tokens,
-        }
-        check_settings(name, max_batch_tokens=max_batch_tokens, **cfg)
-        super().__init__(
-            nlp,
-            llm,
-            model,
-            name,
-            scorer=scorer,
-            spans_key=spans_key,
-            overwrite=overwrite,
-            train_spans=train_spans,
-            shapes={},
-            **cfg,
-        )
+        settings: Those of make_padellm_ner_pipe; what is not given has the default of `DEFAULT_CONFIG`.
+        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """
+        settings = fill_settings(name, DEFAULT_CONFIG, settings)
+        check_settings(name, **settings)
+        self.max_batch_tokens = settings.pop("max_batch_tokens")
+        super().__init__(nlp, llm, model, name, scorer=scorer, shapes={}, **settings)
         # Not the pipeline itself, which would be kept alive by those that the component is sourced into.
         self.tokenizer = nlp.tokenizer
-        self.max_batch_tokens = max_batch_tokens
 
     @property
     def settings(self) -> PaDeLLMSettings:
@@ -332,11 +274,11 @@ class PaDeLLM(AdapterPipe):
     def labels_of(self, eg: Example) -> List[str]:
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
 
-    def packed(self, examples: List[Example]) -> List[Packed]:
+    def make_training_batch(self, examples: List[Example]) -> List[Packed]:
         return [packed for eg in examples for packed in self._packed(eg)]
 
     def _packed(self, eg: Example) -> List[Packed]:
-        prompt_encoder = self.ready().prompt_encoder
+        prompt_encoder = self.adapted_llm().prompt_encoder
         mentions = gold_mentions(eg, self.cfg["train_spans"])
         strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
         if strange:
@@ -348,7 +290,7 @@ class PaDeLLM(AdapterPipe):
         ]
 
     def text_windows(self, doc: Doc) -> List[Window]:
-        return self._windows(doc, self.ready().prompt_encoder)
+        return self._windows(doc, self.adapted_llm().prompt_encoder)
 
     def _windows(self, doc: Doc, prompt_encoder: TemplateEncoder) -> List[Window]:
         most = most_tokens(prompt_encoder, self.labels, self.shared_llm().max_length, self.name)
@@ -358,15 +300,15 @@ class PaDeLLM(AdapterPipe):
     def _engine(self) -> Tuple[DecodingEngine, TemplateEncoder]:
         # Settings may be changed at any time.
         check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
-        llm, view, prompt_encoder = self.ready()
+        llm, view, prompt_encoder = self.adapted_llm()
         raw = self.cfg["probability"] == "raw"
         return DecodingEngine(llm, view, raw=raw, max_slots=self.max_batch_tokens), prompt_encoder
 
-    def ready(self) -> AdaptedLLM:
+    def adapted_llm(self) -> AdaptedLLM:
         """RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
         if self.module is None:
             raise self.not_trained()
-        return super().ready()
+        return super().adapted_llm()
 
     def make_prompt_encoder(self, llm: LoadedLLM) -> TemplateEncoder:
         return TemplateEncoder(self.settings.template, llm.tokenizer, self.settings.label_words)

@@ -1,9 +1,39 @@
-"""Settings of `padellm_ner` that make no sense are said when it is built."""
+"""The settings of `padellm_ner`: their defaults and their validation."""
 
 from typing import Any
 
+from thinc.api import Config
+
 from ..errors import check_values
 from .postprocess import CONFIDENCE, DEDUPLICATION
+
+default_config = """
+[padellm_ner]
+spans_key = "llmner"
+overwrite = true
+count = "calibrated"
+count_threshold = 0.15
+confidence = "product"
+probability = "allowed"
+deduplicate = "string"
+threshold = 0.0
+window = 256
+max_mention_tokens = 64
+max_batch_tokens = 1024
+train_spans = null
+
+[padellm_ner.llm]
+@misc = "spacy_llmner.LLM.v1"
+name = null
+
+[padellm_ner.model]
+@architectures = "spacy_llmner.PaDeLLM.v1"
+
+[padellm_ner.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["padellm_ner"]
 
 
 def check_settings(name: str, **settings: Any) -> None:

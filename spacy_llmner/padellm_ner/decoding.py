@@ -276,7 +276,7 @@ class _Search:
             raw=settings.raw,
             max_tokens=settings.max_tokens,
             first=first,
-            behind=read,
+            n_read=read,
         )
 
     def _write(

@@ -111,7 +111,7 @@ class TemplateEncoder:
         self.end: int = tokenizer.end[0]
         before, rest = template.prompt.split("{text}")
         self.before = tokenizer.bos + self.encode(before)
-        self._middle, self._behind = rest.split("{label}")
+        self._middle, self._after_label = rest.split("{label}")
         self._encode = lru_cache(maxsize=4096)(self.encode)
         self._numbers = lru_cache(maxsize=256)(self._make_numbers)
 
@@ -121,7 +121,7 @@ class TemplateEncoder:
     def label(self, label: str) -> List[int]:
         """RETURNS (List[int]): From the end of the text to the end of the prompt."""
         word = self.label_words.get(label, label)
-        return list(self._encode(self._middle)) + list(self._encode(word + self._behind))
+        return list(self._encode(self._middle)) + list(self._encode(word + self._after_label))
 
     def count(self) -> List[int]:
         """RETURNS (List[int]): What is read before the number of mentions is written."""

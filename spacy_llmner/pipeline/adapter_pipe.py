@@ -68,7 +68,7 @@ class AdapterPipe(LLMNERPipe):
         """RETURNS (Any): Wording and adapter."""
         return self.model.attrs["settings"]
 
-    def packed(self, examples: List[Example]) -> List[Packed]:
+    def make_training_batch(self, examples: List[Example]) -> List[Packed]:
         """RETURNS (List[Packed]): What is learnt from some examples, text by text."""
         raise NotImplementedError
 
@@ -120,8 +120,8 @@ class AdapterPipe(LLMNERPipe):
         validate_examples(examples, f"{type(self).__name__}.update")
         if self.module is None:
             raise self.not_trained()
-        llm, view, _ = self.ready()
-        texts = self.packed(examples)
+        llm, view, _ = self.adapted_llm()
+        texts = self.make_training_batch(examples)
         weight = sum(float(packed.weights.sum()) for packed in texts)
         at_once = self.max_batch_tokens
         if llm.device.type == "cpu":
@@ -154,7 +154,7 @@ class AdapterPipe(LLMNERPipe):
             self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
         self.cfg["trained_with"] = self.trained_with()
 
-    def ready(self) -> AdaptedLLM:
+    def adapted_llm(self) -> AdaptedLLM:
         """RETURNS (AdaptedLLM): The LLM with the adapter; without one, as it is.
         RAISES (LLMNERError): If the LLM is another one than the component was trained on."""
         llm = self.shared_llm()

@@ -4,7 +4,7 @@ import json
 import random
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import srsly
 import torch
@@ -19,10 +19,11 @@ from thinc.api import Model, Optimizer, noop
 
 from ..errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from ..llm.loading import LoadedLLM
-from ..llm.registry import LLM
+from ..llm.registry import LLM, as_llm
 from ..llm.spec import is_forked
 from .extensions import set_extensions
 from .predictions import Prediction, write_prediction
+from .settings import Settings
 
 TENSORS = "model.safetensors"
 
@@ -53,7 +54,7 @@ class LLMNERPipe(TrainablePipe):
     def __init__(
         self,
         nlp: Language,
-        llm: LLM,
+        llm: Union[str, LLM],
         model: Model,
         name: str,
         *,
@@ -62,21 +63,28 @@ class LLMNERPipe(TrainablePipe):
     ) -> None:
         """
         nlp (Language): The pipeline.
-        llm (LLM): Handle on the shared LLM; nothing is loaded before first use.
+        llm (Union[str, LLM]): Handle on the shared LLM, or its name; nothing is loaded before first use.
         model (thinc.api.Model): Carries the settings of the trained part.
         name (str): Name of the instance; losses are recorded under it.
         scorer (Optional[Callable]): The scoring method.
         cfg: Settings that are saved, with `spans_key` and `overwrite` among them.
         """
         self.vocab = nlp.vocab
-        self.llm = llm
+        self.llm = as_llm(llm)
         self.model = model
         self.name = name
         self.scorer = scorer
-        self.cfg: Dict[str, Any] = {"labels": [], "llm": None, **cfg}
+        known = {"labels": [], "llm": None, "trained_with": {}, **cfg}
+        self.cfg = Settings(name, known)
         self.module = None
         self._optimizer: Optional[torch.optim.Optimizer] = None
         self._averages: Dict[Tuple[str, str], torch.Tensor] = {}
+
+    def __repr__(self) -> str:
+        labels = ", ".join(self.labels[:5]) + (", ..." if len(self.labels) > 5 else "")
+        state = "not trained" if self.module is None else "trained"
+        kind, llm = type(self).__name__, self.llm.spec.name
+        return f"{kind}(name={self.name!r}, llm={llm!r}, labels=[{labels}], {state})"
 
     @property
     def labels(self) -> Tuple[str, ...]:
@@ -324,7 +332,7 @@ class LLMNERPipe(TrainablePipe):
         return save_tensors({k: v.detach().cpu().contiguous() for k, v in state.items()})
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
-        self.cfg.update(cfg)
+        self.cfg.restore(cfg)
         state = load_tensors(tensors)
         self._optimizer = None
         self.module = None

@@ -5,12 +5,12 @@ import logging
 import random
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple, Union
 
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example, validate_get_examples
-from thinc.api import Config, Model
+from thinc.api import Model
 
 from ..decoding.engine import DecodingEngine, Request
 from ..errors import DocumentError, Errors, LLMNERError
@@ -22,13 +22,14 @@ from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions
 from ..pipeline.labels import check_labels, doc_labels
 from ..pipeline.predictions import Prediction
+from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..pipeline.windows import Window
 from ..retrieval.encoder import Encoder
 from ..retrieval.examples import LabelledText
 from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Strategy
-from .config import check_settings
+from .config import DEFAULT_CONFIG, check_settings
 from .conversation import ConversationEncoder
 from .decoding import ListDecodingSettings, ask_types
 from .example_pipe import ExamplePipe
@@ -39,50 +40,12 @@ from .training_data import make_training_batch
 
 logger = logging.getLogger("spacy_llmner")
 
-default_config = """
-[ra_it_ner]
-labels = []
-spans_key = "llmner"
-overwrite = true
-use_examples = "auto"
-example_threshold = null
-list_threshold = 0.5
-constrained = true
-threshold = 0.0
-context = 2048
-window = 256
-max_answer_tokens = 256
-max_batch_tokens = 2048
-random_k = true
-negative_rate = 0.5
-least_negatives = 1
-train_spans = null
-
-[ra_it_ner.llm]
-@misc = "spacy_llmner.LLM.v1"
-name = null
-
-[ra_it_ner.encoder]
-@misc = "spacy_llmner.SentenceEncoder.v1"
-
-[ra_it_ner.retrieval]
-@misc = "spacy_llmner.Retrieval.v1"
-
-[ra_it_ner.model]
-@architectures = "spacy_llmner.RAIT.v1"
-
-[ra_it_ner.scorer]
-@scorers = "spacy_llmner.ner_scorer.v1"
-"""
-
-DEFAULT_CONFIG = Config().from_str(default_config)["ra_it_ner"]
-
 
 @Language.factory("ra_it_ner", default_config=DEFAULT_CONFIG, **FACTORY_META)
 def make_ra_it_ner_pipe(
     nlp: Language,
     name: str,
-    llm: LLM,
+    llm: Union[str, LLM],
     model: Model,
     encoder: Encoder,
     retrieval: Strategy,
@@ -106,7 +69,7 @@ def make_ra_it_ner_pipe(
 ) -> "RAIT":
     """Build a `ra_it_ner`; nothing is loaded.
 
-    llm (LLM): Handle on the shared LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    llm (Union[str, LLM]): The name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
     model (Model): Conversation and adapter (`spacy_llmner.RAIT.v1`).
     encoder (Encoder): Encodes texts for retrieval (`spacy_llmner.SentenceEncoder.v1`, or
         `spacy_llmner.LLMEncoder.v1`).
@@ -173,26 +136,23 @@ class RAIT(ExamplePipe):
     def __init__(
         self,
         nlp: Language,
-        llm: LLM,
+        llm: Union[str, LLM],
         model: Model,
         encoder: Encoder,
         retrieval: Strategy,
         name: str = "ra_it_ner",
         *,
-        labels: Sequence[str] = (),
         scorer: Optional[Callable] = None,
-        max_batch_tokens: int = 2048,
-        **cfg: Any,
+        **settings: Any,
     ) -> None:
-        """See make_ra_it_ner_pipe.
-
-        RAISES (LLMNERError): If a setting has a value that makes no sense.
         """
-        defaults = {k: v for k, v in DEFAULT_CONFIG.items() if not isinstance(v, dict)}
-        cfg = {**defaults, **cfg}
-        for apart in ("labels", "max_batch_tokens"):
-            cfg.pop(apart, None)
-        check_settings(name, max_batch_tokens=max_batch_tokens, **cfg)
+        settings: Those of make_ra_it_ner_pipe; what is not given has the default of `DEFAULT_CONFIG`.
+        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """
+        settings = fill_settings(name, DEFAULT_CONFIG, settings)
+        labels = settings.pop("labels")
+        check_settings(name, **settings)
+        self.max_batch_tokens = settings.pop("max_batch_tokens")
         super().__init__(
             nlp,
             llm,
@@ -203,9 +163,8 @@ class RAIT(ExamplePipe):
             scorer=scorer,
             shapes={},
             frequencies={},
-            **cfg,
+            **settings,
         )
-        self.max_batch_tokens = max_batch_tokens
         self._rng: Optional[random.Random] = None
         self.set_labels(labels)
 
@@ -239,7 +198,7 @@ class RAIT(ExamplePipe):
         check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         docs = list(docs)
         texts = [doc.text for doc in docs]
-        llm, view, prompt_encoder = self.ready()
+        llm, view, prompt_encoder = self.adapted_llm()
         settings = self.decoding_settings
         passages = sorted(self._passages(docs, llm, prompt_encoder), key=lambda p: len(p.words.ids))
         budget = self._budget(llm)
@@ -328,7 +287,7 @@ class RAIT(ExamplePipe):
         check_llm(self.name, self.settings.adapter, llm)
         if self.retrieval.k:
             index = ExampleIndex(self.encoder)
-            self.take(index if pool is None else index.from_disk(pool))
+            self.set_index(index if pool is None else index.from_disk(pool))
             self.add_examples((eg.reference for eg in examples), progress=len(examples) > 1000)
         self.start_adapter(llm)
         self.check_corpus(examples)
@@ -340,8 +299,8 @@ class RAIT(ExamplePipe):
         check_llm(self.name, self.settings.adapter, llm)
         return self.settings.prompt_encoder(llm)
 
-    def packed(self, examples: List[Example]) -> List[Packed]:
-        llm, _, prompt_encoder = self.ready()
+    def make_training_batch(self, examples: List[Example]) -> List[Packed]:
+        llm, _, prompt_encoder = self.adapted_llm()
         if self._rng is None:
             self._rng = random.Random(random.getrandbits(31))
         budget = self._budget(llm)
@@ -350,7 +309,7 @@ class RAIT(ExamplePipe):
         )
 
     def text_windows(self, doc: Doc) -> List[Window]:
-        llm, _, prompt_encoder = self.ready()
+        llm, _, prompt_encoder = self.adapted_llm()
         return self._budget(llm).windows(doc, prompt_encoder, list(self.cfg["frequencies"]))
 
     def _passages(

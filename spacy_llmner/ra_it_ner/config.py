@@ -1,11 +1,51 @@
-"""Settings of `ra_it_ner` that make no sense are said when they are set."""
+"""The settings of `ra_it_ner`: their defaults and their validation."""
 
 from numbers import Real
 from typing import Any
 
+from thinc.api import Config
+
 from ..errors import check_values, wrong
 from ..pipeline.labels import check_labels
 from .example_selection import POLICIES
+
+default_config = """
+[ra_it_ner]
+labels = []
+spans_key = "llmner"
+overwrite = true
+use_examples = "auto"
+example_threshold = null
+list_threshold = 0.5
+constrained = true
+threshold = 0.0
+context = 2048
+window = 256
+max_answer_tokens = 256
+max_batch_tokens = 2048
+random_k = true
+negative_rate = 0.5
+least_negatives = 1
+train_spans = null
+
+[ra_it_ner.llm]
+@misc = "spacy_llmner.LLM.v1"
+name = null
+
+[ra_it_ner.encoder]
+@misc = "spacy_llmner.SentenceEncoder.v1"
+
+[ra_it_ner.retrieval]
+@misc = "spacy_llmner.Retrieval.v1"
+
+[ra_it_ner.model]
+@architectures = "spacy_llmner.RAIT.v1"
+
+[ra_it_ner.scorer]
+@scorers = "spacy_llmner.ner_scorer.v1"
+"""
+
+DEFAULT_CONFIG = Config().from_str(default_config)["ra_it_ner"]
 
 
 def check_settings(name: str, **settings: Any) -> None:

@@ -1,7 +1,7 @@
 """ExamplePipe: annotated examples that are kept, found again and saved with a component."""
 
 from pathlib import Path
-from typing import Any, Callable, Iterable, List, Optional, Sequence
+from typing import Any, Callable, Iterable, List, Optional, Sequence, Union
 
 import srsly
 from spacy.language import Language
@@ -35,7 +35,7 @@ class ExamplePipe(AdapterPipe):
     def __init__(
         self,
         nlp: Language,
-        llm: LLM,
+        llm: Union[str, LLM],
         model: Model,
         encoder: Encoder,
         retrieval: Strategy,
@@ -48,9 +48,9 @@ class ExamplePipe(AdapterPipe):
         super().__init__(nlp, llm, model, name, scorer=scorer, **cfg)
         self.encoder = encoder
         self.retrieval = retrieval
-        self.take(ExampleIndex(encoder))
+        self.set_index(ExampleIndex(encoder))
 
-    def take(self, index: ExampleIndex) -> None:
+    def set_index(self, index: ExampleIndex) -> None:
         """Choose from other examples from now on.
 
         index (ExampleIndex): Made by the component's own encoder.
@@ -119,7 +119,7 @@ class ExamplePipe(AdapterPipe):
         state = srsly.msgpack_loads(bytes_data)
         super().from_bytes(state["pipe"], exclude=exclude)
         try:
-            self.take(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+            self.set_index(ExampleIndex(self.encoder).from_bytes(state[POOL]))
         except LLMNERError as e:
             raise incomplete_pool("The given bytes", e) from e
         return self
@@ -133,7 +133,7 @@ class ExamplePipe(AdapterPipe):
         """Load a folder. RETURNS (ExamplePipe): The component itself."""
         super().from_disk(path, exclude=exclude)
         try:
-            self.take(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
+            self.set_index(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))
         except LLMNERError as e:
             raise incomplete_pool(Path(path) / POOL, e) from e
         return self

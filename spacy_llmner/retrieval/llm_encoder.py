@@ -1,7 +1,7 @@
 """Sentence and span vectors from the shared LLM, where no second model is wanted."""
 
 import shlex
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..llm.hidden_states import FeatureSpec, read_texts
 from ..llm.loading import LoadedLLM
-from ..llm.registry import LLM
+from ..llm.registry import LLM, as_llm
 from ..llm.tokenization import Encoding
 from .pooling import Chars, fill_spans, span_mean, unit
 
@@ -159,11 +159,11 @@ class LLMEncoder:
         return f"LLMEncoder({self.llm!r}, layer={self.layer})"
 
 
-def make_llm_encoder(llm: LLM, layer: Optional[int] = None) -> LLMEncoder:
+def make_llm_encoder(llm: Union[str, LLM], layer: Optional[int] = None) -> LLMEncoder:
     """Registered as `spacy_llmner.LLMEncoder.v1` in `@misc`.
 
-    llm (LLM): The shared LLM.
+    llm (Union[str, LLM]): The shared LLM, or its name.
     layer (Optional[int]): 0 the embeddings, l the output of block l. None for five sixths of the way up.
     RETURNS (LLMEncoder): A handle; nothing is loaded.
     """
-    return LLMEncoder(llm, layer)
+    return LLMEncoder(as_llm(llm), layer)

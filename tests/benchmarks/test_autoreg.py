@@ -91,7 +91,7 @@ def test_look_up_changes_nothing_but_passes(trained):
     try:
         for draft in (0, 4):
             pipe.draft = draft
-            llm, view, prompt_encoder = pipe.ready()
+            llm, view, prompt_encoder = pipe.adapted_llm()
             decoder = DecodingEngine(llm, view)
             outcomes[draft] = []
             for text in texts:

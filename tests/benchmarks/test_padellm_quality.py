@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import spacy
-from ner_helpers import make_examples, make_sgd
+
+from tests.helpers import make_examples, make_sgd
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -19,10 +20,10 @@ def test_each_text_teaches_what_it_says(tiny_llm):
     pipe = nlp.add_pipe("padellm_ner", config={"llm": {"name": tiny_llm}, "model": settings})
     examples = make_examples(nlp)
     nlp.initialize(lambda: examples)
-    expected = [pipe.packed([eg])[0].ids for eg in examples]
+    expected = [pipe.make_training_batch([eg])[0].ids for eg in examples]
     taught, made = [], []
 
-    def packed(batch, make=pipe.packed):
+    def packed(batch, make=pipe.make_training_batch):
         made.append(len(batch))
         return make(batch)
 
@@ -32,7 +33,7 @@ def test_each_text_teaches_what_it_says(tiny_llm):
         taught.append(kept(batch))
         return taught[-1]
 
-    pipe.packed = noted
+    pipe.make_training_batch = noted
     for _ in range(3):
         for eg in examples:
             nlp.update([eg], sgd=make_sgd())

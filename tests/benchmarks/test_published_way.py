@@ -44,7 +44,7 @@ def docs(nlp):
 
 def test_constrained_is_ours(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     loop = LeanLoop(llm, view)
     ours = run(pipe, docs(nlp), MentionDecodingSettings())
     assert any(found for written in ours for found in written.values())
@@ -56,7 +56,7 @@ def test_constrained_is_ours(nlp):
 
 def test_generate_is_the_lean_loop(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, prompt_encoder = pipe.ready()
+    llm, view, prompt_encoder = pipe.adapted_llm()
     loop, generate = LeanLoop(llm, view), PlainGenerate(llm, view)
     for doc in docs(nlp):
         lean = published(pipe, prompt_encoder, doc, loop)
@@ -66,7 +66,7 @@ def test_generate_is_the_lean_loop(nlp):
 
 def test_forced_answers_take_the_steps_of_another_wording(nlp):
     pipe = nlp.get_pipe("padellm_ner")
-    llm, view, _ = pipe.ready()
+    llm, view, _ = pipe.adapted_llm()
     prompt_encoder = TemplateEncoder(TEMPLATES["published_en"], llm.tokenizer, {})
     doc = docs(nlp)[0]
     answers = Answers(pipe, prompt_encoder)(doc)

@@ -6,13 +6,13 @@ import os
 
 import pytest
 import spacy
-from ner_helpers import TEXTS, TRAIN, make_examples
 from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
 from spacy_llmner.cli.peak import peak_mb, reset_peak
 from spacy_llmner.llm import registry as pool
+from tests.helpers import TEXTS, TRAIN, make_examples
 
 
 @pytest.fixture

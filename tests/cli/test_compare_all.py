@@ -4,7 +4,6 @@ import json
 
 import pytest
 import spacy
-from ner_helpers import TRAIN, make_examples
 from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
@@ -12,6 +11,7 @@ from spacy_llmner.cli import app
 from spacy_llmner.cli.compare import assemble
 from spacy_llmner.el4ner_ensemble.voter import session
 from spacy_llmner.llm import registry as pool
+from tests.helpers import TRAIN, make_examples
 
 OTHERS = ["ember_probe", "padellm_ner", "ra_it_ner"]
 NOT_SCORES = ("docs_per_second", "peak_mb", "gpu_peak_mb")

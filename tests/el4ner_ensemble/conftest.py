@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from el4ner_helpers import initialized, make_nlp
 
 from spacy_llmner.el4ner_ensemble.voter import session
+from tests.el4ner_ensemble.helpers import initialized, make_nlp
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

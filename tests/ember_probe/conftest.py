@@ -2,7 +2,8 @@
 
 import pytest
 import spacy
-from ember_helpers import PAPER, make_nlp, train
+
+from tests.ember_probe.helpers import PAPER, make_nlp, train
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,11 @@ import shutil
 import pytest
 import spacy
 import torch
-from ember_helpers import (
+from safetensors.torch import load_file
+
+from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
+from spacy_llmner.llm import registry as pool
+from tests.ember_probe.helpers import (
     FEW_SHOT,
     PAPER,
     STRUCTURED,
@@ -22,10 +26,6 @@ from ember_helpers import (
     state_of,
     train,
 )
-from safetensors.torch import load_file
-
-from spacy_llmner.errors import LLMMismatchError, LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import registry as pool
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 

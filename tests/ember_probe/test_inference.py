@@ -3,7 +3,15 @@ import multiprocessing
 import pytest
 import spacy
 import torch
-from ember_helpers import (
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from spacy.language import Language
+from spacy.tokens import Span
+
+from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm import spec as spec_module
+from spacy_llmner.llm.registry import make_llm
+from tests.ember_probe.helpers import (
     NASTY,
     TEXTS,
     TRAIN,
@@ -14,14 +22,6 @@ from ember_helpers import (
     scores,
     train,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from spacy.language import Language
-from spacy.tokens import Span
-
-from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import spec as spec_module
-from spacy_llmner.llm.registry import make_llm
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
 MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "Mira Stone " * 20]

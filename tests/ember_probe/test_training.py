@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import spacy
 import torch
-from ember_helpers import (
+from spacy.tokens import Doc, Span
+from spacy.training import Example
+
+from spacy_llmner.errors import LLMNERError
+from spacy_llmner.pipeline.gold import aligned_entities
+from tests.ember_probe.helpers import (
     TRAIN,
     entities,
     make_examples,
@@ -15,11 +20,6 @@ from ember_helpers import (
     state_of,
     train,
 )
-from spacy.tokens import Doc, Span
-from spacy.training import Example
-
-from spacy_llmner.errors import LLMNERError
-from spacy_llmner.pipeline.gold import aligned_entities
 
 
 @pytest.fixture

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import spacy
 import torch
-from decoding_helpers import TEXTS as TOKENS
-from decoding_helpers import writing
-from ner_helpers import TEXTS, assert_same, entities, make_examples, make_sgd
 from spacy.tokens import DocBin
 
 from spacy_llmner.decoding import forward as passes
@@ -21,6 +18,9 @@ from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.packing import TrainingSequence, pack, target_logits
 from spacy_llmner.llm.registry import make_llm
+from tests.decoding.helpers import TEXTS as TOKENS
+from tests.decoding.helpers import writing
+from tests.helpers import TEXTS, assert_same, entities, make_examples, make_sgd
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

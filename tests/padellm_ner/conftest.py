@@ -1,9 +1,9 @@
 """Pipelines trained on tiny LLMs with a handful of made-up sentences."""
 
 import pytest
-from padellm_helpers import make_nlp, make_prompt_encoder, train
 
 from spacy_llmner.padellm_ner.templates import TEMPLATES
+from tests.padellm_ner.helpers import make_nlp, make_prompt_encoder, train
 
 
 @pytest.fixture(scope="session")

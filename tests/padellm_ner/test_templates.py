@@ -1,12 +1,12 @@
 import pytest
-from ner_helpers import NASTY
-from padellm_helpers import make_prompt_encoder, spell, words_of
 
 from spacy_llmner.decoding.constraints import Choices
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.padellm_ner.architecture import make_padellm, make_template
 from spacy_llmner.padellm_ner.templates import MAX_COUNT, TEMPLATES, Template
 from spacy_llmner.padellm_ner.training_data import training_sequences
+from tests.helpers import NASTY
+from tests.padellm_ner.helpers import make_prompt_encoder, spell, words_of
 
 END = "<|im_end|>"
 PUBLISHED = {

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from ra_it_helpers import initialized, make_nlp, scrambled, train
+
+from tests.ra_it_ner.helpers import initialized, make_nlp, scrambled, train
 
 
 @pytest.fixture(scope="session")

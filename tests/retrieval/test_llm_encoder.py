@@ -2,7 +2,6 @@ import pickle
 
 import numpy as np
 import pytest
-from retrieval_helpers import TEXTS, example
 
 from spacy_llmner.errors import LLMMismatchError, LLMNERError
 from spacy_llmner.llm import registry as pool
@@ -10,6 +9,7 @@ from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.retrieval import llm_encoder
 from spacy_llmner.retrieval.index import ExampleIndex
 from spacy_llmner.retrieval.llm_encoder import make_llm_encoder
+from tests.retrieval.helpers import TEXTS, example
 
 
 def close(a, b):

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from retrieval_helpers import FakeEncoder, at, example
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.retrieval.bm25 import BM25
 from spacy_llmner.retrieval.index import ExampleIndex
 from spacy_llmner.retrieval.strategies import Retriever, Strategy, make_strategy
+from tests.retrieval.helpers import FakeEncoder, at, example
 
 QUERY = "the old stone bridge of Bonn was closed again"
 # 200 texts, each a little farther from the query than the one before: 0.4 degrees apart.

@@ -2,9 +2,10 @@ import hashlib
 
 import pytest
 import srsly
-from convert_helpers import ROOT, convert
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
+
+from tests.scripts.helpers import ROOT, convert
 
 ASSETS = sorted((ROOT / "assets").glob("*.jsonl"))
 

@@ -3,8 +3,9 @@ import json
 
 import pytest
 import srsly
-from convert_helpers import ADA, app, fails_at, run, write
 from typer.testing import CliRunner
+
+from tests.scripts.helpers import ADA, app, fails_at, run, write
 
 
 def test_format_is_told_by_the_content(tmp_path):

@@ -1,10 +1,11 @@
 import re
 
 import pytest
-from convert_helpers import ents, fails_at, run, write
 from corpora import read_conll, spans_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.scripts.helpers import ents, fails_at, run, write
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@ import re
 
 import pytest
 import spacy
-from convert_helpers import ADA, ents, fails_at, run, write
 from spacy.scorer import get_ner_prf
 from spacy.tokens import Span
 from spacy.training import Corpus, Example
+
+from tests.scripts.helpers import ADA, ents, fails_at, run, write
 
 
 def test_jsonl(tmp_path):

@@ -15,12 +15,13 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
+    Union,
 )
 
 from ...decoding.engine import DecodingEngine
 from ...errors import Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
 from ...llm.loading import LoadedLLM
-from ...llm.registry import LLM, make_llm
+from ...llm.registry import LLM, as_llm, make_llm
 from ...llm.tokenization import LLMTokenizer
 from ...llm.word_tokens import word_tokens
 from ..interfaces import Chars, LabelSet, Task
@@ -220,12 +221,15 @@ class LLMVoter:
             return self._saved["prompts"]
         return read_prompts(self.prompts, lang, chat)
 
+    def __repr__(self) -> str:
+        return f"LLMVoter({self.llm.spec.name!r}, prompts={self.prompts!r}, weight={self.weight})"
+
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_limits": None, "_prompt_encoders": {}}
 
 
 def make_voter(
-    llm: Optional[LLM] = None,
+    llm: Optional[Union[str, LLM]] = None,
     prompts: str = AUTO,
     chat: Optional[bool] = None,
     weight: float = 1.0,
@@ -233,7 +237,7 @@ def make_voter(
 ) -> LLMVoter:
     """Registered as `spacy_llmner.Voter.v1` in `@misc`: one member of `el4ner_ensemble`.
 
-    llm (Optional[LLM]): Its LLM (`@misc = "spacy_llmner.LLM.v1"`).
+    llm (Optional[Union[str, LLM]]): Its LLM: a name, or a block (`@misc = "spacy_llmner.LLM.v1"`).
     prompts (str): "auto" goes by the pipeline's language and by whether the LLM is asked as in a chat;
         "en_chat", "en_base", "zh_chat" or "zh_base"; or the path of a file like these.
     chat (Optional[bool]): Ask by the LLM's chat template (true), or line by line as a base model (false);
@@ -249,7 +253,7 @@ def make_voter(
         parse_prompts(f"prompts '{prompts}'", read_prompts(prompts, "en", False))
     if not (isinstance(weight, Real) and 0.0 < float(weight) < math.inf):
         raise wrong("llms.weight", "el4ner_ensemble", weight, "a number above 0")
-    return LLMVoter(llm or make_llm(), prompts, chat, weight, adapter)
+    return LLMVoter(as_llm(llm or ""), prompts, chat, weight, adapter)
 
 
 def default_voters() -> Dict[str, LLMVoter]:
@@ -283,17 +287,17 @@ class ModelResidency:
         self.__dict__.update(state)
         self._lock = RLock()
 
-    def alone(self) -> ContextManager[Any]:
+    def exclusive(self) -> ContextManager[Any]:
         """RETURNS (ContextManager): Lets one thread at a time ask the voters, unless all LLMs fit: another
         one would send away the LLM that is being asked."""
         return nullcontext() if self.all_fit else self._lock
 
-    def take(self, voter: Any) -> None:
+    def load(self, voter: Any) -> None:
         """Make room for the LLM of a voter: the one that waited longest goes."""
         key = voter.memory
         if self.all_fit or key is None:
             return
-        with self.alone():
+        with self.exclusive():
             if key in self._present:
                 self._present.remove(key)
             elif len(self._present) >= self.resident:
@@ -305,13 +309,13 @@ class ModelResidency:
         """RETURNS (List[Any]): The voters, those first that nothing has to be loaded for."""
         return sorted(self.voters, key=lambda voter: voter.memory not in self._present)
 
-    def meet(self, voter: Any) -> None:
+    def introduce(self, voter: Any) -> None:
         """Make room if the voter was never asked anything: it has to load its LLM once to know its
         tokenizer."""
         if voter.name not in self._met:
-            self.take(voter)
+            self.load(voter)
             self._met.add(voter.name)
 
     def forget(self, voter: Any) -> None:
-        """Take back `meet`: its LLM could not be loaded."""
+        """Take back `introduce`: its LLM could not be loaded."""
         self._met.discard(voter.name)

@@ -101,7 +101,7 @@ class VoterPromptEncoder:
         """What follows a text, up to where a list is written."""
         return [*self._encode("\n"), *self._encode(self.prompts.list), *self._to_list]
 
-    def behind_list(self, ids: Sequence[int]) -> List[int]:
+    def after_list(self, ids: Sequence[int]) -> List[int]:
         """RETURNS (List[int]): A list that was written, up to where the next question begins.
 
         ids (Sequence[int]): Its tokens, the end included.
@@ -123,20 +123,20 @@ class VoterPromptEncoder:
         and its answer."""
         questions = [self.type_question(span)] + [self.check_question(span, x) for x in self.types]
         answer = max(len(sequence) for sequence in self.choices.sequences)
-        return len(self.behind_list([0])) + max(len(question) for question in questions) + answer
+        return len(self.after_list([0])) + max(len(question) for question in questions) + answer
 
     @cached_property
-    def behind(self) -> int:
+    def after(self) -> int:
         """Tokens behind a text, without what is said of the text."""
         return len(self.list_question) + self.longest_question("")
 
     def longest(self) -> int:
         """RETURNS (int): Tokens around a text, without demonstrations and what is said of the text."""
-        return len(self.stem("", [])) + self.behind
+        return len(self.stem("", [])) + self.after
 
     def _text(self, shown: str) -> List[int]:
-        before, behind = self.prompts.text.split("{text}")
-        return [*self._encode(before), *self._plain(shown), *self._encode(behind)]
+        before, after = self.prompts.text.split("{text}")
+        return [*self._encode(before), *self._plain(shown), *self._encode(after)]
 
     def _demonstration(self, shown: Demonstration) -> List[int]:
         spans = {(start, end): label for start, end, label in shown.entities}

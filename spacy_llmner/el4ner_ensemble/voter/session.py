@@ -134,7 +134,7 @@ class TaskSession:
         each for itself, and a question about all of the text fit."""
         every_word = [(k, k + 1) for k in range(len(self.task.words))]
         listed = min(len(self.lists.spell(every_word)), MAX_LIST_TOKENS)
-        return self.max_length - self.prompt_encoder.behind - listed - len(self.lists.words.ids)
+        return self.max_length - self.prompt_encoder.after - listed - len(self.lists.words.ids)
 
     def request(self, tree: Tree) -> Generator[None, None, None]:
         """Do job after job, and wait in between, until it is closed."""
@@ -181,10 +181,10 @@ class TaskSession:
         self, tree: Tree, spans: Sequence[Chars], strings: Sequence[str]
     ) -> Generator[None, None, List[Dict[str, float]]]:
         """Ask for the types of strings, behind the list of all spans."""
-        behind = self._behind_list(tree, spans)
+        after = self._after_list(tree, spans)
         choices = self.prompt_encoder.choices
         questions = [self.prompt_encoder.type_question(string) for string in strings]
-        asked = [_ask(tree, *ends, choices) for ends in _apart(tree, behind, questions)]
+        asked = [_ask(tree, *ends, choices) for ends in _apart(tree, after, questions)]
         yield
         return [dict(zip(self.prompt_encoder.labels, _answered(nodes, choices))) for nodes in asked]
 
@@ -193,13 +193,13 @@ class TaskSession:
     ) -> Generator[None, None, List[float]]:
         if not claims:
             return []
-        behind = self._behind_list(tree, spans)
+        after = self._after_list(tree, spans)
         said = [(self.task.text[start:end], label) for start, end, label in claims]
         truth = self.prompt_encoder.truth
         different = list(dict.fromkeys(said))
         questions = [self.prompt_encoder.check_question(*claim) for claim in different]
         either = {-1: np.array(sorted(truth))}
-        asked = [tree.add(*ends, either) for ends in _apart(tree, behind, questions)]
+        asked = [tree.add(*ends, either) for ends in _apart(tree, after, questions)]
         yield
         found = {}
         for claim, node in zip(different, asked):
@@ -214,11 +214,11 @@ class TaskSession:
             self._stem = tree.root(self.ids)
         return self._stem
 
-    def _behind_list(self, tree: Tree, spans: Sequence[Chars]) -> Node:
+    def _after_list(self, tree: Tree, spans: Sequence[Chars]) -> Node:
         """RETURNS (Node): The end of the text and of the list of all spans that are asked about."""
         key = tuple(spans)
         if key not in self._listed:
-            ids = [self._last, *self.prompt_encoder.behind_list(self._spelt(spans))]
+            ids = [self._last, *self.prompt_encoder.after_list(self._spelt(spans))]
             self._listed[key] = tree.add(self._text(tree), ids)
         return self._listed[key]
 
@@ -231,7 +231,7 @@ class TaskSession:
         listed = self.lists.spell(words)
         room = self.max_length - len(self.ids)
         # Most often there is room for anything that could be asked.
-        if len(listed) + self.prompt_encoder.behind + 2 * len(self.lists.words.ids) > room:
+        if len(listed) + self.prompt_encoder.after + 2 * len(self.lists.words.ids) > room:
             strings = {self.task.text[slice(*span)] for span in spans}
             room -= max(self.prompt_encoder.longest_question(string) for string in strings)
             while words and len(listed) > room:

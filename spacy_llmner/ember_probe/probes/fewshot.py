@@ -38,7 +38,7 @@ from .segmentation import IMPOSSIBLE, ScoredSpan, mask_crossing
 # Stored words of a type, and stored spans, whose mean cosine counts.
 NEIGHBOURS = 5
 # Weight of the words on both sides of a word.
-BESIDE = 0.5
+NEIGHBOUR_WEIGHT = 0.5
 # From cosines to log-probabilities, so that scores are near to the share of right entities.
 SHARPNESS = 15.0
 CLIP = 8.0
@@ -229,7 +229,9 @@ class FewShotProbe(nn.Module):
         """Put each word's state together with those of the words beside it, zeros at the ends."""
         before = F.pad(z, (0, 0, 1, 0))[:, :-1]
         after = F.pad(z, (0, 0, 0, 1))[:, 1:]
-        return F.normalize(torch.cat([z, BESIDE * before, BESIDE * after], -1), dim=-1)
+        return F.normalize(
+            torch.cat([z, NEIGHBOUR_WEIGHT * before, NEIGHBOUR_WEIGHT * after], -1), dim=-1
+        )
 
     def type_scores(self, vectors: torch.Tensor) -> torch.Tensor:
         """vectors (Tensor): Shape (..., 3 * width). RETURNS (Tensor): Shape (..., labels + 1)."""

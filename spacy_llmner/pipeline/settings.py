@@ -1,0 +1,83 @@
+"""The settings of a component: a dict that accepts no other names than those it was made with."""
+
+import warnings
+from difflib import SequenceMatcher
+from typing import Any, Dict, Iterable, Mapping, Tuple
+
+from ..errors import Errors, LLMNERError, Warnings
+
+
+class Settings(dict):
+    """What a component has in `cfg`. Values may be changed at any time; a misspelt name is an error.
+
+    name (str): Name of the component, for messages.
+    values (Mapping[str, Any]): All settings, with their values.
+    """
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._name = name
+
+    def __setitem__(self, setting: str, value: Any) -> None:
+        """RAISES (LLMNERError): If there is no such setting."""
+        if setting not in self:
+            raise unknown_setting(self._name, setting, self)
+        super().__setitem__(setting, value)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """RAISES (LLMNERError): If one of the settings does not exist."""
+        for setting, value in dict(*args, **kwargs).items():
+            self[setting] = value
+
+    def setdefault(self, setting: str, default: Any = None) -> Any:
+        """RAISES (LLMNERError): If there is no such setting."""
+        if setting not in self:
+            raise unknown_setting(self._name, setting, self)
+        return self[setting]
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take saved values. Settings that this version does not have are left out, with a warning."""
+        unknown = sorted(set(saved) - set(self))
+        if unknown:
+            message = Warnings.W013.format(name=self._name, unknown=", ".join(unknown))
+            warnings.warn(message, stacklevel=2)
+        self.update({setting: value for setting, value in saved.items() if setting in self})
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return Settings, (self._name, dict(self))
+
+
+def fill_settings(
+    name: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """Complete the keyword arguments of a component.
+
+    name (str): Name of the component.
+    defaults (Mapping[str, Any]): Its default config. Sections of it, such as `llm`, are not meant here.
+    given (Mapping[str, Any]): The arguments.
+    RETURNS (Dict[str, Any]): All settings of the component.
+    RAISES (LLMNERError): If there is no such setting.
+    """
+    known = {setting: x for setting, x in defaults.items() if not isinstance(x, dict)}
+    for setting in given:
+        if setting not in known:
+            raise unknown_setting(name, setting, known)
+    return {**known, **given}
+
+
+def unknown_setting(name: str, setting: str, known: Iterable[str]) -> LLMNERError:
+    """RETURNS (LLMNERError): About a setting that the component `name` does not have."""
+    known = sorted(known)
+    nearest = max(known, key=lambda other: _similarity(setting, other))
+    hint = f"Did you mean `{nearest}`? " if _similarity(setting, nearest)[0] > 0.6 else ""
+    return LLMNERError(
+        Errors.E081.format(name=name, setting=setting, hint=hint, known=", ".join(known))
+    )
+
+
+def _similarity(setting: str, other: str) -> Tuple[float, float]:
+    """RETURNS (Tuple[float, float]): Share of a name's characters that another has in the same order, and
+    of both names' characters."""
+    matcher = SequenceMatcher(None, str(setting), other)
+    shared = sum(block.size for block in matcher.get_matching_blocks())
+    return shared / max(len(str(setting)), 1), matcher.ratio()

@@ -1,0 +1,53 @@
+"""`spacy train` with the config of the project."""
+
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.cli.train import train as train_cli
+from spacy.tokens import DocBin
+from spacy.util import load_config
+
+from tests.helpers import TEXTS, assert_valid, make_examples
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = ROOT / "configs" / "el4ner_ensemble.cfg"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    docs = [eg.reference for eg in make_examples(spacy.blank("en"))]
+    DocBin(docs=docs).to_disk(tmp_path / "data.spacy")
+    return str(tmp_path / "data.spacy")
+
+
+def test_config_is_complete():
+    """What the config does not say is not filled in behind its back."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("el4ner_ensemble")
+    config = load_config(CONFIG)["components"]["el4ner_ensemble"]
+    default = nlp.get_pipe_config("el4ner_ensemble")
+    assert config.keys() == default.keys()
+    for setting, value in default.items():
+        if not isinstance(value, dict) and setting != "verifier":
+            assert config[setting] == value, setting
+    assert set(config["llms"]) == {"gemma", "smollm2"}
+
+
+def test_spacy_train(roomy, corpus, tmp_path):
+    """One step, in which nothing is trained: the pool is taken, and the dev corpus is scored."""
+    overrides = {
+        "paths.train": corpus,
+        "paths.dev": corpus,
+        "paths.llm": roomy[0],
+        "paths.second_llm": roomy[1],
+    }
+    config = load_config(CONFIG, interpolate=False)
+    config["components"]["el4ner_ensemble"]["encoder"] = {"@misc": "el4ner_tests.Encoder.v1"}
+    config.to_disk(tmp_path / "config.cfg")
+    train_cli(tmp_path / "config.cfg", tmp_path / "out", overrides=overrides)
+    nlp = spacy.load(tmp_path / "out" / "model-best")
+    assert nlp.get_pipe("el4ner_ensemble").labels == ("LOC", "PER")
+    assert "ents_f" in nlp.meta["performance"]
+    for doc in nlp.pipe(TEXTS[:3]):
+        assert_valid(doc, doc.text)

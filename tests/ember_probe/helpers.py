@@ -1,0 +1,53 @@
+"""What the tests of `ember_probe` share: pipelines, next to what all components' tests share."""
+
+import random
+
+import spacy
+import torch
+
+from tests.helpers import (  # noqa: F401
+    NASTY,
+    TEXTS,
+    TRAIN,
+    assert_same,
+    assert_valid,
+    damage,
+    entities,
+    make_examples,
+    make_sgd,
+    same_state,
+    scores,
+    share_found,
+    state_of,
+)
+
+STRUCTURED = "spacy_llmner.EmberProbe.v1"
+PAPER = "spacy_llmner.EmberPaper.v1"
+FEW_SHOT = "spacy_llmner.EmberFewShot.v1"
+
+
+def make_nlp(llm, architecture=STRUCTURED, *, lang="en", cfg=None, **model):
+    """RETURNS (Language): With one untrained ember_probe on the CPU that caches nothing."""
+    nlp = spacy.blank(lang)
+    if architecture == STRUCTURED:
+        # Without a prefix, what is read is exactly what is streamed.
+        model = {"prefix": "", **model}
+    config = {
+        "llm": {"@misc": "spacy_llmner.LLM.v1", "name": str(llm), "device": "cpu"},
+        "model": {"@architectures": architecture, **model},
+        "feature_cache": "off",
+    }
+    nlp.add_pipe("ember_probe", config={**config, **(cfg or {})})
+    return nlp
+
+
+def train(nlp, steps=30, data=TRAIN, learn_rate=0.01):
+    """Overfit. RETURNS (Language): The same pipeline."""
+    random.seed(0)
+    examples = make_examples(nlp, data)
+    nlp.initialize(lambda: examples)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(steps):
+            nlp.update(examples, sgd=make_sgd(learn_rate), drop=0.0)
+    return nlp

@@ -1,0 +1,229 @@
+"""Several components on one LLM: held once, and none changes what another sees."""
+
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import spacy
+import torch
+from transformers import AutoModelForCausalLM
+
+from spacy_llmner.decoding.engine import DecodingEngine
+from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm import registry as pool
+from spacy_llmner.padellm_ner.decoding import MentionDecodingSettings, find_mentions
+from spacy_llmner.pipeline.spans import assign_occurrences
+from tests.helpers import TEXTS, assert_same, entities, make_examples, make_sgd, scores
+from tests.padellm_ner.helpers import DATA, initialized, make_nlp, train
+
+
+@pytest.fixture(scope="module")
+def ember(tiny_llm, tmp_path_factory):
+    """An ember_probe on the same LLM."""
+    nlp = spacy.blank("en")
+    config = {
+        "llm": {"@misc": "spacy_llmner.LLM.v1", "name": tiny_llm, "device": "cpu"},
+        "feature_cache": "off",
+        "spans_key": "ember",
+    }
+    nlp.add_pipe("ember_probe", config=config)
+    examples = make_examples(nlp, DATA)
+    nlp.initialize(lambda: examples)
+    for _ in range(10):
+        nlp.update(examples, sgd=make_sgd())
+    return nlp
+
+
+def ember_scores(doc):
+    group = doc.spans["ember"]
+    return [(s.start, s.end, s.label_, x) for s, x in zip(group, group.attrs["scores"])]
+
+
+@pytest.mark.parametrize("order", [["ember_probe", "padellm_ner"], ["padellm_ner", "ember_probe"]])
+def test_ember_probe_beside_it(ember, trained, order):
+    """Its output is bit for bit the same with padellm_ner before, behind and between."""
+    alone = [ember_scores(ember(text)) for text in TEXTS]
+    n_loaded = len(pool.loaded())  # other tests may have loaded others
+    sources = {"ember_probe": ember, "padellm_ner": trained}
+    nlp = spacy.blank("en")
+    for name in order:
+        nlp.add_pipe(name, source=sources[name])
+    docs = [nlp(text) for text in TEXTS]
+    assert [ember_scores(doc) for doc in docs] == alone
+    assert [ember_scores(ember(text)) for text in TEXTS] == alone
+    for doc, text in zip(docs, TEXTS):
+        assert scores(doc) == pytest.approx(scores(trained(text)), abs=1e-6)
+    first, second = (nlp.get_pipe(name) for name in order)
+    assert first.shared_llm() is second.shared_llm()
+    assert len(pool.loaded()) == n_loaded
+    # While the other one learns, too.
+    trained_on = nlp.get_pipe("padellm_ner")
+    trained_on.update(make_examples(nlp))
+    assert [ember_scores(ember(text)) for text in TEXTS] == alone
+    trained_on.module.zero_grad(set_to_none=True)
+
+
+def test_two_adapters_on_one_llm(trained, tiny_llm):
+    other_data = [(text, [(s, e, "THING") for s, e, _ in ents]) for text, ents in DATA]
+    other = train(make_nlp(tiny_llm, cfg={"spans_key": "things"}), steps=25, data=other_data)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("padellm_ner", source=trained)
+    nlp.add_pipe("padellm_ner", source=other, name="other")
+    assert nlp.get_pipe("other").shared_llm() is nlp.get_pipe("padellm_ner").shared_llm()
+    doc = nlp(TEXTS[0])
+    assert set(doc.spans) == {"llmner", "things"}
+    assert scores(doc) == scores(trained(TEXTS[0]))
+    assert {s.label_ for s in doc.spans["things"]} == {"THING"}
+
+
+def test_llm_stays_as_it_was(tiny_llm):
+    llm = pool.make_llm(tiny_llm, device="cpu").load()
+    before = {name: p.clone() for name, p in llm.model.named_parameters()}
+    modules = [type(m) for m in llm.model.modules()]
+    nlp = train(make_nlp(tiny_llm), steps=2)
+    nlp(TEXTS[0])
+    pipe = nlp.get_pipe("padellm_ner")
+    with pytest.raises(RuntimeError):  # out of the middle of a text
+        for _ in pipe.stream(TEXTS[0]):
+            raise RuntimeError
+        raise RuntimeError
+    assert pipe.shared_llm() is llm
+    assert not llm.model.training and [type(m) for m in llm.model.modules()] == modules
+    for name, p in llm.model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert not p.requires_grad and p.grad is None
+
+
+def test_unloaded_llm_comes_back(trained):
+    doc = trained(TEXTS[0])
+    pool.clear()
+    assert_same(doc, trained(TEXTS[0]))
+    assert entities(doc) == DATA[0][1]
+
+
+@pytest.mark.parametrize("template", ["compact", "published_en"])
+def test_equal_to_plain_decoding(any_llm, template):
+    """Checklist 5: batch, one by one, and a plain loop over transformers' own model write the same,
+    with the same probabilities."""
+    nlp = initialized(make_nlp(any_llm, template=template))
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, _, prompt_encoder = pipe.adapted_llm()
+    model = AutoModelForCausalLM.from_pretrained(any_llm).eval()
+    settings = MentionDecodingSettings(raw=True)
+    windows = [pipe._windows(nlp.make_doc(text), prompt_encoder)[0].words for text in TEXTS[:4]]
+    requests = [
+        find_mentions(prompt_encoder, words, text, ["LOC", "PER"], settings)
+        for words, text in zip(windows, TEXTS)
+    ]
+    together = DecodingEngine(llm, raw=True).run(requests)
+    for words, text, batched in zip(windows, TEXTS, together):
+        (alone,) = DecodingEngine(llm, raw=True).run(
+            [find_mentions(prompt_encoder, words, text, ["LOC", "PER"], settings)]
+        )
+        plain = plainly(model, prompt_encoder, words, text, ["LOC", "PER"])
+        for label in ("LOC", "PER"):
+            assert [w.places for w in batched[label]] == [w.places for w in alone[label]]
+            assert [w.places for w in plain[label]] == [w.places for w in alone[label]]
+            assert assign_occurrences(batched[label]) == assign_occurrences(plain[label])
+            for one, other, third in zip(batched[label], alone[label], plain[label]):
+                for kind in ("log_probs", "raw_log_probs"):
+                    a, b, c = (getattr(w, kind) for w in (one, other, third))
+                    assert a == pytest.approx(b, abs=1e-4) and a == pytest.approx(c, abs=1e-4)
+
+
+@pytest.mark.parametrize("template", ["compact", "published_en"])
+def test_calibrated_counts_do_not_depend_on_the_speed_ups(any_llm, template):
+    """Batched, one by one, without drafts and without look-ahead: the same, as likely."""
+    nlp = initialized(make_nlp(any_llm, template=template))
+    pipe = nlp.get_pipe("padellm_ner")
+    llm, _, prompt_encoder = pipe.adapted_llm()
+    windows = [pipe._windows(nlp.make_doc(text), prompt_encoder)[0].words for text in TEXTS[:4]]
+
+    def requests(settings):
+        return [
+            find_mentions(prompt_encoder, words, text, ["LOC", "PER"], settings)
+            for words, text in zip(windows, TEXTS)
+        ]
+
+    usual = MentionDecodingSettings(count_threshold=0.05)
+    plain = MentionDecodingSettings(count_threshold=0.05, draft=0, look_ahead=False)
+    batched = DecodingEngine(llm).run(requests(usual))
+    assert any(written for found in batched for written in found.values())
+    for settings in (usual, replace(usual, draft=0), replace(usual, look_ahead=False), plain):
+        alone = [DecodingEngine(llm).run([request])[0] for request in requests(settings)]
+        for one, other in zip(batched, alone):
+            for label in ("LOC", "PER"):
+                assert [w.places for w in one[label]] == [w.places for w in other[label]]
+                for a, b in zip(one[label], other[label]):
+                    assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+
+
+def plainly(model, prompt_encoder, words, text, labels):
+    """RETURNS (Dict[str, List[DecodedMention]]): Token by token, each with a pass over all tokens before it."""
+    from spacy_llmner.decoding.substrings import substring_constraint
+    from spacy_llmner.padellm_ner.decoding import DecodedMention
+
+    tokenizer = prompt_encoder.tokenizer if prompt_encoder.template.bare else None
+    mentions = substring_constraint(words, prompt_encoder.end, tokenizer, text)
+    numbers = prompt_encoder.numbers(len(words))
+
+    def write(prompt, constraint):
+        ids, state, log_probs, raw = list(prompt), constraint.start, [], []
+        while len(allowed := constraint.allowed(state)):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1].double()
+            some = torch.log_softmax(logits[torch.from_numpy(allowed)], dim=0)
+            best = int(some.argmax())
+            log_probs.append(float(some[best]))
+            ids.append(int(allowed[best]))
+            raw.append(float(torch.log_softmax(logits, dim=0)[ids[-1]]))
+            state = constraint.advance(state, ids[-1])
+        return ids[len(prompt) :], state, log_probs[:-1], raw[:-1]
+
+    out = {}
+    for label in labels:
+        prompt = [*prompt_encoder.before, *words.ids.tolist(), *prompt_encoder.label(label)]
+        count, *_ = write([*prompt, *prompt_encoder.count()], numbers)
+        n = numbers.sequences.index(tuple(count))
+        out[label] = []
+        for k in range(1, n + 1):
+            _, state, log_probs, raw = write([*prompt, *prompt_encoder.mention(n, k)], mentions)
+            out[label].append(DecodedMention(label, k, mentions.spans(state), log_probs, raw))
+    return out
+
+
+def test_two_threads_at_first_use(trained):
+    """Both make the view with the adapter: neither disturbs the other, nor torch."""
+    expected = [scores(doc) for doc in trained.pipe(TEXTS)]
+    for _ in range(3):
+        nlp = pickle.loads(pickle.dumps(trained))
+        start = threading.Barrier(2)
+
+        def read(_):
+            start.wait()  # noqa: B023
+            return [scores(doc) for doc in nlp.pipe(TEXTS)]  # noqa: B023
+
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(read, range(2)))
+        assert found == [[pytest.approx(s, abs=1e-5) for s in expected]] * 2
+        assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("count", ["argmax", "calibrated"])
+def test_llm_that_overflows(trained, ember, monkeypatch, count):
+    """Nothing found would look like nothing there."""
+    pipe = trained.get_pipe("padellm_ner")
+    norm = pipe.shared_llm().decoder.layers[0].input_layernorm.weight
+    kept = norm.clone()
+    monkeypatch.setitem(pipe.cfg, "count", count)
+    try:
+        norm.data.fill_(float("nan"))
+        for nlp in (trained, ember):
+            with pytest.raises(LLMNERError, match="values that are no numbers in torch.float32"):
+                list(nlp.pipe(TEXTS))
+        with pytest.raises(LLMNERError, match="The loss of 'padellm_ner' is no number .nan."):
+            pipe.update(make_examples(trained))
+    finally:
+        norm.data.copy_(kept)
