@@ -10,7 +10,7 @@ from spacy.training import Example
 
 from ..el4ner_ensemble.vote_calibration import VoteCalibration
 from ..errors import LLMNERError
-from .evaluate import check_data_path, load_pipeline, read_examples
+from ._util import check_data_path, exit_on_error, load_pipeline, read_examples
 
 
 def calibrate_cli(
@@ -27,7 +27,7 @@ def calibrate_cli(
 ) -> None:
     """Fit what each voter of el4ner_ensemble counts, and when ra_it_ner shows examples."""
     import_code(code_path)
-    try:
+    with exit_on_error():
         check_data_path(data_path)
         nlp = load_pipeline(model, gpu_id)
         examples = read_examples(nlp, data_path)
@@ -37,9 +37,6 @@ def calibrate_cli(
         for name, result in calibrate(nlp, examples).items():
             typer.echo(f"{name}: {_describe_result(result)}")
         nlp.to_disk(output)
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
     typer.echo(f"Saved {output}")
 
 

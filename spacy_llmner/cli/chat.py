@@ -16,7 +16,7 @@ from ..ember_probe.streaming.events import EntityEvent, TextPiece
 from ..ember_probe.streaming.generation import EmberStream
 from ..ember_probe.streaming.prompt import Prompt, encode_prompt
 from ..errors import Errors, LLMNERError
-from .evaluate import colors_of, load_pipeline
+from ._util import colors_of, exit_on_error, load_pipeline
 
 FACTORY = "ember_probe"
 # What a terminal would take for a command.
@@ -41,7 +41,7 @@ def chat_cli(
     printed with a list of its entities.
     """
     console = Console(highlight=False)
-    try:
+    with exit_on_error():
         ember = load_ember(pipeline, llm)
         chat = ChatSession(ember, console, max_new_tokens, temperature, system, plain)
         if once is not None:
@@ -51,9 +51,6 @@ def chat_cli(
             console.print("Ctrl-C ends an answer, /quit the chat.", style="dim")
         for prompt in typed_lines():
             chat.ask(prompt)
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
 
 
 def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
@@ -67,8 +64,9 @@ def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
     nlp = load_pipeline(pipeline)
     name = _find(nlp, pipeline)
     if llm is not None:
-        shared = "llm" in nlp.config.get("paths", {})
-        key = "paths.llm" if shared else f"components.{name}.llm.name"
+        block = nlp.config["components"][name]["llm"]
+        key = f"components.{name}.llm" + ("" if isinstance(block, str) else ".name")
+        key = "paths.llm" if "llm" in nlp.config.get("paths", {}) else key
         nlp = load_pipeline(pipeline, config={key: llm})
     return nlp.get_pipe(name)
 

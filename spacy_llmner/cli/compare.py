@@ -22,7 +22,7 @@ from ..errors import LLMNERError
 from ..pipeline.base import LLMNERPipe
 from ..pipeline.combine import Combine
 from ..pipeline.scorers import looked_for
-from .evaluate import check_data_path, colors_of, load_pipeline, percent, read_examples
+from ._util import check_data_path, colors_of, exit_on_error, load_pipeline, percent, read_examples
 from .peak import gpu_peak_mb, peak_mb, reset_peak
 
 COMBINED = "combined"
@@ -41,7 +41,7 @@ def compare_cli(
 ) -> None:
     """Compare the entities, speed and memory of several pipelines, alone and combined."""
     console = Console(highlight=False)
-    try:
+    with exit_on_error():
         check_data_path(data_path)
         nlp = assemble(models, min_votes, gpu_id)
         references = read_examples(nlp, data_path)
@@ -54,9 +54,6 @@ def compare_cli(
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text() + "\n", encoding="utf8")
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
     console.print(_table(results))
     for path in (output, html):
         if path is not None:

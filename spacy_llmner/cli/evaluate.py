@@ -15,25 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from spacy import displacy
-from spacy.cli._util import import_code, setup_gpu
-from spacy.displacy.render import EntityRenderer
+from spacy.cli._util import import_code
 from spacy.displacy.templates import TPL_PAGE
 from spacy.language import Language
 from spacy.pipeline.spancat import spancat_score
 from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc
-from spacy.training import Corpus, Example
-from spacy.training.corpus import FILE_TYPE, walk_corpus
-from spacy.util import is_package, load_model
+from spacy.training import Example
 from tqdm import tqdm
 
-from ..errors import LLMNERError
 from ..pipeline.scorers import looked_for, set_f
+from ._util import check_data_path, colors_of, exit_on_error, load_pipeline, percent, read_examples
 
 # Start and end in characters, and the label.
 Entity = Tuple[int, int, str]
-# For labels that displaCy has no colour for.
-PALETTE = ("#f0d0ff", "#bfe1d9", "#ffc4d6", "#c5d8f7", "#e6dcb1", "#cfe8a9", "#ffd8b5", "#d4d4e8")
 # In the terminal only the beginning of a long document is shown.
 SHOWN_CHARS = 400
 
@@ -75,7 +70,7 @@ def evaluate_cli(
     """Evaluate the entities of a pipeline: precision, recall and F by label, and speed."""
     import_code(code_path)
     console = Console(highlight=False)
-    try:
+    with exit_on_error():
         result = evaluate(
             model, data_path, gpu_id=gpu_id, spans_key=spans_key, limit=limit, progress=True
         )
@@ -86,9 +81,6 @@ def evaluate_cli(
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text() + "\n", encoding="utf8")
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
     _print(console, result, show)
     for path in (output, html):
         if path is not None:
@@ -203,84 +195,6 @@ def label_colors(result: Evaluation) -> Dict[str, str]:
     return colors_of(ent.label_ for doc in docs for ent in doc.ents)
 
 
-def colors_of(labels: Iterable[str]) -> Dict[str, str]:
-    """RETURNS (Dict[str, str]): displaCy's colour for each label, others from a palette."""
-    labels = sorted(set(labels))
-    known = EntityRenderer().colors
-    new = [label for label in labels if label.upper() not in known]
-    palette = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(new)}
-    return {label: known.get(label.upper()) or palette[label] for label in labels}
-
-
-def check_data_path(path: Path) -> None:
-    """Say what is wrong with the path of annotated Docs, if anything is."""
-    convert = "Make it with `python -m spacy convert`, or scripts/convert.py of the repository."
-    if not path.exists():
-        raise LLMNERError(f"Can't find the data '{path}'. {convert}")
-    if path.is_file() and path.suffix != FILE_TYPE:
-        raise LLMNERError(f"The data '{path}' is no {FILE_TYPE} file. {convert}")
-    if path.is_dir() and not any(path.rglob(f"*{FILE_TYPE}")):
-        raise LLMNERError(f"The folder '{path}' holds no {FILE_TYPE} file. {convert}")
-
-
-def load_pipeline(
-    model: str, gpu_id: int = -1, config: Optional[Dict[str, Any]] = None
-) -> Language:
-    """Load a pipeline, or say what is wrong with the name.
-
-    config (Optional[Dict[str, Any]]): Settings to override, e.g. {"paths.llm": NAME}.
-    """
-    path = Path(model)
-    if not is_package(model):
-        if not path.exists():
-            raise LLMNERError(
-                f"Can't find the pipeline '{model}': it is neither a folder nor an installed "
-                "package. Train one with: python -m spacy train CONFIG --output FOLDER"
-            )
-        if not (path / "config.cfg").exists():
-            best = path / "model-best"
-            hint = f" Did you mean '{best}'?" if best.exists() else ""
-            raise LLMNERError(f"'{model}' holds no pipeline: there is no config.cfg in it.{hint}")
-    if gpu_id >= 0:
-        try:
-            setup_gpu(gpu_id, silent=True)
-        except ValueError as e:
-            raise LLMNERError(
-                f"spaCy can't use the GPU {gpu_id} ({e}). Leave --gpu-id out: the LLM itself runs "
-                "where `device` of its block says, also without CuPy."
-            ) from None
-    return load_model(model, config=config or {})
-
-
-def read_examples(nlp: Language, path: Path, spans_key: Optional[str] = None) -> List[Example]:
-    """Read annotated Docs, or say what is wrong with them."""
-    corpus = Corpus(path)
-    try:
-        references = list(corpus.read_docbin(nlp.vocab, walk_corpus(path, FILE_TYPE)))
-    except Exception as e:  # whatever unpacking foreign bytes may raise
-        raise LLMNERError(
-            f"Can't read the data '{path}': it is broken or no {FILE_TYPE} file ({e})."
-        ) from e
-    examples = list(corpus.make_examples(nlp, references))
-    if not examples:
-        raise LLMNERError(f"The data '{path}' hold no document with a token.")
-    if not any(eg.reference.has_annotation("ENT_IOB") for eg in examples):
-        raise LLMNERError(
-            f"The data '{path}' hold no entity annotation. Mark documents without entities as "
-            'outside: doc.set_ents([], default="outside"). scripts/convert.py of the repository does.'
-        )
-    for eg in examples:  # which labels a Doc is asked for; spaCy's own commands don't carry it over
-        eg.predicted._.llmner_labels = eg.reference._.llmner_labels
-    keys: Set[str] = {key for eg in examples for key in eg.reference.spans}
-    if spans_key is not None and spans_key not in keys:
-        known = ", ".join(sorted(keys)) or "none"
-        raise LLMNERError(
-            f"The data '{path}' have no spans under the key '{spans_key}' (keys: {known}). "
-            "Choose another --spans-key, or convert the corpus with --nested."
-        )
-    return examples
-
-
 def _entities(doc: Doc, spans_key: Optional[str] = None) -> Set[Entity]:
     spans: Iterable = doc.ents if spans_key is None else doc.spans.get(spans_key, [])
     return {(span.start_char, span.end_char, span.label_) for span in spans}
@@ -353,10 +267,6 @@ def _marked(doc: Doc, colors: Dict[str, str], in_color: bool) -> Text:
         end = ent.end_char
     rest = doc.text[end : max(end, SHOWN_CHARS)]
     return text.append(rest + ("…" if end + len(rest) < len(doc.text) else ""))
-
-
-def percent(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value * 100:.1f}"
 
 
 def _name(nlp: Language) -> str:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..ember_probe.generated_data import generate_examples
 from ..errors import LLMNERError
 from ..llm.registry import make_llm
-from .evaluate import load_pipeline
+from ._util import exit_on_error, load_pipeline
 
 
 def generate_cli(
@@ -27,11 +27,8 @@ def generate_cli(
     Let the LLM continue prompts, annotate what it wrote, and save it as training data. The prompts'
     own words carry no annotation, so that only what was written is learnt.
     """
-    try:
+    with exit_on_error():
         n_docs, n_ents = generate(prompts, output, llm, annotator, max_new_tokens, limit)
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
     typer.echo(f"✔ {n_docs} texts with {n_ents} entities in what was written: {output}")
 
 

@@ -26,6 +26,7 @@ from ..retrieval.bm25 import CJK
 from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
 from ..retrieval.examples import LabelledText, PoolText, labelled_text
 from ..retrieval.llm_encoder import make_llm_encoder
+from ._util import exit_on_error
 
 # Words of an example at most: about as many as the components read of a text at once, 256 tokens.
 WORDS = 128
@@ -64,7 +65,7 @@ def index_cli(
     """
     msg = Printer()
     start = perf_counter()
-    try:
+    with exit_on_error():
         index, n_read = build_index(
             corpus,
             output,
@@ -76,9 +77,6 @@ def index_cli(
             device=device,
             progress=True,
         )
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
     left_out = n_read - len(index)
     more = f", {left_out} duplicate, blank, unannotated or cut texts left out" if left_out else ""
     seconds = perf_counter() - start
@@ -126,7 +124,7 @@ def build_index(
 
         def counted() -> Iterator[LabelledText]:
             nonlocal n_read
-            for parts in read_examples(corpus, spans_key):
+            for parts in read_labelled(corpus, spans_key):
                 n_read += len(parts)
                 yield from (part for part in parts if part is not None)
                 bar.update()
@@ -172,7 +170,7 @@ def count_texts(corpus: Path) -> int:
     return sum(len(_open_docs(path)) for path in _doc_files(corpus))
 
 
-def read_examples(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Parts]:
+def read_labelled(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Parts]:
     """Read a corpus, a .jsonl file line by line, a folder file by file.
 
     YIELDS (List[Optional[LabelledText]]): The parts of each text, one if it isn't long. Its doc_id is the

@@ -28,7 +28,7 @@ from ..errors import Errors, LLMNERError
 from ..llm.loading import LoadedLLM
 from ..llm.registry import make_llm
 from ..pipeline.gold import aligned_entities
-from .evaluate import check_data_path, read_examples
+from ._util import check_data_path, exit_on_error, read_examples
 
 # Docs that the LLM reads at once.
 READ_BATCH = 32
@@ -73,7 +73,7 @@ def layers_cli(
     """
     console = Console(highlight=False)
     device = "auto" if gpu_id is None else "cpu" if gpu_id < 0 else f"cuda:{gpu_id}"
-    try:
+    with exit_on_error():
         loaded = make_llm(llm, device=device).load()
         scores = sweep(loaded, train_path, dev_path, lang=lang, limit=limit, progress=True)
         best = max(scores, key=lambda s: s.ents_f)
@@ -87,9 +87,6 @@ def layers_cli(
             found = {"llm": llm, "n_layers": loaded.n_layers, "best_layer": best.layer}
             found["layers"] = [asdict(s) for s in scores]
             output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf8")
-    except (LLMNERError, OSError) as e:
-        typer.echo(f"✘ {e}", err=True)
-        raise typer.Exit(1) from None
     console.print(_table(scores, best))
     console.print(
         f"Best: layer {best.layer} of {loaded.n_layers}, at {best.depth:.0%} of the depth. "

@@ -12,7 +12,7 @@ from spacy.util import ignore_error
 from thinc.api import Config
 from typer.testing import CliRunner
 
-from spacy_llmner.cli import evaluate as module
+from spacy_llmner.cli import _util as module
 from spacy_llmner.cli.evaluate import differences, evaluate, evaluate_cli, to_html
 from spacy_llmner.errors import LLMNERError
 
