@@ -18,7 +18,7 @@ import typer
 from common import save
 
 from spacy_llmner.cli.compare import assemble
-from spacy_llmner.cli.evaluate import read_examples
+from spacy_llmner.cli._util import read_examples
 from spacy_llmner.cli.peak import peak_mb, reset_peak
 from spacy_llmner.llm import registry as pool
 

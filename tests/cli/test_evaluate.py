@@ -12,7 +12,8 @@ from spacy.util import ignore_error
 from thinc.api import Config
 from typer.testing import CliRunner
 
-from spacy_llmner.cli import _util as module
+from spacy_llmner.cli import _util
+from spacy_llmner.cli import evaluate as module
 from spacy_llmner.cli.evaluate import differences, evaluate, evaluate_cli, to_html
 from spacy_llmner.errors import LLMNERError
 
@@ -216,7 +217,7 @@ def test_failed_documents_do_not_shift_the_others(model, data, monkeypatch):
     nlp = spacy.load(model)
     nlp.add_pipe("test_evaluate_failing", first=True)
     nlp.set_error_handler(ignore_error)
-    monkeypatch.setattr(module, "load_model", lambda name, config: nlp)
+    monkeypatch.setattr(_util, "load_model", lambda name, config: nlp)
     result = run(model, data)
     assert "1 docs failed and count as empty" in result.stdout
     assert row(result.stdout, "LOC") == ["100.0", "33.3", "50.0", "3", "1"]
@@ -294,7 +295,7 @@ def test_no_gpu(model, data, monkeypatch):
     def no_gpu(gpu_id, silent):
         raise ValueError("No GPU devices detected")
 
-    monkeypatch.setattr(module, "setup_gpu", no_gpu)
+    monkeypatch.setattr(_util, "setup_gpu", no_gpu)
     fails("spaCy can't use the GPU 0 (No GPU devices detected)", model, data, "--gpu-id", "0")
 
 
