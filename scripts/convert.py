@@ -1,7 +1,7 @@
-"""Convert an annotated corpus (JSONL with character offsets, or CoNLL columns) into a .spacy file.
+"""Convert an annotated corpus (JSONL with character offsets, or CoNLL columns) to a .spacy file.
 
-Nothing is dropped or repaired silently: a line that can't be read as it stands ends the conversion
-with `FILE:LINE: reason`, and an output that was there before stays as it was.
+Nothing is dropped or repaired silently. A line that can't be read stops the conversion with the error
+`FILE:LINE: reason`, and an existing output file is not changed.
 """
 
 import hashlib
@@ -31,7 +31,15 @@ from spacy.util import filter_spans
 
 @dataclass
 class Counts:
-    """What was converted. `split` counts tokens cut because a mention begins or ends inside."""
+    """The numbers of converted items.
+
+    docs (int): Docs.
+    entity_free (int): Docs without entities.
+    sentences (int): Sentences.
+    tokens (int): Tokens.
+    split (int): Tokens that were split because an entity begins or ends inside them.
+    labels (Counter[str]): Entities by label.
+    """
 
     docs: int = 0
     entity_free: int = 0
@@ -48,18 +56,19 @@ class Counts:
             *(f"  {label}: {n}" for label, n in sorted(self.labels.items())),
         ]
         if self.split:
-            lines.append(f"{self.split} tokens split where a mention begins or ends in them")
+            lines.append(f"{self.split} tokens split, because an entity begins or ends inside them")
         return "\n".join(lines)
 
 
 def make_doc(nlp: Language, sentences: List[Sentence], spans_key: Optional[str]) -> Doc:
-    """Join sentences into one Doc with sentence starts.
+    """Join sentences into one Doc with sentence boundaries.
 
     nlp (Language): The pipeline whose vocab is used.
     sentences (List[Sentence]): The sentences, at least one.
-    spans_key (Optional[str]): Where all spans go, for a nested corpus. doc.ents gets the longest.
-    RETURNS (Doc): The Doc. Tokens without an entity are marked as outside: spaCy's scorer skips
-        documents whose tags are unset, with all the false positives in them.
+    spans_key (Optional[str]): For a nested corpus: the key of the doc.spans group for all spans. doc.ents
+        gets the longest spans that don't overlap.
+    RETURNS (Doc): The Doc. Tokens without an entity are annotated as outside. Otherwise spaCy's scorer
+        would skip Docs without entities, and all false positives in them.
     """
     words: List[str] = []
     spaces: List[bool] = []
@@ -82,10 +91,12 @@ def make_doc(nlp: Language, sentences: List[Sentence], spans_key: Optional[str])
 
 
 def verify_checksum(path: Path, project: Path) -> None:
-    """Compare a file with its checksum in project.yml, if it is listed there. (`spacy project
-    assets` itself exits with 0 when they differ.)
+    """Compare a file with its checksum in project.yml, if it is listed there. (`spacy project assets` exits
+    with 0 even if a checksum is wrong.)
 
-    RAISES (ConvertError): If they differ, or if the project.yml can't be read.
+    path (Path): The file.
+    project (Path): The project.yml.
+    RAISES (ConvertError): If the checksum is wrong, or if the project.yml can't be read.
     """
     try:
         config = srsly.read_yaml(project)
@@ -98,8 +109,8 @@ def verify_checksum(path: Path, project: Path) -> None:
         if checksum and (project.parent / dest).resolve() == path.resolve():
             md5 = hashlib.md5(path.read_bytes()).hexdigest()
             if md5 != checksum:
-                reason = f"the md5 sum is {md5}, but {project} says {checksum}"
-                raise ConvertError(path, f"{reason}. Get the file again or correct the checksum")
+                reason = f"the md5 checksum is {md5}, but must be {checksum} according to {project}"
+                raise ConvertError(path, f"{reason}. Get the file again, or correct the checksum")
 
 
 def convert(
@@ -114,25 +125,25 @@ def convert(
     labels: Optional[Set[str]] = None,
     leave_out: FrozenSet[str] = frozenset(),
 ) -> Counts:
-    """Convert a corpus into a .spacy file. The settings are those of the command line.
+    """Convert a corpus to a .spacy file. For the arguments, see the command line.
 
-    RETURNS (Counts): What was converted.
-    RAISES (ConvertError): If the corpus can't be read. The output is untouched then.
+    RETURNS (Counts): The numbers of converted items.
+    RAISES (ConvertError): If the corpus can't be read. The output file is not changed then.
     """
     if not input_path.is_file():
-        raise ConvertError(input_path, "there is no such file")
+        raise ConvertError(input_path, "the file does not exist")
     if output_path.suffix != ".spacy":
-        # spaCy's corpus reader finds only files with this ending.
-        raise ConvertError(output_path, "the output's name must end in .spacy")
+        # spaCy's corpus reader only finds files with this ending.
+        raise ConvertError(output_path, "the name of the output must end in .spacy")
     try:
         nlp = spacy.blank(lang)
     except ImportError as e:
         raise ConvertError(input_path, f"no tokenizer for the language '{lang}': {e}") from None
     counts = Counts()
     sentences = read_sentences(input_path, nlp, format, labels, nested)
-    kept = (s._replace(spans=[x for x in s.spans if x[2] not in leave_out]) for s in sentences)
+    sentences = (s._replace(spans=[x for x in s.spans if x[2] not in leave_out]) for s in sentences)
     doc_bin = DocBin()
-    for _, group in groupby(kept, key=lambda sentence: sentence.group):
+    for _, group in groupby(sentences, key=lambda sentence: sentence.group):
         members = list(group)
         for i in range(0, len(members), docs_of):
             part = members[i : i + docs_of]
@@ -158,20 +169,36 @@ def convert(
 
 
 def main(
-    input_path: Path = typer.Argument(..., metavar="INPUT", help="JSONL or CoNLL columns"),
-    output_path: Path = typer.Argument(..., metavar="OUTPUT", help="The .spacy file to write"),
-    lang: str = typer.Option(..., "--lang", "-l", help="Language code, e.g. en or zh"),
-    format: Format = typer.Option(Format.auto, "--format", "-f", help="Format of the corpus"),
-    docs_of: int = typer.Option(1, "--docs-of", "-n", min=1, help="Sentences per Doc, at most"),
-    nested: bool = typer.Option(
-        False, "--nested", help="Spans may overlap (columns: a layer each)"
+    input_path: Path = typer.Argument(
+        ..., metavar="INPUT", help="Corpus: a JSONL file, or a column file in CoNLL format"
     ),
-    spans_key: str = typer.Option("sc", "--spans-key", help="Where all spans go, with --nested"),
-    labels: Optional[str] = typer.Option(None, "--labels", help="Labels that may occur: A,B,C"),
-    leave_out: str = typer.Option("", "--leave-out", help="Labels whose spans are dropped: A,B"),
-    project: Optional[Path] = typer.Option(None, "--project", help="project.yml with checksums"),
+    output_path: Path = typer.Argument(..., metavar="OUTPUT", help="The .spacy file to write"),
+    lang: str = typer.Option(..., "--lang", "-l", help="Language code, such as en or zh"),
+    format: Format = typer.Option(Format.auto, "--format", "-f", help="Format of the corpus"),
+    docs_of: int = typer.Option(
+        1, "--docs-of", "-n", min=1, help="Maximum number of sentences in a Doc"
+    ),
+    nested: bool = typer.Option(
+        False,
+        "--nested",
+        help="Allow overlapping spans. In a column file, all columns after the token are layers",
+    ),
+    spans_key: str = typer.Option(
+        "sc", "--spans-key", help="With --nested: key of doc.spans for all spans"
+    ),
+    labels: Optional[str] = typer.Option(
+        None, "--labels", help="Allowed labels, such as A,B,C. Others are an error"
+    ),
+    leave_out: str = typer.Option(
+        "", "--leave-out", help="Labels to drop with their spans, such as A,B"
+    ),
+    project: Optional[Path] = typer.Option(
+        None,
+        "--project",
+        help="project.yml with checksums of corpora. By default, the one in this folder, if any",
+    ),
 ) -> None:
-    """Convert an annotated corpus into spaCy's binary format for training and evaluation."""
+    """Convert an annotated corpus to spaCy's binary format, for training and evaluation."""
     known = {label.strip() for label in labels.split(",")} if labels else None
     dropped = frozenset(label.strip() for label in leave_out.split(",") if label.strip())
     try:

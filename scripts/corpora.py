@@ -1,6 +1,6 @@
 """Read annotated corpora sentence by sentence: JSONL with character offsets, or CoNLL columns.
 
-A line that can't be read as it stands ends the reading with `FILE:LINE: reason`.
+A line that can't be read raises the error `FILE:LINE: reason`.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 
 from spacy.language import Language
 
-# Start, end (not included), label; in tokens or in characters.
+# Spans: the start, the end (exclusive) and the label. In tokens or in characters.
 Offsets = List[Tuple[int, int, str]]
-# The tokens of a sentence, each with its tag, or with its tag in each layer.
+# The tokens of a sentence, each with its tag, or with one tag for each layer.
 Rows = List[Tuple[str, ...]]
-# Languages written without spaces: their tokens and sentences are joined as they are.
+# Languages that are written without spaces: tokens and sentences are joined without them.
 NO_SPACES = {"bo", "ja", "km", "lo", "my", "th", "zh"}
 TAG = re.compile(r"O|[BIESLU]-\S.*")
 
@@ -28,15 +28,26 @@ class Format(StrEnum):
 
 
 class ConvertError(ValueError):
-    """A corpus can't be converted. line (int): From 1, or 0 if the file as a whole is meant."""
+    """An error in a corpus.
+
+    path (Path): The file.
+    reason (str): The problem.
+    line (int): The number of the line, from 1. 0 if the error is about the whole file.
+    """
 
     def __init__(self, path: Path, reason: str, line: int = 0):
         super().__init__(f"{path}:{line}: {reason}" if line else f"{path}: {reason}")
 
 
 class Sentence(NamedTuple):
-    """Tokens, whether a space follows each, mentions (in tokens), a document or topic (only sentences of
-    the same group share a Doc), and how many tokens were cut because a mention begins or ends inside."""
+    """A sentence of a corpus.
+
+    words (List[str]): The tokens.
+    spaces (List[bool]): Whether a space follows each token.
+    spans (Offsets): The entities, in tokens.
+    group (Any): The document or topic. A Doc only gets sentences of the same group.
+    split (int): The number of tokens that were split because an entity begins or ends inside them.
+    """
 
     words: List[str]
     spaces: List[bool]
@@ -50,11 +61,12 @@ def read_sentences(
 ) -> Iterator[Sentence]:
     """Read a corpus.
 
-    nlp (Language): The pipeline whose tokenizer is used where there are no tokens.
-    format (Format): JSONL, columns, or whichever it is.
-    labels (Optional[Set[str]]): The labels that may occur. None for any.
-    nested (bool): Spans may overlap. In a column file all columns behind the token hold tags then, one
-        for each layer.
+    path (Path): The file.
+    nlp (Language): The pipeline whose tokenizer is used for JSONL.
+    format (Format): The format. `Format.auto` detects it.
+    labels (Optional[Set[str]]): The allowed labels. None for any.
+    nested (bool): Allow overlapping spans. In a column file, all columns after the token then contain tags,
+        one for each layer.
     YIELDS (Sentence): The sentences.
     RAISES (ConvertError): If a line is malformed.
     """
@@ -64,9 +76,10 @@ def read_sentences(
 
 
 def read_lines(path: Path) -> Iterator[Tuple[int, str]]:
-    """Read a UTF-8 file. Only line feeds end a line, other than with `str.splitlines`.
+    """Read a UTF-8 file. Unlike `str.splitlines`, this splits lines only at line feeds.
 
-    YIELDS (Tuple[int, str]): The line's number, from 1, and its text without the line's end.
+    path (Path): The file.
+    YIELDS (Tuple[int, str]): The number of the line, from 1, and the line without its line break.
     RAISES (ConvertError): If a line is not UTF-8.
     """
     with path.open("rb") as file_:
@@ -74,13 +87,20 @@ def read_lines(path: Path) -> Iterator[Tuple[int, str]]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as e:
-                reason = f"not UTF-8 (byte 0x{raw[e.start]:02x}, the line's {e.start + 1}.)"
+                reason = (
+                    f"not UTF-8 (byte 0x{raw[e.start]:02x} at position {e.start + 1} of the line)"
+                )
                 raise ConvertError(path, reason, number) from None
             yield number, line.rstrip("\r\n")
 
 
 def detect_format(path: Path) -> Format:
-    """Tell the formats apart by the first line that isn't blank: JSON object or not."""
+    """Detect the format of a file. It is JSONL if the first line that isn't blank is a JSON object.
+
+    path (Path): The file.
+    RETURNS (Format): The format.
+    RAISES (ConvertError): If the file is empty.
+    """
     for _, line in read_lines(path):
         if line.strip():
             return Format.jsonl if re.fullmatch(r"\s*\{.*\}\s*", line) else Format.conll
@@ -88,18 +108,20 @@ def detect_format(path: Path) -> Format:
 
 
 def spans_of(tags: Iterable[str]) -> Offsets:
-    """Turn the tags of a sentence (IOB1, IOB2, BIOES or BILUO) into spans. A span begins at B, S
-    and U, and at any other tag that doesn't continue an open span of the same label.
+    """Convert the tags of a sentence (IOB1, IOB2, BIOES or BILUO) to spans. A span begins at B, S and U,
+    and at any other tag that doesn't continue a span with the same label.
 
-    tags (Iterable[str]): One tag per token, e.g. "B-ORG".
-    RETURNS (Offsets): Start token, end token (not included) and label.
-    RAISES (ValueError): If a tag is unknown.
+    tags (Iterable[str]): The tag of each token, such as "B-ORG".
+    RETURNS (Offsets): The spans: the first token, the end token (exclusive) and the label.
+    RAISES (ValueError): If a tag is not valid.
     """
     spans: Offsets = []
     open_label = None
     for i, tag in enumerate(tags):
         if not TAG.fullmatch(tag):
-            raise ValueError(f"unknown tag '{tag}': neither O nor B-, I-, E-, S-, L- or U- + label")
+            raise ValueError(
+                f"unknown tag '{tag}': must be O, or B-, I-, E-, S-, L- or U- and a label"
+            )
         prefix, label = tag[0], tag[2:]
         if prefix != "O":
             start = spans.pop()[0] if prefix in "IEL" and label == open_label else i
@@ -111,9 +133,9 @@ def spans_of(tags: Iterable[str]) -> Offsets:
 def read_conll(path: Path, labels: Optional[Set[str]] = None) -> Iterator[Rows]:
     """Read a column file.
 
-    path (Path): The file: one token a line, the token in the first column, the tag in the last.
-    labels (Optional[Set[str]]): The labels that may occur. None for any.
-    YIELDS (Rows): The tokens of a sentence with their tags.
+    path (Path): The file. Each line has a token in its first column, and a tag in its last column.
+    labels (Optional[Set[str]]): The allowed labels. None for any.
+    YIELDS (Rows): For each sentence, its tokens with their tags.
     RAISES (ConvertError): If a line is malformed.
     """
     for _, rows in _read_conll(path, labels):
@@ -123,11 +145,11 @@ def read_conll(path: Path, labels: Optional[Set[str]] = None) -> Iterator[Rows]:
 def _read_conll(
     path: Path, labels: Optional[Set[str]], layers: bool = False
 ) -> Iterator[Tuple[int, Rows]]:
-    """Yield the number of the document with each sentence."""
+    """YIELDS (Tuple[int, Rows]): For each sentence, the number of its document, and its tokens."""
     document, n_columns = 0, 0
     rows: Rows = []
     for number, line in read_lines(path):
-        # The left side is not stripped: a line that begins with a separator has lost its token.
+        # Not stripped on the left: a line that begins with a separator has no token, which is an error.
         columns = line.split("\t") if "\t" in line else re.split(" +", line.rstrip(" "))
         starts_document = columns[0] == "-DOCSTART-"
         if starts_document or not line.strip():
@@ -138,10 +160,10 @@ def _read_conll(
             continue
         try:
             if len(columns) < 2 or (n_columns and len(columns) != n_columns):
-                wanted = f"{n_columns} as in the lines before" if n_columns else "at least 2"
-                raise ValueError(f"wrong number of columns: {len(columns)}, expected {wanted}")
+                expected = f"{n_columns} as in the lines before" if n_columns else "at least 2"
+                raise ValueError(f"wrong number of columns: {len(columns)}, expected {expected}")
             if not columns[0]:
-                raise ValueError("the first column holds no token")
+                raise ValueError("there is no token in the first column")
             tags = [tag.strip() for tag in columns[1 if layers else -1 :]]
             for tag in tags:
                 for _, _, label in spans_of([tag]):
@@ -157,7 +179,7 @@ def _read_conll(
 def conll_sentences(
     path: Path, nlp: Language, labels: Optional[Set[str]], nested: bool
 ) -> Iterator[Sentence]:
-    """Yield the sentences of a column file, grouped by -DOCSTART- lines."""
+    """YIELDS (Sentence): The sentences of a column file, grouped by -DOCSTART- lines."""
     for document, rows in _read_conll(path, labels, layers=nested):
         spaces = [nlp.lang not in NO_SPACES] * (len(rows) - 1) + [False]
         words, *layers = zip(*rows)
@@ -168,7 +190,7 @@ def conll_sentences(
 def jsonl_sentences(
     path: Path, nlp: Language, labels: Optional[Set[str]], nested: bool
 ) -> Iterator[Sentence]:
-    """Yield the lines of a JSONL file, tokenized and grouped by topic."""
+    """YIELDS (Sentence): The lines of a JSONL file, tokenized and grouped by topic."""
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -185,17 +207,18 @@ def _parse_json(line: str) -> Tuple[str, Offsets, Any]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as e:
-        raise ValueError(f"no valid JSON ({e.msg} at column {e.colno})") from None
+        raise ValueError(f"not valid JSON ({e.msg} at column {e.colno})") from None
     if not isinstance(entry, dict):
-        raise ValueError('no JSON object with the keys "text" and "spans"')
+        raise ValueError('not a JSON object with the keys "text" and "spans"')
     for key, type_ in (("text", str), ("spans", list)):
         if not isinstance(entry.get(key), type_):
-            found = f"is no {type_.__name__}" if key in entry else "is missing"
+            found = f"is not a {type_.__name__}" if key in entry else "is missing"
             raise ValueError(f'the key "{key}" {found}')
     try:
         entry["text"].encode("utf8")
     except UnicodeEncodeError:
-        raise ValueError("the text holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+        reason = "the text contains one half of a surrogate pair (\\ud800 to \\udfff)"
+        raise ValueError(reason) from None
     if not entry["text"].strip():
         raise ValueError("the text is empty")
     for span in entry["spans"]:
@@ -207,7 +230,7 @@ def _parse_json(line: str) -> Tuple[str, Offsets, Any]:
 
 def _check_label(label: Any, labels: Optional[Set[str]]) -> None:
     if not isinstance(label, str) or not label.strip():
-        raise ValueError(f"the label {label!r} is not a string, or empty")
+        raise ValueError(f"the label {label!r} is empty or not a string")
     if labels is not None and label not in labels:
         raise ValueError(f"the label '{label}' is not one of {', '.join(sorted(labels))}")
 
@@ -217,9 +240,9 @@ def _check_spans(text: str, spans: Offsets, labels: Optional[Set[str]], nested: 
         _check_label(label, labels)
         name = f"the span ({start}, {end}, {label})"
         if type(start) is not int or type(end) is not int:
-            raise ValueError(f"{name} is no pair of whole numbers")
+            raise ValueError(f"{name} does not have whole numbers as start and end")
         if start < 0 or end > len(text):
-            raise ValueError(f"{name} lies outside of the text (0 to {len(text)})")
+            raise ValueError(f"{name} is outside the text (0 to {len(text)})")
         if start >= end:
             raise ValueError(f"{name} is empty")
         if text[start:end] != text[start:end].strip():
@@ -229,11 +252,11 @@ def _check_spans(text: str, spans: Offsets, labels: Optional[Set[str]], nested: 
     ordered = sorted(spans)
     for (a, b, _), (c, d, _) in zip(ordered, ordered[1:]):
         if c < b and not nested:
-            raise ValueError(f"'{text[a:b]}' and '{text[c:d]}' overlap (allowed with --nested)")
+            raise ValueError(f"'{text[a:b]}' and '{text[c:d]}' overlap (use --nested to allow it)")
 
 
 def _tokenize(nlp: Language, text: str, spans: Offsets, group: Any) -> Sentence:
-    """Tokenize a text, with extra boundaries where a mention begins or ends inside a token."""
+    """Tokenize a text. A token is split where an entity begins or ends inside it."""
     borders = {border for start, end, _ in spans for border in (start, end)}
     words: List[str] = []
     spaces: List[bool] = []

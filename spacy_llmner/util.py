@@ -1,4 +1,4 @@
-"""Helpers that know nothing of LLMs or spaCy."""
+"""Helpers that depend neither on LLMs nor on spaCy."""
 
 import os
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from typing import Iterator, List, Sequence
 
 @contextmanager
 def replaced(path: Path, last: str) -> Iterator[Path]:
-    """Write files that go together: those that were there stay until all others are complete, so that a
-    full disk costs nothing.
+    """Replace a set of files. The old files stay until all new ones are complete, so that nothing is lost
+    if the disk is full.
 
-    path (Path): The folder, which is made. Other files in it stay.
-    last (str): The file without which the others can't be read. It is not there while they are replaced,
-        so that old and new are never read together.
-    YIELDS (Path): Where to write them.
+    path (Path): The folder, which is created if needed. Other files in it stay.
+    last (str): The file without which the others can't be read. It is deleted first and written last, so
+        that old and new files are never read in combination.
+    YIELDS (Path): The folder to write the new files to.
     """
     path.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path, prefix="new-") as folder:
@@ -27,12 +27,13 @@ def replaced(path: Path, last: str) -> Iterator[Path]:
 
 
 def batches_by_length(lengths: Sequence[int], max_size: int) -> List[List[int]]:
-    """Group texts of similar length, so that little of a padded batch is padding.
+    """Group texts of similar length, so that batches contain little padding.
 
     lengths (Sequence[int]): Length of each text, in tokens or words.
-    max_size (int): Length of a padded batch at most, unless it is a single text.
-    RETURNS (List[List[int]]): Indices of the texts. The longest batch comes first, so that a lack of memory
-        shows at once.
+    max_size (int): Maximum size of a batch in the same unit, padding included. A single text can
+        exceed it.
+    RETURNS (List[List[int]]): For each batch, the indices of its texts. The batch of the longest texts
+        comes first, so that a lack of memory shows early.
     """
     batches: List[List[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -36,8 +36,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from spacy_llmner.el4ner_ensemble.voter import session
 from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.models import catalogue
+from tests.pipelines import PIPELINES
 
 # Tiny models gain nothing from more threads, and lose much on a busy machine.
 torch.set_num_threads(1)
@@ -67,6 +69,10 @@ SIZE = {
     "max_position_embeddings": 256,
 }
 SHAPES = ("llama", "qwen2", "gemma3", "gpt2")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +92,62 @@ def tiny_models(tmp_path_factory):
 def tiny_llm(tiny_models):
     """Folder of a tiny random Llama with a byte-level tokenizer."""
     return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session")
+def roomy_llm(tiny_models, tmp_path_factory):
+    """The tiny Llama with 1024 positions, for conversations and examples."""
+    folder = tmp_path_factory.mktemp("llm") / "roomy"
+    shutil.copytree(tiny_models["llama"], folder)
+    change_json(folder / "config.json", max_position_embeddings=1024)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def short_lists():
+    """Limit the lists that an ensemble's LLMs write: random LLMs fill them."""
+    usual, session.MAX_LIST_TOKENS = session.MAX_LIST_TOKENS, 16
+    yield
+    session.MAX_LIST_TOKENS = usual
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory, short_lists):
+    """Folders of three tiny LLMs with 4096 positions; the second one has a chat template."""
+    root = tmp_path_factory.mktemp("voters")
+    shapes = {"one": ("llama", 7), "two": ("qwen2", 8), "three": ("llama", 3)}
+    for name, (shape, seed) in shapes.items():
+        save_tiny(root / name, shape, seed)
+        change_json(root / name / "config.json", max_position_embeddings=4096)
+    change_json(root / "two" / "tokenizer_config.json", chat_template=CHAT)
+    return [str(root / name) for name in shapes]
+
+
+@pytest.fixture(scope="session")
+def llm_of(tiny_models, roomy_llm, roomy):
+    """Give the LLM that the tests of a component use. RETURNS (Callable): From name to folder; for
+    el4ner_ensemble, to three folders."""
+    return {
+        "ember_probe": tiny_models["llama"],
+        "padellm_ner": tiny_models["llama"],
+        "ra_it_ner": roomy_llm,
+        "el4ner_ensemble": roomy,
+    }.__getitem__
+
+
+@pytest.fixture(scope="session")
+def pipelines(llm_of, tmp_path_factory):
+    """Give a small pipeline: pipelines("padellm_ner", "wild"). Each is trained once, at its first use.
+    Tests must not change it."""
+    made = {}
+
+    def get(component, kind="trained"):
+        if (component, kind) not in made:
+            build = PIPELINES[component][kind]
+            made[component, kind] = build(llm_of(component), tmp_path_factory.mktemp(component))
+        return made[component, kind]
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +216,10 @@ def tiny_tokenizers():
         "metaspace": metaspace_tokenizer(),
         "metaspace with a space in front": metaspace_tokenizer("first"),
     }
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def save_tiny(path, shape, seed=0):

@@ -37,9 +37,9 @@ def entities(doc):
     return [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents]
 
 
-def scores(doc):
+def scores(doc, key="llmner"):
     """RETURNS (Dict): Score by characters and label of everything found."""
-    group = doc.spans["llmner"]
+    group = doc.spans[key]
     return {
         (span.start_char, span.end_char, span.label_): score
         for span, score in zip(group, group.attrs["scores"])

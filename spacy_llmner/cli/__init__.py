@@ -1,4 +1,4 @@
-"""`spacy llmner ...`: a group of commands of its own in spaCy's command line."""
+"""The command group `spacy llmner` in spaCy's command line."""
 
 import typer
 from spacy.cli._util import app as spacy_app
@@ -15,7 +15,7 @@ from .layers import layers_cli
 
 app = typer.Typer(
     name="llmner",
-    help="Local LLMs for entity recognition: get one, train on it, measure, chat.",
+    help="Local LLMs for entity recognition: download, evaluate, compare, calibrate and chat.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -29,5 +29,5 @@ app.command("generate")(generate_cli)
 app.command("index")(index_cli)
 app.command("chat")(chat_cli)
 
-# spaCy imports this module for its entry point; hanging the group in is left to us.
+# spaCy imports this module through its entry point, but doesn't register the group itself.
 spacy_app.add_typer(app, name="llmner")

@@ -1,4 +1,4 @@
-"""What the commands share: loading pipelines and data, colours, errors."""
+"""Shared code of the commands: loading pipelines and data, colors, errors."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +12,9 @@ from spacy.training import Corpus, Example
 from spacy.training.corpus import FILE_TYPE, walk_corpus
 from spacy.util import is_package, load_model
 
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 
-# For labels that displaCy has no colour for.
+# Colors of labels that displaCy has no color for.
 PALETTE = ("#f0d0ff", "#bfe1d9", "#ffc4d6", "#c5d8f7", "#e6dcb1", "#cfe8a9", "#ffd8b5", "#d4d4e8")
 
 
@@ -29,76 +29,76 @@ def exit_on_error() -> Iterator[None]:
 
 
 def check_data_path(path: Path) -> None:
-    """Say what is wrong with the path of annotated Docs, if anything is."""
-    convert = "Make it with `python -m spacy convert`, or scripts/convert.py of the repository."
+    """Check the path of annotated Docs.
+
+    path (Path): A .spacy file, or a folder of .spacy files.
+    RAISES (LLMNERError): If the path doesn't exist or has no .spacy file.
+    """
     if not path.exists():
-        raise LLMNERError(f"Can't find the data '{path}'. {convert}")
+        raise LLMNERError(Errors.E093.format(path=path))
     if path.is_file() and path.suffix != FILE_TYPE:
-        raise LLMNERError(f"The data '{path}' is no {FILE_TYPE} file. {convert}")
+        raise LLMNERError(Errors.E094.format(path=path))
     if path.is_dir() and not any(path.rglob(f"*{FILE_TYPE}")):
-        raise LLMNERError(f"The folder '{path}' holds no {FILE_TYPE} file. {convert}")
+        raise LLMNERError(Errors.E095.format(path=path))
 
 
 def load_pipeline(
     model: str, gpu_id: int = -1, config: Optional[Dict[str, Any]] = None
 ) -> Language:
-    """Load a pipeline, or say what is wrong with the name.
+    """Load a pipeline.
 
+    model (str): A folder, or the name of an installed package.
+    gpu_id (int): GPU of spaCy's own arrays, or -1 for the CPU.
     config (Optional[Dict[str, Any]]): Settings to override, e.g. {"paths.llm": NAME}.
+    RETURNS (Language): The pipeline.
+    RAISES (LLMNERError): If there is no such pipeline, or spaCy can't use the GPU.
     """
     path = Path(model)
     if not is_package(model):
         if not path.exists():
-            raise LLMNERError(
-                f"Can't find the pipeline '{model}': it is neither a folder nor an installed "
-                "package. Train one with: python -m spacy train CONFIG --output FOLDER"
-            )
+            raise LLMNERError(Errors.E100.format(name=model))
         if not (path / "config.cfg").exists():
             best = path / "model-best"
             hint = f" Did you mean '{best}'?" if best.exists() else ""
-            raise LLMNERError(f"'{model}' holds no pipeline: there is no config.cfg in it.{hint}")
+            raise LLMNERError(Errors.E101.format(path=model, hint=hint))
     if gpu_id >= 0:
         try:
             setup_gpu(gpu_id, silent=True)
         except ValueError as e:
-            raise LLMNERError(
-                f"spaCy can't use the GPU {gpu_id} ({e}). Leave --gpu-id out: the LLM itself runs "
-                "where `device` of its block says, also without CuPy."
-            ) from None
+            raise LLMNERError(Errors.E102.format(gpu_id=gpu_id, reason=e)) from None
     return load_model(model, config=config or {})
 
 
 def read_examples(nlp: Language, path: Path, spans_key: Optional[str] = None) -> List[Example]:
-    """Read annotated Docs, or say what is wrong with them."""
+    """Read annotated Docs.
+
+    nlp (Language): The pipeline, whose tokenizer creates the predicted Docs.
+    path (Path): A .spacy file, or a folder of .spacy files.
+    spans_key (Optional[str]): Key in doc.spans that the Docs must have.
+    RETURNS (List[Example]): The non-empty Docs, with unannotated Docs of the same texts.
+    RAISES (LLMNERError): If the files can't be read, or have no Docs, annotation or spans to evaluate.
+    """
     corpus = Corpus(path)
     try:
         references = list(corpus.read_docbin(nlp.vocab, walk_corpus(path, FILE_TYPE)))
-    except Exception as e:  # whatever unpacking foreign bytes may raise
-        raise LLMNERError(
-            f"Can't read the data '{path}': it is broken or no {FILE_TYPE} file ({e})."
-        ) from e
+    except Exception as e:  # unpacking arbitrary bytes can raise anything
+        raise LLMNERError(Errors.E096.format(path=path, reason=e)) from e
     examples = list(corpus.make_examples(nlp, references))
     if not examples:
-        raise LLMNERError(f"The data '{path}' hold no document with a token.")
+        raise LLMNERError(Errors.E097.format(path=path))
     if not any(eg.reference.has_annotation("ENT_IOB") for eg in examples):
-        raise LLMNERError(
-            f"The data '{path}' hold no entity annotation. Mark documents without entities as "
-            'outside: doc.set_ents([], default="outside"). scripts/convert.py of the repository does.'
-        )
-    for eg in examples:  # which labels a Doc is asked for; spaCy's own commands don't carry it over
+        raise LLMNERError(Errors.E098.format(path=path))
+    for eg in examples:  # the requested labels of a Doc, which spaCy's own commands don't copy
         eg.predicted._.llmner_labels = eg.reference._.llmner_labels
     keys: Set[str] = {key for eg in examples for key in eg.reference.spans}
     if spans_key is not None and spans_key not in keys:
         known = ", ".join(sorted(keys)) or "none"
-        raise LLMNERError(
-            f"The data '{path}' have no spans under the key '{spans_key}' (keys: {known}). "
-            "Choose another --spans-key, or convert the corpus with --nested."
-        )
+        raise LLMNERError(Errors.E099.format(path=path, key=spans_key, known=known))
     return examples
 
 
 def colors_of(labels: Iterable[str]) -> Dict[str, str]:
-    """RETURNS (Dict[str, str]): displaCy's colour for each label, others from a palette."""
+    """RETURNS (Dict[str, str]): The color of each label: displaCy's, or one from the palette."""
     labels = sorted(set(labels))
     known = EntityRenderer().colors
     new = [label for label in labels if label.upper() not in known]

@@ -1,4 +1,4 @@
-"""`spacy llmner calibrate`: fit what can be fitted on held-out texts, and save the pipeline."""
+"""`spacy llmner calibrate`: calibrate components on held-out texts, and save the pipeline."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -9,31 +9,36 @@ from spacy.language import Language
 from spacy.training import Example
 
 from ..el4ner_ensemble.vote_calibration import VoteCalibration
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 from ._util import check_data_path, exit_on_error, load_pipeline, read_examples
 
 
 def calibrate_cli(
     model: str = typer.Argument(..., help="Pipeline: a folder or the name of a package"),
     data_path: Path = typer.Argument(
-        ..., metavar="DATA", help="Held-out data, in .spacy format: neither trained nor tested on"
+        ...,
+        metavar="DATA",
+        help="Held-out data in .spacy format, used neither for training nor testing",
     ),
     output: Path = typer.Argument(..., metavar="OUT", help="Folder for the calibrated pipeline"),
-    limit: int = typer.Option(0, "--limit", min=0, help="Only so many docs, the first ones"),
+    limit: int = typer.Option(0, "--limit", min=0, help="Maximum number of docs; 0 for all"),
     gpu_id: int = typer.Option(
-        -1, "--gpu-id", "-g", help="GPU of spaCy's own arrays, or -1; the LLM's is its `device`"
+        -1,
+        "--gpu-id",
+        "-g",
+        help="GPU of spaCy's own arrays, or -1. The LLM uses its own `device` setting",
     ),
     code_path: Optional[Path] = typer.Option(None, "--code", "-c", help="Python file to import"),
 ) -> None:
-    """Fit what each voter of el4ner_ensemble counts, and when ra_it_ner shows examples."""
+    """Fit the vote weights of el4ner_ensemble and the example threshold of ra_it_ner."""
     import_code(code_path)
     with exit_on_error():
         check_data_path(data_path)
         nlp = load_pipeline(model, gpu_id)
         examples = read_examples(nlp, data_path)
         examples = examples[:limit] if limit else examples
-        output.parent.mkdir(parents=True, exist_ok=True)  # told before minutes of reading
-        typer.echo(f"Reading {len(examples)} texts, which may take minutes")
+        output.parent.mkdir(parents=True, exist_ok=True)  # fails before minutes of reading
+        typer.echo(f"Reading {len(examples)} texts. This can take minutes.")
         for name, result in calibrate(nlp, examples).items():
             typer.echo(f"{name}: {_describe_result(result)}")
         nlp.to_disk(output)
@@ -41,11 +46,13 @@ def calibrate_cli(
 
 
 def calibrate(nlp: Language, examples: List[Example]) -> Dict[str, Any]:
-    """Calibrate all components of a pipeline that can be, in their order. Each gets its texts as the
-    components in front of it leave them.
+    """Run `calibrate` of all components of a pipeline that have it, in the order of the pipeline. The texts
+    for a component are annotated by the components before it.
 
-    RETURNS (Dict[str, Any]): What each found, by component.
-    RAISES (LLMNERError): If there is none, or no text has an entity.
+    nlp (Language): The pipeline.
+    examples (List[Example]): Annotated texts that were held out from training.
+    RETURNS (Dict[str, Any]): The result of `calibrate`, by component.
+    RAISES (LLMNERError): If no component can be calibrated, or no text has an entity.
     """
     found: Dict[str, Any] = {}
     names = list(nlp.pipe_names)
@@ -57,16 +64,15 @@ def calibrate(nlp: Language, examples: List[Example]) -> Dict[str, Any]:
                 seen = [Example(*pair) for pair in nlp.pipe(texts, as_tuples=True)]
             found[name] = pipe.calibrate(seen)
     if not found:
-        known = ", ".join(names) or "no component"
-        raise LLMNERError(f"There is nothing to calibrate in the pipeline ({known}).")
+        raise LLMNERError(Errors.E104.format(known=", ".join(names) or "none"))
     return found
 
 
 def _describe_result(result: Any) -> str:
     if isinstance(result, VoteCalibration):
-        counts = ", ".join(f"{name} counts {count:g}" for name, count in result.weights.items())
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in result.weights.items())
         return (
-            f"F {100 * result.before:.1f} -> {100 * result.after:.1f} on these texts, not verified; "
-            + counts
+            f"F {100 * result.before:.1f} -> {100 * result.after:.1f} on these texts, without "
+            f"verification. Vote weights: {weights}"
         )
-    return f"examples are shown from a similarity of {result:.2f} on"
+    return f"examples are shown if their similarity is at least {result:.2f}"

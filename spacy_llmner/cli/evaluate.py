@@ -1,6 +1,6 @@
-"""`spacy llmner evaluate`: scores, speed and a look at the entities of a pipeline.
+"""`spacy llmner evaluate`: measure the scores and speed of a pipeline, and show its entities.
 
-It works for every spaCy pipeline that sets doc.ents, so that components can be compared.
+It works with every spaCy pipeline that sets doc.ents, so that different components can be compared.
 """
 
 import json
@@ -29,20 +29,19 @@ from ._util import check_data_path, colors_of, exit_on_error, load_pipeline, per
 
 # Start and end in characters, and the label.
 Entity = Tuple[int, int, str]
-# In the terminal only the beginning of a long document is shown.
+# The terminal only shows the beginning of a long document.
 SHOWN_CHARS = 400
 
 
 @dataclass
 class Evaluation:
-    """What came out.
+    """The result of an evaluation.
 
     nlp (Language): The pipeline.
-    examples (List[Example]): The reference Docs with the predicted ones.
-    scores (Dict[str, Any]): spaCy's scores, with "speed" (words per second), "seconds",
-        "seconds_load" and the counts "n_docs", "n_words", "n_failed", "n_ents_gold" and
-        "n_ents_predicted".
-    spans_key (Optional[str]): The key in doc.spans, if that was evaluated too.
+    examples (List[Example]): The reference Docs with the predicted Docs.
+    scores (Dict[str, Any]): spaCy's scores, and "speed" (words per second), "seconds", "seconds_load" and
+        the counts "n_docs", "n_words", "n_failed", "n_ents_gold" and "n_ents_predicted".
+    spans_key (Optional[str]): The key of the span group that was evaluated as well, if any.
     """
 
     nlp: Language
@@ -57,17 +56,24 @@ def evaluate_cli(
     output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
     html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
     gpu_id: int = typer.Option(
-        -1, "--gpu-id", "-g", help="GPU of spaCy's own arrays, or -1; the LLM's is its `device`"
+        -1,
+        "--gpu-id",
+        "-g",
+        help="GPU of spaCy's own arrays, or -1. The LLM uses its own `device` setting",
     ),
-    limit: int = typer.Option(0, "--limit", min=0, help="Only so many docs, the first ones"),
-    limit_html: int = typer.Option(40, "--limit-html", min=0, help="Docs in the web page"),
-    show: int = typer.Option(5, "--show", min=0, help="Docs shown in the terminal"),
+    limit: int = typer.Option(0, "--limit", min=0, help="Maximum number of docs; 0 for all"),
+    limit_html: int = typer.Option(
+        40, "--limit-html", min=0, help="Maximum number of docs in the web page"
+    ),
+    show: int = typer.Option(
+        5, "--show", min=0, help="Maximum number of docs shown in the terminal"
+    ),
     spans_key: Optional[str] = typer.Option(
-        None, "--spans-key", help="Evaluate doc.spans[KEY] too"
+        None, "--spans-key", help="Also evaluate doc.spans[KEY]"
     ),
     code_path: Optional[Path] = typer.Option(None, "--code", "-c", help="Python file to import"),
 ) -> None:
-    """Evaluate the entities of a pipeline: precision, recall and F by label, and speed."""
+    """Evaluate the entities of a pipeline: precision, recall and F per label, and speed."""
     import_code(code_path)
     console = Console(highlight=False)
     with exit_on_error():
@@ -99,13 +105,13 @@ def evaluate(
     """Run a pipeline on annotated Docs and score it.
 
     model (str): The pipeline: a folder or the name of a package.
-    data_path (Path): A .spacy file, or a folder of them.
-    gpu_id (int): Which GPU spaCy uses, or -1. Where the LLM runs is the `device` of its own block.
-    spans_key (Optional[str]): Key in doc.spans to score besides doc.ents.
-    limit (int): Only so many Docs, the first ones; 0 for all.
+    data_path (Path): A .spacy file, or a folder of .spacy files.
+    gpu_id (int): GPU of spaCy's own arrays, or -1 for the CPU. The LLM uses its own `device` setting.
+    spans_key (Optional[str]): Key of a span group in doc.spans to score in addition to doc.ents.
+    limit (int): Maximum number of Docs; 0 for all.
     progress (bool): Show a progress bar, if standard error is a terminal.
     RETURNS (Evaluation): Docs and scores.
-    RAISES (LLMNERError): If the pipeline or the data are not there or can't be used.
+    RAISES (LLMNERError): If the pipeline or the data don't exist or can't be used.
     """
     data_path = Path(data_path)
     check_data_path(data_path)
@@ -114,12 +120,12 @@ def evaluate(
     seconds_load = perf_counter() - start
     examples = read_examples(nlp, data_path, spans_key)
     examples = examples[:limit] if limit else examples
-    # The LLM's weights are loaded at first use: that is no part of the speed.
+    # The first Doc loads the LLM's weights, which is not part of the speed.
     start = perf_counter()
     list(nlp.pipe([examples[0].predicted.copy()]))
     seconds_load += perf_counter() - start
     start = perf_counter()
-    # With the example as context, a Doc that an error handler dropped doesn't shift the others.
+    # The examples are the context, so that a Doc dropped by an error handler doesn't shift the others.
     stream = nlp.pipe(((eg.predicted, eg) for eg in examples), as_tuples=True)
     n_done = 0
     for doc, eg in tqdm(
@@ -131,7 +137,7 @@ def evaluate(
     examples = [looked_for(eg) for eg in examples]
     n_words = sum(len(eg.predicted) for eg in examples)
     scores = Scorer(nlp).score(examples)
-    # A pipe without a scorer of its own, e.g. a function, is scored as well.
+    # Also score a pipeline whose component has no scorer, e.g. a function.
     scores.update(get_ner_prf(examples), ents_set_f=set_f(examples))
     if spans_key is not None:
         scores.update(spancat_score(examples, spans_key=spans_key))
@@ -149,22 +155,22 @@ def evaluate(
 
 
 def differences(eg: Example, spans_key: Optional[str] = None) -> Tuple[List[Entity], List[Entity]]:
-    """Compare the predicted with the reference entities.
+    """Compare the predicted entities with the reference.
 
     eg (Example): The Docs.
     spans_key (Optional[str]): Compare doc.spans[spans_key] instead of doc.ents.
-    RETURNS (Tuple[List[Entity], List[Entity]]): The missed and the spurious ones, in the order of
-        the text. One with a wrong border or label is among both.
+    RETURNS (Tuple[List[Entity], List[Entity]]): The missed and the spurious entities, in the order of the
+        text. An entity with a wrong boundary or label counts as both.
     """
     gold, predicted = _entities(eg.reference, spans_key), _entities(eg.predicted, spans_key)
     return sorted(gold - predicted), sorted(predicted - gold)
 
 
 def to_html(result: Evaluation, limit: int) -> str:
-    """Make a web page of predicted entities in displaCy's style, each text with its errors below.
+    """Create a web page with the predicted entities in displaCy's style, and the errors below each text.
 
-    result (Evaluation): The Docs.
-    limit (int): How many of them.
+    result (Evaluation): The evaluation.
+    limit (int): Maximum number of Docs in the page.
     RETURNS (str): The page.
     """
     options = {"colors": label_colors(result)}
@@ -185,12 +191,12 @@ def to_html(result: Evaluation, limit: int) -> str:
         parts.append(f'<figure style="margin: 0 0 3rem">{figure}{lines}</figure>')
     writing = result.nlp.vocab.writing_system.get("direction", "ltr")
     page = TPL_PAGE.format(content="\n".join(parts), lang=result.nlp.lang, dir=writing)
-    # displaCy's page template names no encoding.
+    # displaCy's page template declares no encoding.
     return page.strip().replace("<head>", '<head>\n        <meta charset="utf-8">', 1)
 
 
 def label_colors(result: Evaluation) -> Dict[str, str]:
-    """RETURNS (Dict[str, str]): A colour for each label that was found or is in the data."""
+    """RETURNS (Dict[str, str]): The color of each label in the predictions or the reference."""
     docs = [doc for eg in result.examples for doc in (eg.reference, eg.predicted)]
     return colors_of(ent.label_ for doc in docs for ent in doc.ents)
 
@@ -201,7 +207,8 @@ def _entities(doc: Doc, spans_key: Optional[str] = None) -> Set[Entity]:
 
 
 def _errors(eg: Example, spans_key: Optional[str]) -> List[Tuple[str, List[str]]]:
-    """RETURNS (List[Tuple[str, List[str]]]): "missed" and "spurious" with what is, if anything."""
+    """RETURNS (List[Tuple[str, List[str]]]): The missed and the spurious entities. Empty lists are left
+    out."""
     text = eg.reference.text
     return [
         (name, [f"{text[start:end]} ({label})" for start, end, label in listed])
@@ -215,7 +222,7 @@ def _print(console: Console, result: Evaluation, show: int) -> None:
     console.print(_table(result, None))
     if result.spans_key is not None:
         console.print(_table(result, result.spans_key))
-    console.print(f"F of sets of strings, wherever they stand: {percent(scores['ents_set_f'])}")
+    console.print(f"F of entity texts, regardless of position: {percent(scores['ents_set_f'])}")
     if scores.get("ents_ece") is not None:
         console.print(f"Calibration error of the scores: {scores['ents_ece']:.3f}")
     console.print(f"{scores['n_docs']} docs, {scores['n_words']} words")
@@ -223,7 +230,7 @@ def _print(console: Console, result: Evaluation, show: int) -> None:
         console.print(f"{scores['n_failed']} docs failed and count as empty", style="red")
     console.print(
         f"{scores['speed']:,.0f} words/s: {scores['seconds']:.2f} s, "
-        f"and {scores['seconds_load']:.2f} s to load the pipeline\n"
+        f"plus {scores['seconds_load']:.2f} s to load the pipeline\n"
     )
     colors = label_colors(result)
     with_ents = [eg for eg in result.examples if eg.reference.ents or eg.predicted.ents]
@@ -254,7 +261,7 @@ def _table(result: Evaluation, spans_key: Optional[str]) -> Table:
 
 
 def _marked(doc: Doc, colors: Dict[str, str], in_color: bool) -> Text:
-    """Colour the entities as displaCy does; without colours, put them into brackets."""
+    """Highlight the entities in displaCy's colors. Without colors, put them in brackets."""
     left, right = (" ", " ") if in_color else ("[", "]")
     text, end = Text(), 0
     for ent in doc.ents:
@@ -274,5 +281,5 @@ def _name(nlp: Language) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Make JSON of what other components put into their scores, e.g. NumPy floats."""
+    """Convert scores of other components that JSON doesn't support, e.g. NumPy floats."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,4 +1,4 @@
-"""`spacy llmner index`: make the index that ra_it_ner and el4ner_ensemble take examples from."""
+"""`spacy llmner index`: build an index of examples for ra_it_ner and el4ner_ensemble."""
 
 import json
 import warnings
@@ -28,40 +28,42 @@ from ..retrieval.examples import LabelledText, PoolText, labelled_text
 from ..retrieval.llm_encoder import make_llm_encoder
 from ._util import exit_on_error
 
-# Words of an example at most: about as many as the components read of a text at once, 256 tokens.
+# Maximum number of words in an example: about one window of the components, 256 tokens.
 WORDS = 128
 
-# Of a text, None for what can't be an example.
+# The parts of a text. None for a part that can't be an example.
 Parts = List[Optional[LabelledText]]
 
 
 def index_cli(
-    corpus: Path = typer.Argument(..., help="Examples: a .spacy file, a folder of them, or .jsonl"),
+    corpus: Path = typer.Argument(
+        ..., help="Examples: a .spacy file, a folder of .spacy files, or a .jsonl file"
+    ),
     output: Path = typer.Argument(..., metavar="OUT", help="Folder for the index"),
     encoder: Optional[str] = typer.Option(
         None,
         "--encoder",
         "-e",
-        help=f"Sentence encoder: a name, a folder or a hub id  [default: {DEFAULT}]",
+        help=f"Sentence encoder: name, folder or hub id  [default: {DEFAULT}]",
     ),
     llm: Optional[str] = typer.Option(
-        None, "--llm", help="Encode with the shared LLM instead: a name, a folder or a hub id"
+        None, "--llm", help="Encode with an LLM instead: name, folder or hub id"
     ),
     layer: Optional[int] = typer.Option(
-        None, "--layer", min=0, help="Its layer; five sixths of the way up if not given"
+        None, "--layer", min=0, help="Layer of the LLM  [default: at five sixths of the depth]"
     ),
     spans_key: Optional[str] = typer.Option(
-        None, "--spans-key", "-sk", help="Take entities from doc.spans[KEY], not from doc.ents"
+        None, "--spans-key", "-sk", help="Read entities from doc.spans[KEY] instead of doc.ents"
     ),
     kind: str = typer.Option(
-        "exact", "--kind", "-k", help="exact; or hnsw or ivf, for more than 100,000 examples"
+        "exact", "--kind", "-k", help="exact; for more than 100,000 examples, hnsw or ivf"
     ),
     device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N"),
 ) -> None:
     """
     Encode the texts of an annotated corpus and save them as an index of examples. Each Doc, or
-    each line of a .jsonl file, is an example; long ones are cut into several. Duplicates and Docs
-    that are not annotated are left out.
+    each line of a .jsonl file, is an example. Long texts are split into several examples.
+    Duplicates and Docs that are not annotated are left out.
     """
     msg = Printer()
     start = perf_counter()
@@ -100,25 +102,29 @@ def build_index(
     device: str = "auto",
     progress: bool = False,
 ) -> Tuple[Any, int]:
-    """Make an index of a corpus and save it.
+    """Build an index of a corpus and save it.
 
-    corpus (Path): A .spacy file, a folder of them, or a .jsonl file.
+    corpus (Path): A .spacy file, a folder of .spacy files, or a .jsonl file.
     output (Path): Folder for the index.
-    encoder (Optional[str]): Sentence encoder, or
-    llm (Optional[str]): the shared LLM; all-minilm-l6-v2 if neither is given.
-    layer (Optional[int]): Of the LLM, see LLMEncoder.
-    RETURNS (Tuple[ExampleIndex, int]): The index, and how many texts and parts of texts were read.
-    RAISES (LLMNERError): If the corpus can't be read or is empty, the encoder is not there, or the
-        folder can't be written.
+    encoder (Optional[str]): The sentence encoder. Defaults to all-minilm-l6-v2 without `llm`.
+    llm (Optional[str]): LLM to encode with instead.
+    layer (Optional[int]): Layer of the LLM, see LLMEncoder.
+    spans_key (Optional[str]): Key in doc.spans to read entities from, instead of doc.ents.
+    kind (str): Kind of the index, see ExampleIndex.
+    device (str): Device of the encoder: auto, cpu, cuda or cuda:N.
+    progress (bool): Show a progress bar, if standard error is a terminal.
+    RETURNS (Tuple[ExampleIndex, int]): The index, and the number of texts and parts that were read.
+    RAISES (LLMNERError): If the corpus can't be read or contains no examples, the encoder doesn't exist, or
+        the folder is not writable.
     """
-    # Imported here, since FAISS is needed by no other command.
+    # Imported here, since no other command needs FAISS.
     from ..retrieval.index import ExampleIndex
 
     total = count_texts(corpus)
     with _explain_os_errors(output):
         _check_writable(output)
     index = ExampleIndex(_encoder(encoder, llm, layer, device), kind)
-    index.encoder.encode([])  # so that an error comes before the bar
+    index.encoder.encode([])  # so that an error is raised before the progress bar starts
     n_read = 0
     with tqdm(total=total, unit="text", disable=None if progress else True) as bar:
 
@@ -148,7 +154,7 @@ def _encoder(
 
 
 def _check_writable(folder: Path) -> None:
-    """RAISES (OSError): If the folder, which may not be there yet, can't be written to."""
+    """RAISES (OSError): If the folder is not writable, or can't be created."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with TemporaryDirectory(dir=there):
         pass
@@ -163,7 +169,7 @@ def _explain_os_errors(output: Path) -> Iterator[None]:
 
 
 def count_texts(corpus: Path) -> int:
-    """RETURNS (int): How many texts a corpus has, blank ones among them."""
+    """RETURNS (int): The number of texts in a corpus, including blank texts."""
     if _is_jsonl(corpus):
         with corpus.open("rb") as file_:
             return sum(1 for line in file_ if line.strip())
@@ -171,17 +177,20 @@ def count_texts(corpus: Path) -> int:
 
 
 def read_labelled(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Parts]:
-    """Read a corpus, a .jsonl file line by line, a folder file by file.
+    """Read a corpus: a .jsonl file line by line, a folder file by file.
 
-    YIELDS (List[Optional[LabelledText]]): The parts of each text, one if it isn't long. Its doc_id is the
-        file's name and the number of the text, from 1; that of several parts is the text's hash, as the
-        component knows it. None for one that is not annotated, or an end of which cuts an entity.
-    RAISES (LLMNERError): If there is nothing to read, or it can't be read.
+    corpus (Path): A .spacy file, a folder of .spacy files, or a .jsonl file.
+    spans_key (Optional[str]): Key in doc.spans to read entities from, instead of doc.ents.
+    YIELDS (List[Optional[LabelledText]]): The parts of each text. A short text is one part, whose doc_id is
+        the name of the file and the number of the text, from 1. The parts of a long text have the hash of
+        the text as their doc_id, as in the components. None for a part that is not annotated, or that
+        starts or ends inside an entity.
+    RAISES (LLMNERError): If the corpus doesn't exist or can't be read.
     """
     if _is_jsonl(corpus):
         tokenizer = _tokenizer()
         for example in _read_jsonl(corpus):
-            # It has no more words than characters.
+            # A text has at most as many words as characters.
             yield (
                 _parts(example, tokenizer(example.text)) if len(example.text) > WORDS else [example]
             )
@@ -190,13 +199,13 @@ def read_labelled(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Par
     for path in _doc_files(corpus):
         for number, doc in enumerate(_open_docs(path).get_docs(vocab), 1):
             known = all(t.ent_iob for t in doc) if spans_key is None else spans_key in doc.spans
-            # Else it would be shown as a text without entities.
+            # An unannotated Doc would be shown as a text without entities.
             example = labelled_text(doc, spans_key, f"{path.name}:{number}")
             yield _parts(example, doc) if known else [None]
 
 
 def _parts(example: LabelledText, doc: Doc) -> Parts:
-    """Cut a text into parts that fit into a prompt, between sentences as the components do."""
+    """Split a text into parts that fit into a prompt, between sentences as in the components."""
     tokens = [token for token in doc if not token.is_space]
     begins = partial(may_start_sentence, tokens, known=doc.has_annotation("SENT_START"))
     windows = cut_into_windows([1 / WORDS] * len(tokens), begins)
@@ -209,7 +218,7 @@ def _parts(example: LabelledText, doc: Doc) -> Parts:
 
 
 def _tokenizer() -> Tokenizer:
-    """RETURNS (Tokenizer): For any language: each Chinese character is a word, as for BM25."""
+    """RETURNS (Tokenizer): A tokenizer for any language. Each Chinese character is a word, as in BM25."""
     nlp = spacy.blank("xx")
     tokenizer: Any = nlp.tokenizer
     infixes = compile_infix_regex([*(nlp.Defaults.infixes or ()), f"[{CJK}]"])
@@ -225,13 +234,15 @@ def _is_jsonl(corpus: Path) -> bool:
 
 def _doc_files(corpus: Path) -> Any:
     if corpus.is_file() and corpus.suffix != FILE_TYPE:
-        raise LLMNERError(Errors.E056.format(path=corpus, reason=f"it is no {FILE_TYPE} file"))
-    # spaCy's own warning of an empty folder says less than ours.
+        raise LLMNERError(Errors.E056.format(path=corpus, reason=f"it is not a {FILE_TYPE} file"))
+    # spaCy's own warning about an empty folder is less specific than this error.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         files = sorted(walk_corpus(corpus, FILE_TYPE))
     if not files:
-        raise LLMNERError(Errors.E056.format(path=corpus, reason=f"no {FILE_TYPE} file is in it"))
+        raise LLMNERError(
+            Errors.E056.format(path=corpus, reason=f"it contains no {FILE_TYPE} files")
+        )
     return files
 
 
@@ -251,7 +262,7 @@ def _read_jsonl(path: Path) -> Iterator[LabelledText]:
                 entry = json.loads(line.decode("utf-8-sig"))
                 text = entry["text"]
                 if not isinstance(text, str):
-                    raise ValueError("the text is no string")
+                    raise ValueError("the text is not a string")
                 spans = {(s["start"], s["end"], s["label"]) for s in entry.get("spans", ())}
                 for start, end, label in spans:
                     if not 0 <= start < end <= len(text) or not isinstance(label, str):

@@ -1,3 +1,5 @@
+"""`spacy llmner info`: print versions, devices and models."""
+
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +22,8 @@ def info_cli(
     # fmt: on
 ) -> None:
     """
-    Print versions, devices, the cache folder, and which models can be downloaded or
-    are already there.
+    Print versions, devices, the cache folder, and the models of the catalogue with
+    their status.
     """
     found = info()
     if as_json:
@@ -41,14 +43,14 @@ def info_cli(
         if model["path"] is not None:
             msg.good(title, f"{size}\n{model['path']}")
         else:
-            msg.info(title, f"{size}\nGet it with: {model['command']}")
+            msg.info(title, f"{size}\nDownload it with: {model['command']}")
 
 
 def info() -> Dict[str, Any]:
-    """Collect what `spacy llmner info` prints.
+    """Collect the data that `spacy llmner info` prints.
 
-    RETURNS (Dict[str, Any]): Plain values. A model's "path" is None if it is not downloaded; its
-        "size_mb" is measured if it is, and otherwise what it will be.
+    RETURNS (Dict[str, Any]): Values that JSON supports. The "path" of a model is None if it is not
+        downloaded. Its "size_mb" is the measured size if it is downloaded, and the expected size otherwise.
     """
     home = catalogue.home()
     return {

@@ -1,6 +1,6 @@
-"""`spacy llmner layers`: which layer of an LLM knows the most about entity types.
+"""`spacy llmner layers`: find the layer of an LLM that is best for predicting entity types.
 
-EMBER, arXiv 2403.11747 (methods.md 1a.2): a type probe for every layer, judged on dev data.
+As in EMBER (arXiv 2403.11747), a type probe is trained on every layer and scored on dev data.
 """
 
 import json
@@ -30,12 +30,12 @@ from ..llm.registry import make_llm
 from ..pipeline.gold import aligned_entities
 from ._util import check_data_path, exit_on_error, read_examples
 
-# Docs that the LLM reads at once.
+# Docs in a batch of the LLM.
 READ_BATCH = 32
 WIDTH = 128
 BATCH = 512
 EPOCHS = 8
-# On few data that would be too little.
+# Small data need more epochs.
 MIN_STEPS = 300
 LEARN_RATE = 1e-3
 UNKNOWN = -1
@@ -43,10 +43,13 @@ UNKNOWN = -1
 
 @dataclass
 class LayerScore:
-    """How well a probe on one layer finds the entities of the dev data.
+    """The scores of a probe on one layer, measured on the dev data.
 
-    layer (int): Index of the layer; 0 are the embeddings.
-    depth (float): Its share of the LLM's depth.
+    layer (int): Index of the layer. 0 is the embeddings.
+    depth (float): Depth of the layer, as a share of the LLM's depth.
+    ents_p (float): Precision, from 0 to 1.
+    ents_r (float): Recall, from 0 to 1.
+    ents_f (float): F-score, from 0 to 1.
     """
 
     layer: int
@@ -58,18 +61,18 @@ class LayerScore:
 
 def layers_cli(
     train_path: Path = typer.Argument(..., metavar="TRAIN", help="Training data (.spacy)"),
-    dev_path: Path = typer.Argument(..., metavar="DEV", help="Data to judge by (.spacy)"),
-    llm: str = typer.Option(..., "--llm", help="The LLM: a name, a folder or a hub id"),
+    dev_path: Path = typer.Argument(..., metavar="DEV", help="Dev data for the scores (.spacy)"),
+    llm: str = typer.Option(..., "--llm", help="LLM: name, folder or hub id"),
     lang: str = typer.Option("en", "--lang", "-l", help="Language of the data"),
     output: Optional[Path] = typer.Option(None, "--output", "-o", help="JSON file for the scores"),
-    limit: int = typer.Option(2000, "--limit", min=1, help="Docs read of each file"),
+    limit: int = typer.Option(2000, "--limit", min=1, help="Maximum number of docs per file"),
     gpu_id: Optional[int] = typer.Option(
-        None, "--gpu-id", "-g", help="GPU ID, or -1 for CPU; default: a GPU if there is one"
+        None, "--gpu-id", "-g", help="GPU ID, or -1 for CPU  [default: a GPU if available]"
     ),
 ) -> None:
     """
-    Train a small type probe on every layer of an LLM and compare them on dev data. The LLM reads
-    the data once. Its states of all layers are kept in a temporary folder meanwhile.
+    Train a small type probe on every layer of an LLM and compare the probes on dev data. The LLM
+    reads the data once. The hidden states of all layers are stored in a temporary folder.
     """
     console = Console(highlight=False)
     device = "auto" if gpu_id is None else "cpu" if gpu_id < 0 else f"cuda:{gpu_id}"
@@ -78,10 +81,7 @@ def layers_cli(
         scores = sweep(loaded, train_path, dev_path, lang=lang, limit=limit, progress=True)
         best = max(scores, key=lambda s: s.ents_f)
         if not best.ents_f:
-            raise LLMNERError(
-                f"No layer finds an entity of '{dev_path}'. Both files must have entities of the same "
-                "labels, in words as spaCy's tokenizer of --lang makes them."
-            )
+            raise LLMNERError(Errors.E105.format(path=dev_path))
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
             found = {"llm": llm, "n_layers": loaded.n_layers, "best_layer": best.layer}
@@ -92,7 +92,7 @@ def layers_cli(
         f"Best: layer {best.layer} of {loaded.n_layers}, at {best.depth:.0%} of the depth. "
         "Use it in the config:\n\n[components.ember_probe.model]\n"
         f'@architectures = "spacy_llmner.EmberPaper.v1"\nlayer = {best.layer}\n\n'
-        "(EmberFewShot.v1 has the same setting; EmberProbe.v1 mixes several: put it among "
+        "(EmberFewShot.v1 has the same setting. EmberProbe.v1 mixes several layers: add this one to "
         "its `layers`.)",
         markup=False,
         soft_wrap=True,
@@ -110,13 +110,14 @@ def sweep(
 ) -> List[LayerScore]:
     """Train a probe on each layer and score it.
 
-    train_path (Path): Annotated Docs, in .spacy format.
-    dev_path (Path): Others, likewise.
-    lang (str): Language code, for the words.
-    limit (int): Docs read of each.
+    llm (LoadedLLM): The LLM.
+    train_path (Path): Training data, in .spacy format.
+    dev_path (Path): Dev data, in .spacy format.
+    lang (str): Language code, for the tokenizer.
+    limit (int): Maximum number of Docs per file.
     progress (bool): Show progress bars, if standard error is a terminal.
-    RETURNS (List[LayerScore]): For each layer, from the embeddings on.
-    RAISES (LLMNERError): If data are not there or can't be used, or none has an entity.
+    RETURNS (List[LayerScore]): The scores of each layer, starting with the embeddings.
+    RAISES (LLMNERError): If a file doesn't exist or can't be used, or the training data have no entities.
     """
     nlp = _blank(lang)
     for path in (train_path, dev_path):
@@ -152,17 +153,20 @@ def sweep(
 def read_states(
     llm: LoadedLLM, docs: Sequence[Doc], path: Path, disable: Optional[bool] = True
 ) -> np.ndarray:
-    """Let the LLM read Docs once.
+    """Run the LLM on Docs and store the hidden states of their words.
 
-    path (Path): File to keep the states in.
-    RETURNS (ndarray): float16, shape (layers + 1, words, width), mapped from the file.
+    llm (LoadedLLM): The LLM.
+    docs (Sequence[Doc]): The Docs.
+    path (Path): File to store the hidden states in.
+    disable (Optional[bool]): Whether to hide the progress bar; None to show it on a terminal only.
+    RETURNS (ndarray): The hidden states as float16, shape (layers + 1, words, width), mapped from the file.
     """
     reader = WordReader(tuple(range(llm.n_layers + 1)))
     n_words = sum(len(doc) for doc in docs)
     shape = (llm.n_layers + 1, n_words, llm.width)
     out = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
     done = 0
-    bar = tqdm(total=len(docs), desc="the LLM reads", unit="doc", leave=False, disable=disable)
+    bar = tqdm(total=len(docs), desc="reading", unit="doc", leave=False, disable=disable)
     for k in range(0, len(docs), READ_BATCH):
         for features in reader.read(llm, docs[k : k + READ_BATCH]):
             states = features.hidden.clamp(-MAX_HALF, MAX_HALF).half().cpu().numpy()
@@ -174,11 +178,12 @@ def read_states(
 
 
 def train_probe(states: torch.Tensor, types: torch.Tensor, n_types: int) -> nn.Module:
-    """Train Linear, ReLU, Linear (as PaperProbe.types) on one layer's states.
+    """Train a type probe on the hidden states of one layer: Linear, ReLU, Linear, as in PaperProbe.types.
 
-    states (Tensor): Shape (words, width).
-    types (Tensor): Shape (words,); UNKNOWN words are left out.
-    RETURNS (Module): States to logits.
+    states (Tensor): Hidden states, shape (words, width).
+    types (Tensor): Type of each word, shape (words,). UNKNOWN words are left out.
+    n_types (int): Number of types.
+    RETURNS (Module): The probe. It maps hidden states to logits of shape (words, n_types).
     """
     known = types != UNKNOWN
     states, types = states[known], types[known]
@@ -203,7 +208,8 @@ def train_probe(states: torch.Tensor, types: torch.Tensor, n_types: int) -> nn.M
 
 
 class Scale(nn.Module):
-    """Brings states to mean 0 and spread 1: layers differ by orders of magnitude."""
+    """Normalize hidden states to mean 0 and standard deviation 1, since the scales of the layers differ by
+    orders of magnitude."""
 
     def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
@@ -217,7 +223,9 @@ class Scale(nn.Module):
 def joined(types: Sequence[int], n_labels: int) -> List[Tuple[int, int, int]]:
     """Join adjacent words of the same type.
 
-    RETURNS (List[Tuple[int, int, int]]): Start, end and label of each mention.
+    types (Sequence[int]): Type of each word.
+    n_labels (int): Number of labels, which is also the type of words outside entities.
+    RETURNS (List[Tuple[int, int, int]]): Start and end in words, and label of each mention.
     """
     out: List[Tuple[int, int, int]] = []
     for i, label in enumerate(types):
@@ -234,7 +242,7 @@ def _blank(lang: str) -> spacy.Language:
     try:
         return spacy.blank(lang)
     except ImportError as e:
-        raise LLMNERError(f"spaCy has no language '{lang}' ({e}). Set --lang, e.g. en.") from None
+        raise LLMNERError(Errors.E106.format(lang=lang, reason=e)) from None
 
 
 def _types(eg: Example, labels: List[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How much memory something took at its highest."""
+"""Measure the peak memory of this process."""
 
 import sys
 from contextlib import suppress
@@ -11,8 +11,8 @@ MB = 1024 * 1024
 
 
 def reset_peak() -> None:
-    """Forget what was the highest until now, as far as that is possible."""
-    # Where it can't be forgotten (not on Linux, or not allowed), the highest since the beginning is told.
+    """Reset the peak memory of this process and of the GPU, where the system supports it."""
+    # Elsewhere (not on Linux, or without permission), the peak since the start of the process is reported.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
@@ -20,8 +20,8 @@ def reset_peak() -> None:
 
 
 def peak_mb() -> Optional[float]:
-    """RETURNS (Optional[float]): Memory of this process, all that it holds, at its highest since
-    `reset_peak`. None where the system does not tell."""
+    """RETURNS (Optional[float]): Peak resident memory of this process since `reset_peak`, in MiB. None if
+    the system doesn't report it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -35,6 +35,6 @@ def peak_mb() -> Optional[float]:
 
 
 def gpu_peak_mb() -> Optional[float]:
-    """RETURNS (Optional[float]): Memory that torch had taken on the GPU at its highest since `reset_peak`.
+    """RETURNS (Optional[float]): Peak memory that torch allocated on the GPU since `reset_peak`, in MiB.
     None without a GPU."""
     return torch.cuda.max_memory_allocated() / MB if torch.cuda.is_available() else None

@@ -1,7 +1,8 @@
-"""What may be generated: one of some strings, a substring of the text, a JSON list of substrings.
+"""Constraints on generation: one of several strings, a substring of the text, a JSON list of
+substrings.
 
-A constraint says what may come next, and is told what came. States are values: advancing one leaves
-it as it was, so that guesses can be tried and dropped.
+A constraint gives the allowed next tokens in a state, and the state after each of them. States are
+immutable, so that guesses can be tried and discarded.
 """
 
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import Any, Dict, Iterable, List, Optional, Protocol, Sequence, Tupl
 import numpy as np
 
 NO_TOKENS = np.zeros(0, dtype=np.int64)
-# What a constraint says that has no idea what may come next.
+# The guess of a constraint that can't predict the next token.
 NO_GUESS = -1
 
 
 class Constraint(Protocol):
-    """What `decode` needs to know.
+    """The interface that `decode` needs.
 
     start (Any): The state before the first token.
     """
@@ -23,19 +24,18 @@ class Constraint(Protocol):
     start: Any
 
     def allowed(self, state: Any) -> np.ndarray:
-        """RETURNS (ndarray): int64, ascending: the tokens that may come next. Empty if the answer is
-        complete."""
+        """RETURNS (ndarray): int64, ascending: the allowed next tokens. Empty if the answer is complete."""
 
     def advance(self, state: Any, token: int) -> Any:
-        """RETURNS (Any): The state behind one of the allowed tokens."""
+        """RETURNS (Any): The state after one of the allowed tokens."""
 
     def guess(self, state: Any) -> int:
-        """RETURNS (int): The allowed token that is likely to come next; no more than a hint. NO_GUESS
-        for none."""
+        """RETURNS (int): The allowed token that is likely to come next, or NO_GUESS. It affects only the
+        speed of decoding, not the result."""
 
 
 def allowed_along(rule: Any, ids: Iterable[int]) -> List[np.ndarray]:
-    """RETURNS (List[ndarray]): What a constraint allows at each token of an answer."""
+    """RETURNS (List[ndarray]): For each token of an answer, the tokens that the constraint allows there."""
     out, state = [], rule.start
     for token in ids:
         out.append(rule.allowed(state))
@@ -44,10 +44,11 @@ def allowed_along(rule: Any, ids: Iterable[int]) -> List[np.ndarray]:
 
 
 class Choices:
-    """One of some token sequences.
+    """One of several token sequences. The state is the tokens written so far.
 
-    sequences (Sequence[Sequence[int]]): None may begin with another one: give each an end, if need be.
-    The state is what was written so far.
+    sequences (Sequence[Sequence[int]]): The sequences. None may start with another one; if necessary, add
+        an end token to each.
+    RAISES (ValueError): If a sequence is the beginning of another one.
     """
 
     start: Tuple[int, ...] = ()
@@ -75,11 +76,12 @@ class Choices:
 
 @dataclass(frozen=True)
 class SubstringState:
-    """Where a substring may stand.
+    """All occurrences in the text of a substring written so far.
 
-    starts (ndarray): First character of each possible beginning.
-    last (ndarray): Same shape: the number of the last token read; -1 - w before the first one of word w.
-    ended (bool): Whether the end was read.
+    starts (ndarray): int64, shape (occurrences,): first character of each occurrence.
+    last (ndarray): int64, same shape: index of its last token so far; -1 - w if nothing was written yet and
+        it would start with word w.
+    ended (bool): Whether the end token was written.
     """
 
     starts: np.ndarray
@@ -88,20 +90,20 @@ class SubstringState:
 
 
 class Substrings:
-    """A substring of a text that begins where a word begins and ends where a word ends.
+    """A substring of a text that starts at the start of a word and ends at the end of a word.
 
-    tokens (ndarray): int64: the text's tokens; behind them, if a mention's first word is spelt in
-        another way than in the text (without the space in front), those spellings.
-    follow (ndarray): int64, same shape: the token that continues each of them; -1 behind the last.
+    The state contains all occurrences of the substring in the text, so its offsets are known when it ends.
+
+    tokens (ndarray): int64, shape (tokens,): the tokens of the text. After them, the tokens of each word
+        that is encoded differently as the first word of a mention (without the space before it).
+    follow (ndarray): int64, same shape: index of the token after each token; -1 after the last.
     ends (ndarray): int64, same shape: one past the last character of the word that ends with a token;
-        -1 inside of words.
-    first (ndarray): int64, shape (words,): where each word's spelling begins.
+        -1 for other tokens.
+    first (ndarray): int64, shape (words,): index of each word's first token when a mention starts there.
     starts (ndarray): int64, same shape: the first character of each word.
     end (int): The token that ends the answer.
-    likely_ends (Optional[ndarray]): bool, shape (tokens,): where an answer is guessed to end; None
-        guesses that it goes on.
-
-    The state keeps all places in the text that the answer still fits, so it comes with its offsets.
+    likely_ends (Optional[ndarray]): bool, shape (tokens,): the tokens after which `guess` ends the answer.
+        None guesses that it always goes on.
     """
 
     def __init__(
@@ -126,14 +128,14 @@ class Substrings:
         if state.ended:
             return NO_TOKENS
         following = self._next(state.last)
-        found = self.tokens[following[following >= 0]]
-        if self._may_end(state.last).any():
-            found = np.append(found, self.end)
-        return np.unique(found)
+        tokens = self.tokens[following[following >= 0]]
+        if self._can_end(state.last).any():
+            tokens = np.append(tokens, self.end)
+        return np.unique(tokens)
 
     def advance(self, state: SubstringState, token: int) -> SubstringState:
         if token == self.end:
-            keep = self._may_end(state.last)
+            keep = self._can_end(state.last)
             return SubstringState(state.starts[keep], state.last[keep], ended=True)
         following = self._next(state.last)
         keep = (following >= 0) & (self.tokens[following] == token)
@@ -147,26 +149,30 @@ class Substrings:
         return int(self.tokens[following])
 
     def spans(self, state: SubstringState) -> List[Tuple[int, int]]:
-        """RETURNS (List[Tuple[int, int]]): Characters (start, end) of all places of a finished
+        """RETURNS (List[Tuple[int, int]]): Character offsets (start, end) of all occurrences of a finished
         answer, in the order of the text."""
         return [(int(s), int(self.ends[k])) for s, k in zip(state.starts, state.last)]
 
     def _next(self, last: np.ndarray) -> np.ndarray:
-        before = last < 0
+        not_started = last < 0
         out = np.empty_like(last)
-        out[before] = self.first[-1 - last[before]]
-        out[~before] = self.follow[last[~before]]
+        out[not_started] = self.first[-1 - last[not_started]]
+        out[~not_started] = self.follow[last[~not_started]]
         return out
 
-    def _may_end(self, last: np.ndarray) -> np.ndarray:
+    def _can_end(self, last: np.ndarray) -> np.ndarray:
         return (last >= 0) & (self.ends[last] >= 0)
 
 
 @dataclass(frozen=True)
 class ListState:
-    """literal (Tuple[int, ...]): Written of the brackets and commas since the last item.
-    item (Optional[SubstringState]): Of the item being written; None between items.
-    done (Tuple[SubstringState, ...]): Of the finished items."""
+    """State of a JSON list.
+
+    literal (Tuple[int, ...]): Tokens of brackets, quotes and commas written since the last item.
+    item (Optional[SubstringState]): State of the item being written; None between items.
+    done (Tuple[SubstringState, ...]): States of the finished items.
+    ended (bool): Whether the list is complete.
+    """
 
     literal: Tuple[int, ...]
     item: Any = None
@@ -175,11 +181,10 @@ class ListState:
 
 
 class Unconstrained:
-    """Any tokens, up to the end.
+    """Any tokens up to the end token. The state is whether the end token was written.
 
-    vocab (int): Number of tokens of the LLM.
+    vocab (int): Size of the LLM's vocabulary.
     end (int): The token that ends the answer.
-    The state is whether it was read.
     """
 
     start = False
@@ -199,15 +204,15 @@ class Unconstrained:
 
 
 class JsonList:
-    """A JSON list of substrings.
+    """A JSON list of substrings of a text.
 
-    items (Substrings): Spelt as they are inside of JSON quotes.
-    empty (Sequence[int]): Tokens of the whole answer without an item, its end included.
+    items (Substrings): The allowed items, in the text as it is escaped inside JSON quotes.
+    empty (Sequence[int]): Tokens of an empty list, including the end token.
     opening (Sequence[int]): Tokens of `["`.
     comma (Sequence[int]): Tokens of `", "`.
-    closing (Sequence[int]): Tokens of `"]` and of the answer's end.
-    ordered (bool): Items stand in the order of the text: each at its first place that begins behind the
-        beginning of the one before. So no list is endless.
+    closing (Sequence[int]): Tokens of `"]` and the end token.
+    ordered (bool): Items must be in the order of the text: each is located at its first occurrence that
+        starts after the start of the previous item. So every list ends.
     """
 
     def __init__(
@@ -221,11 +226,11 @@ class JsonList:
     ) -> None:
         self.items = items
         self.ordered = ordered
-        # Whether there is anything to list.
+        # False if the text has no words: then the only list is the empty one.
         self.can_list = len(items.first) > 0
-        begin = [tuple(empty)] + ([tuple(opening)] if self.can_list else [])
+        beginnings = [tuple(empty)] + ([tuple(opening)] if self.can_list else [])
         self.empty, self.opening, self.comma = tuple(empty), tuple(opening), tuple(comma)
-        self._begin = Choices(begin)
+        self._beginnings = Choices(beginnings)
         self._between = Choices([self.comma, tuple(closing)])
         self._closing = Choices([tuple(closing)])
         self.start = ListState(())
@@ -246,7 +251,7 @@ class JsonList:
         if state.item is None:
             literal = (*state.literal, token)
             if literal == (self.comma if state.done else self.opening):
-                return ListState((), self._rest(state.done), state.done)
+                return ListState((), self._item_start(state.done), state.done)
             ended = not len(self._literals(state.done).allowed(literal))
             return ListState(literal, None, state.done, ended)
         if token in self.items.allowed(state.item) and token != self.items.end:
@@ -257,25 +262,25 @@ class JsonList:
     def guess(self, state: ListState) -> int:
         if state.item is not None:
             if state.item.last[0] < 0:
-                return NO_GUESS  # any place in the text is as good as another
+                return NO_GUESS  # an item can start anywhere in the text
             token = self.items.guess(state.item)
             if token != self.items.end:
                 return token
         return int(self.allowed(state)[0])
 
     def spans(self, state: ListState) -> List[List[Tuple[int, int]]]:
-        """RETURNS (List[List[Tuple[int, int]]]): All places of each finished item."""
+        """RETURNS (List[List[Tuple[int, int]]]): Offsets of all occurrences of each finished item."""
         return [self.items.spans(item) for item in state.done]
 
     def _literals(self, done: Sequence[SubstringState]) -> Choices:
         if not done:
-            return self._begin
-        return self._between if len(self._rest(done).starts) else self._closing
+            return self._beginnings
+        return self._between if len(self._item_start(done).starts) else self._closing
 
-    def _rest(self, done: Sequence[SubstringState]) -> SubstringState:
-        """RETURNS (SubstringState): Where the next item may stand."""
+    def _item_start(self, done: Sequence[SubstringState]) -> SubstringState:
+        """RETURNS (SubstringState): The start state of the next item."""
         start: SubstringState = self.items.start
         if not (self.ordered and done):
             return start
-        keep = start.starts > done[-1].starts.min()
-        return SubstringState(start.starts[keep], start.last[keep])
+        later = start.starts > done[-1].starts.min()
+        return SubstringState(start.starts[later], start.last[later])

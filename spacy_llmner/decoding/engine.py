@@ -1,16 +1,15 @@
-"""Prefix-sharing batched decoding: a tree of prompts, each prefix encoded once.
+"""Batched decoding with shared prefixes: prompts form a tree, and each prefix is encoded once.
 
-A request is a program: a generator that hangs tokens into its tree with `tree.add` and yields when it
-wants to know what the LLM says about them. `DecodingEngine.run` runs the programs of many requests side by
-side: every round sends the new tokens of all of them through the LLM in one ragged pass, without
-padding. A branch that is done adds nothing more and gives back its memory (`branches.together`), and as
-requests end, waiting ones join.
+A request is a generator function that adds tokens to its tree with `tree.add` and yields when it needs
+the LLM's scores for them. `DecodingEngine.run` runs many requests concurrently: each round sends the new
+tokens of all of them through the LLM in one ragged pass, without padding. When a branch ends, its KV slots
+are released (`generate.run_parallel`). When a request ends, a waiting one starts.
 
-    def program(tree):
+    def request(tree):
         text = tree.add(None, text_ids)
-        ends = [tree.add(text, question, ask={-1: allowed}) for question in questions]
+        nodes = [tree.add(text, question, ask={-1: allowed}) for question in questions]
         yield
-        return [end.scores(-1).best() for end in ends]
+        return [node.scores(-1).best() for node in nodes]
 """
 
 from contextlib import contextmanager
@@ -43,12 +42,12 @@ Steps = Generator[None, None, Any]
 
 @dataclass
 class Scores:
-    """What the LLM says about the next token at one place.
+    """The LLM's scores for the next token at one position.
 
-    ids (ndarray): The tokens that were asked for.
-    log_probs (ndarray): Their log-probabilities, renormalised over what was asked for.
-    total (Optional[float]): What to add for log-probabilities over the whole vocabulary, if those
-        were asked for.
+    ids (ndarray): int64, shape (ids,): the tokens that were scored.
+    log_probs (ndarray): float64, same shape: their log-probabilities, normalized over these tokens.
+    total (Optional[float]): Log of these tokens' total probability in the whole vocabulary. Added to
+        `log_probs`, it gives log-probabilities over the whole vocabulary. None unless the engine is `raw`.
     """
 
     ids: np.ndarray
@@ -56,25 +55,28 @@ class Scores:
     total: Optional[float] = None
 
     def best(self) -> Tuple[int, float]:
-        """RETURNS (Tuple[int, float]): The likeliest token (the first of equals) and its
+        """RETURNS (Tuple[int, float]): The most likely token (the first of equals) and its
         log-probability."""
         k = int(self.log_probs.argmax())
         return int(self.ids[k]), float(self.log_probs[k])
 
     def of(self, token: int) -> float:
-        """RETURNS (float): The log-probability of a token that was asked for."""
+        """RETURNS (float): The log-probability of a token that was scored."""
         return float(self.log_probs[self.ids == token][0])
 
     def raw(self, log_prob: float) -> float:
-        """RETURNS (float): A log-probability over the whole vocabulary, NaN if not asked for."""
+        """RETURNS (float): One of `log_probs`, normalized over the whole vocabulary; NaN unless the engine
+        is `raw`."""
         return float("nan") if self.total is None else log_prob + self.total
 
 
 class Node:
-    """A run of tokens in a tree, standing behind its parent.
+    """A sequence of tokens in a tree, after those of its parent.
 
-    path (ndarray): Slots of all tokens from the root to its last one.
-    ids (List[int]): Its own tokens.
+    path (ndarray): int64: the slots of all tokens from the root to the last token of this node.
+    ids (List[int]): The tokens of this node.
+    ask (Dict[int, ndarray]): By index of a token in `ids`: the possible next tokens to score.
+    answers (Dict[int, Scores]): By index of a token in `ids`: the scores.
     """
 
     def __init__(self, path: np.ndarray, ids: Sequence[int], ask: Dict[int, np.ndarray]) -> None:
@@ -84,47 +86,53 @@ class Node:
         self.answers: Dict[int, Scores] = {}
 
     def __len__(self) -> int:
-        """Tokens from the root to the end of this node."""
+        """RETURNS (int): The number of tokens from the root to the end of this node."""
         return len(self.path)
 
     @property
     def first(self) -> int:
-        """Position of its first own token."""
+        """RETURNS (int): The position of this node's first token."""
         return len(self.path) - len(self.ids)
 
     def scores(self, row: int) -> Scores:
-        """RETURNS (Scores): What was asked about its token number `row`, once the program was resumed."""
+        """RETURNS (Scores): The scores after token `row` of this node. They exist when the request is
+        resumed."""
         return self.answers[row % len(self.ids)]
 
-    def upto(self, n: int) -> "Node":
-        """RETURNS (Node): The same place in the tree, with the first n own tokens only."""
+    def truncated(self, n: int) -> "Node":
+        """RETURNS (Node): A node with only the first n tokens of this node, at the same position in the
+        tree."""
         node = Node(self.path[: self.first + n], self.ids[:n], {})
         node.answers = self.answers
         return node
 
 
 class Tree:
-    """The prompts of one request.
+    """The tree of tokens of one request.
 
-    slots (KVSlots): Where their tokens lie.
-    begin (Optional[Node]): The decoder's prefix.
+    slots (KVSlots): The KV slots of the engine.
+    prefix (Optional[Node]): The engine's prefix.
+    pending (List[Node]): Nodes whose tokens have not been sent through the LLM yet.
     """
 
-    def __init__(self, slots: KVSlots, begin: Optional[Node] = None) -> None:
+    def __init__(self, slots: KVSlots, prefix: Optional[Node] = None) -> None:
         self.slots = slots
-        self.begin = begin
+        self.prefix = prefix
         self.pending: List[Node] = []
-        # What was added, in the branch that runs just now.
+        # Nodes added by the branch that is running now.
         self._added: List[Node] = []
 
     @contextmanager
-    def inside(self, branch: List[Node]) -> Iterator[None]:
-        """Note what is added in a branch of its own, to `drop` it when that has ended."""
-        before, self._added = self._added, branch
+    def collect(self, branch: List[Node]) -> Iterator[None]:
+        """Collect the nodes that a branch adds inside the `with` block, to `drop` them when it ends.
+
+        branch (List[Node]): The nodes are appended to it.
+        """
+        outer, self._added = self._added, branch
         try:
             yield
         finally:
-            self._added = before
+            self._added = outer
 
     def add(
         self,
@@ -132,13 +140,13 @@ class Tree:
         ids: Sequence[int],
         ask: Optional[Dict[int, np.ndarray]] = None,
     ) -> Node:
-        """Hang tokens into the tree. They are sent through the LLM when the program yields.
+        """Add tokens to the tree. They are sent through the LLM when the request yields.
 
-        parent (Optional[Node]): What they stand behind; it may be as new as they are.
-        ids (Sequence[int]): At least one.
-        ask (Optional[Dict[int, ndarray]]): For which of these tokens, by number (negative ones from the
-            end), the scores of which possible next tokens are wanted.
-        RETURNS (Node): Its scores are there when the program is resumed.
+        parent (Optional[Node]): The node to add them after, which can also be new; None for a root.
+        ids (Sequence[int]): At least one token.
+        ask (Optional[Dict[int, ndarray]]): By index of a token in `ids` (negative from the end): the
+            possible next tokens to score, int64.
+        RETURNS (Node): The new node. It has its scores when the request is resumed.
         """
         slots = self.slots.allocate(len(ids))
         path = slots if parent is None else np.concatenate([parent.path, slots])
@@ -149,21 +157,23 @@ class Tree:
         return node
 
     def root(self, ids: Sequence[int]) -> Node:
-        """Hang a prompt into the tree, without what the decoder's prefix holds of it.
+        """Add a prompt to the tree, after the engine's prefix if it has one.
 
-        ids (Sequence[int]): If there is a prefix, they begin with it.
-        RETURNS (Node): Its end. It may be that of the prefix, about which nothing was asked.
+        ids (Sequence[int]): The prompt, including the prefix.
+        RETURNS (Node): The last node of the prompt. If the prompt is just the prefix, this is the node of
+            the prefix, which has no scores.
         """
-        if self.begin is None:
+        if self.prefix is None:
             return self.add(None, ids)
-        assert list(ids[: len(self.begin)]) == self.begin.ids
-        rest = ids[len(self.begin) :]
-        return self.add(self.begin, rest) if len(rest) else self.begin
+        assert list(ids[: len(self.prefix)]) == self.prefix.ids
+        rest = ids[len(self.prefix) :]
+        return self.add(self.prefix, rest) if len(rest) else self.prefix
 
     def drop(self, branch: Optional[List[Node]] = None) -> None:
-        """Give back the slots of a branch's nodes, behind which nothing may be added any more.
+        """Release the slots of a branch's nodes. Nothing can be added after these nodes any more.
 
-        branch (Optional[List[Node]]): See `inside`; None takes what was added in none.
+        branch (Optional[List[Node]]): The nodes, as filled by `collect`, which are removed from the list.
+            None for the nodes that were added outside of branches.
         """
         nodes = self._added if branch is None else branch
         dropped = set(map(id, nodes))
@@ -174,10 +184,11 @@ class Tree:
 
 
 class Prefix:
-    """Tokens that stand in front of many requests: one instruction for all texts. What an LLM has read of
-    them is kept from run to run, as long as its decoder is there; its weights may not change meanwhile.
+    """Tokens before many requests, such as one instruction for all texts. Their keys and values are stored
+    between runs, as long as the decoder exists. Its weights must not change in between.
 
-    ids (Sequence[int]): At least one.
+    ids (Sequence[int]): At least one token.
+    read (WeakKeyDictionary[Module, KVCache]): By decoder: the stored keys and values.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -186,19 +197,20 @@ class Prefix:
 
 
 class DecodingEngine:
-    """Runs programs on an LLM.
+    """Runs requests on an LLM.
 
     llm (LoadedLLM): The shared LLM.
-    decoder (Optional[nn.Module]): A view of its decoder to use, with adapters for example; None takes
-        the LLM as it is.
-    prefix (Optional[Prefix]): What the prompts begin with that programs hang in by `tree.root`.
-    raw (bool): Also give log-probabilities over the whole vocabulary, which costs a full LM head.
-    max_slots (int): Budget of tokens that are kept in memory. When it is used up, further requests wait,
-        and of each request's branches (`branches.together`) all but the first. One branch alone may
-        exceed it.
-    max_batch_tokens (int): Tokens of one forward pass.
-
-    `passes` and `tokens` count what went through the LLM.
+    decoder (Optional[nn.Module]): A view of the LLM's decoder to use, for example with an adapter; None for
+        the LLM's own decoder.
+    prefix (Optional[Prefix]): Common prefix of the prompts that requests add with `tree.root`.
+    raw (bool): Also compute log-probabilities over the whole vocabulary, for which the LM head has to
+        compute all logits.
+    max_slots (int): Budget of KV slots, one for each token in memory. When it is used up, further requests
+        wait, and all branches of each request (`generate.run_parallel`) but the first. A single branch can
+        exceed the budget.
+    max_batch_tokens (int): Maximum number of tokens per forward pass.
+    passes (int): Number of forward passes so far.
+    tokens (int): Number of tokens sent through the LLM so far.
     """
 
     def __init__(
@@ -221,78 +233,83 @@ class DecodingEngine:
         self.tokens = 0
 
     def run(self, requests: Iterable[Request]) -> List[Any]:
-        """Run programs to their end.
+        """Run requests to their end.
 
-        RETURNS (List[Any]): What each of them returned, in order.
+        requests (Iterable[Request]): The requests.
+        RETURNS (List[Any]): The result of each request, in order.
         """
         rounds = list(self.steps(requests))
         return rounds[-1] if rounds else []
 
     def steps(self, requests: Iterable[Request]) -> Iterator[List[Any]]:
-        """Run programs to their end, round by round.
+        """Run requests to their end, round by round.
 
-        YIELDS (List[Any]): After each round, what each of them returned; None if it still runs.
+        requests (Iterable[Request]): The requests.
+        YIELDS (List[Any]): After each round, the result of each request; None until it has ended.
         """
         waiting = list(enumerate(requests))[::-1]
         running: Dict[int, Tuple[Tree, Steps]] = {}
         results: List[Any] = [None] * len(waiting)
-        begin = Tree(self.slots)
+        prefix_tree = Tree(self.slots)
         try:
             with forward_passes(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
-                first = self._begin(begin, passes) if waiting else None
+                prefix = self._add_prefix(prefix_tree, passes) if waiting else None
                 while running or waiting:
                     while waiting and not (running and self.slots.full):
                         i, request = waiting.pop()
-                        tree = Tree(self.slots, first)
+                        tree = Tree(self.slots, prefix)
                         running[i] = tree, _start(request, tree)
                         if not self._resume(i, running, results):
                             continue
                         if len(running) > 1 and self.slots.used > self.slots.budget:
-                            # It has to wait for its turn; a new generator starts it afresh.
+                            # It has to wait. Later it starts from the beginning.
                             self._end(i, running)
                             waiting.append((i, request))
                             break
                     if running:
-                        trees = [begin, *(tree for tree, _ in running.values())]
+                        trees = [prefix_tree, *(tree for tree, _ in running.values())]
                         self._forward([node for tree in trees for node in tree.pending], passes)
-                        self._keep(begin, passes)
+                        self._store_prefix(prefix_tree, passes)
                     for i, (tree, _) in list(running.items()):
                         tree.pending = []
                         self._resume(i, running, results)
                     yield results
         finally:
-            # After an error, or if the caller stops in between.
+            # After an error, or if the caller stops early.
             for i in list(running):
                 self._end(i, running)
-            begin.drop()
+            prefix_tree.drop()
 
-    def _begin(self, tree: Tree, passes: ForwardPasses) -> Optional[Node]:
-        """Hang the prefix into a tree of its own. What was read of it before is put into the cache, and not
-        read again.
+    def _add_prefix(self, tree: Tree, passes: ForwardPasses) -> Optional[Node]:
+        """Add the prefix to its own tree. If its keys and values are stored, they are copied into the
+        cache, and its tokens don't go through the LLM again.
 
-        RETURNS (Optional[Node]): Its end.
+        RETURNS (Optional[Node]): The node of the prefix.
         """
         if self.prefix is None:
             return None
         node = tree.add(None, self.prefix.ids)
-        read = self.prefix.read.get(self.decoder)
-        if read is not None:
+        stored = self.prefix.read.get(self.decoder)
+        if stored is not None:
             tree.pending = []
             self.slots.positions[node.path] = np.arange(len(node))
             slots = torch.from_numpy(node.path).to(self.llm.device)
             n_slots = int(node.path.max()) + 1
-            for layer, keys in read.keys.items():
-                passes.cache.write(layer, slots, n_slots, keys, read.values[layer])
+            for layer, keys in stored.keys.items():
+                passes.cache.write(layer, slots, n_slots, keys, stored.values[layer])
         return node
 
-    def _keep(self, tree: Tree, passes: ForwardPasses) -> None:
-        """Keep what has just been read of the prefix."""
+    def _store_prefix(self, tree: Tree, passes: ForwardPasses) -> None:
+        """Store the keys and values of the prefix after its first pass."""
         if self.prefix is not None and tree.pending:
             slots = torch.from_numpy(tree.pending.pop().path).to(self.llm.device)
             self.prefix.read[self.decoder] = passes.cache.copy(slots)
 
     def _resume(self, i: int, running: Dict[int, Tuple[Tree, Steps]], results: List[Any]) -> bool:
-        """Let a program go on. RETURNS (bool): Whether it wants a forward pass."""
+        """Resume a request.
+
+        RETURNS (bool): Whether it needs a forward pass; False if it has ended.
+        """
         try:
             next(running[i][1])
             return True
@@ -307,17 +324,21 @@ class DecodingEngine:
         tree.drop()
 
     def _forward(self, nodes: Sequence[Node], passes: ForwardPasses) -> None:
-        """Send the tokens of some nodes through the LLM, and answer what was asked."""
+        """Send the tokens of some nodes through the LLM, and compute the scores that they ask for."""
         tokens = [(node, k) for node in nodes for k in range(len(node.ids))]
         for start in range(0, len(tokens), self.max_batch_tokens):
             self._pass(tokens[start : start + self.max_batch_tokens], passes)
 
     @torch.no_grad()
     def _pass(self, tokens: Sequence[Tuple[Node, int]], passes: ForwardPasses) -> None:
-        """tokens: Each as a node and the number of the token in it, parents before children."""
+        """Run one forward pass.
+
+        tokens (Sequence[Tuple[Node, int]]): For each token, its node and its index in the node, parents
+            before children.
+        """
         ids = [node.ids[k] for node, k in tokens]
         positions = [node.first + k for node, k in tokens]
-        slots = [node.path[place] for (node, _), place in zip(tokens, positions)]
+        slots = [node.path[position] for (node, _), position in zip(tokens, positions)]
         numbers = np.array([ids, positions, slots], dtype=np.int64)
         self.slots.positions[numbers[2]] = positions
         mask, n_slots = tree_mask(tokens)
@@ -332,40 +353,46 @@ class DecodingEngine:
                 node.answers[k] = scores
 
     def _scores(self, hidden: torch.Tensor, asked: Sequence[np.ndarray]) -> List[Scores]:
-        """hidden (Tensor): Shape (rows, width)."""
+        """Compute scores from hidden states.
+
+        hidden (Tensor): Shape (rows, width).
+        asked (Sequence[ndarray]): For each row, the tokens to score.
+        RETURNS (List[Scores]): The scores of each row.
+        """
         if all(ids is asked[0] for ids in asked):
-            union, where = asked[0], np.tile(np.arange(len(asked[0])), len(asked))
+            union, columns = asked[0], np.tile(np.arange(len(asked[0])), len(asked))
         else:
-            union, where = np.unique(np.concatenate(asked), return_inverse=True)
+            union, columns = np.unique(np.concatenate(asked), return_inverse=True)
         if not self.raw and len(union) == len(self.llm.model.get_output_embeddings().weight):
             logits = self.llm.logits(hidden).cpu().numpy()
         elif self.raw:
-            every = self.llm.logits(hidden)
-            total = torch.logsumexp(every, dim=-1).cpu().numpy()
-            logits = every[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
+            all_logits = self.llm.logits(hidden)
+            full_sums = torch.logsumexp(all_logits, dim=-1).cpu().numpy()
+            logits = all_logits[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
         else:
             logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
         self.llm.check_finite(logits)
         out, start = [], 0
         for row, ids in enumerate(asked):
-            mine = logits[row, where[start : start + len(ids)]].astype(np.float64)
+            row_logits = logits[row, columns[start : start + len(ids)]].astype(np.float64)
             start += len(ids)
-            highest = mine.max()
-            normal = highest + np.log(np.exp(mine - highest).sum())
-            beyond = float(normal - total[row]) if self.raw else None
-            out.append(Scores(ids, mine - normal, beyond))
+            highest = row_logits.max()
+            log_sum = highest + np.log(np.exp(row_logits - highest).sum())
+            total = float(log_sum - full_sums[row]) if self.raw else None
+            out.append(Scores(ids, row_logits - log_sum, total))
         return out
 
 
 def _start(request: Request, tree: Tree) -> Steps:
-    """Put off all of a program, also what it does before it returns its generator."""
+    """Start a request lazily: also the code that runs before it returns its generator."""
     return (yield from request(tree))
 
 
 def tree_mask(tokens: Sequence[Tuple[Node, int]]) -> Tuple[np.ndarray, int]:
-    """Say which slots each token may see: those on its path from the root.
+    """Create the mask of a pass: each token attends to the slots on its path from the root.
 
-    RETURNS (Tuple[ndarray, int]): bool, shape (tokens, slots), and the number of slots.
+    tokens (Sequence[Tuple[Node, int]]): For each token, its node and its index in the node.
+    RETURNS (Tuple[ndarray, int]): The mask, bool, shape (tokens, slots), and the number of slots.
     """
     n_slots = max(int(node.path[: node.first + k + 1].max()) for node, k in tokens) + 1
     mask = np.zeros((len(tokens), n_slots), dtype=bool)

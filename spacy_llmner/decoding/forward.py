@@ -1,8 +1,9 @@
-"""Forward passes of the decoding engine: tokens of many trees at once, over one KV cache.
+"""Forward passes of the decoding engine: each sends tokens of many trees through the LLM, with one KV
+cache.
 
-On a GPU a pass of few tokens takes as long as its hundreds of kernels take to launch. There such
-passes are recorded once as CUDA graphs, for a few sizes, and replayed: tokens are padded to the next
-size, and keys to the next power of two.
+On a GPU, the time of a pass of few tokens is the launch time of its hundreds of kernels. So such passes
+are recorded once as CUDA graphs, for a few sizes, and replayed: tokens are padded to the next size, and
+keys to the next power of two.
 """
 
 import logging
@@ -19,41 +20,42 @@ from .kv_slots import NO_SLOT
 
 logger = logging.getLogger("spacy_llmner")
 
-# Tokens of a replayed pass. Longer ones keep the GPU busy by themselves.
+# Numbers of tokens of a replayed pass. Longer passes keep the GPU busy without CUDA graphs.
 SIZES = (8, 32, 128)
 MIN_KEYS = 256
-# Slots that a cache has to begin with, at most: it grows, and a budget may be without limit.
+# Maximum initial number of slots of a cache. The cache grows, and a budget can be unlimited.
 MAX_INITIAL_SLOTS = 4096
 
 Replay = Tuple[Callable[[], None], torch.Tensor]
 
 
 class ForwardPasses:
-    """Sends tokens through a decoder, one pass after the other.
+    """Runs forward passes of a decoder with one KV cache.
 
-    device (torch.device): Where the decoder is.
-    room (int): Slots of the cache to begin with.
+    device (torch.device): The device of the decoder.
+    capacity (int): Initial number of slots of the cache.
     """
 
-    def __init__(self, device: torch.device, room: int = 64) -> None:
+    def __init__(self, device: torch.device, capacity: int = 64) -> None:
         self.device = device
-        self.cache = KVCache(room)
+        self.cache = KVCache(capacity)
 
     def forward(
         self, decoder: Any, numbers: np.ndarray, mask: np.ndarray, key_positions: np.ndarray
     ) -> torch.Tensor:
-        """
-        decoder (nn.Module): A model of transformers without its LM head; always the same one.
+        """Run one forward pass.
+
+        decoder (nn.Module): A model of transformers without its LM head, the same for all passes.
         numbers (ndarray): int64, shape (3, tokens): ids, positions and slots of the tokens.
-        mask (ndarray): bool, shape (tokens, keys): the slots that each may see.
-        key_places (ndarray): int64, shape (keys,): positions of what lies in the slots.
-        RETURNS (Tensor): Hidden states after the final norm, shape (tokens, width). Read them before
-            the next pass.
+        mask (ndarray): bool, shape (tokens, keys): the slots that each token attends to.
+        key_positions (ndarray): int64, shape (keys,): positions of the tokens in the slots.
+        RETURNS (Tensor): Hidden states after the final norm, shape (tokens, width). The next pass can
+            overwrite them.
         """
-        given = (torch.from_numpy(x).to(self.device) for x in (numbers, mask, key_positions))
-        # A GPU would take longer to launch them.
+        inputs = (torch.from_numpy(x).to(self.device) for x in (numbers, mask, key_positions))
+        # On a GPU, launching the kernels of several blocks would take longer.
         blocks = blocks_of(mask) if self.device.type == "cpu" else [EVERYTHING]
-        return self._run(decoder, *given, blocks=blocks)
+        return self._run(decoder, *inputs, blocks=blocks)
 
     def _run(
         self,
@@ -72,51 +74,56 @@ class ForwardPasses:
 
 
 class CUDAGraphPasses(ForwardPasses):
-    """Passes of few tokens are replayed as CUDA graphs."""
+    """Replays passes of few tokens as CUDA graphs.
 
-    def __init__(self, device: torch.device, room: int) -> None:
-        super().__init__(device, _power_of_two(min(room, MAX_INITIAL_SLOTS)))
-        self.free = threading.Lock()
+    device (torch.device): The GPU of the decoder.
+    capacity (int): Number of slots that will be used, approximately.
+    lock (Lock): Held while an engine uses the cache.
+    """
+
+    def __init__(self, device: torch.device, capacity: int) -> None:
+        super().__init__(device, _power_of_two(min(capacity, MAX_INITIAL_SLOTS)))
+        self.lock = threading.Lock()
         self._graphs: Dict[Tuple[int, int], Tuple[Tuple[torch.Tensor, ...], Replay]] = {}
-        self._room = 0  # of the cache that the graphs write to
+        self._graph_capacity = 0  # of the cache when the graphs were recorded
         self._pool: Any = None
-        self._works = True
+        self._can_record = True
 
     def forward(
         self, decoder: Any, numbers: np.ndarray, mask: np.ndarray, key_positions: np.ndarray
     ) -> torch.Tensor:
         n, n_keys = mask.shape
-        if n > SIZES[-1] or not self._works:
+        if n > SIZES[-1] or not self._can_record:
             return super().forward(decoder, numbers, mask, key_positions)
         size = next(s for s in SIZES if s >= n), max(_power_of_two(n_keys), MIN_KEYS)
         padded = _padded(numbers, mask, key_positions, *size)
-        if max(size[1], self.cache.room) != self._room:
-            self._graphs.clear()  # the cache has grown, or will: it lies elsewhere then
+        if max(size[1], self.cache.capacity) != self._graph_capacity:
+            self._graphs.clear()  # the cache has grown or will grow, which moves it in memory
         if size not in self._graphs:
-            given = tuple(torch.from_numpy(x).to(self.device) for x in padded)
-            hidden = self._run(decoder, *given)  # makes the cache, and warms up
-            self._room = self.cache.room
+            inputs = tuple(torch.from_numpy(x).to(self.device) for x in padded)
+            hidden = self._run(decoder, *inputs)  # creates the cache, and warms up
+            self._graph_capacity = self.cache.capacity
             try:
-                self._graphs[size] = given, self._record(lambda: self._run(decoder, *given))
+                self._graphs[size] = inputs, self._record(lambda: self._run(decoder, *inputs))
             except RuntimeError as e:
-                self._works = False
-                logger.warning("No CUDA graphs for this LLM, which takes longer: %s", e)
+                self._can_record = False
+                logger.warning("No CUDA graphs for this LLM, so decoding is slower: %s", e)
             return hidden[:n]
-        given, (replay, hidden) = self._graphs[size]
-        for tensor, new in zip(given, padded):
+        inputs, (replay, hidden) = self._graphs[size]
+        for tensor, new in zip(inputs, padded):
             tensor.copy_(torch.from_numpy(new))
         replay()
         return hidden[:n]
 
     def _record(self, run: Callable[[], torch.Tensor]) -> Replay:
-        """RETURNS (Replay): A call that runs the same kernels on the same memory again, and the tensor
+        """RETURNS (Replay): A function that runs the same kernels on the same memory again, and the tensor
         that it writes to."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.device(self.device), torch.cuda.stream(stream):
-            # Other threads may use the GPU meanwhile.
+            # Other threads can use the GPU at the same time.
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 hidden = run()
@@ -130,34 +137,37 @@ _GRAPHED: "WeakKeyDictionary[Any, CUDAGraphPasses]" = WeakKeyDictionary()
 
 
 @contextmanager
-def forward_passes(decoder: Any, device: torch.device, room: int) -> Iterator[ForwardPasses]:
-    """Get what sends tokens through a decoder. What was recorded of it is kept as long as the decoder is.
+def forward_passes(decoder: Any, device: torch.device, n_slots: int) -> Iterator[ForwardPasses]:
+    """Get the forward passes of a decoder. Its CUDA graphs are stored as long as the decoder exists.
 
-    room (int): Slots that will be used, about.
+    decoder (nn.Module): A model of transformers without its LM head.
+    device (torch.device): The device of the decoder.
+    n_slots (int): Number of slots that will be used, approximately.
+    YIELDS (ForwardPasses): Passes whose cache no other engine uses inside the `with` block.
     """
     if device.type != "cuda":
         yield ForwardPasses(device)
         return
-    graphed = _GRAPHED.setdefault(decoder, CUDAGraphPasses(device, room))
-    if not graphed.free.acquire(blocking=False):  # its cache is in use
+    graph_passes = _GRAPHED.setdefault(decoder, CUDAGraphPasses(device, n_slots))
+    if not graph_passes.lock.acquire(blocking=False):  # another engine uses its cache
         yield ForwardPasses(device)
         return
     try:
-        yield graphed
+        yield graph_passes
     finally:
-        graphed.free.release()
+        graph_passes.lock.release()
 
 
 def _padded(
     numbers: np.ndarray, mask: np.ndarray, key_positions: np.ndarray, n_tokens: int, n_keys: int
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n, n_seen = mask.shape
-    # What pads sees and overwrites the slot that is never used: it may not attend to nothing.
+    n, n_used = mask.shape
+    # Padding tokens write to the unused slot and attend to it, since they must attend to some key.
     out = np.full((3, n_tokens), NO_SLOT), np.zeros((n_tokens, n_keys), bool), np.zeros(n_keys, int)
     out[0][:, :n] = numbers
-    out[1][:n, :n_seen] = mask
+    out[1][:n, :n_used] = mask
     out[1][n:, NO_SLOT] = True
-    out[2][:n_seen] = key_positions
+    out[2][:n_used] = key_positions
     return out
 
 

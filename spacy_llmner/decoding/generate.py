@@ -1,4 +1,4 @@
-"""What a program does with one place in its tree, or with several: write behind it under a constraint."""
+"""Building blocks of requests: decode an answer after a node under a constraint, and run branches."""
 
 from dataclasses import dataclass
 from typing import Any, Callable, Generator, Iterable, List, Optional, Sequence, Tuple
@@ -13,13 +13,15 @@ Branch = Generator[None, None, Any]
 
 @dataclass
 class Answer:
-    """What a branch wrote.
+    """The output of `decode`.
 
-    ids (List[int]): Its tokens, the end included.
-    log_probs (List[float]): Of each token, renormalised over what was allowed: 0 without a choice.
-    raw_log_probs (List[float]): Of each token, over the whole vocabulary; NaN unless asked for.
-    state (Any): The constraint's last state: for a substring, where it stands.
-    complete (bool): False if the length ran out before the end.
+    ids (List[int]): The tokens, including the end token.
+    log_probs (List[float]): Log-probability of each token, normalized over the allowed tokens; 0 if only
+        one was allowed.
+    raw_log_probs (List[float]): Log-probability of each token over the whole vocabulary; NaN unless
+        decoded with `raw`.
+    state (Any): The constraint's last state. For a substring, it has the occurrences in the text.
+    complete (bool): False if `max_tokens` was reached before the end.
     """
 
     ids: List[int]
@@ -43,24 +45,27 @@ def decode(
     first: Optional[int] = None,
     n_read: Optional[int] = None,
 ) -> Generator[None, None, Answer]:
-    """Write greedily behind a node, under a constraint.
+    """Decode greedily after a node, under a constraint.
 
-    Guessed tokens go through the LLM in the same pass as the token before them, and are kept as far as
-    they are what it would have written. So the outcome is that of asking token by token, in fewer
-    passes. Where only one continuation is allowed, it is appended unasked.
+    Drafted tokens go through the LLM in the same pass as the token before them. They are accepted up to the
+    first token that differs from the LLM's own choice. So the result is the same as when decoding token by
+    token, in fewer passes. Where only one token is allowed, it is appended without a score.
 
-    parent (Node): What to write behind. Without a prompt, its last token must have been asked for
+    tree (Tree): The tree of the request.
+    parent (Node): The node to decode after. Without a prompt, its last token must have scores for
         `constraint.allowed(constraint.start)`.
-    prompt (Sequence[int]): Tokens to read first.
-    guess (Sequence[int]): How the answer may begin.
-    draft (int): How many tokens the constraint may guess in a row.
-    raw (bool): Fill `raw_log_probs`, which means asking for every token; the Decoder must have been made
-        with it too.
-    on_choice (Optional[Callable]): Told the state and the scores wherever one of several tokens is taken.
-    first (Optional[int]): The first token, instead of the likeliest. There may be no prompt then.
-    n_read (Optional[int]): How many tokens of `parent` to write behind; None for all. The
-        others are guesses, about which was asked already.
-    RETURNS (Answer): By `yield from`.
+    prompt (Sequence[int]): Tokens to add first.
+    constraint (Constraint): The allowed tokens.
+    guess (Sequence[int]): Drafted tokens for the start of the answer.
+    draft (int): Maximum number of tokens in a row that the constraint drafts.
+    raw (bool): Fill `raw_log_probs`, for which every token is scored. The engine must be `raw` too.
+    max_tokens (int): Maximum number of tokens of the answer.
+    on_choice (Optional[Callable]): Called with the state and the scores before each token is chosen from
+        its scores.
+    first (Optional[int]): The first token, instead of the most likely one. It excludes a prompt.
+    n_read (Optional[int]): Number of tokens of `parent` to decode after; None for all. The other tokens of
+        `parent` are drafted tokens that already have scores.
+    RETURNS (Answer): The answer, with `yield from`.
     """
     answer = Answer([], [], [], constraint.start)
     node, read = parent, len(parent.ids) if n_read is None else n_read
@@ -73,7 +78,7 @@ def decode(
         answer.raw_log_probs.append(raw_log_prob)
         answer.state = constraint.advance(answer.state, token)
         if not unread and read < len(node.ids) and node.ids[read] == token:
-            read += 1  # guessed right
+            read += 1  # the drafted token is accepted
         else:
             unread.append(token)
 
@@ -92,12 +97,12 @@ def decode(
             write(int(allowed[0]), 0.0, float("nan"))
             continue
         if unread:
-            asks, guessed = look_ahead(constraint, answer.state, guess, draft, raw)
-            left = max_tokens - len(answer.ids)  # there may be no positions behind
-            asks, guessed = asks[:left], guessed[: left - 1]
+            asks, drafted = look_ahead(constraint, answer.state, guess, draft, raw)
+            left = max_tokens - len(answer.ids)  # the LLM can lack positions for more tokens
+            asks, drafted = asks[:left], drafted[: left - 1]
             last = len(unread) - 1
             ask = {last + k: tokens for k, tokens in enumerate(asks)}
-            node, read = tree.add(node.upto(read), [*unread, *guessed], ask), len(unread)
+            node, read = tree.add(node.truncated(read), [*unread, *drafted], ask), len(unread)
             unread, guess = [], ()
             yield
         scores = node.scores(read - 1)
@@ -110,16 +115,21 @@ def decode(
 def look_ahead(
     constraint: Constraint, state: Any, guess: Sequence[int], draft: int, raw: bool
 ) -> Tuple[List[np.ndarray], List[int]]:
-    """Go on from a state along guesses and along what is without choice.
+    """Draft tokens from a state: guesses, and tokens without an alternative.
 
-    RETURNS (Tuple[List[ndarray], List[int]]): What to ask before each guessed token and behind the
-        last one, and the tokens.
+    constraint (Constraint): The allowed tokens.
+    state (Any): The state to start from.
+    guess (Sequence[int]): The tokens to draft first.
+    draft (int): Maximum number of tokens that the constraint drafts.
+    raw (bool): Every token is scored, also those without an alternative.
+    RETURNS (Tuple[List[ndarray], List[int]]): The tokens to score before each drafted token and after the
+        last one, and the drafted tokens.
     """
     asks = [constraint.allowed(state)]
     ids: List[int] = []
     guesses = list(guess)
     if state is constraint.start and not guesses:
-        return asks, ids  # any place in the text is as good as another
+        return asks, ids  # a substring can start anywhere in the text
     while True:
         if len(asks[-1]) == 1:
             token = int(asks[-1][0])
@@ -146,35 +156,36 @@ def look_ahead(
 
 
 def run_parallel(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None, List[Any]]:
-    """Run several branches side by side, so that their tokens share passes.
+    """Run several branches concurrently, so that their tokens share forward passes.
 
-    A branch that ends gives back the slots of what it added to the tree, so it may not return nodes. While
-    the budget of slots is used up, only the first one goes on, and the others wait.
+    When a branch ends, the slots of the nodes that it added are released, so it must not return nodes.
+    While the budget of slots is used up, only the first branch continues, and the others wait.
 
-    tree (Tree): What they write into.
-    RETURNS (List[Any]): What each returned, by `yield from`.
+    tree (Tree): The tree of the request.
+    branches (Iterable[Branch]): Generators that add nodes to the tree.
+    RETURNS (List[Any]): The result of each branch, with `yield from`.
     """
     running: List[Tuple[int, Branch, List[Node]]] = [(i, b, []) for i, b in enumerate(branches)]
     results: List[Any] = [None] * len(running)
     try:
         while running:
-            still: List[Tuple[int, Branch, List[Node]]] = []
+            remaining: List[Tuple[int, Branch, List[Node]]] = []
             for i, branch, added in running:
-                if still and tree.slots.full:
-                    still.append((i, branch, added))
+                if remaining and tree.slots.full:
+                    remaining.append((i, branch, added))
                     continue
                 try:
-                    with tree.inside(added):
+                    with tree.collect(added):
                         next(branch)
-                    still.append((i, branch, added))
+                    remaining.append((i, branch, added))
                 except StopIteration as stop:
                     results[i] = stop.value
                     tree.drop(added)
-            running = still
+            running = remaining
             if running:
                 yield
     finally:
-        # After an error, or if the request is given up.
+        # After an error, or if the request is closed early.
         for _, branch, added in running:
             branch.close()
             tree.drop(added)
@@ -182,7 +193,7 @@ def run_parallel(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """RETURNS (int): Tokens that all begin with, leaving each at least one of its own."""
+    """RETURNS (int): Length of the longest common prefix that leaves each sequence at least one token."""
     n = 0
     shortest = min(len(s) for s in sequences) - 1
     while n < shortest and len({s[n] for s in sequences}) == 1:

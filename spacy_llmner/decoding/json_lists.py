@@ -1,4 +1,4 @@
-"""JSON lists of runs of words of a text: what may be written, and how a given list is written."""
+"""JSON lists of spans of words of a text: the constraint for them, and the tokens of a given list."""
 
 import json
 from dataclasses import replace
@@ -17,10 +17,12 @@ class TextLists:
 
     tokenizer (LLMTokenizer): The LLM's tokenizer.
     text (str): The text.
-    bounds (Sequence[Tuple[int, int]]): First character of each of its words, and one past the last:
-        no string begins or ends elsewhere.
+    bounds (Sequence[Tuple[int, int]]): First character of each word of the text, and one past its last.
+        Strings start and end at these boundaries only.
     end (int): The token that ends an answer.
     ordered (bool): See JsonList.
+    rule (JsonList): The constraint.
+    words (WordTokens): The tokens of the escaped text.
     """
 
     def __init__(
@@ -36,24 +38,24 @@ class TextLists:
         self.bounds = list(bounds)
         self.words: WordTokens = word_tokens(tokenizer, escaped, inside)
         items = substring_constraint(self.words, end, tokenizer, escaped)
-        # Offsets are wanted in the text itself.
+        # Map the offsets in the escaped text to the text itself.
         starts = {a: start for (a, _), (start, _) in zip(inside, self.bounds)}
         ends = {b: stop for (_, b), (_, stop) in zip(inside, self.bounds)}
-        there = [starts[a] for a in items.start.starts.tolist()]
-        items.start = replace(items.start, starts=np.array(there, dtype=np.int64))
+        text_starts = [starts[a] for a in items.start.starts.tolist()]
+        items.start = replace(items.start, starts=np.array(text_starts, dtype=np.int64))
         items.ends = np.array([ends.get(b, -1) for b in items.ends.tolist()], dtype=np.int64)
         empty, opening, comma, closing = (
             spelling(tokenizer, literal) for literal in ("[]", '["', '", "', '"]')
         )
         self.rule = JsonList(items, [*empty, end], opening, comma, [*closing, end], ordered)
         self._empty, self._closing = [*empty, end], [*closing, end]
-        self._bare = [spelling(tokenizer, escaped[a:b]) for a, b in inside]
+        self._first_words = [spelling(tokenizer, escaped[a:b]) for a, b in inside]
 
     def spell(self, spans: Sequence[Tuple[int, int]]) -> List[int]:
-        """Write a list as the rule allows it.
+        """Encode a list as the constraint allows it.
 
-        spans (Sequence[Tuple[int, int]]): First word of each string, and one past the last.
-        RETURNS (List[int]): Tokens, the end included.
+        spans (Sequence[Tuple[int, int]]): First word of each string, and one past its last.
+        RETURNS (List[int]): Token ids, including the end token.
         """
         if not spans:
             return list(self._empty)
@@ -61,15 +63,17 @@ class TextLists:
         for k, (start, stop) in enumerate(spans):
             out.extend(self.rule.comma if k else self.rule.opening)
             rest = self.words.ids[self.words.last[start] + 1 : self.words.last[stop - 1] + 1]
-            out.extend([*self._bare[start], *rest.tolist()])
+            out.extend([*self._first_words[start], *rest.tolist()])
         return out + self._closing
 
     def item_log_probs(self, ids: Sequence[int], log_probs: Sequence[float]) -> List[float]:
-        """Say how likely each string of a finished list is: that the list goes on, and with this one.
+        """Compute the log-probability of each string in a finished list: that the list goes on, and that it
+        goes on with this string.
 
         ids (Sequence[int]): Tokens of an answer.
-        log_probs (Sequence[float]): Of each of them.
-        RETURNS (List[float]): Summed over the tokens of each string and of what stands in front of it.
+        log_probs (Sequence[float]): Log-probability of each token.
+        RETURNS (List[float]): For each string, the sum over its tokens and the tokens between the previous
+            string and it.
         """
         state: ListState = self.rule.start
         sums = [0.0]
@@ -77,21 +81,22 @@ class TextLists:
             done = len(state.done)
             state = self.rule.advance(state, token)
             if len(state.done) > done:
-                sums.append(0.0)  # what ends one string decides about the next
+                sums.append(0.0)  # the token that ends a string counts for the next
             sums[-1] += log_prob
         return sums[:-1]
 
 
 def escape_words(text: str, bounds: Sequence[Tuple[int, int]]) -> Tuple[str, List[Tuple[int, int]]]:
-    """Spell the words of a text as they are inside of JSON quotes, with one space where there is white
-    space between them.
+    """Escape the words of a text as inside JSON quotes, and replace white space between words by one
+    space.
 
-    RETURNS (Tuple[str, List[Tuple[int, int]]]): The spelling, and where each word is in it.
+    bounds (Sequence[Tuple[int, int]]): First character of each word, and one past its last.
+    RETURNS (Tuple[str, List[Tuple[int, int]]]): The escaped text, and the bounds of each word in it.
     """
     escaped, inside = "", []
     for k, (start, end) in enumerate(bounds):
-        apart = k and bounds[k - 1][1] < start
-        escaped += " " if apart else ""
+        has_space = k and bounds[k - 1][1] < start
+        escaped += " " if has_space else ""
         word = json.dumps(text[start:end], ensure_ascii=False)[1:-1]
         inside.append((len(escaped), len(escaped) + len(word)))
         escaped += word

@@ -1,19 +1,20 @@
-"""Where the keys and values of tokens lie: slots that are given back and used again."""
+"""Allocates the KV slots of tokens. Released slots are used again."""
 
 from heapq import heappop, heappush
 from typing import List
 
 import numpy as np
 
-# The slot that is never taken, for what pads a pass.
+# The slot that is never allocated, for padding tokens of a pass.
 NO_SLOT = 0
 
 
 class KVSlots:
-    """The slots of one Decoder.
+    """The KV slots of one DecodingEngine.
 
-    budget (int): How many are meant to be in use.
-    positions (ndarray): int64: the position in its text of the token in each slot.
+    budget (int): The number of slots that should be in use at most. It is not enforced here.
+    positions (ndarray): int64, shape (slots,): position of the token in each slot, from the root of its
+        tree.
     """
 
     def __init__(self, budget: int) -> None:
@@ -23,25 +24,29 @@ class KVSlots:
 
     @property
     def used(self) -> int:
-        """How many are in use."""
+        """RETURNS (int): The number of slots in use."""
         return len(self.positions) - (NO_SLOT + 1) - len(self._free)
 
     @property
     def full(self) -> bool:
-        """Whether the budget is used up."""
+        """RETURNS (bool): Whether the budget is used up."""
         return self.used >= self.budget
 
     def allocate(self, n: int) -> np.ndarray:
-        """RETURNS (ndarray): int64, shape (n,): free slots, ascending."""
+        """RETURNS (ndarray): int64, shape (n,): newly allocated slots, ascending."""
         if len(self._free) < n:
             size = len(self.positions)
             more = max(n - len(self._free), 64, size)
-            # Ascending, and higher than all others: the heap stays one.
+            # Ascending, and higher than all others, so the list stays a heap.
             self._free.extend(range(size, size + more))
             self.positions = np.concatenate([self.positions, np.zeros(more, dtype=np.int64)])
-        # The lowest slots are taken first, so that attention stays short.
+        # Allocate the lowest slots first, so that attention covers few keys.
         return np.array([heappop(self._free) for _ in range(n)], dtype=np.int64)
 
     def release(self, slots: np.ndarray) -> None:
+        """Make slots available again.
+
+        slots (ndarray): int64: slots in use.
+        """
         for slot in slots.tolist():
             heappush(self._free, slot)

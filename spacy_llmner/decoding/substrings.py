@@ -1,4 +1,4 @@
-"""The constraint that an answer is a run of words of the text."""
+"""Create the constraint that an answer is a span of words of the text."""
 
 from typing import List, Optional, Sequence
 
@@ -12,49 +12,55 @@ from .constraints import Substrings
 def substring_constraint(
     words: WordTokens, end: int, tokenizer: Optional[LLMTokenizer] = None, text: str = ""
 ) -> Substrings:
-    """Allow every run of words of a text.
+    """Create a constraint that allows every span of words of a text.
 
+    words (WordTokens): The tokens of the text.
     end (int): The token that ends the answer.
-    tokenizer (Optional[LLMTokenizer]): If given, the first word is spelt as it is at the beginning of
-        a line, without a space in front.
-    text (str): What `words` were counted in; needed with a tokenizer, and for good guesses.
+    tokenizer (Optional[LLMTokenizer]): If given, the first word of an answer is encoded as at the start of
+        a line, without a space before it.
+    text (str): The text of `words`. Required with a tokenizer, and for good guesses.
+    RETURNS (Substrings): The constraint.
     """
-    there = np.flatnonzero(words.last >= words.first)
+    nonempty = np.flatnonzero(words.last >= words.first)
     n = len(words.ids)
     tokens, follow, ends = [words.ids], [np.arange(1, n + 1)], [np.full(n, -1)]
-    ends[0][words.last[there]] = words.bounds[there, 1]
-    # White space between words that has tokens of its own is part of a run of words; behind the last
-    # word it would lead nowhere.
-    follow[0][words.last[there[-1:]]] = -1
-    first = words.first[there].copy()
-    last_words = [np.zeros(n, dtype=bool)]
+    ends[0][words.last[nonempty]] = words.bounds[nonempty, 1]
+    # Separate tokens of white space between words belong to a span. After the last word they would
+    # lead nowhere.
+    follow[0][words.last[nonempty[-1:]]] = -1
+    first = words.first[nonempty].copy()
+    is_likely_end = [np.zeros(n, dtype=bool)]
     if text:
-        last_words[0][words.last[there]] = _likely_ends([text[s] for s in words.bounds[there, 0]])
+        is_likely_end[0][words.last[nonempty]] = _likely_ends(
+            [text[s] for s in words.bounds[nonempty, 0]]
+        )
     if tokenizer is not None:
         size = n
-        for k, w in enumerate(there):
+        for k, w in enumerate(nonempty):
             start, stop = words.bounds[w]
             ids = spelling(tokenizer, text[start:stop])
             if ids == words.ids[words.first[w] : words.last[w] + 1].tolist() or not ids:
                 continue
-            jump = int(follow[0][words.last[w]])
+            continuation = int(follow[0][words.last[w]])
             tokens.append(np.array(ids, dtype=np.int64))
-            follow.append(np.append(np.arange(size + 1, size + len(ids)), jump))
+            follow.append(np.append(np.arange(size + 1, size + len(ids)), continuation))
             ends.append(np.append(np.full(len(ids) - 1, -1), stop))
-            last_words.append(np.zeros(len(ids), dtype=bool))
-            last_words[-1][-1] = last_words[0][words.last[w]]
+            is_likely_end.append(np.zeros(len(ids), dtype=bool))
+            is_likely_end[-1][-1] = is_likely_end[0][words.last[w]]
             first[k] = size
             size += len(ids)
-    every = [np.concatenate(part).astype(np.int64) for part in (tokens, follow, ends)]
-    starts, likely_ends = words.bounds[there, 0], np.concatenate(last_words)
-    return Substrings(every[0], every[1], every[2], first, starts, end, likely_ends)
+    arrays = [np.concatenate(part).astype(np.int64) for part in (tokens, follow, ends)]
+    starts, likely_ends = words.bounds[nonempty, 0], np.concatenate(is_likely_end)
+    return Substrings(arrays[0], arrays[1], arrays[2], first, starts, end, likely_ends)
 
 
 def _likely_ends(initials: Sequence[str]) -> List[bool]:
-    """Guess where runs of words that belong together end: where the next word begins with another
-    kind of character, as lower-case words and numbers do behind names; but "Bank of England" goes on.
+    """Guess the words after which a mention ends: those whose next word starts with another kind of
+    character, as lower-case words and numbers do after names. "Bank of England" is an exception: the
+    capitalized word after a lower-case word continues the name.
 
     initials (Sequence[str]): First character of each word.
+    RETURNS (List[bool]): For each word, whether a mention probably ends after it.
     """
     kinds = [_kind(character) for character in initials] + ["", ""]
     return [

@@ -1,4 +1,4 @@
-"""LLM calls are counted as the paper counts them."""
+"""Count the LLM calls of an ensemble, as the EL4NER paper counts them."""
 
 import logging
 from dataclasses import asdict, dataclass, fields
@@ -8,9 +8,17 @@ logger = logging.getLogger("spacy_llmner")
 
 @dataclass
 class CallCounts:
-    """LLM calls as the paper counts them, and what went through the LLMs.
+    """The number of LLM calls, and the work of the LLMs.
 
-    One call is one voter with one text in one of the first three stages, and one claim in the fourth.
+    In the first three stages, a call is one voter reading one text. In the fourth, it is one claim.
+
+    pre_extraction (int): Calls in stage 1.
+    extraction (int): Calls in stage 2.
+    classification (int): Calls in stage 3.
+    verification (int): Calls in stage 4.
+    passes (int): Forward passes, including those of batches that failed and were read again.
+    tokens (int): Tokens that the LLMs read, including those of batches that failed.
+    dropped (int): Answers that were dropped: spans outside the text, and labels outside the label set.
     """
 
     pre_extraction: int = 0
@@ -23,12 +31,19 @@ class CallCounts:
 
     @property
     def calls(self) -> int:
+        """RETURNS (int): The number of calls in all stages."""
         return self.pre_extraction + self.extraction + self.classification + self.verification
 
     def add(self, other: "CallCounts") -> None:
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        """Add the counts of another object to this one."""
+        for count in fields(self):
+            setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
 
     def log(self, name: str, n_texts: int) -> None:
-        counted = ", ".join(f"{what} {n}" for what, n in asdict(self).items())
-        logger.debug("%s: %d LLM calls for %d texts (%s)", name, self.calls, n_texts, counted)
+        """Log the counts at level DEBUG.
+
+        name (str): What the texts were read by or for, such as the name of the component.
+        n_texts (int): The number of texts that were read.
+        """
+        counts = ", ".join(f"{count} {n}" for count, n in asdict(self).items())
+        logger.debug("%s: %d LLM calls for %d texts (%s)", name, self.calls, n_texts, counts)

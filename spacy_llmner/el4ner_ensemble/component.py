@@ -1,5 +1,5 @@
-"""`el4ner_ensemble`: several small LLMs find demonstrations, extract, vote and verify
-(EL4NER, arXiv 2505.23038)."""
+"""The component `el4ner_ensemble`: several small LLMs extract entities, vote on their labels, and verify
+them (EL4NER, arXiv 2505.23038)."""
 
 import logging
 import warnings
@@ -21,9 +21,9 @@ from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..retrieval.encoder import SentenceEncoder
 from .call_counts import CallCounts
 from .config import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
-from .demonstrations.fill import fill_pool, shows_any
+from .demonstrations.fill import fill_pool, uses_demonstrations
 from .demonstrations.pool import DemonstrationPool, pool_texts
-from .demonstrations.retrieve import Demonstrator, demonstrate
+from .demonstrations.retrieve import Demonstrator, add_demonstrations
 from .interfaces import LabelSet, Task
 from .pos_weights import check_weights
 from .provenance import TracedPrediction, failures, rejected, trace
@@ -34,7 +34,7 @@ from .vote_calibration import VoteCalibration, VotedText, fit
 from .voter.llm_voter import ModelResidency, default_voters, make_voter
 
 logger = logging.getLogger("spacy_llmner")
-_MAKING = Lock()
+_RESIDENCY_LOCK = Lock()
 
 
 @Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY_META)
@@ -63,36 +63,64 @@ def make_el4ner_ensemble_pipe(
     max_batch_tokens: int,
     scorer: Optional[Callable],
 ) -> "EL4NER":
-    """Build an `el4ner_ensemble`; nothing is loaded.
+    """Create an `el4ner_ensemble`. The LLMs and the encoder are loaded at first use.
 
-    llms (Dict[str, Union[str, Voter]]): The voters by name: the name of an LLM, or a block
-        (`@misc = "spacy_llmner.Voter.v1"`). Without any, Gemma 3 270M and SmolLM2-135M-Instruct vote.
-    encoder (SentenceEncoder): Compares spans and texts (`@misc = "spacy_llmner.SentenceEncoder.v1"`).
-    labels (Optional[List[str]]): What to find; None takes the labels of the examples at initialization.
-    label_words (Dict[str, str]): What a label is called in the prompts; others go by their own name.
-    k (int): Demonstrations in front of a text.
-    pool_size (int): Labelled texts that are kept to choose them from.
-    retrieval (str): How they are chosen: "span" by the similarity of spans, as published, "sentence" by
-        that of the texts, "random", or "none".
-    pre_extract (str): The spans of the labelled texts are what the LLMs find in them without
-        demonstrations, as published ("llm"), or their entities ("gold"), which takes no LLM.
-    pos_weights (Dict[str, float]): What a span weighs whose head is a "propn", "noun", "pron", or "other":
-        as published 4, 2, 1, 0.
-    vote (str): "majority" or "probability", see votes.count_votes.
-    verify (bool): Let one voter check every entity.
-    verifier (Optional[str]): Its name; None takes the first by name.
-    verify_threshold (float): Entities that it takes for less likely are dropped.
-    skip_unanimous (bool): It need not check what all voters agree about.
-    resident (Optional[int]): LLMs that are in memory at once: with fewer than there are, they take turns
-        stage by stage. None keeps all.
-    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
-    overwrite (bool): Replace entities that are already on the Doc.
-    provenance (bool): Say in `span._.el4ner` who proposed a span, how each voted, and what the verifier
-        said.
-    window (int): Tokens of text that are read at once; fewer if an LLM can't read so many. Longer texts are
-        cut between sentences.
-    max_batch_tokens (int): Tokens that are kept in memory at once, for each LLM.
+    An ensemble reads each text in four stages:
+
+    1. Pre-extraction: each LLM lists the entities of the text without demonstrations. The spans found
+       decide which labelled texts become demonstrations.
+    2. Extraction: each LLM lists the entities again, after the demonstrations. All spans found go on.
+    3. Classification: each LLM gives each span a probability for each label and for "no entity", and
+       the LLMs vote.
+    4. Verification: one LLM, the verifier, checks each entity.
+
+    llms (Dict[str, Union[str, Voter]]): The voters, by name. Each is the name of an LLM, or a block with
+        `@misc = "spacy_llmner.Voter.v1"`. If empty (default), the voters are Gemma 3 270M ("gemma") and
+        SmolLM2-135M-Instruct ("smollm2").
+    encoder (SentenceEncoder): The encoder that embeds spans and texts to compare them (`@misc =
+        "spacy_llmner.SentenceEncoder.v1"`, default all-minilm-l6-v2).
+    labels (Optional[List[str]]): The labels to find. They can be changed at any time with `set_labels`.
+        None (default) reads them from the examples at initialization.
+    label_words (Dict[str, str]): The names of labels in the prompts, such as PER = "person". A label
+        without an entry keeps its own name.
+    k (int): Number of demonstrations before a text. If they don't fit into an LLM, the least similar are
+        left out first. Default 5.
+    pool_size (int): Maximum number of labelled texts that are saved with the pipeline to choose
+        demonstrations from. Default 200.
+    retrieval (str): How demonstrations are chosen: by the similarity of their spans ("span", default, as
+        published), by the similarity of the whole texts ("sentence"), at random ("random"), or not at all
+        ("none").
+    pre_extract (str): The spans of a labelled text that are compared if `retrieval` is "span": those that
+        the LLMs find in it without demonstrations ("llm", default, as published), or its annotated entities
+        ("gold"), for which no LLM has to run. With "llm", spans that the LLMs wrongly took for entities are
+        also shown in the demonstrations, as examples of "no entity".
+    pos_weights (Dict[str, float]): The weight of a span in the similarity, by the part of speech of its
+        head: "propn", "noun", "pron" or "other". Default 4, 2, 1 and 0, as published. A part of speech
+        without an entry has its default.
+    vote (str): How the votes are counted: "majority" (default) or "probability". See
+        `voting.count_votes`.
+    verify (bool): Let one voter verify each entity (stage 4). Default True.
+    verifier (Optional[str]): The name of that voter. None (default) takes the first in alphabetical order.
+    verify_threshold (float): Entities that the verifier gives a lower probability are dropped. Between 0
+        and 1, default 0.5.
+    skip_unanimous (bool): Don't verify spans that all voters agree on. Default False.
+    resident (Optional[int]): Maximum number of LLMs in memory at the same time. If it is lower than the
+        number of LLMs, each stage loads the LLMs one after another; results are the same. None (default)
+        keeps all LLMs in memory.
+    spans_key (str): Key of the doc.spans group for all spans found, with their scores in
+        `attrs["scores"]`. Default "llmner".
+    overwrite (bool): Replace entities that are already set on the Doc. If False, they are kept, and
+        only entities that don't overlap them are added. Default True.
+    provenance (bool): Write to `span._.el4ner` which voters proposed a span, how each voter voted, and
+        the probability from the verifier; and write rejected spans to `doc._.el4ner_rejected`. Default
+        False.
+    window (int): Maximum number of LLM tokens of text in one prompt. It is reduced if an LLM has too
+        few positions. Longer texts are split at sentence boundaries. Default 256.
+    max_batch_tokens (int): Maximum number of tokens in memory at the same time, for each LLM. Default
+        2048.
     scorer (Optional[Callable]): The scoring method.
+    RETURNS (EL4NER): The component.
+    RAISES (LLMNERError): If a setting is not valid.
     """
     return EL4NER(
         nlp,
@@ -122,7 +150,9 @@ def make_el4ner_ensemble_pipe(
 
 
 class EL4NER(SavedEnsemble):
-    """Several LLMs vote. Nothing is trained: `initialize` takes labelled texts to show to them."""
+    """The component `el4ner_ensemble`: several LLMs vote. Nothing is trained. `initialize` selects labelled
+    texts, which are shown to the LLMs as demonstrations.
+    """
 
     def __init__(
         self,
@@ -136,16 +166,18 @@ class EL4NER(SavedEnsemble):
         scorer: Optional[Callable] = None,
         **settings: Any,
     ) -> None:
-        """
-        settings: Those of make_el4ner_ensemble_pipe; what is not given has the default of `DEFAULT_CONFIG`.
-        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """Create the component. See `make_el4ner_ensemble_pipe` for the arguments.
+
+        settings: The settings of `make_el4ner_ensemble_pipe`. A setting that is not given has its default
+            value.
+        RAISES (LLMNERError): If a setting does not exist or is not valid.
         """
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
         labels, verifier = settings.pop("labels"), settings["verifier"]
         check_settings(name, **settings)
         self.resident = settings.pop("resident")
         self.max_batch_tokens = settings.pop("max_batch_tokens")
-        # Every voter has an LLM of its own; there is none of the component's.
+        # The LLMs belong to the voters. The component itself has none.
         super().__init__(
             nlp,
             make_llm(),
@@ -158,14 +190,14 @@ class EL4NER(SavedEnsemble):
             read_labels=[],
             factors={},
             weights={},
-            # Kept where the component is added to a pipeline of another language.
+            # Stays the same if the component is sourced into a pipeline of another language.
             lang=nlp.lang or "en",
             **settings,
         )
         voters = {key: make_voter(x) if isinstance(x, str) else x for key, x in llms.items()}
         self.voters = check_voters(name, voters or default_voters(), verifier)
         for key, voter in self.voters.items():
-            voter.join(key, self.max_batch_tokens, name)
+            voter.register(key, self.max_batch_tokens, name)
         self.pool = DemonstrationPool(encoder)
         self.call_counts = CallCounts()
         self._residency: Optional[ModelResidency] = None
@@ -180,59 +212,67 @@ class EL4NER(SavedEnsemble):
         return f"EL4NER(name={self.name!r}, llms=[{llms}], labels=[{labels}], {n} labelled texts)"
 
     def set_labels(self, labels: Iterable[str]) -> None:
-        """Find other entities from now on: any words will do. RAISES (LLMNERError): If they are none."""
-        kept = check_labels(self.name, labels)
-        for label in kept:
+        """Set the labels to find from now on. They need no examples.
+
+        labels (Iterable[str]): The labels, such as ["PERSON", "river"].
+        RAISES (LLMNERError): If they are not valid.
+        """
+        checked = check_labels(self.name, labels)
+        for label in checked:
             self.vocab.strings.add(label)
-        self.cfg["labels"], self.cfg["read_labels"] = kept, []
+        self.cfg["labels"], self.cfg["read_labels"] = checked, []
 
     @property
     def label_set(self) -> LabelSet:
-        """RETURNS (LabelSet): What the voters are asked for."""
+        """RETURNS (LabelSet): The labels that are requested from the voters."""
         words = self.cfg["label_words"]
         return LabelSet({label: words.get(label, label) for label in self.labels}, self.cfg["lang"])
 
     @property
     def residency(self) -> ModelResidency:
-        """RETURNS (ModelResidency): Which LLMs are in memory."""
-        with _MAKING:  # threads share one
+        """RETURNS (ModelResidency): Decides which LLMs are in memory."""
+        with _RESIDENCY_LOCK:  # all threads share one object
             self._residency = self._residency or ModelResidency(
                 list(self.voters.values()), self.resident
             )
             return self._residency
 
     def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
-        """Find entities, without changing the Docs.
+        """Predict entities without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Prediction]): For each Doc.
-        RAISES (LLMNERError): Without labels, if a setting in `cfg` makes no sense, if a voter's LLM is not
-            the one it had, or if all voters failed.
+        RETURNS (List[Prediction]): The prediction for each Doc.
+        RAISES (LLMNERError): If there are no labels, if a setting in `cfg` is not valid, if a voter's LLM
+            is not the one it had at initialization, or if all voters failed on a Doc.
         """
-        self._ready()
+        self._check_ready()
         with self.residency.exclusive():
             docs_tasks = [self._read(doc) for doc in docs]
-            if not self._compared:  # now it is known what "auto" means
+            if not self._compared:  # the LLMs are loaded now, so the meaning of "auto" is known
                 check_different(self.name, self.voters)
                 self._compared = True
             ensemble = self._ensemble()
             try:
                 decisions = iter(self._decide(ensemble, docs_tasks))
-            finally:  # what was in vain was work, too
+            finally:  # failed calls count too
                 self.call_counts.add(ensemble.call_counts)
                 ensemble.call_counts.log(self.name, len(docs_tasks))
-        for r in docs_tasks:
-            calls = sum(task.calls for task in r.tasks)
-            logger.debug("%s: %d LLM calls for the text %r", self.name, calls, r.doc.text[:40])
-        return [self._found(r, [d for _ in r.tasks for d in next(decisions)]) for r in docs_tasks]
+        out: List[Prediction] = []
+        for doc_tasks in docs_tasks:
+            calls = sum(task.calls for task in doc_tasks.tasks)
+            text = doc_tasks.doc.text[:40]
+            logger.debug("%s: %d LLM calls for the text %r", self.name, calls, text)
+            of_doc = [d for _ in doc_tasks.tasks for d in next(decisions)]
+            out.append(self._prediction(doc_tasks, of_doc))
+        return out
 
     def _check_cfg(self) -> None:
-        """Settings may be changed in `cfg` at any time."""
+        # Settings can be changed in `cfg` at any time.
         check_settings(self.name, self.resident, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         check_weights(self.name, self.cfg["pos_weights"])
         check_verifier(self.name, self.voters, self.cfg["verifier"])
 
-    def _ready(self) -> None:
+    def _check_ready(self) -> None:
         self._check_cfg()
         if not self.labels:
             raise LLMNERError(Errors.E073.format(name=self.name))
@@ -247,22 +287,26 @@ class EL4NER(SavedEnsemble):
         found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
         spans = [union_of(by_voter) for by_voter in found]
         pos_weights = check_weights(self.name, self.cfg["pos_weights"])
-        demonstrate(demonstrator, docs_tasks, spans, pos_weights)
+        add_demonstrations(demonstrator, docs_tasks, spans, pos_weights)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
-        """Write what was found, which voters failed, and where it came from if that is asked for."""
+        """Write predictions to the Docs: the entities, the voters that failed and, if `provenance` is set,
+        where each span came from.
+
+        docs (Iterable[Doc]): The Docs.
+        scores (Sequence[Prediction]): Their predictions, from `predict`.
+        """
         docs = list(docs)
         super().set_annotations(docs, scores)
-        for doc, found in zip(docs, scores):
-            if isinstance(found, TracedPrediction):
-                found.note(doc, self.cfg["spans_key"])
+        for doc, prediction in zip(docs, scores):
+            if isinstance(prediction, TracedPrediction):
+                prediction.write_extensions(doc, self.cfg["spans_key"])
 
-    def _found(self, doc_tasks: DocTasks, decisions: Sequence[Decision]) -> TracedPrediction:
+    def _prediction(self, doc_tasks: DocTasks, decisions: Sequence[Decision]) -> TracedPrediction:
         kept = [d for d in decisions if d.kept]
         mentions = [Mention(d.start, d.end, d.label, d.score) for d in kept]
-        ents, spans = (
-            token_spans(doc_tasks.doc, found) for found in (filter_overlapping(mentions), mentions)
-        )
+        ents = token_spans(doc_tasks.doc, filter_overlapping(mentions))
+        spans = token_spans(doc_tasks.doc, mentions)
         if not self.cfg["provenance"]:
             return TracedPrediction(ents, spans, failures(doc_tasks.tasks))
         traces = {(d.start, d.end): trace(d) for d in kept}
@@ -293,10 +337,10 @@ class EL4NER(SavedEnsemble):
     def _demonstrations(self) -> Demonstrator:
         key = (self.labels, self.cfg["retrieval"], self.cfg["k"])
         if self._demonstrator is None or self._demonstrator[0] != key:
-            made = Demonstrator(self.pool, self.cfg["retrieval"], self.cfg["k"], self.labels)
-            self._demonstrator = key, made
+            new = Demonstrator(self.pool, self.cfg["retrieval"], self.cfg["k"], self.labels)
+            self._demonstrator = key, new
         demonstrator = self._demonstrator[1]
-        if shows_any(self.cfg) and not demonstrator.shows and not self._warned:
+        if uses_demonstrations(self.cfg) and not demonstrator.is_active and not self._warned:
             warnings.warn(Warnings.W010.format(name=self.name), stacklevel=2)
             self._warned = True
         return demonstrator
@@ -308,13 +352,14 @@ class EL4NER(SavedEnsemble):
         nlp: Optional[Language] = None,
         labels: Optional[List[str]] = None,
     ) -> None:
-        """Take labelled texts to show to the LLMs, and let these find the spans in them.
+        """Select labelled texts for demonstrations, and let the LLMs find the spans in them.
 
-        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        get_examples (Callable[[], Iterable[Example]]): Returns the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels; None takes those of the config or of `set_labels`, and
-            without any those of the examples.
-        RAISES (LLMNERError): Without labels.
+        labels (Optional[List[str]]): The labels. None takes those of the config or of `set_labels`. If
+            there are none either, the labels are read from the examples.
+        RAISES (LLMNERError): If there are no labels, if two voters turn out to be the same, or if the
+            encoder or an LLM can't be used.
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
@@ -326,36 +371,43 @@ class EL4NER(SavedEnsemble):
                 self._read_labels({x for t in texts for _, _, x in t.example.entities})
             if not self.labels:
                 raise LLMNERError(Errors.E023.format(name=self.name))
-            self.new_pool()
-            if shows_any(self.cfg):  # a missing encoder is told before LLMs have read for an hour
+            self.reset_pool()
+            if uses_demonstrations(self.cfg):
+                # Raises if the encoder is missing, before the LLMs have read for an hour.
                 logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
             for key, voter in self.voters.items():
-                self.residency.load(voter)
-                self.cfg["voters"][key] = voter.describe(self.label_set)
+                self.residency.reserve(voter)
+                self.cfg["voters"][key] = voter.prepare(self.label_set)
             check_different(self.name, self.voters)
             fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
     def _read_labels(self, seen: Set[str]) -> None:
-        """Take the labels of a corpus, in place of those of the corpus before, unless others were given."""
+        """Set the labels of a corpus, unless the user set labels. They replace those of an earlier corpus.
+
+        seen (Set[str]): The labels of the corpus.
+        """
         before = set(self.cfg["read_labels"])
         given = [label for label in self.labels if label not in before]
         if seen and (before or not given):
             self.set_labels([*given, *sorted(seen.difference(given))])
             self.cfg["read_labels"] = sorted(seen.difference(given))
 
-    def new_pool(self) -> None:
-        super().new_pool()
+    def reset_pool(self) -> None:
+        super().reset_pool()
         self._demonstrator = None
         self._warned = False
         self._compared = False
 
     def calibrate(self, examples: Iterable[Example]) -> VoteCalibration:
-        """Fit what each voter counts, and what corrects its likings for types, see calibration: on held-out
-        texts, such as those of the dev corpus, which are read once. It is kept in `cfg`.
+        """Calibrate the votes on held-out texts, such as those of the dev corpus. This fits the weight of
+        each voter, and factors that correct its preferences for some labels (see `vote_calibration`).
+        Both are stored in `cfg`, and saved with the pipeline. Each text is read once.
 
-        examples (Iterable[Example]): Texts as they come to the component, and their entities.
-        RETURNS (VoteCalibration): By voter and label, where "" stands for no entity; and F1 before and after.
-        RAISES (LLMNERError): As predict does, or if no text has an entity.
+        examples (Iterable[Example]): Annotated texts. If the component needs annotations of components
+            before it, such as a tagger, `predicted` must have them.
+        RETURNS (VoteCalibration): The factors and weights, by voter and label ("" stands for "no
+            entity"), and the F1 before and after.
+        RAISES (LLMNERError): If no text has an entity, or for the same reasons as `predict`.
         """
         given = list(examples)
         validate_examples(given, "EL4NER.calibrate")
@@ -364,21 +416,20 @@ class EL4NER(SavedEnsemble):
         if not n:
             counts = {"total": len(given), "annotated": len(examples), "n": n}
             raise LLMNERError(Errors.E045.format(name=self.name, **counts))
-        self._ready()
+        self._check_ready()
         with self.residency.exclusive():
             docs_tasks = [self._read(eg.predicted) for eg in examples]
             ensemble = self._ensemble()
             self._demonstrate(ensemble, docs_tasks)
-            said = iter(ensemble.poll(_tasks(docs_tasks)))
+            votes = iter(ensemble.poll(_tasks(docs_tasks)))
             ensemble.call_counts.log(f"{self.name}, calibration", len(docs_tasks))
-        polled = []
+        texts = []
         for eg, doc_tasks in zip(examples, docs_tasks):
             gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}
-            polled.append(
-                VotedText({k: v for _ in doc_tasks.tasks for k, v in next(said).items()}, gold)
-            )
+            of_doc = {span: v for _ in doc_tasks.tasks for span, v in next(votes).items()}
+            texts.append(VotedText(of_doc, gold))
         weights = {name: voter.weight for name, voter in self.voters.items()}
-        fitted = fit(polled, weights, self.labels, self.cfg["vote"])
+        fitted = fit(texts, weights, self.labels, self.cfg["vote"])
         self.cfg.update(factors=fitted.factors, weights=fitted.weights)
         return fitted
 
@@ -390,18 +441,18 @@ class EL4NER(SavedEnsemble):
         sgd: Optional[Optimizer] = None,
         losses: Optional[Dict[str, float]] = None,
     ) -> Dict[str, float]:
-        """Do nothing: all that is learnt is the pool of labelled texts, which `initialize` took.
+        """Do nothing. The ensemble is not trained: `initialize` selects its labelled texts.
 
         RETURNS (Dict[str, float]): The losses, with 0.0 for this component.
         """
         losses = {} if losses is None else losses
         losses.setdefault(self.name, 0.0)
         validate_examples(examples, "EL4NER.update")
-        logger.debug("'%s' is not trained: its LLMs learn from what initialize took", self.name)
+        logger.debug("'%s' is not trained: its LLMs read demonstrations instead", self.name)
         return losses
 
     def get_loss(self, examples: Iterable[Example], scores: Any) -> Tuple[float, None]:
-        """RETURNS (Tuple[float, None]): 0: nothing is trained."""
+        """RETURNS (Tuple[float, None]): 0.0 and None, because nothing is trained."""
         return 0.0, None
 
 

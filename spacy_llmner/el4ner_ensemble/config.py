@@ -1,4 +1,4 @@
-"""Settings of `el4ner_ensemble`: their defaults, and what makes no sense: it is said when it is built."""
+"""The settings of `el4ner_ensemble`: default values and validation."""
 
 from numbers import Real
 from typing import Any, Callable, Dict, Mapping, Optional
@@ -46,26 +46,49 @@ max_batch_tokens = 2048
 DEFAULT_CONFIG = Config().from_str(default_config)["el4ner_ensemble"]
 CHOICES = {"retrieval": RETRIEVAL, "pre_extract": ("llm", "gold"), "vote": VOTES}
 FLAGS = ("verify", "skip_unanimous", "overwrite", "provenance")
-METHODS = ("join", "describe", "restore", "lengths", "capacity", "size", "session", "unload")
-ATTRIBUTES = ("weight", "memory", "identity")
+METHODS = (
+    "register",
+    "prepare",
+    "restore",
+    "word_lengths",
+    "capacity",
+    "count_tokens",
+    "session",
+    "unload",
+)
+ATTRIBUTES = ("weight", "llm_key", "identity")
 
 
 def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
-    """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
+    """Validate settings of the component.
+
+    name (str): The name of the component.
+    resident (Optional[int]): Maximum number of LLMs in memory.
+    settings: The other settings, by name.
+    RAISES (LLMNERError): At the first setting with a value that is not valid.
+    """
     least = {"k": 0, "pool_size": 0, "window": 1, "max_batch_tokens": 1}
     check_values(
         name, settings, choices=CHOICES, shares=("verify_threshold",), least=least, flags=FLAGS
     )
     for setting, fits in SAVED.items():
         if setting in settings and not fits(settings[setting]):
-            raise wrong(setting, name, settings[setting], "of the kind that the config takes")
+            raise wrong(setting, name, settings[setting], "of the type that the config expects")
     if resident is not None and not is_at_least(1, resident):
         raise wrong("resident", name, resident, "positive, or null for all LLMs")
 
 
 def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) -> Dict[str, Voter]:
-    """RETURNS (Dict[str, Voter]): The voters in the order of their names: that of a config file gets lost.
-    RAISES (LLMNERError): If one is no voter, if two are the same, or if the verifier is none of them."""
+    """Validate the voters, and sort them.
+
+    name (str): The name of the component.
+    voters (Mapping[str, Any]): The voters, by name.
+    verifier (Optional[str]): The name of the verifier.
+    RETURNS (Dict[str, Voter]): The voters, in the order of their names. (A config file is sorted when it is
+        saved, so its own order would be lost.)
+    RAISES (LLMNERError): If an object is not a voter, if two voters are the same, or if the verifier is not
+        one of them.
+    """
     for key in sorted(voters):
         missing = [x for x in (*METHODS, *ATTRIBUTES) if not _has(voters[key], x)]
         if missing:
@@ -78,15 +101,19 @@ def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) 
 
 
 def check_verifier(name: str, voters: Mapping[str, Any], verifier: Optional[str]) -> None:
-    """RAISES (LLMNERError): If the verifier is none of the voters."""
+    """RAISES (LLMNERError): If the verifier is not one of the voters."""
     if verifier is not None and verifier not in voters:
         known = ", ".join(sorted(voters))
         raise LLMNERError(Errors.E061.format(verifier=verifier, name=name, known=known))
 
 
 def check_different(name: str, voters: Mapping[str, Any]) -> None:
-    """RAISES (LLMNERError): If two voters are the same, as far as it is known. What "auto" means is known
-    once their LLMs were loaded."""
+    """Check that no two voters are the same.
+
+    This can be called again after the LLMs were loaded, since only then the meaning of "auto" is known.
+
+    RAISES (LLMNERError): If two voters have equal identities.
+    """
     known: Dict[Any, str] = {}
     for key in sorted(voters):
         other = known.setdefault(voters[key].identity, key)
@@ -95,8 +122,12 @@ def check_different(name: str, voters: Mapping[str, Any]) -> None:
 
 
 def check_saved(cfg: Any) -> Dict[str, Any]:
-    """RETURNS (Dict[str, Any]): Saved settings. Most are checked only when they are used.
-    RAISES (ValueError): If they are damaged."""
+    """Check the types of saved settings. Most values are validated only when they are used.
+
+    cfg (Any): The content of a saved `cfg`.
+    RETURNS (Dict[str, Any]): The same.
+    RAISES (ValueError): If it is damaged.
+    """
     if not isinstance(cfg, dict):
         raise ValueError(f"cfg is {cfg!r:.40}")
     for setting, fits in SAVED.items():
@@ -107,25 +138,25 @@ def check_saved(cfg: Any) -> Dict[str, Any]:
     return cfg
 
 
-def _are_words(values: Any) -> bool:
-    known = isinstance(values, list) and all(isinstance(x, str) for x in values)
-    return known and encodable(values)
+def _is_string_list(values: Any) -> bool:
+    strings = isinstance(values, list) and all(isinstance(x, str) for x in values)
+    return strings and encodable(values)
 
 
-def _by_name(values: Any, kind: Any) -> bool:
+def _is_dict_of(values: Any, kind: Any) -> bool:
     return isinstance(values, dict) and all(isinstance(x, kind) for x in values.values())
 
 
 SAVED: Dict[str, Callable[[Any], bool]] = {
-    "labels": _are_words,
-    "read_labels": _are_words,
+    "labels": _is_string_list,
+    "read_labels": _is_string_list,
     "lang": lambda x: isinstance(x, str),
     "verifier": lambda x: x is None or isinstance(x, str),
-    "label_words": lambda x: _by_name(x, str),
-    "pos_weights": lambda x: _by_name(x, Real),
-    "voters": lambda x: _by_name(x, dict),
-    "factors": lambda x: _by_name(x, dict) and all(_by_name(of, Real) for of in x.values()),
-    "weights": lambda x: _by_name(x, Real),
+    "label_words": lambda x: _is_dict_of(x, str),
+    "pos_weights": lambda x: _is_dict_of(x, Real),
+    "voters": lambda x: _is_dict_of(x, dict),
+    "factors": lambda x: _is_dict_of(x, dict) and all(_is_dict_of(of, Real) for of in x.values()),
+    "weights": lambda x: _is_dict_of(x, Real),
 }
 ALWAYS_SAVED = ("labels", "lang", "verifier", "voters")
 
@@ -133,5 +164,5 @@ ALWAYS_SAVED = ("labels", "lang", "verifier", "voters")
 def _has(voter: Any, attribute: str) -> bool:
     try:
         return hasattr(voter, attribute)
-    except LLMNERError:  # it is there, but its device is not
+    except LLMNERError:  # the attribute exists, but the LLM's device doesn't
         return True

@@ -1,4 +1,4 @@
-"""What the voters are asked, and what they say: plain values, whatever stands behind a voter."""
+"""The interface between the ensemble and its voters, in plain values, so that any model can vote."""
 
 import logging
 from dataclasses import dataclass, field
@@ -6,21 +6,21 @@ from typing import Any, Dict, List, Mapping, Protocol, Sequence, Tuple
 
 logger = logging.getLogger("spacy_llmner")
 
-# First character of a span, and one past the last.
+# The first character of a span, and one past its last character.
 Chars = Tuple[int, int]
-# The same with a type.
+# A span with a label: "this span is an entity of this type".
 Claim = Tuple[int, int, str]
-# The vote that a span is no entity.
+# The label that a voter gives to a span that is not an entity.
 NONE = ""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A labelled text that is shown to the LLMs.
+    """A labelled text that is shown to the LLMs in the prompt.
 
     text (str): The text.
     entities (Tuple[Claim, ...]): Its entities, in the order of the text.
-    others (Tuple[Chars, ...]): Spans in it that are no entity.
+    others (Tuple[Chars, ...]): Spans of the text that are not entities.
     """
 
     text: str
@@ -30,13 +30,13 @@ class Demonstration:
 
 @dataclass
 class Task:
-    """A text, or a window of it, that the voters work on.
+    """A text, or a window of a longer text, in which the voters find entities.
 
-    text (str): The whole text of the Doc; all characters are counted in it.
-    words (List[Chars]): The words of the window; no span begins or ends elsewhere.
-    demonstrations (List[Demonstration]): The most similar one last.
-    failed (Dict[str, str]): Voters that are left out here, and why.
-    calls (int): LLM calls so far, see Work.
+    text (str): The whole text of the Doc. All character offsets refer to it.
+    words (List[Chars]): The words of the window. Spans start and end at word boundaries only.
+    demonstrations (List[Demonstration]): The demonstrations in the prompt, the most similar one last.
+    failed (Dict[str, str]): The voters that failed on this task, by name, with the reason.
+    calls (int): The number of LLM calls so far, see CallCounts.
     """
 
     text: str
@@ -47,27 +47,27 @@ class Task:
 
     @property
     def start(self) -> int:
-        """First character of the window."""
+        """RETURNS (int): The first character of the window."""
         return self.words[0][0]
 
     @property
-    def shown(self) -> str:
-        """What of the text is in the prompt."""
+    def window_text(self) -> str:
+        """RETURNS (str): The text of the window, as it appears in the prompt."""
         return self.text[self.start : self.words[-1][1]]
 
     def leave_out(self, name: str, stage: str, error: Exception) -> None:
-        """From now on the others decide here without this voter."""
+        """Exclude a voter from the rest of this task, because it failed in a stage."""
         self.failed[name] = f"{stage}: {type(error).__name__}: {error}"
-        text, reason = self.shown[:40], self.failed[name]
+        text, reason = self.window_text[:40], self.failed[name]
         logger.warning("voter '%s' is left out for the text %r (%s)", name, text, reason)
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What is asked for.
+    """The requested labels.
 
-    types (Mapping[str, str]): What each label is called in a prompt.
-    lang (str): Language of the pipeline: decides which of the package's prompts are used.
+    types (Mapping[str, str]): The labels, each with its name in the prompts.
+    lang (str): Language code of the pipeline. It decides which of the package's prompts are used.
     """
 
     types: Mapping[str, str]
@@ -75,79 +75,121 @@ class LabelSet:
 
 
 class Session(Protocol):
-    """A voter at work on some tasks. Answers are in the order of the tasks.
+    """A voter's work on a list of tasks. Each method answers for all tasks, in their order.
 
-    passes, tokens (int): What went through its LLM.
+    passes (int): Forward passes of the LLM so far.
+    tokens (int): Tokens that the LLM has read so far.
     """
 
     passes: int
     tokens: int
 
     def extract(self) -> Sequence[Sequence[Chars]]:
-        """Stage 2. RETURNS (Sequence[Sequence[Chars]]): The spans that the voter takes for entities."""
+        """List the entities (stages 1 and 2).
+
+        RETURNS (Sequence[Sequence[Chars]]): For each task, the spans that the voter takes for entities.
+        """
 
     def classify(self, spans: Sequence[Sequence[Chars]]) -> Sequence[Sequence[Mapping[str, float]]]:
-        """Stage 3. RETURNS (Sequence[Sequence[Mapping[str, float]]]): For each span, how likely it is of
-        each type; NONE stands for no entity."""
+        """Classify spans (stage 3).
+
+        spans (Sequence[Sequence[Chars]]): For each task, the spans that any voter found.
+        RETURNS (Sequence[Sequence[Mapping[str, float]]]): For each span, the probability of each label.
+            NONE stands for "no entity".
+        """
 
     def verify(
         self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
     ) -> Sequence[Sequence[float]]:
-        """Stage 4.
+        """Verify claims (stage 4).
 
-        spans (Sequence[Sequence[Chars]]): Those that were classified.
-        RETURNS (Sequence[Sequence[float]]): How likely each claim about some of them is true."""
+        spans (Sequence[Sequence[Chars]]): For each task, the spans that were classified.
+        claims (Sequence[Sequence[Claim]]): For each task, claims about some of these spans.
+        RETURNS (Sequence[Sequence[float]]): For each claim, the probability that it is true.
+        """
 
     def close(self) -> None:
-        """Give back what the session holds in memory."""
+        """Free the memory of the session."""
 
 
 class Voter(Protocol):
-    """One member of the ensemble. Anything that has these methods will do.
+    """A member of the ensemble. Any object with these attributes and methods can be a voter.
 
-    name (str): How the config calls it.
-    weight (float): What its vote counts.
+    The ensemble first calls `register`. At initialization it calls `prepare`, and `restore` when a saved
+    pipeline is loaded. It then reads all texts in sessions, several texts in one session.
+
+    name (str): The voter's name in the config.
+    weight (float): The weight of its vote, above 0.
     """
 
     name: str
     weight: float
 
     @property
-    def memory(self) -> Any:
-        """RETURNS (Any): Voters of equal value share an LLM. None for one that takes no memory."""
+    def llm_key(self) -> Any:
+        """RETURNS (Any): A hashable key of the LLM. Voters with equal keys share one LLM in memory. None
+        for a voter without an LLM in memory."""
 
     @property
     def identity(self) -> Any:
-        """RETURNS (Any): Voters of equal manner always say the same."""
+        """RETURNS (Any): A hashable value that decides the answers: the LLM, its prompts and so on. Two
+        voters of an ensemble can't have equal identities, because they would always give the same
+        answers."""
 
-    def join(self, name: str, max_batch_tokens: int, component: str) -> None:
-        """Become a member of an ensemble.
+    def register(self, name: str, max_batch_tokens: int, component: str) -> None:
+        """Join an ensemble.
 
-        max_batch_tokens (int): Tokens to keep in memory at once.
-        component (str): The ensemble's name, for messages."""
+        name (str): The voter's name in the config.
+        max_batch_tokens (int): Maximum number of tokens to keep in memory.
+        component (str): The name of the ensemble, for messages.
+        """
 
-    def describe(self, label_set: LabelSet) -> Dict[str, Any]:
-        """Get ready to be asked for these types.
+    def prepare(self, label_set: LabelSet) -> Dict[str, Any]:
+        """Get ready for a label set. The ensemble is being initialized.
 
-        RETURNS (Dict[str, Any]): What is saved of the voter: plain values."""
+        label_set (LabelSet): The requested labels.
+        RETURNS (Dict[str, Any]): Plain values to save with the pipeline, such as the LLM's fingerprint.
+        """
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take what `describe` gave; from now on, use raises LLMMismatchError if it doesn't fit."""
+        """Take over the values that `prepare` returned, because a saved pipeline is loaded. If the voter's
+        LLM doesn't fit them, the next use raises an LLMMismatchError.
 
-    def lengths(self, text: str, words: Sequence[Chars]) -> Sequence[int]:
-        """RETURNS (Sequence[int]): How much room each word of a text takes."""
+        saved (Mapping[str, Any]): The saved values.
+        """
+
+    def word_lengths(self, text: str, words: Sequence[Chars]) -> Sequence[int]:
+        """Measure words, in the unit of `capacity`.
+
+        text (str): The text of a Doc.
+        words (Sequence[Chars]): Its words.
+        RETURNS (Sequence[int]): The length of each word in tokens.
+        """
 
     def capacity(self, label_set: LabelSet) -> int:
-        """RETURNS (int): How much room there is for the words of a text.
-        RAISES (LLMNERError): If the prompt leaves none."""
+        """Compute how long a window can be.
 
-    def size(self, task: Task, label_set: LabelSet) -> int:
-        """RETURNS (int): About how many tokens a session keeps in memory for a task."""
+        label_set (LabelSet): The requested labels.
+        RETURNS (int): The maximum length of a window in tokens, see `word_lengths`.
+        RAISES (LLMNERError): If the prompt leaves no room for a text.
+        """
+
+    def count_tokens(self, task: Task, label_set: LabelSet) -> int:
+        """Estimate the memory that a task takes.
+
+        task (Task): The task, with its demonstrations.
+        label_set (LabelSet): The requested labels.
+        RETURNS (int): About how many tokens a session keeps in memory for the task.
+        """
 
     def session(self, tasks: Sequence[Task], label_set: LabelSet, *, keep: bool) -> Session:
-        """Read some tasks. Stage 1 is a session without demonstrations.
+        """Open a session. For stage 1, the tasks have no demonstrations yet.
 
-        keep (bool): Keep demonstrations and texts in memory from one stage to the next."""
+        tasks (Sequence[Task]): The tasks.
+        label_set (LabelSet): The requested labels.
+        keep (bool): Keep the demonstrations and texts in memory from one stage to the next.
+        RETURNS (Session): The session.
+        """
 
     def unload(self) -> None:
-        """Free the weights; they are loaded again at the next use."""
+        """Free the LLM's weights. The next use loads them again."""

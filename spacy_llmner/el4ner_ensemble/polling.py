@@ -1,4 +1,4 @@
-"""Asking the voters: one that fails on a text is left out there, and only there."""
+"""Ask the voters. A voter that fails on a text is left out for that text only."""
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -9,21 +9,22 @@ from .call_counts import CallCounts
 from .interfaces import LabelSet, Session, Task, Voter
 from .voter.llm_voter import ModelResidency
 
-# Tasks of which a progress bar is told together: enough for full batches of short texts.
-TOLD_AFTER = 16
+# Number of tasks between two updates of a progress bar: enough for full batches of short texts.
+TASKS_PER_UPDATE = 16
 
 
 class VoterPoll:
-    """The voters with some tasks before them.
+    """Asks all voters about a list of tasks, stage by stage.
 
-    voters (Sequence[Voter]): In the order of their names.
-    residency (ModelResidency): Which LLMs are in memory.
-    label_set (LabelSet): What is asked for.
-    call_counts (CallCounts): What is done is added to it.
-    tasks (Sequence[Task]): The texts.
-    keep (bool): A voter keeps what it read from one stage to the next.
-    tell (Optional[Callable[[int], Any]]): If given, a voter is asked about a few tasks at a time, and it is
-        told after each time how many they were.
+    voters (Sequence[Voter]): The voters, in the order of their names.
+    residency (ModelResidency): Decides which LLMs are in memory.
+    label_set (LabelSet): The requested labels.
+    call_counts (CallCounts): Counts the calls.
+    tasks (Sequence[Task]): The tasks.
+    keep (bool): Keep each voter's session open from one stage to the next. Otherwise it is closed after
+        each stage.
+    progress (Optional[Callable[[int], Any]]): If given, a voter is asked about a few tasks at a time, and
+        this function is called with their number each time.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class VoterPoll:
         tasks: Sequence[Task],
         *,
         keep: bool,
-        tell: Optional[Callable[[int], Any]] = None,
+        progress: Optional[Callable[[int], Any]] = None,
     ) -> None:
         self.voters = voters
         self.residency = residency
@@ -43,7 +44,7 @@ class VoterPoll:
         self.call_counts = call_counts
         self.tasks = list(tasks)
         self.keep = keep
-        self.tell = tell
+        self.progress = progress
         self._sessions: Dict[str, Tuple[List[int], Session]] = {}
 
     def ask_all(
@@ -53,15 +54,15 @@ class VoterPoll:
         sizes: Optional[Sequence[int]] = None,
         check: Callable[[Any], None] = lambda answer: None,
     ) -> Dict[str, List[Optional[Any]]]:
-        """Ask all voters, first those whose LLM is in memory. See `ask`.
+        """Ask all voters, beginning with those whose LLM is in memory. For the arguments, see `ask`.
 
-        RETURNS (Dict[str, List[Optional[Any]]]): By voter, in their order.
+        RETURNS (Dict[str, List[Optional[Any]]]): The answers of each voter, in the order of the voters.
         """
-        given = {
+        answers = {
             voter.name: self.ask(voter, stage, question, sizes, check)
             for voter in self.residency.loaded_first()
         }
-        return {voter.name: given[voter.name] for voter in self.voters}
+        return {voter.name: answers[voter.name] for voter in self.voters}
 
     def ask(
         self,
@@ -73,23 +74,26 @@ class VoterPoll:
     ) -> List[Optional[Any]]:
         """Ask a voter about all tasks on which it has not failed.
 
-        question (Callable): Asks a session for the tasks of these numbers.
-        sizes (Optional[Sequence[int]]): How many answers each task needs; tasks that need none are not
-            asked about.
-        check (Callable): Raises if an answer is nonsense.
-        RETURNS (List[Optional[Any]]): By task; None where the voter is left out.
+        voter (Voter): The voter.
+        stage (str): The name of the stage, as in CallCounts.
+        question (Callable[[Session, List[int]], Sequence[Any]]): Asks a session. Takes the session and the
+            indices of its tasks, and returns an answer for each task.
+        sizes (Optional[Sequence[int]]): The number of questions about each task. If all are 0, the voter
+            is not asked. None if it doesn't depend on the task.
+        check (Callable[[Any], None]): Raises an error if the answer for a task is not valid.
+        RETURNS (List[Optional[Any]]): The answer for each task, or None if the voter failed on it.
         """
         out: List[Optional[Any]] = [None] * len(self.tasks)
         rows = [row for row, task in enumerate(self.tasks) if voter.name not in task.failed]
         if not rows or (sizes is not None and not any(sizes[row] for row in rows)):
             return out
-        self.residency.load(voter)
-        at_once = len(rows) if self.tell is None else TOLD_AFTER
-        for first in range(0, len(rows), at_once):
-            some = rows[first : first + at_once]
+        self.residency.reserve(voter)
+        size = len(rows) if self.progress is None else TASKS_PER_UPDATE
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size]
             self._ask(voter, stage, some, question, sizes, check, out)
-            if self.tell is not None:
-                self.tell(len(some))
+            if self.progress is not None:
+                self.progress(len(some))
         for row in rows:
             if out[row] is not None:
                 calls = 1 if sizes is None else sizes[row]
@@ -127,7 +131,7 @@ class VoterPoll:
                 self._close(voter)
             return
         except LLMNERError:
-            raise  # about the voter as such, no text's fault
+            raise  # the voter can't be used at all, whatever the text
         except Exception as e:
             self._close(voter)
             if len(rows) == 1:
@@ -140,11 +144,12 @@ class VoterPoll:
             self._ask(voter, stage, part, question, sizes, check, out)
 
     def close(self) -> None:
+        """Close all sessions."""
         for voter in self.voters:
             self._close(voter)
 
     def _session(self, voter: Voter, rows: List[int]) -> Session:
-        """RETURNS (Session): On these tasks: the one that is open, if it is."""
+        """RETURNS (Session): The open session if it has these tasks, or a new one."""
         if voter.name in self._sessions:
             if self._sessions[voter.name][0] == rows:
                 return self._sessions[voter.name][1]

@@ -1,4 +1,4 @@
-"""How much a span weighs in the similarity: the part of speech of its head (methods.md 4a, 4c f)."""
+"""Weigh spans by the part of speech of their head, as the similarity of EL4NER does."""
 
 from typing import Dict, Mapping, Optional
 
@@ -8,12 +8,12 @@ from ..errors import wrong
 
 # The published weights.
 POS_WEIGHTS = {"propn": 4.0, "noun": 2.0, "pron": 1.0, "other": 0.0}
-# Penn tags and universal ones.
+# Kinds of words, by their Penn Treebank, Chinese Treebank or universal tag.
 KINDS = {
     "NNP": "propn",
     "NNPS": "propn",
     "PROPN": "propn",
-    "NR": "propn",  # Chinese treebank
+    "NR": "propn",
     "NN": "noun",
     "NNS": "noun",
     "NOUN": "noun",
@@ -46,8 +46,13 @@ PRONOUNS = frozenset(
 
 
 def check_weights(name: str, weights: Mapping[str, float]) -> Dict[str, float]:
-    """RETURNS (Dict[str, float]): The weights, those that are not given as published.
-    RAISES (LLMNERError): About a kind of word that is not there, or a weight below 0."""
+    """Validate weights, and add the missing ones.
+
+    name (str): The name of the component, for messages.
+    weights (Mapping[str, float]): The weights in the config, by kind of word.
+    RETURNS (Dict[str, float]): The weights of all kinds. Missing ones are as published.
+    RAISES (LLMNERError): If a kind of word doesn't exist, or a weight is below 0.
+    """
     known = ", ".join(POS_WEIGHTS)
     for kind, weight in weights.items():
         if kind not in POS_WEIGHTS or not weight >= 0.0:
@@ -57,13 +62,17 @@ def check_weights(name: str, weights: Mapping[str, float]) -> Dict[str, float]:
 
 
 def span_weight(doc: Doc, start: int, end: int, weights: Mapping[str, float]) -> float:
-    """Weigh a span by its head: its root where the Doc has a parse, else its last noun or pronoun.
+    """Weigh a span by its head. This is the root of the span if the Doc has a parse, or else the last noun
+    or pronoun of the span.
 
-    Tags, or universal parts of speech, come from the pipeline. Without a tagger the shape of the words
-    decides: see `shape_kind`.
+    Tags or universal parts of speech come from the pipeline. Without a tagger, the shape of the words
+    decides, see `shape_kind`.
 
-    start (int), end (int): Tokens of the span, the last one excluded.
-    RETURNS (float): 0 for a span without noun or pronoun.
+    doc (Doc): The Doc.
+    start (int): The first token of the span.
+    end (int): One past the last token.
+    weights (Mapping[str, float]): The weights from `check_weights`.
+    RETURNS (float): The weight of the head's kind. A span without a noun or pronoun has the kind "other".
     """
     span = doc[start:end]
     tagged = doc.has_annotation("TAG") or doc.has_annotation("POS")
@@ -74,7 +83,6 @@ def span_weight(doc: Doc, start: int, end: int, weights: Mapping[str, float]) ->
 
 
 def _kind(token: Token) -> str:
-    """RETURNS (str): Kind of a tagged word."""
     kind: Optional[str] = KINDS.get(token.tag_) or KINDS.get(token.pos_)
     return kind or "other"
 
@@ -82,12 +90,14 @@ def _kind(token: Token) -> str:
 def shape_kind(token: Token, n_words: int) -> str:
     """Guess the kind of a word that has no tag.
 
-    Pronouns are known by a list. A word with a capital letter that is no stop word is a proper noun, any
-    other word with a letter that is no stop word a noun. Where letters have no case, as in Chinese, a word
-    of two or more characters, or one in a span of several words (spaCy cuts Chinese into characters by
-    default), is a proper noun.
+    A word in the list of pronouns is a pronoun. Stop words and words without letters are "other". A word
+    with a capital letter is a proper noun, and all other words are nouns. In scripts without case, such as
+    Chinese, a word is a proper noun if it has two or more characters, or if its span has several words
+    (spaCy's default tokenizer for Chinese makes each character a token).
 
-    n_words (int): Words of the span.
+    token (Token): The word.
+    n_words (int): Number of words in its span.
+    RETURNS (str): "propn", "noun", "pron" or "other".
     """
     if token.lower_ in PRONOUNS:
         return "pron"

@@ -1,4 +1,4 @@
-"""Where a span came from: who proposed it, how each LLM voted, what the verifier said; and which LLMs
+"""Provenance: who proposed a span, how each voter voted, and what the verifier decided. Also, which voters
 failed on a text."""
 
 from dataclasses import dataclass, field
@@ -13,21 +13,27 @@ from .stages import Decision
 
 @dataclass
 class TracedPrediction(Prediction):
-    """With what else there is to say.
+    """A prediction with its provenance.
 
-    failed (Dict[str, str]): Voters that were left out for some of the Doc, and why.
-    traces (Dict[Chars, Dict[str, Any]]): Where each span came from, by characters, if that is asked for.
-    rejected (Optional[List[Dict[str, Any]]]): The same of those that were not kept, None if it is not
-        asked for.
+    failed (Dict[str, str]): The voters that were left out for a part of the Doc, with the reason.
+    traces (Dict[Chars, Dict[str, Any]]): The provenance of each span, by its characters. Empty if
+        `provenance` is off.
+    rejected (Optional[List[Dict[str, Any]]]): The rejected spans with their provenance. None if
+        `provenance` is off.
     """
 
     failed: Dict[str, str] = field(default_factory=dict)
     traces: Dict[Chars, Dict[str, Any]] = field(default_factory=dict)
     rejected: Optional[List[Dict[str, Any]]] = None
 
-    def note(self, doc: Doc, spans_key: str) -> None:
-        """Write it to the Doc's extensions. Nothing is written if there is nothing to say."""
-        if self.failed or doc._.el4ner_failed is not None:  # of an earlier run
+    def write_extensions(self, doc: Doc, spans_key: str) -> None:
+        """Write the provenance to the extension attributes of a Doc and its spans. An attribute without
+        a value isn't written, unless it has a value from an earlier run.
+
+        doc (Doc): The Doc, with its predicted spans.
+        spans_key (str): Key of the predicted spans in doc.spans.
+        """
+        if self.failed or doc._.el4ner_failed is not None:
             doc._.el4ner_failed = self.failed or None
         if self.rejected is not None or doc._.el4ner_rejected is not None:
             doc._.el4ner_rejected = self.rejected
@@ -37,7 +43,7 @@ class TracedPrediction(Prediction):
 
 
 def failures(tasks: Iterable[Task]) -> Dict[str, str]:
-    """RETURNS (Dict[str, str]): The voters that failed on any of some tasks, and why they first did."""
+    """RETURNS (Dict[str, str]): The voters that failed on any of the tasks, with their first reason."""
     out: Dict[str, str] = {}
     for task in tasks:
         out = {**task.failed, **out}
@@ -45,7 +51,7 @@ def failures(tasks: Iterable[Task]) -> Dict[str, str]:
 
 
 def trace(decision: Decision) -> Dict[str, Any]:
-    """RETURNS (Dict[str, Any]): Plain values, for `span._.el4ner`."""
+    """RETURNS (Dict[str, Any]): The value of `span._.el4ner` for a decision. It can be serialized."""
     return {
         "proposed": list(decision.proposed),
         "votes": {name: list(vote) for name, vote in decision.votes.items()},
@@ -56,13 +62,13 @@ def trace(decision: Decision) -> Dict[str, Any]:
 
 
 def rejected(decision: Decision) -> Dict[str, Any]:
-    """RETURNS (Dict[str, Any]): Plain values, for `doc._.el4ner_rejected`. No label: it was voted to be
-    no entity."""
-    where = {"start": decision.start, "end": decision.end, "label": decision.label}
-    return {**where, **trace(decision)}
+    """RETURNS (Dict[str, Any]): An item of `doc._.el4ner_rejected`. It can be serialized. The label is ""
+    if the span was voted not to be an entity."""
+    span = {"start": decision.start, "end": decision.end, "label": decision.label}
+    return {**span, **trace(decision)}
 
 
-# Whether or not it is asked for now: it may be later, or by a pipeline that is unpickled.
+# Set even if `provenance` is off: it can be switched on later, and an unpickled pipeline needs them.
 if not Span.has_extension("el4ner"):
     Span.set_extension("el4ner", default=None)
 if not Doc.has_extension("el4ner_failed"):

@@ -1,4 +1,4 @@
-"""How an ensemble is saved: its settings and the pool, never an LLM's weights."""
+"""Save and load an ensemble: its settings and the pool of labelled texts, without the LLMs' weights."""
 
 from pathlib import Path
 from typing import Any, Dict, Iterable
@@ -16,49 +16,65 @@ POOL = "pool"
 
 
 class SavedEnsemble(LLMNERPipe):
-    """Base class: has no trained part, but a pool of labelled texts.
+    """Base class of a component that has a pool of labelled texts, but no trained part.
 
     pool (DemonstrationPool): The labelled texts.
-    voters (Dict[str, Voter]): Those of the config; what is saved of them is in `cfg["voters"]`.
+    voters (Dict[str, Voter]): The voters of the config. The values saved for them are in `cfg["voters"]`.
     """
 
     pool: DemonstrationPool
     voters: Dict[str, Voter]
 
-    def new_pool(self) -> None:
-        """Forget all that depends on the labelled texts, and what is known of the voters."""
+    def reset_pool(self) -> None:
+        """Delete the labelled texts, everything computed from them, and the values saved for the voters."""
         self.pool.clear()
         self.cfg.update(voters={}, factors={}, weights={})
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): Settings and the pool; never an LLM's weights."""
+        """Serialize the settings and the pool, without the LLMs' weights.
+
+        exclude (Iterable[str]): What to leave out: "vocab".
+        RETURNS (bytes): The serialized component.
+        """
         state: Dict[str, Any] = {"cfg": srsly.json_dumps(self.cfg), POOL: self.pool.to_bytes()}
         if "vocab" not in exclude:
             state["vocab"] = self.vocab.to_bytes(exclude=exclude)
         return srsly.msgpack_dumps(state)
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
-        """Load what `to_bytes` gave. RETURNS (SavedEnsemble): The component itself.
-        RAISES (LLMNERError): If the bytes are of something else."""
-        with self._restoring("The given bytes"):
+        """Load a serialized component.
+
+        bytes_data (bytes): The result of `to_bytes`.
+        exclude (Iterable[str]): What to leave out: "vocab".
+        RETURNS (SavedEnsemble): This component.
+        RAISES (LLMNERError): If the bytes are not a serialized ensemble.
+        """
+        with self._restoring("the given bytes"):
             state = srsly.msgpack_loads(bytes_data)
             cfg = self._checked(srsly.json_loads(state["cfg"]))
             pool = DemonstrationPool(self.pool.encoder).from_bytes(state[POOL])
             if "vocab" not in exclude and "vocab" in state:
                 self.vocab.from_bytes(state["vocab"], exclude=exclude)
-        self._take(cfg, pool)
+        self._replace(cfg, pool)
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
-        """Write `cfg` and the folder `pool`; never an LLM's weights."""
+        """Save the file `cfg` and the folder `pool`, without the LLMs' weights.
+
+        path (Union[str, Path]): The folder to save to. It is created if it doesn't exist.
+        """
         folder = ensure_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         srsly.write_json(folder / "cfg", self.cfg)
         self.pool.to_disk(folder / POOL)
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
-        """Load a folder. RETURNS (SavedEnsemble): The component itself.
-        RAISES (LLMNERError): If it is incomplete or broken."""
+        """Load a saved component.
+
+        path (Union[str, Path]): A folder from `to_disk`.
+        RETURNS (SavedEnsemble): This component.
+        RAISES (LLMNERError): If the folder is incomplete or damaged.
+        """
         folder = Path(path)
         for file in ("cfg", POOL):
             if not (folder / file).exists():
@@ -67,7 +83,7 @@ class SavedEnsemble(LLMNERPipe):
         with self._restoring(folder):
             cfg = self._checked(srsly.read_json(folder / "cfg"))
             pool = DemonstrationPool(self.pool.encoder).from_disk(folder / POOL)
-        self._take(cfg, pool)
+        self._replace(cfg, pool)
         return self
 
     def _checked(self, cfg: Any) -> Dict[str, Any]:
@@ -77,9 +93,9 @@ class SavedEnsemble(LLMNERPipe):
             raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))
         return cfg
 
-    def _take(self, cfg: Dict[str, Any], pool: DemonstrationPool) -> None:
-        """Take what was read, once all of it was."""
-        self.new_pool()
+    def _replace(self, cfg: Dict[str, Any], pool: DemonstrationPool) -> None:
+        """Replace the state of the component, after everything was read without an error."""
+        self.reset_pool()
         self.pool = pool
         self.cfg.update(cfg)
         for label in self.labels:

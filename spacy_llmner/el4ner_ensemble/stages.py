@@ -1,4 +1,4 @@
-"""The stages one after another: what all voters say about some texts (methods.md 4a)."""
+"""Run the four stages of EL4NER (arXiv 2505.23038) on a list of tasks."""
 
 import math
 from contextlib import closing
@@ -25,21 +25,21 @@ from .vote_calibration import corrected
 from .voter.llm_voter import ModelResidency
 from .voting import Ballot, count_votes
 
-# Per voter, how likely each type is.
-Said = Dict[str, Dict[str, float]]
+# The votes about a span: for each voter, the probability of each label.
+SpanVotes = Dict[str, Dict[str, float]]
 
 
 @dataclass(frozen=True)
 class EnsembleSettings:
-    """How the voters decide.
+    """How the ensemble decides.
 
-    vote (str): "majority" or "probability", see count_votes.
-    verifier (Optional[str]): The voter that verifies; None to keep all that is voted for.
-    verify_threshold (float): What is less likely to be true is dropped.
-    skip_unanimous (bool): What all voters agree about is not verified.
-    factors (Mapping[str, Mapping[str, float]]): Correct what each voter says about each type, see
-        calibration.
-    weights (Mapping[str, float]): Voters' weights are multiplied by these, see calibration.
+    vote (str): "majority" or "probability", see `count_votes`.
+    verifier (Optional[str]): The voter that verifies entities. None skips the verification.
+    verify_threshold (float): Entities with a lower probability from the verifier are dropped.
+    skip_unanimous (bool): Don't verify spans that all voters agree on.
+    factors (Mapping[str, Mapping[str, float]]): For each voter and label, a factor for the probability, see
+        `vote_calibration`.
+    weights (Mapping[str, float]): For each voter, a factor for its weight, see `vote_calibration`.
     """
 
     vote: str
@@ -52,14 +52,17 @@ class EnsembleSettings:
 
 @dataclass
 class Decision:
-    """What became of a span that a voter found.
+    """The decision about a span that a voter found.
 
-    label (str): The type that it was voted to be; NONE if no entity.
-    kept (bool): It was voted to be an entity, and not found to be wrong.
-    voted (float): Mean probability of its type over the voters.
-    proposed (List[str]): The voters that found it.
-    votes (Dict[str, Tuple[str, float]]): Each voter's type and its probability.
-    verified (Optional[float]): How likely the verifier took it; None if it was not asked.
+    start (int): The first character of the span.
+    end (int): One past its last character.
+    label (str): The result of the vote, or NONE if the span was voted not to be an entity.
+    kept (bool): Whether it was voted to be an entity, and the verifier did not reject it.
+    voted (float): The mean probability of the label over the voters.
+    proposed (List[str]): The voters that found the span.
+    votes (Dict[str, Tuple[str, float]]): The vote of each voter: a label and its probability.
+    verified (Optional[float]): The probability from the verifier, or None if the span was not verified.
+    failed (Dict[str, str]): The voters that failed on the task, with the reason.
     """
 
     start: int
@@ -74,20 +77,20 @@ class Decision:
 
     @property
     def score(self) -> float:
+        """RETURNS (float): The score of the entity: `voted` times `verified`."""
         return self.voted * (1.0 if self.verified is None else self.verified)
 
 
 class Ensemble:
     """Runs the stages.
 
-    voters (Sequence[Voter]): The members, in the order of their names.
-    residency (ModelResidency): Which LLMs are in memory.
-    label_set (LabelSet): What is asked for.
-    settings (EnsembleSettings): How they decide.
-    max_batch_tokens (int): Tokens of texts that are kept in memory at once.
-    name (str): Of the component, for messages.
-
-    call_counts (CallCounts): What was done so far.
+    voters (Sequence[Voter]): The voters, in the order of their names.
+    residency (ModelResidency): Decides which LLMs are in memory.
+    label_set (LabelSet): The requested labels.
+    settings (EnsembleSettings): How the ensemble decides.
+    max_batch_tokens (int): Maximum number of tokens of tasks in memory, for each LLM.
+    name (str): The name of the component, for messages.
+    call_counts (CallCounts): The number of LLM calls so far.
     """
 
     def __init__(
@@ -108,40 +111,44 @@ class Ensemble:
         self.call_counts = CallCounts()
 
     def pre_extract(
-        self, tasks: Sequence[Task], tell: Optional[Callable[[int], Any]] = None
+        self, tasks: Sequence[Task], progress: Optional[Callable[[int], Any]] = None
     ) -> List[Dict[str, List[Chars]]]:
-        """Stage 1: what each voter takes for entities without demonstrations.
+        """Run stage 1: find spans without demonstrations.
 
-        tasks (Sequence[Task]): The texts, before they get demonstrations.
-        tell (Optional[Callable[[int], Any]]): Is told how many further texts a voter has read.
-        RETURNS (List[Dict[str, List[Chars]]]): For each task, by voter, without those that failed on it.
+        tasks (Sequence[Task]): The tasks, which have no demonstrations yet.
+        progress (Optional[Callable[[int], Any]]): Called with the number of tasks that a voter has read
+            since the last call.
+        RETURNS (List[Dict[str, List[Chars]]]): For each task, the spans found by each voter. Voters that
+            failed on the task are missing.
         """
-        return self._extract(self._poll(tasks, keep=False, tell=tell), "pre_extraction")
+        return self._extract(self._poll(tasks, keep=False, progress=progress), "pre_extraction")
 
     def decide(self, tasks: Sequence[Task]) -> List[List[Decision]]:
-        """Stages 2 to 4.
+        """Run stages 2 to 4.
 
-        tasks (Sequence[Task]): The texts with their demonstrations.
-        RETURNS (List[List[Decision]]): For each task, about all spans that were found, in the order of
-            the text.
-        RAISES (LLMNERError): If all voters failed on a task (DocumentError), or one can't be used at all.
+        tasks (Sequence[Task]): The tasks with their demonstrations.
+        RETURNS (List[List[Decision]]): For each task, the decision about each span that was found, in the
+            order of the text.
+        RAISES (LLMNERError): If all voters failed on a task (DocumentError), or if a voter can't be used at
+            all.
         """
         with closing(self._polls(tasks)) as polls:
             return [decisions for poll in polls for decisions in self._stages(poll)]
 
-    def poll(self, tasks: Sequence[Task]) -> List[Dict[Chars, Said]]:
-        """Stages 2 and 3, without deciding.
+    def poll(self, tasks: Sequence[Task]) -> List[Dict[Chars, SpanVotes]]:
+        """Run stages 2 and 3, without counting the votes.
 
-        tasks (Sequence[Task]): The texts with their demonstrations.
-        RETURNS (List[Dict[Chars, Said]]): For each task and span, what the voters say, uncorrected.
-        RAISES (LLMNERError): See decide.
+        tasks (Sequence[Task]): The tasks with their demonstrations.
+        RETURNS (List[Dict[Chars, SpanVotes]]): For each task, the votes about each span that was found,
+            without the factors in `settings`.
+        RAISES (LLMNERError): See `decide`.
         """
-        out: List[Dict[Chars, Said]] = []
+        out: List[Dict[Chars, SpanVotes]] = []
         with closing(self._polls(tasks)) as polls:
             for poll in polls:
                 unions = [union_of(by_voter) for by_voter in self._propose(poll)]
-                said = self._classify(poll, unions)
-                out += [dict(zip(*of_task)) for of_task in zip(unions, said)]
+                votes = self._classify(poll, unions)
+                out += [dict(zip(*of_task)) for of_task in zip(unions, votes)]
         return out
 
     def _polls(self, tasks: Sequence[Task]) -> Generator[VoterPoll, None, None]:
@@ -153,7 +160,7 @@ class Ensemble:
             finally:
                 poll.close()
 
-    def _poll(self, tasks: Sequence[Task], *, keep: bool, tell: Any = None) -> VoterPoll:
+    def _poll(self, tasks: Sequence[Task], *, keep: bool, progress: Any = None) -> VoterPoll:
         return VoterPoll(
             self.voters,
             self.residency,
@@ -161,41 +168,42 @@ class Ensemble:
             self.call_counts,
             tasks,
             keep=keep,
-            tell=tell,
+            progress=progress,
         )
 
     def all_failed(self, task: Task) -> bool:
+        """RETURNS (bool): Whether all voters failed on a task."""
         return len(task.failed) == len(self.voters)
 
     def check_any_left(self, tasks: Sequence[Task]) -> None:
-        """RAISES (DocumentError): If no voter is left for a task."""
+        """RAISES (DocumentError): If all voters failed on one of the tasks."""
         for task in tasks:
             if self.all_failed(task):
                 failed = "; ".join(f"{name}: {why}" for name, why in task.failed.items())
                 raise DocumentError(Errors.E069.format(name=self.name, failed=failed))
 
     def _chunks(self, tasks: Sequence[Task]) -> Iterator[List[Task]]:
-        """Keep together what is in memory at the same time. LLMs that take turns read all texts, stage by
-        stage, before the next one is loaded."""
+        """Split tasks into chunks that fit into memory. If not all LLMs fit into memory, there is only one
+        chunk: each LLM that is loaded then reads all texts of a stage before the next one replaces it."""
         chunk: List[Task] = []
-        held = 0
+        used = 0
         for task in tasks:
             size = self._size(task) if self.residency.all_fit else 0
-            if chunk and held + size > self.max_batch_tokens:
+            if chunk and used + size > self.max_batch_tokens:
                 yield chunk
-                chunk, held = [], 0
+                chunk, used = [], 0
             chunk.append(task)
-            held += size
+            used += size
         if chunk:
             yield chunk
 
     def _size(self, task: Task) -> int:
-        """RETURNS (int): Tokens that the voter with the most of them keeps for a task."""
+        """RETURNS (int): The number of tokens that a voter keeps in memory for a task, at most."""
         size = 0
         for voter in self.voters:
             if voter.name not in task.failed:
                 try:
-                    size = max(size, voter.size(task, self.label_set))
+                    size = max(size, voter.count_tokens(task, self.label_set))
                 except LLMNERError:
                     raise
                 except Exception as e:
@@ -206,7 +214,7 @@ class Ensemble:
         tasks = poll.tasks
         proposed = self._propose(poll)
         unions = [union_of(by_voter) for by_voter in proposed]
-        ballots = [self._ballots(said) for said in self._classify(poll, unions)]
+        ballots = [self._ballots(votes) for votes in self._classify(poll, unions)]
         claims = [
             [
                 (*span, ballot.label)
@@ -253,7 +261,7 @@ class Ensemble:
         return out
 
     def _inside(self, task: Task, spans: Sequence[Chars]) -> List[Chars]:
-        """Drop what does not begin and end with words of the text, and the punctuation around the rest."""
+        """Drop spans that don't start and end at word boundaries, and trim punctuation."""
         starts = {start: k for k, (start, _) in enumerate(task.words)}
         ends = {end: k for k, (_, end) in enumerate(task.words)}
         out = set()
@@ -271,8 +279,10 @@ class Ensemble:
                 self.call_counts.dropped += 1
         return sorted(out)
 
-    def _classify(self, poll: VoterPoll, unions: Sequence[Sequence[Chars]]) -> List[List[Said]]:
-        said: List[List[Said]] = [[{} for _ in u] for u in unions]
+    def _classify(
+        self, poll: VoterPoll, unions: Sequence[Sequence[Chars]]
+    ) -> List[List[SpanVotes]]:
+        votes: List[List[SpanVotes]] = [[{} for _ in u] for u in unions]
         answers = poll.ask_all(
             "classification",
             lambda session, rows: session.classify([unions[row] for row in rows]),
@@ -281,26 +291,26 @@ class Ensemble:
         )
         for name, of_voter in answers.items():
             for row, answer in enumerate(of_voter):
-                for k, types in enumerate(() if answer is None else answer):
-                    # Plain numbers, whatever a voter computes with: what is decided may be saved.
+                for k, probabilities in enumerate(() if answer is None else answer):
+                    # Converted to plain numbers, since decisions can be saved with the Doc.
                     known = {
                         label: float(p)
-                        for label, p in types.items()
+                        for label, p in probabilities.items()
                         if label == NONE or label in self.label_set.types
                     }
-                    self.call_counts.dropped += len(types) - len(known)
+                    self.call_counts.dropped += len(probabilities) - len(known)
                     if known:
-                        said[row][k][name] = known
+                        votes[row][k][name] = known
         self.check_any_left(poll.tasks)
-        return said
+        return votes
 
-    def _ballots(self, said: Sequence[Said]) -> List[Ballot]:
+    def _ballots(self, votes: Sequence[SpanVotes]) -> List[Ballot]:
         fitted = self.settings.weights
         weights = {voter.name: voter.weight * fitted.get(voter.name, 1.0) for voter in self.voters}
         factors, labels = self.settings.factors, list(self.label_set.types)
         out = []
-        for answers in said:
-            answers = {name: corrected(p, factors.get(name, {})) for name, p in answers.items()}
+        for of_span in votes:
+            answers = {name: corrected(p, factors.get(name, {})) for name, p in of_span.items()}
             out.append(count_votes(answers, weights, labels, self.settings.vote))
         return out
 
@@ -317,7 +327,7 @@ class Ensemble:
             lambda session, rows: session.verify(
                 [unions[row] for row in rows], [claims[row] for row in rows]
             ),
-            sizes=[len(said) for said in claims],
+            sizes=[len(of_task) for of_task in claims],
             check=_check_probabilities,
         )
         for row, answer in enumerate(answers):
@@ -327,7 +337,7 @@ class Ensemble:
 
 
 def union_of(proposed: Mapping[str, Sequence[Chars]]) -> List[Chars]:
-    """RETURNS (List[Chars]): The spans that any voter found, in the order of the text."""
+    """RETURNS (List[Chars]): The union of the spans that the voters found, in the order of the text."""
     return sorted({span for spans in proposed.values() for span in spans})
 
 
@@ -338,17 +348,17 @@ def _has_letter(task: Task, word: int) -> bool:
 
 def _check_spans(answer: Sequence[Chars]) -> None:
     for start, end in answer:
-        # They raise if it is no number of a character.
+        # These raise if a boundary is not a whole number.
         index(start)
         index(end)
 
 
 def _check_distributions(answer: Sequence[Mapping[str, float]]) -> None:
-    for types in answer:
-        _check_probabilities(list(types.values()))
+    for probabilities in answer:
+        _check_probabilities(list(probabilities.values()))
 
 
 def _check_probabilities(answer: Sequence[float]) -> None:
     for p in answer:
         if not (math.isfinite(p) and -1e-6 <= p <= 1 + 1e-6):
-            raise ValueError(f"{p} is no probability")
+            raise ValueError(f"{p} is not a probability")

@@ -1,4 +1,4 @@
-"""What is read: windows of Docs that every voter can read."""
+"""Split Docs into windows that every voter can read."""
 
 from functools import partial
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
@@ -16,12 +16,19 @@ from .voter.llm_voter import ModelResidency
 def read_tasks(
     doc: Doc, voters: Sequence[Voter], residency: ModelResidency, label_set: LabelSet, size: int
 ) -> List[Task]:
-    """Cut a Doc into windows, as windows.read_windows does, but so that they fit into each LLM.
+    """Split a Doc into windows that fit into each LLM.
 
-    size (int): Tokens of a window at most, in the tokens of the voter that needs most for it; fewer if an
-        LLM has no room for so many.
-    RETURNS (List[Task]): They cover every word once, but for those that are too long by themselves. A voter
-        that can't tell how it reads the Doc is left out.
+    Windows end at sentence boundaries where possible, see `windows.cut_into_windows`.
+
+    doc (Doc): The Doc.
+    voters (Sequence[Voter]): The voters.
+    residency (ModelResidency): Decides which LLMs are in memory.
+    label_set (LabelSet): The requested labels.
+    size (int): Maximum number of LLM tokens in a window, for every voter. A voter with a lower capacity
+        has a lower maximum.
+    RETURNS (List[Task]): One task for each window. Every word is in exactly one of them, except words that
+        are longer than a window. Voters that failed to measure the Doc are left out of its tasks.
+    RAISES (LLMNERError): If a voter can't be used at all.
     """
     tokens = [token for token in doc if not token.is_space]
     words = [(token.idx, token.idx + len(token)) for token in tokens]
@@ -44,20 +51,25 @@ def word_shares(
     label_set: LabelSet,
     size: int,
 ) -> Tuple[List[float], Dict[str, Exception]]:
-    """Say what share of a voter's window each word takes, where it takes most.
+    """Compute the share of a window that each word takes, for the voter for which it is the largest.
 
-    size (int): See read_tasks.
-    RETURNS (Tuple[List[float], Dict[str, Exception]]): By word; and the voters that failed.
-    RAISES (LLMNERError): If a voter can't be used at all: that is no fault of the text.
+    text (str): The text.
+    words (Sequence[Chars]): Its words.
+    voters (Sequence[Voter]): The voters.
+    residency (ModelResidency): Decides which LLMs are in memory.
+    label_set (LabelSet): The requested labels.
+    size (int): See `read_tasks`.
+    RETURNS (Tuple[List[float], Dict[str, Exception]]): The share of each word, and the voters that failed.
+    RAISES (LLMNERError): If a voter can't be used at all, whatever the text.
     """
     shares = [0.0] * len(words)
     failed: Dict[str, Exception] = {}
     for voter in voters:
         try:
-            residency.introduce(voter)
+            residency.reserve_once(voter)
             most = min(size, voter.capacity(label_set))
-            mine = [length / most for length in voter.lengths(text, words)]
-            shares = [max(share, other) for share, other in zip(shares, mine, strict=True)]
+            of_voter = [length / most for length in voter.word_lengths(text, words)]
+            shares = [max(pair) for pair in zip(shares, of_voter, strict=True)]
         except LLMNERError:
             raise
         except Exception as e:
@@ -67,10 +79,10 @@ def word_shares(
 
 
 class DocTasks:
-    """The windows of a Doc, and what retrieval has to know of them.
+    """The tasks of a Doc, with methods for retrieval.
 
     doc (Doc): The Doc.
-    tasks (List[Task]): Its windows.
+    tasks (List[Task]): The tasks, one for each window.
     """
 
     def __init__(self, doc: Doc, tasks: List[Task]) -> None:
@@ -81,10 +93,16 @@ class DocTasks:
         self.ends = {token.idx + len(token): token.i + 1 for token in doc}
 
     def query(self, task: Task) -> LabelledText:
-        return LabelledText(task.shown, doc_id=self.doc_id)
+        """RETURNS (LabelledText): The query for demonstrations of a task."""
+        return LabelledText(task.window_text, doc_id=self.doc_id)
 
     def weights(self, spans: Sequence[Chars], weights: Mapping[str, Any]) -> List[float]:
-        """RETURNS (List[float]): See span_weight."""
+        """Weigh spans by the part of speech of their head, see `span_weight`.
+
+        spans (Sequence[Chars]): Spans of the Doc.
+        weights (Mapping[str, Any]): The weights from `check_weights`.
+        RETURNS (List[float]): The weight of each span.
+        """
         return [
             span_weight(self.doc, self.starts[start], self.ends[end], weights)
             for start, end in spans

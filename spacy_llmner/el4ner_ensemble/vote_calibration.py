@@ -1,11 +1,12 @@
-"""What corrects the voters, fitted on held-out texts: how much each counts, and how it likes the types.
+"""Calibrate the votes on held-out texts: the weight of each voter, and a factor for each voter and label.
 
-A small LLM that is asked for a type has its favourites, whatever the text, and one LLM knows more than
-another. Over the spans of held-out texts it is known how often each type is right, and how often a voter
-expects it. Its probabilities times the ratio of the two, scaled to the sum they had, are what it would say
-if it expected what is there (Saerens et al. 2002, "Adjusting the outputs of a classifier to new a priori
-probabilities"). These say "no entity" more often than is good for F1. So how far to go, what "no entity"
-counts, and what each voter counts, is what gives the highest F1 on these texts.
+A small LLM prefers some labels whatever the text, and some LLMs know more than others. The spans of
+annotated texts show how often each label is right, and how often a voter expects it. Multiplying the
+voter's probabilities by the ratio of the two, and rescaling them to their former sum, corrects its
+preferences (Saerens et al. 2002, "Adjusting the outputs of a classifier to new a priori probabilities").
+But this predicts "no entity" more often than is good for F1. Therefore the strength of the correction, an
+additional factor for "no entity" and the weights of the voters are chosen for the highest F1 on these
+texts.
 """
 
 from itertools import product
@@ -17,7 +18,8 @@ from .voting import count_votes
 
 Factors = Dict[str, Dict[str, float]]
 
-# Powers of the ratios, what "no entity" counts, and what a voter counts: of equally good ones the first.
+# The values that are tried: exponents of the ratios, factors for "no entity", and factors for the weight of
+# a voter. Of equally good values, the first is chosen.
 STRENGTHS = (0.0, 0.5, 1.0)
 NONE_COUNTS = (1.0, 0.5, 2.0, 0.25, 4.0)
 VOTER_COUNTS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.1, 10.0)
@@ -25,24 +27,25 @@ ROUNDS = 2
 
 
 class VotedText(NamedTuple):
-    """A text of which the spans were voted on.
+    """A text with the votes about its spans.
 
-    said (Mapping[Chars, Mapping[str, Mapping[str, float]]]): By span and voter, how likely each type is, as
-        the voter says.
-    gold (Mapping[Chars, str]): Its entities, by span.
+    probabilities (Mapping[Chars, Mapping[str, Mapping[str, float]]]): By span, voter and label, the
+        probability that the voter gave.
+    gold (Mapping[Chars, str]): The label of each annotated entity, by span.
     """
 
-    said: Mapping[Chars, Mapping[str, Mapping[str, float]]]
+    probabilities: Mapping[Chars, Mapping[str, Mapping[str, float]]]
     gold: Mapping[Chars, str]
 
 
 class VoteCalibration(NamedTuple):
-    """What corrects the voters.
+    """The result of a calibration.
 
-    factors (Factors): By voter and type, NONE among them.
-    weights (Dict[str, float]): By voter, what its weight is multiplied by.
-    before (float): Strict F1 on the texts, between 0 and 1, without both and before verification.
-    after (float): With both.
+    factors (Factors): By voter and label (including NONE), a factor for the probability. Empty if no
+        factors improve the F1.
+    weights (Dict[str, float]): By voter, a factor for its weight.
+    before (float): Strict F1 on the texts without both, between 0 and 1. Entities are not verified.
+    after (float): Strict F1 on the texts with both.
     """
 
     factors: Factors
@@ -52,83 +55,98 @@ class VoteCalibration(NamedTuple):
 
 
 def fit(
-    polled: Sequence[VotedText], weights: Mapping[str, float], labels: Sequence[str], how: str
+    texts: Sequence[VotedText], weights: Mapping[str, float], labels: Sequence[str], how: str
 ) -> VoteCalibration:
-    """Fit on texts that were polled.
+    """Fit the factors and weights.
 
-    weights (Mapping[str, float]): By voter, what its vote counts by itself.
-    how (str): The vote, see votes.count_votes.
+    texts (Sequence[VotedText]): Annotated texts with votes.
+    weights (Mapping[str, float]): The weight of each voter in the config.
+    labels (Sequence[str]): The labels, without NONE.
+    how (str): How the votes are counted, see `voting.count_votes`.
+    RETURNS (VoteCalibration): The factors and weights with the highest F1 that were tried.
     """
     names = list(weights)
-    ratios = prior_ratios(polled, names, labels)
-    ways = {way: _factors(ratios, *way) for way in product(STRENGTHS, NONE_COUNTS)}
+    ratios = prior_ratios(texts, names, labels)
+    # All corrections, by their exponent and their factor for "no entity".
+    corrections = {key: _factors(ratios, *key) for key in product(STRENGTHS, NONE_COUNTS)}
     answers = {
-        way: [
+        key: [
             {
                 span: {name: corrected(p, factors[name]) for name, p in of_span.items()}
-                for span, of_span in text.said.items()
+                for span, of_span in text.probabilities.items()
             }
-            for text in polled
+            for text in texts
         ]
-        for way, factors in ways.items()
+        for key, factors in corrections.items()
     }
 
-    n_gold = sum(len(text.gold) for text in polled)
+    n_gold = sum(len(text.gold) for text in texts)
 
-    def f1(way: Tuple[float, float], counts: Mapping[str, float]) -> float:
+    def f1(key: Tuple[float, float], counts: Mapping[str, float]) -> float:
         multiplied = {name: weights[name] * counts[name] for name in names}
         right = found = 0
-        for said, text in zip(answers[way], polled):
-            mentions = filter_overlapping(_voted(said, multiplied, labels, how))
+        for of_text, text in zip(answers[key], texts):
+            mentions = filter_overlapping(_voted(of_text, multiplied, labels, how))
             right += sum(text.gold.get((m.start, m.end)) == m.label for m in mentions)
             found += len(mentions)
         return 2 * right / max(found + n_gold, 1)
 
-    way, counts = (STRENGTHS[0], NONE_COUNTS[0]), dict.fromkeys(names, VOTER_COUNTS[0])
-    before = best = f1(way, counts)
-    # What voters count is relative: the first one stays. The others are fitted in turn.
+    chosen, counts = (STRENGTHS[0], NONE_COUNTS[0]), dict.fromkeys(names, VOTER_COUNTS[0])
+    before = best = f1(chosen, counts)
+    # Only the ratios of the weights matter, so the first voter keeps its weight. The weights of the others
+    # are fitted one after another, each together with the correction.
     for name in [*names[1:]] * ROUNDS or names:
-        tried = VOTER_COUNTS if name != names[0] else VOTER_COUNTS[:1]
-        for count, other in product(tried, ways):
-            reached = f1(other, {**counts, name: count})
-            if reached > best + 1e-9:
-                best, way, counts = reached, other, {**counts, name: count}
-    changed = way != (STRENGTHS[0], NONE_COUNTS[0])
-    return VoteCalibration(ways[way] if changed else {}, counts, before, best)
+        candidates = VOTER_COUNTS if name != names[0] else VOTER_COUNTS[:1]
+        for count, key in product(candidates, corrections):
+            score = f1(key, {**counts, name: count})
+            if score > best + 1e-9:
+                best, chosen, counts = score, key, {**counts, name: count}
+    changed = chosen != (STRENGTHS[0], NONE_COUNTS[0])
+    return VoteCalibration(corrections[chosen] if changed else {}, counts, before, best)
 
 
 def prior_ratios(
-    polled: Sequence[VotedText], voters: Sequence[str], labels: Sequence[str]
+    texts: Sequence[VotedText], voters: Sequence[str], labels: Sequence[str]
 ) -> Factors:
-    """RETURNS (Factors): By voter and type, NONE among them: (spans that are of the type + 1) / (the
-    voter's probabilities of it, summed over the spans, + 1). The ones keep it near 1 where little is known.
+    """Compare how often labels are right with how often voters expect them.
+
+    texts (Sequence[VotedText]): Annotated texts with votes.
+    voters (Sequence[str]): The names of the voters.
+    labels (Sequence[str]): The labels, without NONE.
+    RETURNS (Factors): By voter and label (including NONE): (number of spans with the label + 1) / (sum of
+        the voter's probabilities of the label over the spans + 1). Adding 1 keeps the ratio near 1 if
+        there are few spans.
     """
     out: Factors = {}
     for name in voters:
-        heard: List[Tuple[Mapping[str, float], str]] = [
-            (said[name], text.gold.get(span, NONE))
-            for text in polled
-            for span, said in text.said.items()
-            if name in said
+        pairs: List[Tuple[Mapping[str, float], str]] = [
+            (by_voter[name], text.gold.get(span, NONE))
+            for text in texts
+            for span, by_voter in text.probabilities.items()
+            if name in by_voter
         ]
         out[name] = {}
         for label in (*labels, NONE):
-            there = sum(gold == label for _, gold in heard)
-            expected = sum(said.get(label, 0.0) for said, _ in heard)
-            out[name][label] = (there + 1.0) / (expected + 1.0)
+            right = sum(gold == label for _, gold in pairs)
+            expected = sum(p.get(label, 0.0) for p, _ in pairs)
+            out[name][label] = (right + 1.0) / (expected + 1.0)
     return out
 
 
-def corrected(said: Mapping[str, float], factors: Mapping[str, float]) -> Dict[str, float]:
-    """RETURNS (Dict[str, float]): What a voter says times its factors, with the same sum. Types without
-    a factor have 1."""
-    out = {label: p * factors.get(label, 1.0) for label, p in said.items()}
-    scale = sum(said.values()) / (sum(out.values()) or 1.0)
+def corrected(probabilities: Mapping[str, float], factors: Mapping[str, float]) -> Dict[str, float]:
+    """Multiply a voter's probabilities by its factors, and rescale them to their former sum.
+
+    probabilities (Mapping[str, float]): The probability of each label.
+    factors (Mapping[str, float]): The factor of each label. A label without a factor has the factor 1.
+    RETURNS (Dict[str, float]): The corrected probabilities.
+    """
+    out = {label: p * factors.get(label, 1.0) for label, p in probabilities.items()}
+    scale = sum(probabilities.values()) / (sum(out.values()) or 1.0)
     return {label: p * scale for label, p in out.items()}
 
 
 def _factors(ratios: Factors, strength: float, none: float) -> Factors:
-    # Rounded, since they are saved with so many digits.
+    # Rounded, because the factors are saved with this many digits.
     return {
         name: {
             label: round(ratio**strength * (none if label == NONE else 1.0), 9)
@@ -139,12 +157,12 @@ def _factors(ratios: Factors, strength: float, none: float) -> Factors:
 
 
 def _voted(
-    said: Mapping[Chars, Mapping[str, Mapping[str, float]]],
+    probabilities: Mapping[Chars, Mapping[str, Mapping[str, float]]],
     weights: Mapping[str, float],
     labels: Sequence[str],
     how: str,
 ) -> Iterator[Mention]:
-    for (start, end), answers in said.items():
+    for (start, end), answers in probabilities.items():
         ballot = count_votes(answers, weights, labels, how)
         if ballot.label != NONE:
             yield Mention(start, end, ballot.label, ballot.score)

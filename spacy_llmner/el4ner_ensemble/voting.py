@@ -1,4 +1,4 @@
-"""Stage 3: from what each voter says about a span to one type (methods.md 4a)."""
+"""Count the votes about a span (stage 3)."""
 
 from dataclasses import dataclass
 from typing import Dict, Mapping, Sequence, Tuple
@@ -10,11 +10,11 @@ VOTES = ("majority", "probability")
 
 @dataclass(frozen=True)
 class Ballot:
-    """How a vote ended.
+    """The result of a vote.
 
-    label (str): The type that won; NONE if the span is no entity.
-    score (float): Mean probability of it, weighted by voter.
-    votes (Dict[str, Tuple[str, float]]): Per voter its likeliest type and the probability of that.
+    label (str): The label with the most votes, or NONE if the span is not an entity.
+    score (float): The mean probability of this label over the voters, weighted by their weights.
+    votes (Dict[str, Tuple[str, float]]): For each voter, its most likely label and the probability of it.
     """
 
     label: str
@@ -23,7 +23,7 @@ class Ballot:
 
     @property
     def unanimous(self) -> bool:
-        """Whether all voters said the same, and there were several."""
+        """RETURNS (bool): Whether there are several voters and all voted for the same label."""
         return len(self.votes) > 1 and len({label for label, _ in self.votes.values()}) == 1
 
 
@@ -33,34 +33,39 @@ def count_votes(
     labels: Sequence[str],
     how: str,
 ) -> Ballot:
-    """Decide about a span.
+    """Choose the label of a span.
 
-    "majority": each voter counts, with its weight, for its likeliest type. In a tie, as one vote each for
-    three types, the tied type with the highest sum of weighted probabilities wins. "probability": the sum
-    of weighted probabilities decides at once. If that is a tie too, the type that stands first in `labels`
-    wins, and no entity comes last; the same holds for a voter that finds two types equally likely.
+    With "majority", each voter votes for its most likely label, with its weight. In a tie, for example if
+    three voters vote for three labels, the tied label with the highest sum of weighted probabilities is
+    chosen. With "probability", this sum decides among all labels. If there is still a tie, the label that
+    comes first in `labels` is chosen, and "no entity" comes last. The same order decides the vote of a
+    voter for which two labels are equally likely.
 
-    answers (Mapping[str, Mapping[str, float]]): Per voter, how likely each type is. NONE is one. Without
-        any, the span is no entity.
+    answers (Mapping[str, Mapping[str, float]]): For each voter, the probability of each label, including
+        NONE. If there are no answers, the span is not an entity.
+    weights (Mapping[str, float]): The weight of each voter.
+    labels (Sequence[str]): The labels, without NONE.
+    how (str): "majority" or "probability".
+    RETURNS (Ballot): The result.
     """
     if not answers:
         return Ballot(NONE, 0.0, {})
     order = [*labels, NONE]
     total = sum(weights[name] for name in answers)
     sums = {
-        label: sum(weights[name] * said.get(label, 0.0) for name, said in answers.items())
+        label: sum(weights[name] * p.get(label, 0.0) for name, p in answers.items())
         for label in order
     }
     votes = {}
-    for name, said in answers.items():
-        best = max(order, key=lambda label: said.get(label, 0.0))
-        votes[name] = best, float(said.get(best, 0.0))
+    for name, p in answers.items():
+        best = max(order, key=lambda label: p.get(label, 0.0))
+        votes[name] = best, float(p.get(best, 0.0))
     counts = dict.fromkeys(order, 0.0)
     for name, (label, _) in votes.items():
         counts[label] += weights[name]
     if how == "majority":
         most = max(counts.values())
         order = [label for label in order if counts[label] >= most - 1e-9]
-    # Rounding must not decide between equals.
+    # Rounded, so that rounding errors don't decide ties.
     winner = max(order, key=lambda label: round(sums[label], 9))
     return Ballot(winner, min(sums[winner] / total, 1.0), votes)

@@ -1,4 +1,7 @@
-"""`ember_probe`: entities from what a frozen LLM computes anyway (EMBER, arXiv 2403.11747)."""
+"""The `ember_probe` component, which finds entities in the internal states of a frozen LLM.
+
+The method is EMBER (arXiv 2403.11747).
+"""
 
 from dataclasses import asdict
 from typing import (
@@ -29,10 +32,10 @@ from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
 from ..util import batches_by_length
 from . import platt_scaling
-from .config import DEFAULT_CONFIG, LEAST_THRESHOLD, check_settings
+from .config import DEFAULT_CONFIG, MIN_THRESHOLD, check_settings
 from .features.batch import GoldSpans, collate, groups_by_words, surface
 from .features.cache import FeatureCache, open_cache
-from .features.corpus import BATCH, read_corpus, warn_about_lost
+from .features.corpus import BATCH, read_corpus, warn_about_unlearnable
 from .features.words import WordFeatures, WordReader
 from .predictor import Predictor
 from .probes.base import Dims, Probe
@@ -41,7 +44,7 @@ from .streaming.generation import EmberStream
 from .streaming.prompt import Prompt
 from .streaming.streamer import EmberStreamer, follow_generation
 
-# Words that the probe scores at once, padding included.
+# Words per forward pass of the probe, padding included.
 PADDED_WORDS = 8192
 
 
@@ -58,19 +61,22 @@ def make_ember_probe_pipe(
     feature_cache: str,
     scorer: Optional[Callable],
 ) -> "EmberProbe":
-    """Build an `ember_probe`; nothing is loaded.
+    """Create an `ember_probe`. The LLM is not loaded before its first use.
 
-    llm (Union[str, LLM]): The name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
-    model (Model): The probe's settings (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberPaper.v1` or
+    nlp (Language): The pipeline.
+    name (str): Name of the component instance.
+    llm (Union[str, LLM]): Name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
+    model (Model): Settings of the probe (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberPaper.v1` or
         `spacy_llmner.EmberFewShot.v1`).
-    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
-    overwrite (bool): Replace entities that are already on the Doc.
-    threshold (float): Probability at which an entity wins against no entity, before calibration.
-        Lower finds more.
-    max_batch_tokens (int): Tokens that go through the LLM at once.
-    feature_cache (str): Folder for the LLM's features while training; "auto" is a folder in
-        SPACY_LLMNER_HOME, "off" caches nothing.
+    spans_key (str): Key of doc.spans for all spans found; their scores are in `attrs["scores"]`.
+    overwrite (bool): Replace entities that are already set on the Doc.
+    threshold (float): Probability, before calibration, at which an entity is preferred over no entity. A
+        lower threshold finds more entities.
+    max_batch_tokens (int): Tokens per forward pass of the LLM, padding included.
+    feature_cache (str): Folder in which the LLM's features are cached during training; "auto" uses a folder
+        in SPACY_LLMNER_HOME, "off" disables the cache.
     scorer (Optional[Callable]): The scoring method.
+    RETURNS (EmberProbe): The component.
     """
     return EmberProbe(
         nlp,
@@ -87,7 +93,7 @@ def make_ember_probe_pipe(
 
 
 class EmberProbe(LLMNERPipe):
-    """Tiny probes on a frozen LLM's hidden states (and attention) set doc.ents.
+    """Set doc.ents with small probes on a frozen LLM's hidden states (and attention weights).
 
     The LLM is never changed; only the probe is trained and saved.
     """
@@ -102,9 +108,15 @@ class EmberProbe(LLMNERPipe):
         scorer: Optional[Callable] = None,
         **settings: Any,
     ) -> None:
-        """
-        settings: Those of make_ember_probe_pipe; what is not given has the default of `DEFAULT_CONFIG`.
-        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """Create the component.
+
+        nlp (Language): The pipeline.
+        llm (Union[str, LLM]): Name of the shared LLM, or a handle on it.
+        model (Model): Settings of the probe.
+        name (str): Name of the component instance.
+        scorer (Optional[Callable]): The scoring method.
+        settings: The other settings of make_ember_probe_pipe, with the defaults of `DEFAULT_CONFIG`.
+        RAISES (LLMNERError): If a setting is unknown or has an invalid value.
         """
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
         self.max_batch_tokens = settings.pop("max_batch_tokens")
@@ -112,7 +124,7 @@ class EmberProbe(LLMNERPipe):
         check_settings(
             name, threshold=settings["threshold"], max_batch_tokens=self.max_batch_tokens
         )
-        # Not the pipeline itself, which would be kept alive by those that the component is sourced into.
+        # Don't store `nlp` itself: a pipeline that sources this component would keep it alive.
         self.tokenizer = nlp.tokenizer
         super().__init__(
             nlp,
@@ -128,19 +140,20 @@ class EmberProbe(LLMNERPipe):
 
     @property
     def dims(self) -> Dims:
-        """RETURNS (Dims): Sizes of the LLM the probe was made for."""
+        """RETURNS (Dims): Sizes of the LLM that the probe was built for, and the number of labels."""
         llm = self.cfg["llm"]
         return Dims(llm["n_layers"], llm["width"], llm["n_heads"], len(self.labels))
 
     @property
     def threshold(self) -> float:
-        """RETURNS (float): The one of `cfg`, kept away from 0 and 1, which `spacy find-threshold` tries:
-        with 0, everything that could be an entity would be one."""
-        return min(max(self.cfg["threshold"], LEAST_THRESHOLD), 1 - LEAST_THRESHOLD)
+        """RETURNS (float): The threshold in `cfg`, clipped away from 0 and 1, both of which
+        `spacy find-threshold` tries. At 0, every span that could be an entity would be one.
+        """
+        return min(max(self.cfg["threshold"], MIN_THRESHOLD), 1 - MIN_THRESHOLD)
 
     @property
     def reader(self) -> WordReader:
-        """RETURNS (WordReader): What the probe reads from the LLM."""
+        """RETURNS (WordReader): Reads what the probe needs from the LLM."""
         settings = self.model.attrs["settings"]
         return settings.reader(self.dims, max_batch_tokens=self.max_batch_tokens)
 
@@ -154,35 +167,36 @@ class EmberProbe(LLMNERPipe):
         """Find entities, without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Prediction]): For each Doc.
-        RAISES (LLMNERError): If the component is not trained or the LLM is not the one it knows.
+        RETURNS (List[Prediction]): One for each Doc.
+        RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
         docs = list(docs)
-        self._check()
+        self._check_settings()
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
         predictor.probe.eval()
-        # Features of a few thousand words are held at a time: they take some 10 to 100 KB a word.
+        # Features take about 10 to 100 KB per word, so only those of a few thousand words are in memory.
         for indices in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
-            read = [docs[i] for i in indices]
-            features = self.read(read)
+            group_docs = [docs[i] for i in indices]
+            features = self.read(group_docs)
             for group in batches_by_length([len(f) for f in features], PADDED_WORDS):
-                batch = predictor.batch([read[i] for i in group], [features[i] for i in group])
+                batch_docs = [group_docs[i] for i in group]
+                batch = predictor.batch(batch_docs, [features[i] for i in group])
                 with torch.no_grad():
                     scores = predictor.probe(batch)
                 for row, i in enumerate(group):
-                    rows = predictor.probe.rows(scores, row, len(read[i]))
-                    out[indices[i]] = predictor.decode(read[i], rows)
+                    rows = predictor.probe.rows(scores, row, len(group_docs[i]))
+                    out[indices[i]] = predictor.decode(group_docs[i], rows)
         return out
 
-    def _check(self) -> None:
-        # Settings may be changed at any time.
+    def _check_settings(self) -> None:
+        # Users can change settings at any time.
         threshold = self.cfg["threshold"]
         check_settings(self.name, threshold=threshold, max_batch_tokens=self.max_batch_tokens)
 
     def predictor(self) -> Predictor:
-        """RETURNS (Predictor): The trained probe on its LLM, with the present settings.
-        RAISES (LLMNERError): If the component is not trained, or the LLM is not the one it was trained on.
+        """RETURNS (Predictor): The trained probe with its LLM and the current settings.
+        RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
         probe: Any = self.trained_probe()
         llm = self.shared_llm()
@@ -208,11 +222,11 @@ class EmberProbe(LLMNERPipe):
         sgd: Optional[Optimizer] = None,
         losses: Optional[Dict[str, float]] = None,
     ) -> Dict[str, float]:
-        """Learn from a batch of Docs and their entities.
+        """Train the probe on a batch of annotated Docs.
 
         examples (Iterable[Example]): The batch.
         drop (float): Dropout rate.
-        sgd (Optional[Optimizer]): If given, a step is made at once.
+        sgd (Optional[Optimizer]): If given, update the weights after this batch.
         losses (Optional[Dict[str, float]]): The loss per word is added under the component's name.
         RETURNS (Dict[str, float]): The losses.
         """
@@ -242,9 +256,11 @@ class EmberProbe(LLMNERPipe):
     def get_loss(
         self, examples: Iterable[Example], scores: Tuple[torch.Tensor, ...]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
-        """Find the loss of a batch and the gradient of the probe's scores.
+        """Compute the loss of a batch, and its gradient with respect to the probe's scores.
 
-        RETURNS (Tuple[float, Tuple[Tensor]]): The loss per word and the gradients.
+        examples (Iterable[Example]): The batch.
+        scores (Tuple[Tensor, ...]): Output of the probe for the batch.
+        RETURNS (Tuple[float, Tuple[Tensor, ...]]): The loss per word, and the gradients.
         RAISES (LLMNERError): If an example has a label that the component does not know.
         """
         assert self.module is not None
@@ -252,11 +268,11 @@ class EmberProbe(LLMNERPipe):
 
     def _gold(self, eg: Example) -> GoldSpans:
         entities, unknown = aligned_entities(eg)
-        known = {label: i for i, label in enumerate(self.labels)}
-        strange = sorted({label for _, _, label in entities if label not in known})
-        if strange:
-            raise self.unknown_labels(strange)
-        return [(start, end, known[label]) for start, end, label in entities], unknown
+        label_ids = {label: i for i, label in enumerate(self.labels)}
+        new_labels = sorted({label for _, _, label in entities if label not in label_ids})
+        if new_labels:
+            raise self.unknown_labels(new_labels)
+        return [(start, end, label_ids[label]) for start, end, label in entities], unknown
 
     def initialize(
         self,
@@ -265,12 +281,15 @@ class EmberProbe(LLMNERPipe):
         nlp: Optional[Language] = None,
         labels: Optional[List[str]] = None,
     ) -> None:
-        """Make a new probe for the labels, and let the LLM read the corpus.
+        """Create an untrained probe for the labels, and read the corpus with the LLM.
 
-        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        A few-shot probe is fitted instead, see `fit`.
+
+        get_examples (Callable[[], Iterable[Example]]): Returns the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels; None takes those of the examples.
-        RAISES (LLMNERError): Without examples, entities or labels, or with labels that are not given.
+        labels (Optional[List[str]]): The labels; None takes the labels of the examples.
+        RAISES (LLMNERError): If there are no examples, entities or labels, or if an example has a label
+            that is not in `labels`.
         """
         validate_get_examples(get_examples, "EmberProbe.initialize")
         examples = [eg for eg in get_examples() if len(eg.predicted)]
@@ -290,25 +309,25 @@ class EmberProbe(LLMNERPipe):
         with isolated_seed(llm.device):
             self.module = self.build().to(llm.device)
         tokenizer = type(self.tokenizer).__name__
-        warn_about_lost(self.name, examples, getattr(settings, "max_words", None), tokenizer)
+        warn_about_unlearnable(self.name, examples, getattr(settings, "max_words", None), tokenizer)
         docs = [eg.predicted for eg in examples]
-        # Without a cache, only as much is read as the scale needs.
+        # Without a cache, read only what `fit_scale` needs.
         sample = read_corpus(self.read, docs[:BATCH] if self.cache is None else docs)
         self.module.fit_scale(sample)
         self.module.eval()
 
     def fit(self, examples: Iterable[Annotated]) -> None:
-        """Few-shot use: store the words of a few labelled sentences, without training.
+        """Store the words of a few labeled sentences for the few-shot probe, without training.
 
         examples (Iterable[Union[Example, Tuple[str, Dict]]]): Examples, or texts with their annotation:
-            (text, {"entities": [(start, end, label)]}). At most `k` sentences per label are kept.
-        RAISES (LLMNERError): If the model is no few-shot model, or no example has an entity.
+            (text, {"entities": [(start, end, label)]}). At most `k` sentences per label are stored.
+        RAISES (LLMNERError): If the model is not a few-shot model, or no example has an entity.
         """
         settings = self.model.attrs["settings"]
         if not isinstance(settings, FewShotSettings):
             raise LLMNERError(Errors.E033.format(name=self.name, model=self.model.name))
-        known = [as_example(self.name, eg, self.tokenizer) for eg in examples]
-        chosen = choose(known, settings.k)
+        converted = [as_example(self.name, eg, self.tokenizer) for eg in examples]
+        chosen = choose(converted, settings.k)
         labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})
         if not labels:
             raise LLMNERError(Errors.E026.format(name=self.name, k=settings.k))
@@ -330,20 +349,21 @@ class EmberProbe(LLMNERPipe):
         self.module = probe.eval()
 
     def _start_training(self) -> None:
-        """From here to the next `score`, what the LLM reads is cached."""
+        """Cache what the LLM reads, from now until the next `score`."""
         if self.cache is None:
             self.cache = open_cache(self.feature_cache, self.shared_llm(), self.reader)
         self._training = True
 
     def stream(self, prompt: Prompt, **settings: Any) -> EmberStream:
-        """Let the LLM write, and find the entities while it does.
+        """Generate text with the LLM, and find entities while it is being written.
 
         prompt (Union[str, Sequence[Dict[str, str]]]): A text to continue, or messages for the LLM's chat
             template.
         settings: `max_new_tokens`, `stop`, `temperature`, `top_p`, `repetition_penalty`, `seed`; see
             EmberStream.
-        RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent; then it has the `doc`.
-        RAISES (LLMNERError): If the probe looks to the right, or is not trained.
+        RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent objects. After the last one,
+            its `doc` is the annotated Doc.
+        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
         self._check_streams()
         return EmberStream(self.predictor(), prompt, **settings)
@@ -352,30 +372,31 @@ class EmberProbe(LLMNERPipe):
         """Find entities in a generation that you run yourself with transformers' `generate`.
 
         RETURNS (ContextManager[EmberStreamer]): See EmberStreamer.
-        RAISES (LLMNERError): If the probe looks to the right, or is not trained.
+        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
         self._check_streams()
         return follow_generation(self.predictor())
 
     def _check_streams(self) -> None:
-        self._check()
+        self._check_settings()
         self.trained_probe()
         if not self.model.attrs["settings"].streams:
             raise LLMNERError(Errors.E025.format(name=self.name))
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
-        """Score annotated examples; in a training run, also calibrate on them.
+        """Score annotated examples. During training, also fit the calibration (Platt scaling) on them.
 
-        The training loop scores the dev corpus and then saves the pipeline, so what is saved is
-        calibrated on dev. Scoring ends the training until the next `update`: a pipeline that is
-        loaded, or that was scored already, keeps its calibration.
+        The training loop scores the development corpus and then saves the pipeline, so the saved pipeline
+        is calibrated on the development corpus. Scoring ends the training until the next `update`: a
+        pipeline that was loaded, or that has been scored already, keeps its calibration.
+
         RETURNS (Dict[str, Any]): The scorer's results.
         """
         examples = list(examples)
         if self._training:
             scored = scored_entities(examples, self.cfg["spans_key"])
             old = self.cfg["calibration"]
-            raw = [(platt_scaling.invert(old, score), right) for score, right in scored]
+            raw = [(platt_scaling.invert(old, score), correct) for score, correct in scored]
             self.cfg["calibration"] = list(platt_scaling.fit(raw))
             self._training = False
         return super().score(examples, **kwargs)
@@ -387,14 +408,17 @@ class EmberProbe(LLMNERPipe):
 
     def trained_probe(self) -> Probe:
         """RETURNS (Probe): The probe.
-        RAISES (LLMNERError): If there is none yet."""
+        RAISES (LLMNERError): If the component is not trained.
+        """
         if self.module is None:
             message = Errors.E024 if self.labels else Errors.E020
             raise LLMNERError(message.format(name=self.name))
         return self.module
 
     def read(self, docs: Sequence[Doc]) -> List[WordFeatures]:
-        """RETURNS (List[WordFeatures]): What the LLM says about the Docs' words, cached in training."""
+        """RETURNS (List[WordFeatures]): The LLM's features of the Docs' words, cached during training.
+        RAISES (LLMNERError): If the LLM computes NaN.
+        """
         llm = self.shared_llm()
         if self._training and self.cache is not None:
             found = self.cache.read(llm, self.reader, docs)

@@ -1,4 +1,4 @@
-"""The settings of `ember_probe`: their defaults and their validation."""
+"""The settings of `ember_probe`: defaults and validation."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from thinc.api import Config
 
 from ..errors import check_values
 
-# The threshold is kept this far from 0 and 1.
-LEAST_THRESHOLD = 0.001
+# EmberProbe.threshold is clipped to this distance from 0 and 1.
+MIN_THRESHOLD = 0.001
 
 default_config = """
 [ember_probe]
@@ -32,5 +32,8 @@ DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
 
 
 def check_settings(name: str, **settings: Any) -> None:
-    """Validate settings. RAISES (LLMNERError): About the first one with a wrong value."""
+    """Validate settings of the component `name`.
+
+    RAISES (LLMNERError): About the first invalid value.
+    """
     check_values(name, settings, shares=("threshold",), least={"max_batch_tokens": 1})

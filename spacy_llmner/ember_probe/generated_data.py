@@ -1,7 +1,8 @@
-"""Training on generated text: the LLM writes, another pipeline annotates, a probe learns from it.
+"""Training data from generated text: the LLM writes a text, and another pipeline annotates it.
 
-EMBER, arXiv 2403.11747 (methods.md 1a.6): a probe that was fitted on short annotated sentences meets longer
-texts and the LLM's own words when it streams. Only what the LLM wrote counts in training.
+While streaming, a probe meets longer texts than the short annotated sentences it was trained on, and the
+LLM's own words. EMBER (arXiv 2403.11747) therefore trains on generated text. Only the tokens that the LLM
+wrote count in training.
 """
 
 from typing import Iterable, Iterator, List, Tuple, Union
@@ -27,23 +28,24 @@ def generate_examples(
     repetition_penalty: float = 1.2,
     batch_size: int = 8,
 ) -> Iterator[Example]:
-    """Let the LLM continue each prompt, and annotate what it wrote.
+    """Continue each prompt with the LLM, and annotate the continuation.
 
-    llm (Union[LLMNERPipe, LLM, LoadedLLM]): Who writes: an LLM, or the one of a component.
-    prompts (Iterable[str]): The beginnings, such as sentences of a corpus.
+    llm (Union[LLMNERPipe, LLM, LoadedLLM]): The LLM that writes, or a component whose LLM writes.
+    prompts (Iterable[str]): The beginnings of the texts, such as sentences of a corpus.
     annotator (Language): A pipeline that sets doc.ents.
-    max_new_tokens (int): Tokens written at most.
-    repetition_penalty (float): Above 1, tokens that were there become less probable. Without it, small LLMs
-        say the same again and again.
-    batch_size (int): Prompts continued at once.
-    YIELDS (Example): With the entities of what was written. Nothing is said about the prompt's tokens
-        (their `ent_iob` is 0). Prompts that leave no room, or that nothing follows, are left out.
+    max_new_tokens (int): Maximum number of tokens per continuation.
+    repetition_penalty (float): Values above 1 make tokens that have already occurred less probable. Without
+        a penalty, small LLMs repeat themselves.
+    batch_size (int): Prompts per batch.
+    YIELDS (Example): A text with the entities of its continuation. The prompt's tokens are not annotated
+        (their `ent_iob` is 0). Prompts that are too long for the LLM, or that it does not continue, are
+        left out.
     """
-    loaded = _loaded(llm)
+    loaded = _load(llm)
     for batch in minibatch(prompts, size=batch_size):
-        written = continue_prompts(loaded, list(batch), max_new_tokens, repetition_penalty)
-        pairs = [(prompt, more) for prompt, more in zip(batch, written) if more.strip()]
-        docs = annotator.pipe(prompt + more for prompt, more in pairs)
+        continuations = continue_prompts(loaded, list(batch), max_new_tokens, repetition_penalty)
+        pairs = [(prompt, added) for prompt, added in zip(batch, continuations) if added.strip()]
+        docs = annotator.pipe(prompt + added for prompt, added in pairs)
         for (prompt, _), doc in zip(pairs, docs):
             reference = mask_prompt(doc, len(prompt))
             yield Example(Doc(doc.vocab, *_words(reference)), reference)
@@ -52,20 +54,24 @@ def generate_examples(
 def continue_prompts(
     llm: LoadedLLM, prompts: List[str], max_new_tokens: int, repetition_penalty: float
 ) -> List[str]:
-    """Continue prompts with the most probable tokens, all at once.
+    """Continue prompts by greedy decoding, in one batch.
 
-    RETURNS (List[str]): What follows each; "" if the LLM ended at once, or could not read the prompt
-        and so much more.
+    llm (LoadedLLM): The LLM.
+    prompts (List[str]): The prompts.
+    max_new_tokens (int): Maximum number of tokens per continuation.
+    repetition_penalty (float): Values above 1 make tokens that have already occurred less probable.
+    RETURNS (List[str]): The continuation of each prompt; "" if the LLM ended the text immediately, or if
+        the prompt and `max_new_tokens` don't fit into its context.
     """
     bos, ends = llm.tokenizer.bos, llm.end_ids
     encoded = {i: bos + llm.tokenizer.encode(prompt).ids for i, prompt in enumerate(prompts)}
-    room = llm.max_length - max_new_tokens
-    rows = {i: ids for i, ids in encoded.items() if ids and len(ids) <= room}
-    written = [""] * len(prompts)
+    max_prompt_tokens = llm.max_length - max_new_tokens
+    rows = {i: ids for i, ids in encoded.items() if ids and len(ids) <= max_prompt_tokens}
+    continuations = [""] * len(prompts)
     if not rows:
-        return written
+        return continuations
     longest = max(len(ids) for ids in rows.values())
-    # Padding with what is in front of every text leaves the repetition penalty as it is.
+    # All texts start with this token already, so padding with it does not change the repetition penalty.
     pad = (bos or ends or [0])[0]
     inputs = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in rows.values()])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows.values()])
@@ -87,15 +93,15 @@ def continue_prompts(
         for token in new:
             if token in ends:
                 break
-            written[i] += pieces.push(token)
-    return written
+            continuations[i] += pieces.push(token)
+    return continuations
 
 
 def mask_prompt(doc: Doc, n_chars: int) -> Doc:
-    """Copy a Doc's entities, and say nothing about its beginning.
+    """Copy a Doc with its entities, and remove the annotation of its beginning.
 
-    n_chars (int): Characters of the beginning. A token or an entity that reaches into it belongs to it.
-    RETURNS (Doc): Only with entities; `ent_iob` is 0 for the tokens of the beginning.
+    n_chars (int): Characters of the beginning. A token or an entity that starts in it counts as part of it.
+    RETURNS (Doc): A Doc with no annotation but entities; `ent_iob` is 0 for the tokens of the beginning.
     """
     out = Doc(doc.vocab, *_words(doc))
     n_tokens = sum(1 for token in doc if token.idx < n_chars)
@@ -109,7 +115,7 @@ def _words(doc: Doc) -> Tuple[List[str], List[bool]]:
     return [token.text for token in doc], [bool(token.whitespace_) for token in doc]
 
 
-def _loaded(llm: Union[LLMNERPipe, LLM, LoadedLLM]) -> LoadedLLM:
+def _load(llm: Union[LLMNERPipe, LLM, LoadedLLM]) -> LoadedLLM:
     if isinstance(llm, LoadedLLM):
         return llm
     return llm.load() if isinstance(llm, LLM) else llm.shared_llm()

@@ -1,12 +1,14 @@
-"""Platt scaling: scores that mean what they say, fitted on entities of known truth."""
+"""Platt scaling: calibrate scores on entities that are known to be correct or wrong."""
 
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
+# Slope and offset of the log-odds.
 Calibration = Tuple[float, float]
 IDENTITY: Calibration = (1.0, 0.0)
-LEAST = 20
+# With fewer scored entities, nothing is fitted.
+MIN_ENTITIES = 20
 
 
 def apply(calibration: Sequence[float], score: float) -> float:
@@ -22,29 +24,29 @@ def invert(calibration: Sequence[float], score: float) -> float:
 
 
 def fit(scored: List[Tuple[float, bool]]) -> Calibration:
-    """Fit slope and offset of the log-odds by penalised logistic regression (Platt, 1999).
+    """Fit slope and offset of the log-odds by penalized logistic regression (Platt, 1999).
 
-    scored (List[Tuple[float, bool]]): Uncalibrated scores of entities, and whether they are right.
-    RETURNS (Tuple[float, float]): Slope (positive) and offset; the identity where there are too few
-        examples to tell.
+    scored (List[Tuple[float, bool]]): Uncalibrated score of each entity, and whether it is correct.
+    RETURNS (Tuple[float, float]): Slope (positive) and offset; the identity if there are fewer than 20
+        entities, or if all of them are correct or all are wrong.
     """
-    right = np.array([c for _, c in scored], dtype=np.float64)
-    n_right = right.sum()
-    n_wrong = len(right) - n_right
-    if len(scored) < LEAST or not n_right or not n_wrong:
+    correct = np.array([c for _, c in scored], dtype=np.float64)
+    n_correct = correct.sum()
+    n_wrong = len(correct) - n_correct
+    if len(scored) < MIN_ENTITIES or not n_correct or not n_wrong:
         return IDENTITY
-    # Platt's softened targets: without them, scores that separate the classes become 0 and 1.
-    right = np.where(right > 0, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
+    # Platt's smoothed targets: without them, scores that separate the classes would become 0 and 1.
+    correct = np.where(correct > 0, (n_correct + 1) / (n_correct + 2), 1 / (n_wrong + 2))
     x = np.stack([_logit(np.array([s for s, _ in scored])), np.ones(len(scored))], axis=1)
     prior = np.array(IDENTITY)
     w = prior.copy()
     for _ in range(50):
         p = _sigmoid(x @ w)
-        gradient = x.T @ (p - right) + (w - prior)
+        gradient = x.T @ (p - correct) + (w - prior)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        # A whole Newton step goes astray where scores are near 0 and 1.
-        while _loss(x, right, prior, w - step) > _loss(x, right, prior, w) + 1e-9:
+        # A full Newton step can overshoot where scores are close to 0 or 1.
+        while _loss(x, correct, prior, w - step) > _loss(x, correct, prior, w) + 1e-9:
             step = step / 2
         w = w - step
         if np.abs(step).max() < 1e-9:
@@ -52,13 +54,13 @@ def fit(scored: List[Tuple[float, bool]]) -> Calibration:
     return (float(np.clip(w[0], 0.05, 5.0)), float(w[1]))
 
 
-def _loss(x: np.ndarray, right: np.ndarray, prior: np.ndarray, w: np.ndarray) -> float:
+def _loss(x: np.ndarray, correct: np.ndarray, prior: np.ndarray, w: np.ndarray) -> float:
     z = x @ w
-    return float((np.logaddexp(0.0, z) - right * z).sum() + ((w - prior) ** 2).sum() / 2)
+    return float((np.logaddexp(0.0, z) - correct * z).sum() + ((w - prior) ** 2).sum() / 2)
 
 
 def _logit(p: Any) -> Any:
-    # Fine enough to undo a calibration that pushed scores towards 0 or 1.
+    # Clip so little that `invert` can undo a calibration that pushed scores towards 0 or 1.
     p = np.clip(p, 1e-12, 1 - 1e-12)
     return np.log(p) - np.log1p(-p)
 

@@ -1,4 +1,4 @@
-"""From a probe's scores to the mentions of a Doc."""
+"""Conversion of a probe's scores to the mentions of a Doc."""
 
 from typing import List, Tuple
 
@@ -12,16 +12,16 @@ from .probes.segmentation import ScoredSpan
 def decode(
     doc: Doc, rows: np.ndarray, probe: Probe, threshold: float
 ) -> Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]:
-    """Choose the best mentions that don't overlap, and list all that are probable enough.
+    """Find the best non-overlapping mentions, and all mentions that are probable enough.
 
-    None crosses a sentence boundary, where the Doc has them; none begins or ends with white space.
+    No mention crosses a sentence boundary, if the Doc has them, or starts or ends with whitespace.
 
-    doc (Doc): The words.
-    rows (ndarray): One for each word.
-    probe (Probe): Made the rows.
-    threshold (float): Probability at which a mention wins against none.
-    RETURNS (Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]): (start, end, label) of the chosen ones, and
-        all, with their scores, the chosen ones among them.
+    doc (Doc): The Doc.
+    rows (ndarray): The probe's scores, one row per word.
+    probe (Probe): The probe that computed the rows.
+    threshold (float): Probability at which a mention is preferred over no mention.
+    RETURNS (Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]): (start, end, label index) of the best
+        mentions, and all mentions with their scores. The latter include the former.
     """
     if doc.has_annotation("SENT_START"):
         rows = probe.within_sentences(rows, [bool(t.is_sent_start) for t in doc])
@@ -29,16 +29,16 @@ def decode(
     for row in rows:
         decoder.push(row)
     chosen = decoder.chain.trace()
-    every = {(m.start, m.end, m.label): m.score for m in probe.all_mentions(rows, threshold)}
-    missing = [m for m in chosen if m not in every]
+    found = {(m.start, m.end, m.label): m.score for m in probe.all_mentions(rows, threshold)}
+    missing = [m for m in chosen if m not in found]
     if missing:
         posterior = probe.all_mentions(rows, 0.0)
-        known = {(m.start, m.end, m.label): m.score for m in posterior}
-        every.update({m: known.get(m, 0.0) for m in missing})
+        scores = {(m.start, m.end, m.label): m.score for m in posterior}
+        found.update({m: scores.get(m, 0.0) for m in missing})
     spaces = {token.i for token in doc if token.is_space}
     kept = [
         ScoredSpan(*key, score)
-        for key, score in sorted(every.items())
+        for key, score in sorted(found.items())
         if not (key[0] in spaces or key[1] - 1 in spaces)
     ]
     keys = {(m.start, m.end, m.label) for m in kept}

@@ -1,4 +1,4 @@
-"""What reading a finished text and following a stream both need."""
+"""A trained probe with all that inference needs, for finished texts and streams alike."""
 
 from dataclasses import dataclass
 from typing import Callable, Sequence, Tuple
@@ -19,18 +19,18 @@ from .probes.segmentation import ScoredSpan
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained probe on its LLM, with the settings it is used with.
+    """A trained probe with its LLM and the settings for inference.
 
     name (str): Name of the component.
     llm (LoadedLLM): The shared LLM.
     probe (Probe): The trained probe, on the LLM's device.
     reader (WordReader): Reads what the probe needs from the LLM.
     labels (Tuple[str, ...]): The labels, in the order of the probe's outputs.
-    threshold (float): Probability at which a mention wins over no mention, before calibration.
+    threshold (float): Probability, before calibration, at which a mention is preferred over no mention.
     calibration (Sequence[float]): Slope and offset of the log-odds (Platt scaling).
     tokenizer (Callable[[str], Doc]): The pipeline's tokenizer.
     spans_key (str): Key of doc.spans for everything found.
-    overwrite (bool): Replace the entities that are already on a Doc.
+    overwrite (bool): Replace entities that are already set on a Doc.
     """
 
     name: str
@@ -49,7 +49,11 @@ class Predictor:
         return collate(features, [surface(doc) for doc in docs], self.llm.device)
 
     def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
-        """Score the words of one Doc. RETURNS (ndarray): One row per word, for `decode`."""
+        """Score the words of one Doc.
+
+        features (WordFeatures): Features of the Doc's words.
+        RETURNS (ndarray): One row per word, for `decode`.
+        """
         if not len(doc):
             return np.zeros((0, 1, 1))
         with torch.no_grad():
@@ -58,17 +62,21 @@ class Predictor:
     def decode(self, doc: Doc, rows: np.ndarray) -> Prediction:
         """Turn the probe's scores into entities. If the Doc has sentence boundaries, no entity crosses one.
 
-        rows (ndarray): One per word of the Doc.
+        rows (ndarray): One row per word of the Doc.
+        RETURNS (Prediction): Non-overlapping entities, and all spans found.
         """
-        chosen, every = decode(doc, rows, self.probe, self.threshold)
-        found = {(m.start, m.end, m.label): self.span(m) for m in every}
+        chosen, candidates = decode(doc, rows, self.probe, self.threshold)
+        found = {(m.start, m.end, m.label): self.span(m) for m in candidates}
         return Prediction([found[m] for m in chosen], list(found.values()))
 
     def span(self, mention: ScoredSpan) -> PredictedSpan:
-        """RETURNS (PredictedSpan): A mention with the name of its label and its calibrated score."""
+        """RETURNS (PredictedSpan): The mention with the name of its label and its calibrated score."""
         score = platt_scaling.apply(self.calibration, mention.score)
         return PredictedSpan(mention.start, mention.end, self.labels[mention.label], score)
 
     def annotate(self, doc: Doc, rows: np.ndarray) -> None:
-        """Write the entities of one Doc, as the component does."""
+        """Write the entities of one Doc to it, as the component does.
+
+        rows (ndarray): One row per word of the Doc.
+        """
         write_prediction(doc, self.decode(doc, rows), self.spans_key, self.overwrite, self.name)

@@ -1,9 +1,10 @@
-"""SDPA attention that can also tell the weights of a few keys, without ever building the full map.
+"""SDPA attention that can also record the attention weights of a few keys, without building the
+full attention map.
 
-Every shared LLM is loaded with this attention. It is transformers' own SDPA, and where a recorder
-is active in the calling thread, it adds the attention rows of the query tokens, restricted to a
-window of keys, from the same queries and keys. So nothing is switched on the model, no hook is
-left behind, and two threads don't see each other's recorder.
+Every shared LLM is loaded with this attention. It is transformers' own SDPA. Where a recorder is active
+in the calling thread, it also computes the attention rows of the query tokens, restricted to a window of
+keys, from the same queries and keys. The model has no switch to set and no hooks to remove, and each
+thread sees only its own recorder.
 """
 
 from contextvars import ContextVar
@@ -17,19 +18,19 @@ from transformers.modeling_utils import AttentionInterface
 from .tree_attention import current_pass
 
 ATTENTION = "llmner_sdpa"
-# Queries are taken in slices, so that memory grows with the length of the text, not its square.
+# Queries are processed in slices, so that memory grows with the length of the text, not its square.
 SLICE = 128
 
 
 class Recorder:
-    """Records what the forward passes say that this thread makes while it is entered.
+    """Records the forward passes that this thread runs inside the `with` block.
 
-    window (int): Number of keys kept per query: the query itself and the window - 1 before it. 0 records
-        no attention.
+    window (int): Number of keys recorded per query: the query itself and the window - 1 tokens before it.
+        0 records no attention.
     rows (Dict[int, Tensor]): By layer: attention probabilities, float32, shape (batch, queries,
-        heads, window). Cell [..., w] is the weight of the key w places before the query; cells
+        heads, window). Entry [..., w] is the weight of the key w positions before the query; entries
         before the start of the text are 0.
-    hidden (Dict[int, Tensor]): By layer: hidden states, where a view has taps (features.py).
+    hidden (Dict[int, Tensor]): By layer: hidden states, if the view records them (`llm/views.py`).
     """
 
     def __init__(self, window: int = 0) -> None:
@@ -38,18 +39,18 @@ class Recorder:
         self.hidden: Dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> "Recorder":
-        self._outer = _RECORDER.set(self)
+        self._token = _RECORDER.set(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        _RECORDER.reset(self._outer)
+        _RECORDER.reset(self._token)
 
 
 _RECORDER: ContextVar[Optional[Recorder]] = ContextVar("recorder", default=None)
 
 
 def current_recorder() -> Optional[Recorder]:
-    """RETURNS (Optional[Recorder]): The one that this thread is in."""
+    """RETURNS (Optional[Recorder]): The active recorder of this thread."""
     return _RECORDER.get()
 
 
@@ -63,8 +64,8 @@ def attention_forward(
     scaling: Optional[float] = None,
     **kwargs,
 ) -> Tuple[torch.Tensor, None]:
-    """transformers' attention interface: SDPA, and rows for the active recorder; inside a tree pass,
-    attention along its trees."""
+    """Implement transformers' attention interface: SDPA, plus rows for the active recorder. Inside a tree
+    pass, attend along its trees instead."""
     tree_pass = current_pass()
     if tree_pass is not None:
         window = kwargs.get("sliding_window")
@@ -86,11 +87,11 @@ def attention_rows(
     scaling: Optional[float],
     window: int,
 ) -> torch.Tensor:
-    """Attention probabilities of the last `window` keys of each query.
+    """Compute the attention probabilities of the last `window` keys of each query.
 
     query (Tensor): Shape (batch, heads, queries, head width).
-    key (Tensor): Shape (batch, key heads, keys, head width); the queries are the last keys.
-    mask (Optional[Tensor]): Additive or boolean, broadcast to (batch, heads, queries, keys);
+    key (Tensor): Shape (batch, key heads, keys, head width). The last keys are those of the queries.
+    mask (Optional[Tensor]): Additive or boolean, broadcastable to (batch, heads, queries, keys).
         None is plain causal attention.
     RETURNS (Tensor): float32, shape (batch, queries, heads, window); see Recorder.
     """
@@ -98,31 +99,31 @@ def attention_rows(
     key = repeat_kv(key, n_heads // key.shape[1])
     n_keys = key.shape[2]
     scale = width**-0.5 if scaling is None else scaling
-    past = n_keys - n_queries
+    n_past = n_keys - n_queries
     out = query.new_zeros((n_batch, n_heads, n_queries, window), dtype=torch.float32)
-    back = torch.arange(window, device=query.device)
+    offsets = torch.arange(window, device=query.device)
     for start in range(0, n_queries, SLICE):
         end = min(start + SLICE, n_queries)
-        # A causal query sees no key behind it: the slice needs only the keys up to its end.
-        seen = past + end
-        # Scaled before the product, which float16 might not hold.
+        # A causal query sees no later key, so the slice needs only the keys up to its end.
+        n_visible = n_past + end
+        # Scale before the product, which could overflow in float16.
         scaled = query[:, :, start:end] * scale
-        weights = torch.matmul(scaled, key[:, :, :seen].transpose(2, 3)).float()
-        position = torch.arange(past + start, seen, device=query.device)[:, None]
+        weights = torch.matmul(scaled, key[:, :, :n_visible].transpose(2, 3)).float()
+        positions = torch.arange(n_past + start, n_visible, device=query.device)[:, None]
         if mask is None:
-            hidden = torch.arange(seen, device=query.device)[None] > position
-            weights.masked_fill_(hidden, float("-inf"))
+            future = torch.arange(n_visible, device=query.device)[None] > positions
+            weights.masked_fill_(future, float("-inf"))
         else:
-            part = mask[:, :, start:end, :seen]
-            if part.dtype == torch.bool:
-                weights.masked_fill_(~part, float("-inf"))
+            slice_mask = mask[:, :, start:end, :n_visible]
+            if slice_mask.dtype == torch.bool:
+                weights.masked_fill_(~slice_mask, float("-inf"))
             else:
-                weights += part
-        total = torch.logsumexp(weights, dim=-1, keepdim=True)
-        keys = position - back[None]
+                weights += slice_mask
+        log_sum = torch.logsumexp(weights, dim=-1, keepdim=True)
+        keys = positions - offsets[None]
         index = keys.clamp(min=0).expand(n_batch, n_heads, end - start, window)
-        cells = torch.exp(torch.gather(weights, 3, index) - total)
-        out[:, :, start:end] = cells.masked_fill(keys < 0, 0.0)
+        probabilities = torch.exp(torch.gather(weights, 3, index) - log_sum)
+        out[:, :, start:end] = probabilities.masked_fill(keys < 0, 0.0)
     return out.transpose(1, 2)
 
 

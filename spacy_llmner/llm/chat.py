@@ -1,7 +1,8 @@
-"""Conversations in the tokens of an LLM: by its chat template, or line by line for a base model.
+"""Encode conversations for an LLM: with its chat template, or line by line for a base model.
 
-What a turn says is always read as plain characters: a text that spells a control token can't end its
-turn. Only what the template itself writes between the turns is read with control tokens.
+The content of a turn is always encoded as plain characters: a text that contains the name of a control
+token can't end its turn. Only what the template itself writes between the turns is encoded with control
+tokens.
 """
 
 from functools import lru_cache
@@ -10,55 +11,59 @@ from typing import List, Sequence, Tuple
 from ..errors import Errors, LLMNERError
 from .tokenization import LLMTokenizer
 
-# (role, what is said)
+# (role, content)
 Turn = Tuple[str, str]
 
 
 class ChatEncoder:
-    """How one LLM reads conversations.
+    """Encodes conversations for one LLM.
 
     tokenizer (LLMTokenizer): The LLM's tokenizer.
-    name (str): What the LLM is called, for messages.
+    name (str): The LLM's name in error messages.
     """
 
     def __init__(self, tokenizer: LLMTokenizer, name: str = "") -> None:
         self.tokenizer = tokenizer
         self.name = name
-        self._glue = lru_cache(maxsize=64)(self._make_glue)
-        self._say = lru_cache(maxsize=4096)(self._encode)
+        self._separators = lru_cache(maxsize=64)(self._encode_separators)
+        self._content = lru_cache(maxsize=4096)(self._encode_content)
 
     def encode(self, turns: Sequence[Turn]) -> List[int]:
         """Encode a conversation, up to where the LLM answers.
 
-        turns (Sequence[Turn]): Roles are "system", "user" and "assistant". The last one is the user's,
-            or the assistant's: then it is not ended.
-        RETURNS (List[int]): Conversations that begin alike have tokens that begin alike.
+        turns (Sequence[Turn]): Roles are "system", "user" and "assistant". The last turn is the user's or
+            the assistant's; a last turn of the assistant is left open.
+        RETURNS (List[int]): Token ids. Conversations that start alike have ids that start alike.
         """
         return [token for piece in self.pieces(turns) for token in piece]
 
     def pieces(self, turns: Sequence[Turn]) -> List[List[int]]:
-        """RETURNS (List[List[int]]): The same in pieces: what stands in front of the first turn, the first
-        turn, what stands between it and the second one, and so on; behind a last turn of the user what
-        makes the LLM answer."""
-        glue = self._glue(tuple(role for role, _ in turns))
-        out = [list(glue[0])]
-        for (_, content), behind in zip(turns, glue[1:]):
-            out.extend([list(self._say(content)), list(behind)])
+        """Encode a conversation as `encode` does, in separate pieces.
+
+        RETURNS (List[List[int]]): The ids before the first turn, the first turn, the ids between it and
+            the second turn, and so on. After a last turn of the user, the ids that make the LLM answer.
+        """
+        separators = self._separators(tuple(role for role, _ in turns))
+        out = [list(separators[0])]
+        for (_, content), separator in zip(turns, separators[1:]):
+            out.extend([list(self._content(content)), list(separator)])
         return out
 
     def text(self, turns: Sequence[Turn]) -> str:
-        """RETURNS (str): What `encode` encodes, the control tokens spelt out."""
-        glue = self._between(tuple(role for role, _ in turns))
-        return glue[0] + "".join(said + g for (_, said), g in zip(turns, glue[1:]))
+        """RETURNS (str): The text that `encode` encodes, with control tokens written as their names."""
+        separators = self._separator_texts(tuple(role for role, _ in turns))
+        pairs = zip(turns, separators[1:])
+        return separators[0] + "".join(content + separator for (_, content), separator in pairs)
 
-    def _make_glue(self, roles: Tuple[str, ...]) -> List[Tuple[int, ...]]:
-        out = [tuple(self.tokenizer.encode_control(glue)) for glue in self._between(roles)]
+    def _encode_separators(self, roles: Tuple[str, ...]) -> List[Tuple[int, ...]]:
+        texts = self._separator_texts(roles)
+        out = [tuple(self.tokenizer.encode_control(text)) for text in texts]
         if not self.tokenizer.hf.chat_template:
             out[0] = (*self.tokenizer.bos, *out[0])
         return out
 
-    def _between(self, roles: Tuple[str, ...]) -> List[str]:
-        """RETURNS (List[str]): What stands in front of the turns, between them and behind them."""
+    def _separator_texts(self, roles: Tuple[str, ...]) -> List[str]:
+        """RETURNS (List[str]): The text before the first turn, between the turns and after the last."""
         answer = roles[-1] != "assistant"
         if not self.tokenizer.hf.chat_template:
             ends = ["\n" if role != "assistant" else "\n\n" for role in roles]
@@ -69,19 +74,19 @@ class ChatEncoder:
             rendered = self.tokenizer.hf.apply_chat_template(
                 messages, add_generation_prompt=answer, tokenize=False
             )
-        except Exception as e:  # of the template: jinja's errors, or whatever it calls
-            raise self._refused(roles, str(e)) from e
+        except Exception as e:  # jinja's errors, or those of anything the template calls
+            raise self._template_error(roles, str(e)) from e
         out = []
         for mark in marks:
             before, found, rendered = rendered.partition(mark)
             if not found:
-                raise self._refused(roles, "it leaves out a turn")
+                raise self._template_error(roles, "it leaves out a turn")
             out.append(before)
         return [*out, rendered if answer else ""]
 
-    def _refused(self, roles: Sequence[str], reason: str) -> LLMNERError:
+    def _template_error(self, roles: Sequence[str], reason: str) -> LLMNERError:
         shown = ", ".join(roles)
         return LLMNERError(Errors.E036.format(name=self.name, roles=shown, reason=reason))
 
-    def _encode(self, content: str) -> List[int]:
+    def _encode_content(self, content: str) -> List[int]:
         return list(self.tokenizer.encode_inside(content).ids)

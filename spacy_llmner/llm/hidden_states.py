@@ -1,9 +1,9 @@
-"""What a frozen LLM computes anyway: hidden states of chosen layers and attention rows.
+"""Hidden states of chosen layers and attention rows, from the forward passes of a frozen LLM.
 
-Both come from the model's own forward pass, for whole texts in batches (`read_texts`) and step by
-step while it generates (`StepReader`). The layers are tapped through a view: a second module tree over
-the same parameters, whose decoder layers say what goes into them. The shared model itself is never
-changed, and a view for finished text ends above the highest tapped layer.
+Both come from the model's own forward pass, for whole texts in batches (`read_texts`) or step by step
+while it generates (`StepReader`). Layers are recorded through a view: a second module tree over the same
+parameters, whose decoder layers record their input. The shared model itself is never changed. A view for
+finished text ends above the highest recorded layer.
 """
 
 from contextlib import contextmanager
@@ -24,11 +24,11 @@ from .views import generating_view, reading_view
 
 @dataclass
 class Features:
-    """What the LLM computed for one text.
+    """The LLM's features of one text.
 
-    hidden (Tensor): float32, shape (tokens, layers, width), in the order the layers were asked for.
-    attention (Optional[Tensor]): float32, shape (tokens, layers of the LLM, heads, window): the weight that
-        each token gives to itself and the window - 1 tokens before it.
+    hidden (Tensor): float32, shape (tokens, layers, width). Layers are in the order of the FeatureSpec.
+    attention (Optional[Tensor]): float32, shape (tokens, layers of the LLM, heads, window): the attention
+        weights of each token on itself and the window - 1 tokens before it.
     """
 
     hidden: torch.Tensor
@@ -37,10 +37,10 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What to read.
+    """Which features to read.
 
-    layers (Tuple[int, ...]): Indices as in transformers: 0 the embeddings, l the output of block l,
-        the last one after the final norm.
+    layers (Tuple[int, ...]): Layer indices as in transformers: 0 is the embeddings, l the output of block
+        l. The last layer is read after the final norm.
     window (int): Keys per attention row; 0 reads no attention. Attention is read on all layers of
         the LLM.
     """
@@ -49,7 +49,7 @@ class FeatureSpec:
     window: int = 0
 
     def end(self, llm: LoadedLLM) -> int:
-        """RETURNS (int): How many blocks of the LLM have to be computed."""
+        """RETURNS (int): The number of blocks of the LLM that must be computed."""
         return llm.n_layers if self.window else max(self.layers)
 
 
@@ -62,18 +62,19 @@ def read_texts(
 ) -> List[Features]:
     """Run the LLM over whole texts.
 
-    texts (Sequence[Sequence[int]]): Token ids of each text, with the sink in front if wanted.
-    prefix (Sequence[int]): Tokens in front of all texts. They go through the LLM once, and have no rows
-        in what is returned. Not with attention.
-    max_batch_tokens (int): Padded tokens of one forward pass. Texts are batched by length.
+    texts (Sequence[Sequence[int]]): Token ids of each text, starting with LLMTokenizer.bos if wanted.
+    probed (FeatureSpec): The features to read.
+    max_batch_tokens (int): Tokens of one forward pass, padding included. Texts are batched by length.
+    prefix (Sequence[int]): Tokens before all texts. They go through the LLM once, and the result has no
+        rows for them. Can't be combined with attention.
     RETURNS (List[Features]): In the order of the texts, one row per id.
     """
     _check_layers(llm, probed)
     view = reading_view(llm, probed.layers, probed.end(llm))
     out: List[Optional[Features]] = [None] * len(texts)
     for batch in batches_by_length([len(ids) for ids in texts], max_batch_tokens):
-        inside = [texts[i] for i in batch]
-        for i, features in zip(batch, _read_batch(llm, view, inside, probed, tuple(prefix))):
+        batch_texts = [texts[i] for i in batch]
+        for i, features in zip(batch, _read_batch(llm, view, batch_texts, probed, tuple(prefix))):
             out[i] = features
     return [f for f in out if f is not None]
 
@@ -85,9 +86,9 @@ def _read_batch(
     probed: FeatureSpec,
     prefix: Tuple[int, ...],
 ) -> List[Features]:
-    # Models can't read nothing: a batch of empty texts reads padding.
+    # Models reject empty input, so a batch of empty texts gets one padding token.
     longest = max(1, *(len(ids) for ids in texts))
-    # Padding stands behind the text, where a causal model can't see it, so no mask is needed.
+    # Padding comes after the text, where a causal model can't see it, so no mask is needed.
     ids = torch.zeros((len(texts), longest), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.as_tensor(text)
@@ -101,35 +102,35 @@ def _read_batch(
     for row, text in enumerate(texts):
         n = len(text)
         # Copies, since a slice would keep the whole batch in memory.
-        cells = None if attention is None else attention[row, :n].clone()
-        out.append(Features(hidden[row, :n].clone(), cells))
+        text_attention = None if attention is None else attention[row, :n].clone()
+        out.append(Features(hidden[row, :n].clone(), text_attention))
     return out
 
 
 def _read_after_prefix(
     llm: LoadedLLM, view: nn.Module, prefix: Tuple[int, ...], ids: torch.Tensor
 ) -> None:
-    """Send texts through a view, each behind the same prefix."""
+    """Send texts through a view, each after the same prefix."""
     n, size = len(prefix), ids.shape[1]
-    read = llm.prefixes.setdefault(view, {})
-    if prefix not in read:
+    caches = llm.prefixes.setdefault(view, {})
+    if prefix not in caches:
         cache = KVCache()
-        place = torch.arange(n, device=ids.device)
-        first = causal_pass(0, n, ids.device)
-        first.cache, first.slots = cache, place
-        run_decoder(view, torch.tensor([prefix], device=ids.device), place[None], first)
-        read[prefix] = cache.copy(place)
+        positions = torch.arange(n, device=ids.device)
+        prefix_pass = causal_pass(0, n, ids.device)
+        prefix_pass.cache, prefix_pass.slots = cache, positions
+        run_decoder(view, torch.tensor([prefix], device=ids.device), positions[None], prefix_pass)
+        caches[prefix] = cache.copy(positions)
     tree_pass = causal_pass(n, size, ids.device)
-    tree_pass.prefix = read[prefix]
-    place = torch.arange(n, n + size, device=ids.device)[None].expand(len(ids), -1)
-    run_decoder(view, ids, place, tree_pass)
+    tree_pass.prefix = caches[prefix]
+    positions = torch.arange(n, n + size, device=ids.device)[None].expand(len(ids), -1)
+    run_decoder(view, ids, positions, tree_pass)
 
 
 class StepReader:
-    """Read the LLM while it writes: each token goes through it once, with a KV cache.
+    """Reads features of the LLM while it generates. Each token goes through the LLM once, with a KV cache.
 
     llm (LoadedLLM): The shared LLM.
-    probed (FeatureSpec): What to read besides the logits.
+    probed (FeatureSpec): The features to read, in addition to the logits.
     """
 
     def __init__(self, llm: LoadedLLM, probed: FeatureSpec) -> None:
@@ -137,16 +138,16 @@ class StepReader:
         self.llm = llm
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
-        # Without one, GPT-2 makes a tuple, which a pass does not extend.
+        # Without a cache object GPT-2 returns a tuple, which later passes don't extend.
         self.cache: Any = DynamicCache()
         self._recorder = Recorder(probed.window)
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tuple[torch.Tensor, Features]:
-        """Let the LLM read the next tokens: the prompt at first, then one a call.
+        """Run the LLM on the next tokens: first the prompt, then one token per call.
 
         RETURNS (Tuple[Tensor, Features]): Logits of the last position, shape (vocabulary,), and the
-            features of the tokens fed.
+            features of these tokens.
         """
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
@@ -158,9 +159,9 @@ class StepReader:
 
     @torch.no_grad()
     def feed_last(self, ids: Sequence[int]) -> Features:
-        """Let the LLM read tokens that nothing follows, no further than its features need.
+        """Run the LLM on the last tokens of a text. Blocks that the features don't need are skipped.
 
-        RETURNS (Features): Of the tokens fed.
+        RETURNS (Features): The features of these tokens.
         """
         view = reading_view(self.llm, self.probed.layers, self.probed.end(self.llm))
         with self._recorder:
@@ -173,10 +174,10 @@ class StepReader:
 def tap_generation(
     llm: LoadedLLM, probed: FeatureSpec
 ) -> Iterator[Callable[[], Optional[Features]]]:
-    """Tap the passes that this thread sends through a generating view inside the block.
+    """Record the passes that this thread sends through a generating view inside the `with` block.
 
-    YIELDS (Callable[[], Optional[Features]]): Gives the features of the last forward pass (batch size 1);
-        None if there was none since it was asked before.
+    YIELDS (Callable[[], Optional[Features]]): Returns the features of the last forward pass (batch size 1),
+        or None if there was no pass since the last call.
     """
     with Recorder(probed.window) as recorder:
 
@@ -198,7 +199,7 @@ def _last_pass(llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder) -> Featu
 def _recorded(
     llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """RETURNS (Tuple[Tensor, Optional[Tensor]]): As in Features, of each text of a batch."""
+    """RETURNS (Tuple[Tensor, Optional[Tensor]]): The tensors of Features, with a batch axis in front."""
     states = [recorder.hidden[layer] for layer in probed.layers]
     hidden = torch.cat(states, dim=2).view(*states[0].shape[:2], len(states), -1).float()
     if not probed.window:

@@ -1,4 +1,4 @@
-"""From a folder or a hub id to weights in memory."""
+"""Load an LLM's weights and tokenizer from a folder or a hub id."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ Prefixes = WeakKeyDictionary[nn.Module, Dict[Tuple[int, ...], KVCache]]
 
 
 class ViewKey(NamedTuple):
-    """What a view of an LLM is for.
+    """Identifies a view of an LLM.
 
     kind (str): "read" or "generate".
     layers (Tuple[int, ...]): The layers that it records.
-    end (Optional[int]): How many blocks it has; None for all.
+    end (Optional[int]): Its number of blocks; None for all.
     """
 
     kind: str
@@ -37,26 +37,27 @@ class ViewKey(NamedTuple):
 
 @dataclass(eq=False)
 class LoadedLLM:
-    """Weights in memory: in eval mode, without gradients, never written to.
+    """An LLM in memory. Its weights are in eval mode, have no gradients and are never written to.
 
+    spec (LLMSpec): The resolved spec that it was loaded from.
     model (PreTrainedModel): A causal LM of transformers.
-    tokenizer (LLMTokenizer): Text to ids with exact character offsets.
-    fingerprint (str): Identifies the weights, whatever dtype and device they are loaded to.
-    views (Dict[ViewKey, Module]): The views made so far. See `llm/views.py`.
-    prefixes (WeakKeyDictionary[Module, Dict[Tuple[int, ...], KVCache]]): By view, keys and values of the
-        prefixes that it has read.
+    tokenizer (LLMTokenizer): Encodes text to ids with exact character offsets.
+    fingerprint (str): Identifies the weights, independent of their dtype and device.
+    views (Dict[ViewKey, Module]): The views created so far. See `llm/views.py`.
+    prefixes (WeakKeyDictionary[Module, Dict[Tuple[int, ...], KVCache]]): By view: the cached keys and
+        values of prefixes.
     """
 
     spec: LLMSpec
     model: Any
     tokenizer: LLMTokenizer
     fingerprint: str
-    views: Dict["ViewKey", nn.Module] = field(default_factory=dict, repr=False)
-    prefixes: "Prefixes" = field(default_factory=WeakKeyDictionary, repr=False)
+    views: Dict[ViewKey, nn.Module] = field(default_factory=dict, repr=False)
+    prefixes: Prefixes = field(default_factory=WeakKeyDictionary, repr=False)
 
     @property
     def device(self) -> torch.device:
-        # transformers looks for it in all parameters, each time.
+        # model.device would search all parameters on each call.
         return torch.device(self.spec.device)
 
     @property
@@ -73,18 +74,21 @@ class LoadedLLM:
 
     @property
     def decoder(self) -> Any:
-        """The model without its LM head."""
+        """RETURNS (PreTrainedModel): The model without its LM head."""
         return getattr(self.model, self.decoder_name)
 
     @property
     def decoder_name(self) -> str:
-        """RETURNS (str): The attribute of the model that is its decoder."""
-        name = self.model.base_model_prefix  # Gemma3's is that of its multimodal class
+        """RETURNS (str): The name of the model's attribute for its decoder."""
+        name = self.model.base_model_prefix  # for Gemma3, the prefix of its multimodal class
         return name if hasattr(self.model, name) else "model"
 
     def check_finite(self, values: Any) -> None:
-        """values (Union[Tensor, ndarray]): What the LLM computed.
-        RAISES (LLMNERError): If it is no number, such as after an overflow."""
+        """Check the LLM's output for NaN.
+
+        values (Union[Tensor, ndarray]): Output of the LLM.
+        RAISES (LLMNERError): If any value is NaN, for example after an overflow.
+        """
         if (values != values).any():
             raise LLMNERError(Errors.E043.format(name=self.spec.name, dtype=self.model.dtype))
 
@@ -92,7 +96,8 @@ class LoadedLLM:
         """Apply the LM head.
 
         hidden (Tensor): Shape (rows, width), after the final norm.
-        ids (Optional[Tensor]): The tokens wanted; None for the whole vocabulary, as training needs it.
+        ids (Optional[Tensor]): The tokens to compute logits for; None for the whole vocabulary, as
+            training needs it.
         RETURNS (Tensor): float32, shape (rows, ids).
         """
         head = self.model.get_output_embeddings()
@@ -104,23 +109,25 @@ class LoadedLLM:
 
     @property
     def end_ids(self) -> List[int]:
-        """RETURNS (List[int]): The token ids that end a generation, ascending."""
+        """RETURNS (List[int]): The token ids that end generation, ascending."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ends = configured if isinstance(configured, list) else [configured]
         return sorted({t for t in [*ends, self.tokenizer.hf.eos_token_id] if t is not None})
 
     @property
     def max_length(self) -> int:
-        """Positions the LLM was trained for (its tokenizer's own limit is often a placeholder)."""
+        """RETURNS (int): The number of positions the LLM was trained for. (Its tokenizer's own limit is
+        often a placeholder.)"""
         return self.model.config.max_position_embeddings
 
 
 def load_llm(spec: LLMSpec) -> LoadedLLM:
     """Load an LLM and its tokenizer.
 
-    spec (LLMSpec): Resolved: its dtype and device are names of torch.
-    RAISES (LLMNERError): If it is not there, is broken, or is of a kind that can't be used.
-    RAISES (MemoryError): If there is no room for it.
+    spec (LLMSpec): A resolved spec: its dtype and device are names that torch knows.
+    RETURNS (LoadedLLM): The LLM, on the device of the spec.
+    RAISES (LLMNERError): If the LLM can't be found, is broken, or is of an unsupported type.
+    RAISES (MemoryError): If it does not fit into memory.
     """
     path = resolve_path(spec.name, spec.revision)
     try:
@@ -133,10 +140,10 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
             output_loading_info=True,
         )
     except Exception as e:
-        if _out_of_memory(e):  # no fault of the folder
+        if _out_of_memory(e):  # not the folder's fault
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
-        raise _not_loaded(spec, path, e) from e
-    if info["missing_keys"]:  # transformers fills them with random numbers
+        raise _load_error(spec, path, e) from e
+    if info["missing_keys"]:  # transformers initializes them at random
         reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
         raise LLMNERError(Errors.E004.format(path=path, reason=reason))
     if not hf_tokenizer.is_fast:
@@ -149,15 +156,15 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), fingerprint)
 
 
-def _not_loaded(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
-    """RETURNS (LLMNERError): Why transformers can't load an LLM."""
+def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
+    """RETURNS (LLMNERError): An error that explains why transformers can't load the LLM."""
     try:
         config = AutoConfig.from_pretrained(path, revision=spec.revision)
     except Exception:
         config = None
     causal = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # as BERT's
-        reason = "it is no causal LM whose attention can be replaced"
+    if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # such as BERT
+        reason = "it is not a causal LM whose attention can be replaced"
         return LLMNERError(Errors.E007.format(model_type=config.model_type, reason=reason))
     reason = f"{type(error).__name__}: {error}"
     if Path(path).is_dir():
@@ -170,22 +177,24 @@ def _not_loaded(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch and safetensors say it each in its own words."""
-    said = str(error).casefold()
+    # torch and safetensors word this differently.
+    message = str(error).casefold()
     return isinstance(error, MemoryError) or any(
-        words in said for words in ("out of memory", "not enough memory", "allocate memory")
+        words in message for words in ("out of memory", "not enough memory", "allocate memory")
     )
 
 
 def fingerprint_of(path: str, revision: Optional[str], model: Any) -> str:
-    """Hash the shape of the model and samples of its weight files: a few reads, also for 70 B.
+    """Hash the model's dimensions and samples of its weight files. This takes only a few reads, even for
+    70 B parameters.
 
-    Values in memory would not do, since they depend on the dtype they were loaded with.
+    Hashing the values in memory would not work, since they depend on the dtype they were loaded in.
+    RETURNS (str): 16 hexadecimal digits.
     """
     config = model.config
     digest = hashlib.sha256()
-    facts = [config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size]
-    digest.update(json.dumps(facts).encode())
+    shape = [config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size]
+    digest.update(json.dumps(shape).encode())
     if not Path(path).is_dir():
         from transformers.utils import cached_file
 
@@ -202,11 +211,14 @@ def fingerprint_of(path: str, revision: Optional[str], model: Any) -> str:
 
 
 def resolve_path(name: str, revision: Optional[str] = None) -> str:
-    """Find out where a name's weights are, without the network.
+    """Find an LLM's weights without using the network.
 
-    RETURNS (str): A folder; or the hub id itself where transformers finds it in its cache or may
-        download it (that is the user's decision: HF_HUB_OFFLINE).
-    RAISES (LLMNotFoundError): With the command that gets the model.
+    name (str): Local folder, name from the catalogue, or hub id.
+    revision (Optional[str]): Revision of a hub id.
+    RETURNS (str): The folder, or the hub id itself. transformers finds a hub id in its cache or downloads
+        it, unless the user forbids this with HF_HUB_OFFLINE.
+    RAISES (LLMNotFoundError): If the LLM is not there. For a name from the catalogue, the message has the
+        command that downloads it.
     """
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():

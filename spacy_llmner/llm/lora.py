@@ -1,9 +1,9 @@
-"""Weights of a component's own on top of the shared LLM, which is never touched.
+"""Adapters: trained weights of one component on top of the shared LLM, which never changes.
 
 A component trains through a view: a second module tree over the shared parameters, in which some
-modules are replaced by peft's LoRA layers, or some parameters by trained copies. Other components, other
-threads and other adapters use the shared tree or views of their own, so nothing has to be switched on
-and off, and base weights are held once however many adapters there are.
+modules are replaced by peft's LoRA layers, or some parameters by trained copies. Other components,
+threads and adapters use the shared module tree or their own views. So adapters are never switched on or
+off, and the base weights are in memory only once, however many adapters there are.
 """
 
 import sys
@@ -25,12 +25,12 @@ Shapes = Dict[str, List[int]]
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What is trained of an LLM.
+    """Which weights of an LLM are trained.
 
-    rank (int): Rank of the LoRA matrices; 0 trains full copies of all weights but the embeddings,
-        which cost as much memory as the LLM.
+    rank (int): Rank of the LoRA matrices. 0 trains full copies of all weights except the embeddings,
+        which can take as much memory as the LLM.
     alpha (int): LoRA's scale is alpha / rank.
-    first_layer (Optional[int]): Layers below it stay as they are; None takes the middle one.
+    first_layer (Optional[int]): The first layer that is trained; None for the middle layer.
     """
 
     rank: int = 16
@@ -38,14 +38,14 @@ class AdapterSettings:
     first_layer: Optional[int] = None
 
     def first(self, llm: LoadedLLM) -> int:
-        """RETURNS (int): The first layer that is trained."""
+        """RETURNS (int): The index of the first layer that is trained."""
         return llm.n_layers // 2 if self.first_layer is None else self.first_layer
 
 
 class Adapter(nn.Module):
-    """Trained tensors, by the names they have in the view. float32.
+    """Trained tensors, float32, named as in the view.
 
-    shapes (Shapes): Known without the LLM, so that a saved adapter can be loaded before it.
+    shapes (Shapes): The tensors' shapes. With them a saved adapter can be loaded before its LLM.
     """
 
     def __init__(self, shapes: Shapes) -> None:
@@ -54,9 +54,10 @@ class Adapter(nn.Module):
             self.register_parameter(name.replace(".", "/"), nn.Parameter(torch.zeros(shape)))
 
     def attach(self, llm: LoadedLLM, settings: AdapterSettings) -> nn.Module:
-        """Make a view of the LLM's decoder that uses these tensors.
+        """Create a view of the LLM's decoder that uses these tensors.
 
-        RETURNS (nn.Module): Takes what the decoder takes. It follows the tensors as they are trained.
+        RETURNS (nn.Module): The view, called like the decoder. It shares the tensors, so it changes as
+            they are trained.
         """
         self.to(llm.device)
         view = _view(llm, settings, empty=True)
@@ -66,16 +67,16 @@ class Adapter(nn.Module):
         return view
 
     def is_untrained(self) -> bool:
-        """RETURNS (bool): The LLM answers as without it: LoRA's second matrices are still zero. Not known,
-        and so False, of copies of the weights."""
-        second = [p for name, p in self.named_parameters() if "lora_B" in name]
-        return bool(second) and not any(bool(p.any()) for p in second)
+        """RETURNS (bool): Whether the adapter leaves the LLM's output unchanged, because LoRA's second
+        matrices are still zero. False for full copies of the weights, where this is not known."""
+        second_matrices = [p for name, p in self.named_parameters() if "lora_B" in name]
+        return bool(second_matrices) and not any(bool(p.any()) for p in second_matrices)
 
 
 def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Shapes]:
-    """Make an adapter that changes nothing yet. Draws from torch's generator.
+    """Create an adapter that does not change the LLM's output yet. Draws from torch's random generator.
 
-    RETURNS (Tuple[Adapter, Shapes]): The adapter and what to note of it for loading it again.
+    RETURNS (Tuple[Adapter, Shapes]): The adapter, and its shapes, which must be saved to load it again.
     """
     view = _view(llm, settings)
     trained = {name: p for name, p in view.named_parameters() if _is_trained(name, llm, settings)}
@@ -87,7 +88,7 @@ def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Sha
 
 
 def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any:
-    """empty (bool): LoRA matrices without values, for which no random numbers are drawn."""
+    """empty (bool): Create the LoRA matrices without values, so that no random numbers are drawn."""
     view = copy_modules(llm.decoder)
     if settings.rank:
         linear = [
@@ -97,16 +98,17 @@ def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any
         ]
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=linear)
         with warnings.catch_warnings():
-            # GPT-2's transposed layers are recognised, but peft tells so each time.
+            # peft handles GPT-2's transposed layers, but warns about them each time.
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-            # peft's own `low_cpu_mem_usage` changes torch for all threads meanwhile.
+            # peft's own `low_cpu_mem_usage` patches torch for all threads while it runs.
             with torch.device("meta") if empty else nullcontext():
                 inject_adapter_in_model(config, view)
     return view.eval()
 
 
 def _layer(name: str) -> int:
-    """RETURNS (int): The layer that a part of the decoder belongs to; the norm behind them to the last."""
+    """RETURNS (int): The layer that a part of the decoder belongs to. Parts outside the layers, such as the
+    final norm, count as later than all layers."""
     numbers = [int(part) for part in name.split(".") if part.isdigit()]
     return numbers[0] if numbers else sys.maxsize
 
@@ -114,7 +116,7 @@ def _layer(name: str) -> int:
 def _is_trained(name: str, llm: LoadedLLM, settings: AdapterSettings) -> bool:
     if settings.rank:
         return "lora_" in name
-    # Those of positions too: they reach all layers.
+    # Position embeddings too: they affect all layers.
     if isinstance(llm.decoder.get_submodule(name.rpartition(".")[0]), nn.Embedding):
         return False
     return _layer(name) >= settings.first(llm)

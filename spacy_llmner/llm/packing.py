@@ -1,7 +1,8 @@
-"""Training sequences that begin alike, packed into one: what they share goes through the LLM once.
+"""Pack training sequences with a common prefix into a tree, so that shared tokens go through the LLM
+once.
 
-A text and the questions about it are a tree, as when decoding: each token sees its ancestors only,
-at the position it has in its own sequence. So the logits are those of the sequences one by one.
+A text and the questions about it form a tree, as in decoding: each token attends to its ancestors only, at
+its position in its own sequence. So the logits are the same as for the separate sequences.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from .tree_attention import TreePass, run_decoder
 
 @dataclass
 class TrainingSequence:
-    """ids (List[int]): Tokens.
-    loss (List[bool]): Same length: which of them are to be learnt.
-    weight (float): How much they count.
-    allowed (Optional[List[ndarray]]): Same length: what each token to be learnt is chosen from. Where there
-        is no choice, nothing is learnt. None for the whole vocabulary.
+    """One sequence of tokens to train on.
+
+    ids (List[int]): Token ids.
+    loss (List[bool]): Same length: whether each token is to be learned.
+    weight (float): Weight of its tokens in the loss.
+    allowed (Optional[List[ndarray]]): Same length: the token ids that each token to be learned is chosen
+        from. A token without alternatives is not learned. None for the whole vocabulary.
     """
 
     ids: List[int]
@@ -29,7 +32,7 @@ class TrainingSequence:
     allowed: Optional[List[np.ndarray]] = None
 
     def learns(self, k: int) -> bool:
-        """RETURNS (bool): Whether token k is to be learnt."""
+        """RETURNS (bool): Whether token k is to be learned."""
         return self.loss[k] and not (self.allowed and len(self.allowed[k]) == 1)
 
 
@@ -38,12 +41,13 @@ class Packed:
     """Sequences merged into a tree.
 
     ids (ndarray): int64, shape (tokens,), parents before children.
-    positions (ndarray): int64, shape (tokens,).
-    mask (ndarray): bool, shape (tokens, tokens): what each token may see.
-    rows (ndarray): int64, shape (targets,): tokens that predict something.
-    targets (ndarray): int64, shape (targets,): what they predict.
-    weights (ndarray): float32, shape (targets,): of the sequences that have them, summed.
-    allowed (Optional[List[ndarray]]): For each target, what it is chosen from. None for the vocabulary.
+    positions (ndarray): int64, shape (tokens,): the position of each token in its own sequence.
+    mask (ndarray): bool, shape (tokens, tokens): the tokens that each token attends to.
+    rows (ndarray): int64, shape (targets,): for each target, the index of the token that predicts it.
+    targets (ndarray): int64, shape (targets,): the token ids to predict.
+    weights (ndarray): float32, shape (targets,): the summed weights of the sequences with each target.
+    allowed (Optional[List[ndarray]]): For each target, the token ids that it is chosen from. None for the
+        whole vocabulary.
     """
 
     ids: np.ndarray
@@ -59,30 +63,30 @@ class Packed:
 
 
 def pack(sequences: Sequence[TrainingSequence]) -> Packed:
-    """Merge sequences that share their first token."""
+    """Merge sequences that share their first token into a tree."""
     ids: List[int] = []
     parents: List[int] = []
     children: Dict[Tuple[int, int], int] = {}
-    learnt: Dict[Tuple[int, int], float] = {}
+    weights: Dict[Tuple[int, int], float] = {}
     allowed: Dict[Tuple[int, int], np.ndarray] = {}
-    everything = any(sequence.allowed is None for sequence in sequences)
+    full_vocabulary = any(sequence.allowed is None for sequence in sequences)
     for sequence in sequences:
-        at = -1
+        node = -1
         last = len(sequence.ids) - 1
         while last > 0 and sequence.loss[last] and not sequence.learns(last):
             last -= 1
         for k, token in enumerate(sequence.ids):
-            if sequence.learns(k) and at >= 0:
-                learnt[at, token] = learnt.get((at, token), 0.0) + sequence.weight
+            if sequence.learns(k) and node >= 0:
+                weights[node, token] = weights.get((node, token), 0.0) + sequence.weight
                 if sequence.allowed is not None:
-                    allowed[at, token] = sequence.allowed[k]
+                    allowed[node, token] = sequence.allowed[k]
             if k == last:
-                break  # nothing is predicted from it
-            if (at, token) not in children:
-                children[at, token] = len(ids)
+                break  # it predicts nothing
+            if (node, token) not in children:
+                children[node, token] = len(ids)
                 ids.append(token)
-                parents.append(at)
-            at = children[at, token]
+                parents.append(node)
+            node = children[node, token]
     n = len(ids)
     mask = np.zeros((n, n), dtype=bool)
     positions = np.zeros(n, dtype=np.int64)
@@ -95,25 +99,27 @@ def pack(sequences: Sequence[TrainingSequence]) -> Packed:
         np.array(ids, dtype=np.int64),
         positions,
         mask,
-        np.array([row for row, _ in learnt], dtype=np.int64),
-        np.array([token for _, token in learnt], dtype=np.int64),
-        np.array(list(learnt.values()), dtype=np.float32),
-        None if everything else [allowed[target] for target in learnt],
+        np.array([row for row, _ in weights], dtype=np.int64),
+        np.array([token for _, token in weights], dtype=np.int64),
+        np.array(list(weights.values()), dtype=np.float32),
+        None if full_vocabulary else [allowed[target] for target in weights],
     )
 
 
 def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torch.Tensor:
-    """Ask for the logits behind all `rows` of some packed trees.
+    """Compute the logits at all `rows` of a batch of packed trees.
 
     decoder (nn.Module): The LLM's decoder, or a view with an adapter.
-    RETURNS (Tensor): float32, shape (targets of all trees, vocabulary); where all targets are chosen from
-        a part of it, (targets, `choices` of the batch), -inf for what a target is not chosen from.
+    batch (Sequence[Packed]): At least one tree.
+    RETURNS (Tensor): float32, shape (targets of all trees, vocabulary). If all targets are chosen from a
+        part of the vocabulary: shape (targets of all trees, `choices` of the batch), and -inf for tokens
+        that a target is not chosen from.
     """
     lines = fill_lines([len(packed) for packed in batch])
     n_tokens = max(len(packed) for packed in batch)
     ids = np.zeros((len(lines), n_tokens), dtype=np.int64)
     positions = np.zeros_like(ids)
-    # What pads a line sees itself, since the attention of what sees nothing is NaN.
+    # Padding attends to itself, since attention without any key is NaN.
     mask = np.tile(np.eye(n_tokens, dtype=bool), (len(lines), 1, 1))
     starts = np.zeros(len(batch), dtype=np.int64)
     for line, trees in enumerate(lines):
@@ -125,50 +131,51 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
             mask[line, start:end, start:end] = packed.mask
             starts[k] = line * n_tokens + start
             start = end
-    tokens, at, seen = (torch.from_numpy(x).to(llm.device) for x in (ids, positions, mask))
-    hidden = run_decoder(decoder, tokens, at, TreePass(seen, at, at)).flatten(0, 1)
+    tokens, pos, visible = (torch.from_numpy(x).to(llm.device) for x in (ids, positions, mask))
+    hidden = run_decoder(decoder, tokens, pos, TreePass(visible, pos, pos)).flatten(0, 1)
     rows = np.concatenate([start + packed.rows for start, packed in zip(starts, batch)])
     hidden = hidden[torch.from_numpy(rows).to(llm.device)]
     columns = choices(batch)
     if columns is None:
         return llm.logits(hidden)
-    barred = np.ones((len(rows), len(columns)), dtype=bool)
+    forbidden = np.ones((len(rows), len(columns)), dtype=bool)
     for row, allowed in enumerate(ids for packed in batch for ids in packed.allowed or ()):
-        barred[row, np.searchsorted(columns, allowed)] = False
+        forbidden[row, np.searchsorted(columns, allowed)] = False
     logits = llm.logits(hidden, torch.from_numpy(columns))
-    return logits.masked_fill(torch.from_numpy(barred).to(llm.device), -torch.inf)
+    return logits.masked_fill(torch.from_numpy(forbidden).to(llm.device), -torch.inf)
 
 
 def choices(batch: Sequence[Packed]) -> Optional[np.ndarray]:
-    """RETURNS (Optional[ndarray]): int64, sorted: the tokens that any target of some packed trees is chosen
+    """RETURNS (Optional[ndarray]): int64, ascending: all token ids that any target of a batch is chosen
     from; None for the whole vocabulary."""
     if any(packed.allowed is None for packed in batch):
         return None
-    every = [ids for packed in batch for ids in packed.allowed or ()]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *every]))
+    allowed = [ids for packed in batch for ids in packed.allowed or ()]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *allowed]))
 
 
 def target_columns(batch: Sequence[Packed]) -> np.ndarray:
-    """RETURNS (ndarray): int64, shape (targets of all trees,): their columns of `target_logits`."""
+    """RETURNS (ndarray): int64, shape (targets of all trees,): each target's column in `target_logits`."""
     targets = np.concatenate([packed.targets for packed in batch])
     columns = choices(batch)
     return targets if columns is None else np.searchsorted(columns, targets)
 
 
 def fill_lines(lengths: Sequence[int]) -> List[List[int]]:
-    """Put trees behind each other into lines no longer than the longest of them, the long ones first:
-    little is padded, and attention does not grow with the batch.
+    """Pack trees into lines, longest trees first. No line is longer than the longest tree, so there is
+    little padding, and the attention of a line does not grow with the batch.
 
-    RETURNS (List[List[int]]): For each line, the numbers of its trees.
+    lengths (Sequence[int]): Length of each tree, in tokens.
+    RETURNS (List[List[int]]): For each line, the indices of its trees.
     """
-    room = max(lengths)
+    capacity = max(lengths)
     lines: List[List[int]] = []
-    left: List[int] = []
+    free: List[int] = []
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
-        line = next((i for i, free in enumerate(left) if free >= lengths[k]), len(lines))
+        line = next((i for i, n in enumerate(free) if n >= lengths[k]), len(lines))
         if line == len(lines):
             lines.append([])
-            left.append(room)
+            free.append(capacity)
         lines[line].append(k)
-        left[line] -= lengths[k]
+        free[line] -= lengths[k]
     return lines

@@ -1,4 +1,6 @@
-"""One loaded model per LLMSpec and process, shared by every component and pipeline that names it."""
+"""LLM handles, and the registry of loaded LLMs: one per LLMSpec and process, shared by all components
+and pipelines that name it.
+"""
 
 import gc
 import threading
@@ -20,41 +22,41 @@ _LOCK = threading.RLock()
 
 
 class LLM:
-    """A cheap handle on a shared LLM: building, copying and pickling it never loads weights.
+    """A cheap handle on a shared LLM. Creating, copying and pickling it never loads weights.
 
-    spec (LLMSpec): What to load at first use.
+    spec (LLMSpec): The LLM to load at first use.
     """
 
     def __init__(self, spec: LLMSpec) -> None:
         self.spec = spec
-        self._found: Optional[LLMSpec] = None
+        self._loaded_key: Optional[LLMSpec] = None
         _HANDLES.add(self)
 
     def load(self) -> LoadedLLM:
-        """Get the shared weights, loading them if no one did before.
+        """Get the shared LLM. It is loaded if it is not in memory yet.
 
-        RETURNS (LoadedLLM): The same object for every handle of the same place, whatever it is called.
-        RAISES (LLMNERError): If the model or the device is not there, the folder is broken, or this is a
-            forked process and the device a GPU.
+        RETURNS (LoadedLLM): The same object for all handles whose names resolve to the same weights.
+        RAISES (LLMNERError): If the model or the device is not available, the folder is broken, or this is
+            a forked process and the device a GPU.
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
         refuse_forked_process(self.spec.device)
         with _LOCK:
-            if self._found in _LOADED:  # without looking for its files again
-                return _LOADED[self._found]
-            key = self._found = self.key
+            if self._loaded_key in _LOADED:  # no need to look for its files again
+                return _LOADED[self._loaded_key]
+            key = self._loaded_key = self.key
             if key not in _LOADED:
                 _LOADED[key] = load_llm(self.spec.resolve())
             return _LOADED[key]
 
     @property
     def key(self) -> LLMSpec:
-        """RETURNS (LLMSpec): Equal for handles that share weights. See key_of."""
+        """RETURNS (LLMSpec): The key, equal for handles that share weights. See `key_of`."""
         return key_of(self.spec)
 
     def unload(self) -> None:
-        """Free the weights of this spec; any handle loads them again at its next use."""
+        """Free the weights of this spec. Any handle loads them again at its next use."""
         unload(self.spec)
 
     def __reduce__(self):
@@ -63,7 +65,7 @@ class LLM:
     def __repr__(self) -> str:
         spec = self.spec
         revision = f", revision={spec.revision!r}" if spec.revision else ""
-        state = "loaded" if self._found in _LOADED else "not loaded"
+        state = "loaded" if self._loaded_key in _LOADED else "not loaded"
         return f"LLM({spec.name!r}{revision}, dtype={spec.dtype}, device={spec.device}, {state})"
 
 
@@ -73,34 +75,36 @@ def make_llm(
     dtype: str = "auto",
     device: str = "auto",
 ) -> LLM:
-    """Registered as `spacy_llmner.LLM.v1` in `@misc`: the LLM block of every component's config.
+    """Create an LLM handle. Registered as `spacy_llmner.LLM.v1` in `@misc`, for the LLM block of a
+    component's config.
 
-    name (Optional[str]): Local folder, catalogue name or hub id.
+    name (Optional[str]): Local folder, name from the catalogue, or hub id.
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "auto", "float32", "bfloat16" or "float16".
     device (str): "auto", "cpu", "cuda" or "cuda:N".
-    RETURNS (LLM): A handle; nothing is loaded.
+    RETURNS (LLM): The handle. Nothing is loaded.
     """
     return LLM(LLMSpec(name=name or "", revision=revision, dtype=dtype, device=device))
 
 
 def as_llm(llm: Union[str, LLM]) -> LLM:
-    """RETURNS (LLM): The handle itself, or a new one with default settings on the LLM of that name."""
+    """RETURNS (LLM): The handle itself, or for a name, a new handle with default settings."""
     return make_llm(llm) if isinstance(llm, str) else llm
 
 
 def loaded() -> List[LoadedLLM]:
-    """RETURNS (List[LoadedLLM]): What is in memory now."""
+    """RETURNS (List[LoadedLLM]): The LLMs that are in memory now."""
     with _LOCK:
         return list(_LOADED.values())
 
 
 def key_of(spec: LLMSpec) -> LLMSpec:
-    """Find out what the weights of a spec are held under. The spec itself keeps the name that was given:
-    another machine has its files elsewhere.
+    """Compute the key that the weights of a spec are stored under. The spec itself keeps its name, since
+    the files can be elsewhere on another machine.
 
-    RETURNS (LLMSpec): With the folder, however it is spelt, of a local name or one of the catalogue.
-    RAISES (LLMNERError): If the device is not there.
+    RETURNS (LLMSpec): The resolved spec. For a local folder or a name from the catalogue, its name
+        is the absolute path of the folder.
+    RAISES (LLMNERError): If the device is not available.
     """
     resolved = spec.resolve()
     if spec.name and Path(spec.name).is_dir():
@@ -113,7 +117,7 @@ def key_of(spec: LLMSpec) -> LLMSpec:
 
 
 def count_handles(spec: LLMSpec) -> int:
-    """RETURNS (int): How many live handles share the weights of a spec."""
+    """RETURNS (int): The number of live handles that share the weights of a spec."""
     key = key_of(spec)
     return sum(1 for llm in list(_HANDLES) if llm.spec.name and _has_key(llm.spec, key))
 
@@ -121,12 +125,12 @@ def count_handles(spec: LLMSpec) -> int:
 def _has_key(spec: LLMSpec, key: LLMSpec) -> bool:
     try:
         return key_of(spec) == key
-    except LLMNERError:  # of a device that is not there
+    except LLMNERError:  # the device is not available
         return False
 
 
 def unload(spec: LLMSpec) -> None:
-    """Free the weights of one spec."""
+    """Free the weights of a spec."""
     with _LOCK:
         _LOADED.pop(key_of(spec), None)
     _free()

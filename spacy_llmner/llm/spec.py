@@ -1,4 +1,4 @@
-"""LLMSpec: what identifies loaded weights."""
+"""LLMSpec, the settings that identify an LLM's weights in memory."""
 
 import multiprocessing
 import os
@@ -19,13 +19,14 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class LLMSpec:
-    """Two specs share one copy of the weights if they resolve to the same place, dtype and device: see
-    pool.key_of.
+    """Which LLM to load and how. Two specs share one copy of the weights if they resolve to the same
+    files, dtype and device (see `registry.key_of`).
 
-    name (str): Local folder, name of the catalogue, or hub id.
+    name (str): Local folder, name from the catalogue, or hub id.
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on CUDA.
-    device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if torch can use it.
+    device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if torch can use it, otherwise the CPU.
+    RAISES (LLMNERError): If the dtype or the device is not one of these.
     """
 
     name: str
@@ -42,10 +43,10 @@ class LLMSpec:
             raise LLMNERError(Errors.E006.format(value=self.device, what="device", known=known))
 
     def resolve(self) -> "LLMSpec":
-        """Replace every "auto" by what it means on this machine now.
+        """Replace each "auto" with its value on this machine, and "cuda" with the current device.
 
-        RETURNS (LLMSpec): With the name as it is.
-        RAISES (LLMNERError): If the device is not there, or is a GPU and this a forked process.
+        RETURNS (LLMSpec): The resolved spec, with the same name.
+        RAISES (LLMNERError): If the device is not available, or is a GPU and this is a forked process.
         """
         device = _resolve_device(self.device)
         dtype = self.dtype
@@ -57,26 +58,31 @@ class LLMSpec:
 _was_forked = False
 
 
-def _note_fork() -> None:
+def _mark_forked() -> None:
     global _was_forked
     _was_forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=_mark_forked)
 
 
 def is_forked() -> bool:
     """RETURNS (bool): Whether multiprocessing forked this process, as `nlp.pipe` with n_process does on
-    Linux: it has neither the threads nor the GPU of its parent. One that was spawned has its own."""
+    Linux. A forked process has neither the threads nor the GPU of its parent. A spawned process has its
+    own."""
     return _was_forked and multiprocessing.parent_process() is not None
 
 
 def refuse_forked_process(device: str) -> None:
-    """RAISES (LLMNERError): If a device of a spec is a GPU, and this is a forked process."""
+    """Raise an error for a GPU in a forked process.
+
+    device (str): The device of a spec.
+    RAISES (LLMNERError): If the device is a GPU and this is a forked process.
+    """
     if device == "cpu" or not is_forked():
         return
-    # After a fork torch may see no GPU, or one that it can't use.
+    # After a fork, torch sees either no GPU or a GPU that it can't use.
     if torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
         raise LLMNERError(Errors.E010.format(device=device.replace("auto", "cuda")))
 

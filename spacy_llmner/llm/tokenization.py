@@ -1,4 +1,5 @@
-"""Text to token ids and exact character offsets, for byte-level BPE, Llama-style and Chinese."""
+"""Encode text to token ids with exact character offsets, for byte-level BPE and Llama-style tokenizers
+and for Chinese text."""
 
 import threading
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 @dataclass
 class Encoding:
-    """Tokens of a text.
+    """The tokens of a text.
 
-    ids (List[int]): Token ids, nothing added.
-    starts (ndarray): int64, shape (tokens,): first character of each token, leading spaces trimmed.
-    ends (ndarray): int64, shape (tokens,): one past the last character. Several tokens that make up
-        one character (Chinese, emoji) share its offsets; a token of white space keeps its own.
+    ids (List[int]): Token ids, without special tokens.
+    starts (ndarray): int64, shape (tokens,): the first character of each token, after leading white space.
+    ends (ndarray): int64, shape (tokens,): one past the last character of each token. If several tokens
+        make up one character (Chinese, emoji), all have its offsets. A token of white space has its own
+        offsets.
     """
 
     ids: List[int]
@@ -27,29 +29,30 @@ class Encoding:
         return len(self.ids)
 
     def last_tokens(self, ends: np.ndarray) -> np.ndarray:
-        """Find, for words given by their ends, the last token that covers the last character.
+        """Find the last token that covers the last character of each word.
 
         ends (ndarray): One past the last character of each word, ascending.
-        RETURNS (ndarray): Token index of each word; -1 where no token stands before it (a
-            tokenizer may drop characters).
+        RETURNS (ndarray): int64, shape (words,): token indices; -1 for a word without any token up to its
+            end (a tokenizer can drop characters).
         """
         return np.searchsorted(self.starts, ends, side="left") - 1
 
     def first_tokens(self, starts: np.ndarray) -> np.ndarray:
-        """Find, for words given by their starts, the first token that covers the first character.
+        """Find the first token that covers the first character of each word.
 
-        RETURNS (ndarray): Token index of each word, at most the last token.
+        starts (ndarray): First character of each word, ascending.
+        RETURNS (ndarray): int64, shape (words,): token indices, at most that of the last token.
         """
         return np.searchsorted(self.ends, starts, side="right").clip(max=max(len(self) - 1, 0))
 
 
 @dataclass
 class StridedWindow:
-    """A stretch of a text's tokens that goes through the LLM at once.
+    """A window of a text's tokens that goes through the LLM as one input.
 
-    start (int): First token read.
-    keep (int): First token whose features are taken from this window: the ones before were read
-        with more left context by the window before.
+    start (int): First token of the window.
+    keep (int): First token whose features are taken from this window. The previous window has the features
+        of earlier tokens, with more left context.
     end (int): One past the last token.
     """
 
@@ -59,14 +62,14 @@ class StridedWindow:
 
 
 class LLMTokenizer:
-    """A fast tokenizer of transformers, made to tell the truth about characters.
+    """A wrapper around a fast tokenizer of transformers that corrects its character offsets.
 
     tokenizer (PreTrainedTokenizerFast): The LLM's own tokenizer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.hf = tokenizer
-        # Fast tokenizers keep settings of a call in shared state and refuse a second thread.
+        # Fast tokenizers store a call's settings in shared state and reject a second thread.
         self._lock = threading.Lock()
 
     def __reduce__(self):
@@ -74,7 +77,8 @@ class LLMTokenizer:
 
     @property
     def bos(self) -> List[int]:
-        """The id put in front of every text, as position 0: the BOS, or what serves as one."""
+        """RETURNS (List[int]): The ids put before every text, at position 0: the BOS token, or the EOS
+        token if there is no BOS token, or nothing."""
         for token in (self.hf.bos_token_id, self.hf.eos_token_id):
             if token is not None:
                 return [token]
@@ -82,27 +86,33 @@ class LLMTokenizer:
 
     @property
     def end(self) -> List[int]:
-        """The id put behind a text whose last token needs a row after it."""
+        """RETURNS (List[int]): The ids put after a text whose last token needs a row after it: the EOS
+        token, or nothing."""
         return [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
 
     def encode(self, text: str) -> Encoding:
-        """RETURNS (Encoding): Tokens of the text, without special ones; names of special tokens in
-        the text are read as plain characters, never as control tokens."""
+        """Encode a text without special tokens.
+
+        RETURNS (Encoding): The tokens. Names of special tokens in the text are encoded as plain
+            characters, never as control tokens.
+        """
         missing = self._missing_bytes
         if missing and len((raw := text.encode()).translate(None, missing)) < len(raw):
             return self._encode_without(missing, text)
         return self._encode(text)
 
     def _encode_without(self, missing: bytes, text: str) -> Encoding:
-        """Leave out the characters that have a byte without a token: the tokenizers library would leave
-        out the byte only, and report the offsets of what follows too early."""
-        lost = frozenset(missing)
-        kept = [k for k, char in enumerate(text) if lost.isdisjoint(char.encode())]
+        """Encode a text without the characters that have a byte without a token. The tokenizers library
+        would leave out the byte only, and all later offsets would be too small."""
+        missing_set = frozenset(missing)
+        kept = [k for k, char in enumerate(text) if missing_set.isdisjoint(char.encode())]
         encoding = self._encode("".join(text[k] for k in kept))
-        where = np.array([*kept, len(text)], dtype=np.int64)
-        starts = where[encoding.starts]
+        original = np.array([*kept, len(text)], dtype=np.int64)
+        starts = original[encoding.starts]
         ends = np.where(
-            encoding.ends > encoding.starts, where[np.maximum(encoding.ends, 1) - 1] + 1, starts
+            encoding.ends > encoding.starts,
+            original[np.maximum(encoding.ends, 1) - 1] + 1,
+            starts,
         )
         return Encoding(encoding.ids, starts, ends)
 
@@ -126,31 +136,39 @@ class LLMTokenizer:
         return Encoding(ids, starts, ends)
 
     def encode_inside(self, text: str) -> Encoding:
-        """RETURNS (Encoding): Tokens of the text as they are behind other text. Tokenizers like Llama 2's
-        put a space in front of what they encode, which must not be there."""
+        """Encode a text as a continuation of other text. Tokenizers like Llama 2's add a space before a
+        text, which is left out here.
+
+        RETURNS (Encoding): The tokens, with offsets in `text`.
+        """
         if not self._adds_space:
             return self.encode(text)
-        # A line break has a token of its own that goes together with nothing.
+        # A line break has its own token, which never merges with what follows.
         n = len(self.encode("\n"))
         whole = self.encode("\n" + text)
         return Encoding(whole.ids[n:], whole.starts[n:] - 1, whole.ends[n:] - 1)
 
     def encode_control(self, text: str) -> List[int]:
-        """RETURNS (List[int]): Tokens of a text of our own, in which names of special tokens are these."""
+        """Encode a text of this package or of a chat template, in which names of special tokens are encoded
+        as special tokens.
+
+        RETURNS (List[int]): Token ids.
+        """
         with self._lock:
             return list(self.hf(text, add_special_tokens=False)["input_ids"]) if text else []
 
     @cached_property
     def _missing_bytes(self) -> bytes:
-        """Bytes for which a byte-level vocabulary has no token, and no token for the unknown either."""
+        """RETURNS (bytes): The bytes without a token in a byte-level vocabulary that has no unknown token
+        either."""
         backend = self.hf.backend_tokenizer
         unknown = getattr(backend.model, "unk_token", None)
         if unknown or "ByteLevel" not in str(backend.pre_tokenizer):
             return b""
         alphabet, vocab = set(ByteLevel.alphabet()), self.hf.get_vocab()
-        # Bytes that cannot be printed are written as the letters from U+0100 on, in their order.
-        hidden = [byte for byte in range(256) if chr(byte) not in alphabet]
-        letters = {byte: chr(0x100 + k) for k, byte in enumerate(hidden)}
+        # Unprintable bytes are written as the letters from U+0100 on, in order.
+        unprintable = [byte for byte in range(256) if chr(byte) not in alphabet]
+        letters = {byte: chr(0x100 + k) for k, byte in enumerate(unprintable)}
         return bytes(byte for byte in range(256) if letters.get(byte, chr(byte)) not in vocab)
 
     @cached_property
@@ -162,10 +180,10 @@ class LLMTokenizer:
 def strided_windows(n_tokens: int, size: int, overlap: int) -> List[StridedWindow]:
     """Cut a long text into overlapping windows.
 
-    n_tokens (int): Tokens of the text.
-    size (int): Tokens of a window at most.
-    overlap (int): Tokens of left context that a window reads again.
-    RETURNS (List[StridedWindow]): The `keep` to `end` stretches cover every token once.
+    n_tokens (int): Number of tokens of the text.
+    size (int): Maximum number of tokens per window.
+    overlap (int): Number of tokens of the previous window that a window starts with, as left context.
+    RETURNS (List[StridedWindow]): The windows. Their ranges from `keep` to `end` cover every token once.
     """
     out = [StridedWindow(0, 0, min(size, n_tokens))]
     while out[-1].end < n_tokens:
@@ -176,16 +194,19 @@ def strided_windows(n_tokens: int, size: int, overlap: int) -> List[StridedWindo
 
 
 def trim_offsets(offsets: Sequence[Tuple[int, int]], text: str) -> Tuple[np.ndarray, np.ndarray]:
-    """Take leading white space out of the tokens' offsets.
+    """Exclude leading white space from the tokens' offsets.
 
-    Byte-level BPE and Llama-style tokenizers count the space in front of a word to its token.
-    RETURNS (Tuple[ndarray, ndarray]): Starts and ends, both ascending.
+    Byte-level BPE and Llama-style tokenizers include the space before a word in its token.
+
+    offsets (Sequence[Tuple[int, int]]): Offsets from the tokenizer.
+    text (str): The text that they refer to.
+    RETURNS (Tuple[ndarray, ndarray]): Starts and ends, int64, shape (tokens,), both ascending.
     """
     starts = np.zeros(len(offsets), dtype=np.int64)
     ends = np.zeros(len(offsets), dtype=np.int64)
     reached = 0
     for i, (start, end) in enumerate(offsets):
-        # Some tokenizers report (0, 0) for a piece that they added themselves.
+        # Some tokenizers report (0, 0) for a piece that they have added.
         start, end = max(start, 0), max(end, start)
         if end < reached:
             start = end = reached
@@ -198,15 +219,16 @@ def trim_offsets(offsets: Sequence[Tuple[int, int]], text: str) -> Tuple[np.ndar
 
 
 def offsets_are_broken(offsets: Sequence[Tuple[int, int]], text: str) -> bool:
-    """Tell whether a tokenizer reports empty offsets, as those of Llama 3 do in many versions."""
+    """RETURNS (bool): Whether a tokenizer reports empty offsets, as Llama 3's does in many versions."""
     empty = sum(1 for start, end in offsets if start == end)
     return bool(text.strip()) and empty > len(offsets) // 2
 
 
 def offsets_from_pieces(tokenizer: Any, ids: Sequence[int], text: str) -> List[Tuple[int, int]]:
-    """Rebuild offsets from the text that longer and longer prefixes of the ids decode to.
+    """Reconstruct offsets by decoding longer and longer prefixes of the ids.
 
-    RETURNS (List[Tuple[int, int]]): Untrimmed offsets. Pieces of one character share its offsets.
+    RETURNS (List[Tuple[int, int]]): Offsets, including leading white space. Tokens that make up one
+        character all have its offsets.
     """
     decoder = PieceDecoder(tokenizer)
     offsets: List[Tuple[int, int]] = []
@@ -221,59 +243,60 @@ def offsets_from_pieces(tokenizer: Any, ids: Sequence[int], text: str) -> List[T
 
 
 class PieceDecoder:
-    """Decode ids one by one into text whose pieces add up to the whole.
+    """Decodes ids one by one into pieces of text that add up to the whole text.
 
     tokenizer (PreTrainedTokenizerFast): Any fast tokenizer of transformers.
     skip_special (bool): Leave special tokens out of the text.
+    complete (int): The number of tokens that the last piece belongs to; 0 if a character is incomplete.
     """
 
-    # Ids in front of the new one that are decoded with it, at least: some decoders strip the first space.
+    # Minimum number of previous ids that a new id is decoded with: some decoders strip the first space.
     CONTEXT = 4
 
     def __init__(self, tokenizer: Any, skip_special: bool = True) -> None:
         self.backend = tokenizer.backend_tokenizer
         self.skip_special = skip_special
-        self.done: List[int] = []
-        self.before = ""  # what `done` decodes to
+        self.context: List[int] = []
+        self.context_text = ""
         self.pending: List[int] = []
         self.complete = 0
-        # How far the pending text is whole, and how many tokens have added nothing to that.
-        self._whole, self._stuck = 0, 0
+        # Complete characters in the pending text, and the number of last tokens that added none.
+        self._n_whole, self._n_stalled = 0, 0
 
     def follow(self, ids: Sequence[int]) -> None:
-        """Go on behind these tokens."""
-        self.done = list(ids[-self.CONTEXT :])
-        # It must not begin inside a character: half of one would spoil the decoding of the next.
-        for first in range(len(self.done)):
-            self.before = self._decode(self.done[first:])
-            if not self.before.startswith("\ufffd"):
-                self.done = self.done[first:]
+        """Continue after these tokens."""
+        self.context = list(ids[-self.CONTEXT :])
+        # The context must not start inside a character: half a character would corrupt the next one.
+        for first in range(len(self.context)):
+            self.context_text = self._decode(self.context[first:])
+            if not self.context_text.startswith("\ufffd"):
+                self.context = self.context[first:]
                 return
-        self.before = self._decode(self.done)
+        self.context_text = self._decode(self.context)
 
     def push(self, token: int) -> str:
         """Add a token.
 
-        RETURNS (str): The text that it completes; "" while a character is still in pieces.
-            `complete` is the number of tokens that the text belongs to.
+        RETURNS (str): The text that the token completes; "" while a character is incomplete. `complete` is
+            the number of tokens that the text belongs to.
         """
         self.pending.append(token)
-        ids = self.done + self.pending
-        whole = self._decode(ids)
-        piece = whole[len(self.before) :]
+        ids = self.context + self.pending
+        text = self._decode(ids)
+        piece = text[len(self.context_text) :]
         n_whole = len(piece.rstrip("\ufffd"))
-        self._stuck = 0 if n_whole > self._whole else self._stuck + 1
-        self._whole = n_whole
-        # Tokens may hold the end of one character and the beginning of the next, many in a row. But what
-        # does not end in any of the four bytes that a character has at most is none.
-        if piece.endswith("\ufffd") and self._stuck < 4:
+        self._n_stalled = 0 if n_whole > self._n_whole else self._n_stalled + 1
+        self._n_whole = n_whole
+        # Many tokens in a row can contain the end of one character and the start of the next. But a
+        # character has at most four bytes: if four tokens complete none, the bytes are not a character.
+        if piece.endswith("\ufffd") and self._n_stalled < 4:
             self.complete = 0
             return ""
         self.complete = len(self.pending)
         self.pending = []
-        self._whole, self._stuck = 0, 0
+        self._n_whole, self._n_stalled = 0, 0
         if len(ids) < 4 * self.CONTEXT:
-            self.done, self.before = ids, whole
+            self.context, self.context_text = ids, text
         else:
             self.follow(ids)
         return piece
@@ -281,5 +304,5 @@ class PieceDecoder:
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:
             return ""
-        # As PreTrainedTokenizerFast.decode does without cleaning up, which would change the text.
+        # Like PreTrainedTokenizerFast.decode, but without its clean-up, which would change the text.
         return self.backend.decode(ids, skip_special_tokens=self.skip_special)

@@ -1,8 +1,8 @@
-"""Attention over trees of tokens: a token sees its ancestors and nothing else.
+"""Attention over trees of tokens: a token attends to itself and its ancestors only.
 
-Inside `tree_attention` every shared LLM attends by the mask given here instead of causally. So one
-pass can hold many texts, each with branches on branches, and needs neither the mask nor the cache of
-transformers, whose shapes differ from version to version and from model to model.
+Inside `tree_attention` every shared LLM uses the mask of a TreePass instead of causal attention. So one
+forward pass can contain many texts, each with nested branches. It needs neither the mask nor the cache of
+transformers, whose shapes differ between versions and models.
 """
 
 from contextlib import contextmanager
@@ -14,39 +14,42 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-# Tokens of a block. On a CPU 16, 32, 64 and 128 were tried: 64 was best.
+# Tokens per block. Of 16, 32, 64 and 128, 64 was fastest on a CPU.
 BLOCK_SIZE = 64
 
 
 class KVCache:
-    """Keys and values of all tokens of some trees, by slot.
+    """The keys and values of the tokens of several trees, by slot.
 
-    One tensor of shape (key heads, slots, head width) for each layer. It grows when a higher slot is
-    written.
+    Each layer has one tensor of keys and one of values, both of shape (key heads, slots, head width). They
+    grow when a higher slot is written.
 
-    room (int): Slots there are at first.
+    capacity (int): Initial number of slots.
     """
 
-    def __init__(self, room: int = 64) -> None:
+    def __init__(self, capacity: int = 64) -> None:
         self.keys: Dict[int, torch.Tensor] = {}
         self.values: Dict[int, torch.Tensor] = {}
-        self.room = room
+        self.capacity = capacity
 
     def write(
         self, layer: int, slots: torch.Tensor, n_slots: int, key: torch.Tensor, value: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Store the keys and values of new tokens.
 
-        slots (Tensor): int64, shape (tokens,): where to.
+        layer (int): Index of the layer.
+        slots (Tensor): int64, shape (tokens,): the slots to write to.
         n_slots (int): One past the highest slot in use.
-        key (Tensor): Shape (key heads, tokens, head width), as is value.
+        key (Tensor): Shape (key heads, tokens, head width).
+        value (Tensor): Same shape.
         RETURNS (Tuple[Tensor, Tensor]): All keys and values, shape (key heads, n_slots, head width).
         """
         out = []
         for store, new in ((self.keys, key), (self.values, value)):
             old = store.get(layer)
             if old is None or old.shape[1] < n_slots:
-                self.room = size = max(n_slots, self.room if old is None else 2 * old.shape[1])
+                size = max(n_slots, self.capacity if old is None else 2 * old.shape[1])
+                self.capacity = size
                 store[layer] = new.new_zeros((new.shape[0], size, new.shape[2]))
                 if old is not None:
                     store[layer][:, : old.shape[1]] = old
@@ -55,7 +58,7 @@ class KVCache:
         return out[0], out[1]
 
     def copy(self, slots: torch.Tensor) -> "KVCache":
-        """RETURNS (KVCache): What lies in some slots, without room to grow."""
+        """RETURNS (KVCache): A copy of some slots, without spare capacity."""
         out = KVCache()
         out.keys = {layer: k[:, slots] for layer, k in self.keys.items()}
         out.values = {layer: v[:, slots] for layer, v in self.values.items()}
@@ -63,7 +66,7 @@ class KVCache:
 
 
 class Block(NamedTuple):
-    """Some tokens of a pass, and all keys that any of them sees."""
+    """Consecutive tokens of a pass, and all keys that any of them attends to."""
 
     rows: slice
     keys: Union[slice, torch.Tensor]
@@ -74,18 +77,18 @@ EVERYTHING = Block(slice(None), slice(None))
 
 @dataclass
 class TreePass:
-    """What the tokens of one forward pass may see.
+    """Defines which keys the tokens of one forward pass attend to.
 
-    mask (Tensor): bool, shape (batch, queries, keys).
-    positions (Tensor): int64, shape (batch, queries) or (1, queries): the queries' positions. Models with
-        sliding windows see by them.
-    key_positions (Tensor): int64, shape (batch, keys) or (1, keys): those of the keys.
-    cache (Optional[KVCache]): Keys and values of earlier passes (batch size 1); None where all keys
-        are those of the pass itself.
-    slots (Optional[Tensor]): Where this pass's tokens go in the cache.
-    prefix (Optional[KVCache]): Instead of a cache: tokens that stand in front of every text of the
-        batch. The mask's first keys are theirs.
-    blocks (Sequence[Block]): Attention goes block by block. Together they are all tokens, in order.
+    mask (Tensor): bool, shape (batch, queries, keys): whether a query attends to a key.
+    positions (Tensor): int64, shape (batch, queries) or (1, queries): positions of the queries. Layers with
+        a sliding window compare them with those of the keys.
+    key_positions (Tensor): int64, shape (batch, keys) or (1, keys): positions of the keys.
+    cache (Optional[KVCache]): Keys and values of earlier passes (batch size 1); None if all keys are of
+        this pass.
+    slots (Optional[Tensor]): int64, shape (queries,): the slots of this pass's tokens in the cache.
+    prefix (Optional[KVCache]): Instead of a cache: keys and values of tokens before every text of the
+        batch. They are the first keys of the mask.
+    blocks (Sequence[Block]): Attention is computed block by block. The blocks cover all tokens, in order.
     """
 
     mask: torch.Tensor
@@ -106,15 +109,24 @@ class TreePass:
         scaling: Optional[float],
         window: Optional[int],
     ) -> torch.Tensor:
-        """RETURNS (Tensor): Shape (batch, queries, heads, head width)."""
+        """Compute the attention of one layer.
+
+        layer (int): Index of the layer.
+        query (Tensor): Shape (batch, heads, queries, head width).
+        key (Tensor): Shape (batch, key heads, queries, head width): keys of this pass's tokens.
+        value (Tensor): Same shape as the keys.
+        scaling (Optional[float]): Factor of the scores; None for head width ** -0.5.
+        window (Optional[int]): Size of the layer's sliding window in positions; None for no window.
+        RETURNS (Tensor): Shape (batch, queries, heads, head width).
+        """
         if self.cache is not None:
             assert self.slots is not None
             k, v = self.cache.write(layer, self.slots, self.mask.shape[2], key[0], value[0])
             key, value = k[None], v[None]
         elif self.prefix is not None:
-            key = torch.cat([_each(self.prefix.keys[layer], key), key], dim=2)
-            value = torch.cat([_each(self.prefix.values[layer], value), value], dim=2)
-        # Query heads that share keys stand behind each other as more queries, so nothing is copied.
+            key = torch.cat([_expand(self.prefix.keys[layer], key), key], dim=2)
+            value = torch.cat([_expand(self.prefix.values[layer], value), value], dim=2)
+        # Query heads that share keys become additional queries, so that keys need not be copied.
         n_batch, n_heads, n_queries, width = query.shape
         n_key_heads = key.shape[1]
         shared = n_heads // n_key_heads
@@ -132,24 +144,21 @@ class TreePass:
         return (out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2)
 
     def _mask(self, k: int, window: Optional[int], shared: int) -> torch.Tensor:
-        """RETURNS (Tensor): Of block k: bool, shape (batch, 1, shared * queries, keys). Made once."""
+        """RETURNS (Tensor): Cached mask of block k: bool, shape (batch, 1, shared * queries, keys)."""
         key = k, window, shared
         if key not in self._masks:
             rows, keys = self.blocks[k]
             mask = self.mask[:, rows][:, :, keys]
-            if window is not None:  # the layer sees no further back
-                positions, key_positions = (
-                    self.positions[:, rows, None],
-                    self.key_positions[:, None, keys],
-                )
-                mask = mask & (positions - key_positions < window)
+            if window is not None:
+                distance = self.positions[:, rows, None] - self.key_positions[:, None, keys]
+                mask = mask & (distance < window)
             self._masks[key] = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
         return self._masks[key]
 
 
-def _each(kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """RETURNS (Tensor): What is kept of the prefix, for each text of a batch."""
-    return kept[None].expand(len(new), -1, -1, -1)
+def _expand(cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """RETURNS (Tensor): Cached keys or values of the prefix, repeated for each text of the batch."""
+    return cached[None].expand(len(new), -1, -1, -1)
 
 
 _PASS: ContextVar[Optional[TreePass]] = ContextVar("tree_pass", default=None)
@@ -157,7 +166,7 @@ _PASS: ContextVar[Optional[TreePass]] = ContextVar("tree_pass", default=None)
 
 @contextmanager
 def tree_attention(tree_pass: TreePass) -> Iterator[None]:
-    """Attend along trees in the forward passes made by this thread inside the block."""
+    """Attend along trees in the forward passes that this thread runs inside the `with` block."""
     token = _PASS.set(tree_pass)
     try:
         yield
@@ -166,39 +175,42 @@ def tree_attention(tree_pass: TreePass) -> Iterator[None]:
 
 
 def current_pass() -> Optional[TreePass]:
-    """RETURNS (Optional[TreePass]): The one that this thread is in."""
+    """RETURNS (Optional[TreePass]): The active tree pass of this thread."""
     return _PASS.get()
 
 
 def causal_pass(past: int, n: int, device: torch.device) -> TreePass:
-    """RETURNS (TreePass): For n tokens in a row behind `past` others, all of which they see."""
-    place = torch.arange(past + n, device=device)[None]
-    return TreePass(place[:, past:, None] >= place[:, None], place[:, past:], place)
+    """RETURNS (TreePass): Causal attention for n consecutive tokens after `past` others."""
+    positions = torch.arange(past + n, device=device)[None]
+    mask = positions[:, past:, None] >= positions[:, None]
+    return TreePass(mask, positions[:, past:], positions)
 
 
 def blocks_of(mask: np.ndarray) -> List[Block]:
-    """Cut a pass into blocks. Neighbours are of the same text, most often: a block sees little of what else
-    lies in the cache, and attention over it takes much less time on a CPU.
+    """Split a pass into blocks. Adjacent tokens are usually from the same text, so a block attends to few
+    of the keys in the cache, and its attention takes much less time on a CPU.
 
     mask (ndarray): bool, shape (tokens, keys).
-    RETURNS (List[Block]): In order.
+    RETURNS (List[Block]): The blocks, in order.
     """
-    cuts = range(0, len(mask), BLOCK_SIZE)
-    seen = [np.flatnonzero(mask[start : start + BLOCK_SIZE].any(axis=0)) for start in cuts]
-    if len(seen) == 1 and 2 * len(seen[0]) > mask.shape[1]:
+    starts = range(0, len(mask), BLOCK_SIZE)
+    keys = [np.flatnonzero(mask[start : start + BLOCK_SIZE].any(axis=0)) for start in starts]
+    if len(keys) == 1 and 2 * len(keys[0]) > mask.shape[1]:
         return [EVERYTHING]
-    rows = [slice(start, start + BLOCK_SIZE) for start in cuts]
-    return [Block(of_block, torch.from_numpy(keys)) for of_block, keys in zip(rows, seen)]
+    rows = [slice(start, start + BLOCK_SIZE) for start in starts]
+    return [Block(r, torch.from_numpy(k)) for r, k in zip(rows, keys)]
 
 
 def run_decoder(decoder: Any, ids: torch.Tensor, positions: torch.Tensor, tree_pass: TreePass):
-    """Send tokens through a decoder under tree attention.
+    """Run a decoder with tree attention.
 
     decoder (nn.Module): A model of transformers without its LM head.
-    ids (Tensor): int64, shape (batch, tokens), as are positions.
+    ids (Tensor): int64, shape (batch, tokens).
+    positions (Tensor): Same shape.
+    tree_pass (TreePass): Which keys the tokens attend to.
     RETURNS (Tensor): Hidden states after the final norm, shape (batch, tokens, width).
     """
-    # A mask of four dimensions keeps transformers from building one of its own.
+    # With a four-dimensional mask transformers doesn't build its own.
     unused = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=ids.device)
     with tree_attention(tree_pass):
         return decoder(

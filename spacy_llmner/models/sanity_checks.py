@@ -1,18 +1,12 @@
-"""Is a converted model still the model it was? Cheap checks that a wrong conversion fails."""
+"""Check whether a model was converted correctly, with cheap tests that a wrong conversion fails."""
 
 import json
 from pathlib import Path
 from typing import Optional, Tuple
 
-from ..errors import LLMNERError
+from ..errors import Errors, LLMNERError
 
-NO_CAUSAL_LM = (
-    "The likelihood can be measured for causal LMs only, but {path} holds a {kind}. "
-    "Give the folder of a causal LM, for example: python -m spacy llmner download "
-    "smollm2-135m-instruct"
-)
-
-# Plain English for the check after the conversion. The three others: two of one meaning, one not.
+# Plain English text, for causal LMs.
 SENTENCES = (
     "The old bridge over the river was closed in spring because its stones had become loose.",
     "She opened the window, looked at the rain and decided to stay at home for the day.",
@@ -20,6 +14,7 @@ SENTENCES = (
     "The doctor said that he should drink more water and sleep at least seven hours a night.",
     "After the meeting in Geneva, the two ministers told the press that they would meet again.",
 )
+# Two sentences with the same meaning and one with a different meaning, for sentence encoders.
 SIMILAR_AND_OTHER = (
     "A man is playing the guitar on the street.",
     "Someone plays guitar outside.",
@@ -28,12 +23,12 @@ SIMILAR_AND_OTHER = (
 
 
 def likelihood(path: Path) -> float:
-    """Measure how well a causal LM and its tokenizer predict plain English. What a wrong
-    tokenizer or wrongly converted weights cost was measured: from 0.6 to 14 nats.
+    """Measure how well a causal LM and its tokenizer predict plain English. In measurements, a wrong
+    tokenizer or wrongly converted weights increased the value by 0.6 to 14 nats.
 
     path (Path): Folder of the model.
-    RETURNS (float): Mean nats per token.
-    RAISES (LLMNERError): If it is no causal LM.
+    RETURNS (float): Mean negative log-likelihood, in nats per token.
+    RAISES (LLMNERError): If the model is not a causal LM.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,7 +36,7 @@ def likelihood(path: Path) -> float:
     config = json.loads((Path(path) / "config.json").read_text(encoding="utf8"))
     kinds = config.get("architectures") or ["?"]
     if not kinds[0].endswith(("ForCausalLM", "LMHeadModel")):
-        raise LLMNERError(NO_CAUSAL_LM.format(path=path, kind=kinds[0]))
+        raise LLMNERError(Errors.E092.format(path=path, kind=kinds[0]))
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
         path, torch_dtype=torch.float32, attn_implementation="eager"
@@ -62,18 +57,23 @@ def find_fault(path: Path, max_nats: Optional[float]) -> Optional[str]:
     """Check a model after its conversion.
 
     path (Path): Folder of the model.
-    max_nats (Optional[float]): What a causal LM may take per token of plain English; None for a
-        sentence encoder.
-    RETURNS (Optional[str]): What is wrong, or None.
+    max_nats (Optional[float]): Maximum of a causal LM's likelihood, in nats per token; None for a sentence
+        encoder.
+    RETURNS (Optional[str]): The fault, or None if the model passes.
     """
     if max_nats is not None:
         nats = likelihood(path)
         if not nats <= max_nats:
-            return f"plain English takes {nats:.2f} nats per token, but at most {max_nats}"
+            return (
+                f"plain English costs {nats:.2f} nats per token, but must cost at most {max_nats}"
+            )
         return None
     near, far = _similarities(path)
     if not near > far + 0.3:
-        return f"sentences of one meaning are {near:.2f} similar, of different ones {far:.2f}"
+        return (
+            f"the similarity of two sentences with the same meaning is {near:.2f}, but of two with "
+            f"different meanings {far:.2f}"
+        )
     return None
 
 

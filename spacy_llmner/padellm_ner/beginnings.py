@@ -1,8 +1,8 @@
-"""Where mentions are likely to begin, whatever their numbers are.
+"""Find the words that are likely to begin a mention, whatever the mention's index is.
 
-A small LLM often knows two mentions but not which is the first: both questions are then answered with
-the same one. So what it says to all questions is added up: a word begins a mention with the sum over k of
-P(at least k mentions) P(mention k begins with it).
+A small LLM often knows two mentions but not which of them comes first, so it gives the same answer to
+both questions. Therefore the answers to all questions are summed: the probability that a word begins
+a mention is the sum over k of P(at least k mentions) * P(mention k begins with the word).
 """
 
 import math
@@ -14,19 +14,19 @@ import numpy as np
 
 from ..decoding.engine import Scores
 
-# So likely a mention must be, whatever the threshold is: `spacy find-threshold` tries 0, where every word
-# would begin a mention of every label.
+# The lowest threshold in use, whatever the setting is: `spacy find-threshold` also tries 0, with which
+# every word would begin a mention of every label.
 LEAST_THRESHOLD = 0.001
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """A mention that is likely to be there.
+    """The beginning of a likely mention.
 
-    token (int): Its first token.
-    rank (int): 0 for the first mention that begins so, 1 for the second, and so on.
-    row (int): Which of the questions is to write it.
-    log_prob (float): How likely it is.
+    token (int): The first token of the mention.
+    rank (int): 0 for the first mention that begins with this token, 1 for the second, and so on.
+    row (int): The question whose branch decodes the mention (0 for the question about mention 1).
+    log_prob (float): Log-probability that there is such a mention.
     """
 
     token: int
@@ -36,12 +36,12 @@ class Beginning:
 
 
 class Beginnings:
-    """The beginnings of mentions in one text.
+    """Finds the beginnings of mentions in one text.
 
     first_tokens (Iterable[int]): The first token of each word.
-    threshold (float): How likely a mention has to be.
-    nested (bool): Several mentions may begin with the same word. Else a token begins no more mentions
-        than words.
+    threshold (float): A mention must be more likely than this.
+    nested (bool): Whether several mentions can begin with the same word. If False, a token begins at
+        most as many mentions as there are words that begin with it.
     """
 
     def __init__(self, first_tokens: Iterable[int], threshold: float, nested: bool = False) -> None:
@@ -50,25 +50,29 @@ class Beginnings:
         self.nested = nested
 
     def likely(self, scores: Sequence[Scores], at_least: Sequence[float]) -> List[Beginning]:
-        """
-        scores (Sequence[Scores]): Of the first tokens, for the questions for mention 1, 2 and so on.
-        at_least (Sequence[float]): How likely there are so many mentions.
-        RETURNS (List[Beginning]): Those more likely than the threshold.
+        """Find the beginnings that are more likely than the threshold.
+
+        scores (Sequence[Scores]): Scores of the first token, for the questions about mention 1, 2 and
+            so on.
+        at_least (Sequence[float]): The probability that there are at least 1, 2, ... mentions. Same
+            length as `scores`.
+        RETURNS (List[Beginning]): The beginnings that are more likely than the threshold.
         """
         if not scores:
             return []
-        there = np.stack([p * np.exp(s.log_probs) for p, s in zip(at_least, scores)])
+        p_begin = np.stack([p * np.exp(s.log_probs) for p, s in zip(at_least, scores)])
         out = []
-        for i in np.flatnonzero(there.sum(0) > self.threshold):
+        for i in np.flatnonzero(p_begin.sum(0) > self.threshold):
             token = int(scores[0].ids[i])
-            # The first question that is sure enough by itself writes it, so that it need not wait for the
-            # others; else the surest one.
-            mass = np.minimum(there[:, i], self.threshold)
-            rows = np.argsort(-mass, kind="stable")
-            # A question for each mention that may begin so; the others can only mean one of these too.
-            most = len(rows) if self.nested else self.words[token]
-            own = there[rows[:most], i]
-            rest = float(there[rows[most:], i].sum())
+            # The mention is decoded in the branch of the first question that is above the threshold by
+            # itself, so it needn't wait for later questions; if there is none, of the most confident one.
+            capped = np.minimum(p_begin[:, i], self.threshold)
+            rows = np.argsort(-capped, kind="stable")
+            # One question for each mention that can begin with this token. Further questions can only mean
+            # one of the same mentions, so their probability is added to those below.
+            limit = len(rows) if self.nested else self.words[token]
+            own = p_begin[rows[:limit], i]
+            rest = float(p_begin[rows[limit:], i].sum())
             for rank, p in enumerate(own.tolist()):
                 more = min(rest, max(1.0 - p, 0.0))
                 rest -= more

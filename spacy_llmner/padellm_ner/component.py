@@ -1,5 +1,6 @@
-"""`padellm_ner`: count the mentions of each label, then write all of them in parallel
-(PaDeLLM-NER, arXiv 2402.04838)."""
+"""`padellm_ner`: count the mentions of each label, then decode all of them in parallel (PaDeLLM-NER,
+arXiv 2402.04838).
+"""
 
 import logging
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
@@ -28,7 +29,7 @@ from .beginnings import LEAST_THRESHOLD
 from .config import DEFAULT_CONFIG, check_settings
 from .decoding import DecodedMention, MentionDecodingSettings, OnLabel, find_mentions
 from .postprocess import deduplicate, locate_mentions
-from .templates import TemplateEncoder, most_tokens
+from .templates import TemplateEncoder, max_text_tokens
 from .training_data import training_sequences
 
 logger = logging.getLogger("spacy_llmner")
@@ -54,28 +55,43 @@ def make_padellm_ner_pipe(
     train_spans: Optional[str],
     scorer: Optional[Callable],
 ) -> "PaDeLLM":
-    """Build a `padellm_ner`; nothing is loaded.
+    """Create a `padellm_ner`. The LLM is loaded at first use.
 
-    llm (Union[str, LLM]): The name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
-    model (Model): TemplateEncoder and adapter (`spacy_llmner.PaDeLLM.v1`).
-    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
-    overwrite (bool): Replace entities that are already on the Doc.
-    count (str): "argmax" takes the likeliest number of mentions, as published; "calibrated" weighs all
-        numbers by their probabilities, and writes what is more likely than `count_threshold` to begin a
-        mention. Its score says how likely that is.
-    count_threshold (float): See `count`. Lower finds more.
-    confidence (str): "product" of the probabilities of a mention's tokens, as published, or their "mean".
-    probability (str): "allowed": among the tokens that could come next; "raw": among the whole
-        vocabulary, as published, which takes longer.
-    deduplicate (str): What to do when several labels claim the same: "string" (as published), "span" or
-        "none". See `mentions.deduplicate`.
-    threshold (float): Mentions with a lower score are dropped.
-    window (int): Tokens of text that are read at once; fewer if the LLM can't read so many. Longer texts
-        are cut between sentences.
-    max_mention_tokens (int): What has not ended after so many tokens is no mention, and dropped.
-    max_batch_tokens (int): Tokens that are kept in memory at once.
-    train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
+    llm (Union[str, LLM]): The shared LLM: its name, or a handle on it (`@misc =
+        "spacy_llmner.LLM.v1"`).
+    model (Model): Settings of the template and the adapter (`spacy_llmner.PaDeLLM.v1`).
+    spans_key (str): Key of the doc.spans group for all spans found, with their scores in
+        `attrs["scores"]`. Default "llmner".
+    overwrite (bool): Replace entities that are already set on the Doc. If False, they are kept, and
+        only entities that don't overlap them are added. Default True.
+    count (str): How the number of mentions is used. "argmax", as published, decodes as many mentions
+        as the most likely number. "calibrated" (default) weighs all numbers by their probabilities:
+        each word that begins a mention with a probability above `count_threshold` is decoded into
+        one, and that probability is part of the mention's score.
+    count_threshold (float): With `count` "calibrated", the probability, from 0 to 1, above which a
+        mention is decoded. A lower value finds more mentions. Values below 0.001 count as 0.001.
+        Default 0.15.
+    confidence (str): How the score of a mention is computed from the probabilities of its tokens:
+        their "product" (default), as published, or their geometric "mean".
+    probability (str): Which probabilities: "allowed" (default) are renormalized over the tokens that
+        could come next in an answer; "raw", as published, are over the whole vocabulary, which takes
+        longer.
+    deduplicate (str): What to do if several labels were found for the same string: "string" (default,
+        as published) keeps the most confident label for all occurrences of the string, "span" does so
+        for each span separately, "none" keeps all labels in doc.spans. See `postprocess.deduplicate`.
+    threshold (float): Mentions with a lower score are dropped. Between 0 and 1, default 0.
+    window (int): Maximum number of LLM tokens of text in one prompt. It is reduced if the LLM has too
+        few positions. Longer texts are split at sentence boundaries. Default 256.
+    max_mention_tokens (int): Maximum number of LLM tokens in a mention. A mention that is not
+        complete by then is dropped. Default 64.
+    max_batch_tokens (int): Maximum number of tokens in memory at the same time: the KV slots in
+        decoding, the tokens of a forward pass in training. Texts and labels that don't fit wait.
+        Default 1024.
+    train_spans (Optional[str]): Train on the doc.spans group with this key, whose spans can overlap,
+        instead of doc.ents.
     scorer (Optional[Callable]): The scoring method.
+    RETURNS (PaDeLLM): The component.
+    RAISES (LLMNERError): If a setting is not valid.
     """
     return PaDeLLM(
         nlp,
@@ -99,8 +115,9 @@ def make_padellm_ner_pipe(
 
 
 class PaDeLLM(AdapterPipe):
-    """The LLM, with an adapter of its own, says how many mentions of each label there are, and writes
-    them all at the same time."""
+    """The component `padellm_ner`. The LLM, with an adapter trained for this component, predicts the
+    number of mentions of each label, and decodes all mentions in parallel.
+    """
 
     def __init__(
         self,
@@ -112,30 +129,35 @@ class PaDeLLM(AdapterPipe):
         scorer: Optional[Callable] = None,
         **settings: Any,
     ) -> None:
-        """
-        settings: Those of make_padellm_ner_pipe; what is not given has the default of `DEFAULT_CONFIG`.
-        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """Create the component. See `make_padellm_ner_pipe` for the arguments.
+
+        settings: The settings of `make_padellm_ner_pipe`. A setting that is not given has its default
+            value.
+        RAISES (LLMNERError): If a setting does not exist or is not valid.
         """
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
         check_settings(name, **settings)
         self.max_batch_tokens = settings.pop("max_batch_tokens")
         super().__init__(nlp, llm, model, name, scorer=scorer, shapes={}, **settings)
-        # Not the pipeline itself, which would be kept alive by those that the component is sourced into.
+        # Only the tokenizer: a reference to the pipeline would keep it alive in every pipeline that the
+        # component is sourced into.
         self.tokenizer = nlp.tokenizer
 
     @property
     def settings(self) -> PaDeLLMSettings:
-        """RETURNS (PaDeLLMSettings): TemplateEncoder and adapter."""
+        """The settings of the template and the adapter."""
         return self.model.attrs["settings"]
 
     def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
-        """Find entities, without changing the Docs.
+        """Find entities without changing the Docs.
+
+        During training, nothing is predicted before the first update: the LLM without a trained
+        adapter predicts many mentions of each label, and decoding them would take minutes.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Prediction]): For each Doc. Nothing is found in training before the first step that learns:
-            without it the LLM counts many mentions of each label, and to write them takes minutes.
-        RAISES (LLMNERError): If the component is not trained, the LLM is not the one it knows, or a
-            setting in `cfg` makes no sense.
+        RETURNS (List[Prediction]): The entities and spans found in each Doc.
+        RAISES (LLMNERError): If the component is not trained, the LLM is not the one it was trained
+            on, or a setting in `cfg` is not valid.
         """
         docs = list(docs)
         texts = [doc.text for doc in docs]
@@ -148,12 +170,12 @@ class PaDeLLM(AdapterPipe):
             key=lambda item: len(item[1].words.ids),
         )
         requests = [self.request(prompt_encoder, w.words, texts[i]) for i, w in order]
-        written: Dict[int, List[Dict[str, List[DecodedMention]]]] = {
+        decoded: Dict[int, List[Dict[str, List[DecodedMention]]]] = {
             i: [] for i in range(len(docs))
         }
         for (i, _), found in zip(order, engine.run(requests)):
-            written[i].append(found)
-        return [self._found(doc, written[i]) for i, doc in enumerate(docs)]
+            decoded[i].append(found)
+        return [self._prediction(doc, decoded[i]) for i, doc in enumerate(docs)]
 
     def request(
         self,
@@ -162,7 +184,10 @@ class PaDeLLM(AdapterPipe):
         text: str,
         on_label: Optional[OnLabel] = None,
     ) -> Request:
-        """RETURNS (Request): Finds the mentions in some words of a text. See `find_mentions`."""
+        """Create the request that finds the mentions in a window. See `find_mentions` for the arguments.
+
+        RETURNS (Request): The request for the decoding engine.
+        """
         return find_mentions(
             prompt_encoder, words, text, self.labels, self.decoding_settings, on_label
         )
@@ -174,7 +199,10 @@ class PaDeLLM(AdapterPipe):
         text: str,
         mentions: MentionsByLabel,
     ) -> List[TrainingSequence]:
-        """RETURNS (List[TrainingSequence]): What is learnt from some words of a text."""
+        """Create the training sequences for a window. See `training_sequences` for the arguments.
+
+        RETURNS (List[TrainingSequence]): The sequences.
+        """
         settings = self.settings
         return training_sequences(
             prompt_encoder,
@@ -188,7 +216,7 @@ class PaDeLLM(AdapterPipe):
 
     @property
     def decoding_settings(self) -> MentionDecodingSettings:
-        """RETURNS (MentionDecodingSettings): How mentions are counted and decoded."""
+        """The settings for counting and decoding mentions."""
         threshold = None
         if self.cfg["count"] == "calibrated":
             threshold = max(self.cfg["count_threshold"], LEAST_THRESHOLD)
@@ -200,12 +228,16 @@ class PaDeLLM(AdapterPipe):
         )
 
     def stream(self, text: Union[str, Doc]) -> Iterator[Span]:
-        """Find the entities of a text, label by label as soon as they are written.
+        """Find the entities in a text and yield the entities of each label as soon as they are decoded.
 
-        Nothing is held back: strings that two labels claim are yielded for both.
-        text (Union[str, Doc]): A str is tokenized as in the pipeline that the component was made in. One
-            that was added to another pipeline (`source=`) is not told: give it `nlp.make_doc(text)` there.
-        YIELDS (Span): Of the Doc, with `span._.score`; those so far are in its doc.spans.
+        There is no deduplication: a string that is found under two labels is yielded for both.
+
+        text (Union[str, Doc]): A str is tokenized with the tokenizer of the pipeline that the
+            component was created in. If the component was sourced into another pipeline (`source=`),
+            pass `nlp.make_doc(text)` of that pipeline instead.
+        YIELDS (Span): Spans of the Doc, with `span._.score`. The spans yielded so far are also in
+            doc.spans.
+        RAISES (LLMNERError): See `predict`.
         """
         doc = self.tokenizer(text) if isinstance(text, str) else text
         text = doc.text
@@ -216,32 +248,37 @@ class PaDeLLM(AdapterPipe):
         for window in self._windows(doc, prompt_encoder):
             done: List[PredictedSpan] = []
 
-            def tell(label: str, written: List[DecodedMention]) -> None:
-                mentions = self._mentions([{label: written}])
+            def collect(label: str, decoded: List[DecodedMention]) -> None:
+                mentions = self._mentions([{label: decoded}])
                 done.extend(token_spans(doc, mentions))  # noqa: B023
 
-            for _ in engine.steps([self.request(prompt_encoder, window.words, text, tell)]):
+            for _ in engine.steps([self.request(prompt_encoder, window.words, text, collect)]):
                 while done:
                     found = done.pop(0)
                     group.append(Span(doc, found.start, found.end, label=found.label))
                     group.attrs["scores"].append(found.score)
                     yield group[-1]
 
-    def _found(self, doc: Doc, written: List[Dict[str, List[DecodedMention]]]) -> Prediction:
-        mentions = deduplicate(doc.text, self._mentions(written), self.cfg["deduplicate"])
+    def _prediction(self, doc: Doc, decoded: List[Dict[str, List[DecodedMention]]]) -> Prediction:
+        mentions = deduplicate(doc.text, self._mentions(decoded), self.cfg["deduplicate"])
         return Prediction(
             token_spans(doc, filter_overlapping(mentions)), token_spans(doc, mentions)
         )
 
-    def _mentions(self, written: List[Dict[str, List[DecodedMention]]]) -> List[Mention]:
-        mentions, lost = locate_mentions(
-            written,
+    def _mentions(self, decoded: List[Dict[str, List[DecodedMention]]]) -> List[Mention]:
+        mentions, n_lost = locate_mentions(
+            decoded,
             self.cfg["confidence"],
             raw=self.cfg["probability"] == "raw",
         )
-        if lost:
-            total = lost + len(mentions)
-            logger.debug("%s: %d of %d mentions have no place in the text", self.name, lost, total)
+        if n_lost:
+            total = n_lost + len(mentions)
+            logger.debug(
+                "%s: %d of %d mentions have no occurrence left in the text",
+                self.name,
+                n_lost,
+                total,
+            )
         return [m for m in mentions if m.score >= self.cfg["threshold"]]
 
     def initialize(
@@ -251,13 +288,15 @@ class PaDeLLM(AdapterPipe):
         nlp: Optional[Language] = None,
         labels: Optional[List[str]] = None,
     ) -> None:
-        """Make a new adapter.
+        """Create a new adapter.
 
-        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        get_examples (Callable[[], Iterable[Example]]): Returns the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels; None takes those of the examples.
-        RAISES (LLMNERError): Without examples, entities or labels, with labels that are not given, if
-            nothing of the examples can be learnt, or if a setting does not fit them or the LLM.
+        labels (Optional[List[str]]): The labels. None uses the labels of the examples, in addition to
+            those added before.
+        RAISES (LLMNERError): If there are no examples, entities or labels, if an example has a label
+            that is not in `labels`, if no window of the examples can be used for training, or if a
+            setting does not fit the labels or the LLM.
         """
         validate_get_examples(get_examples, "PaDeLLM.initialize")
         examples = [eg for eg in get_examples() if len(eg.predicted)]
@@ -280,9 +319,9 @@ class PaDeLLM(AdapterPipe):
     def _packed(self, eg: Example) -> List[Packed]:
         prompt_encoder = self.adapted_llm().prompt_encoder
         mentions = gold_mentions(eg, self.cfg["train_spans"])
-        strange = sorted({label for _, _, label in mentions[0] if label not in self.labels})
-        if strange:
-            raise self.unknown_labels(strange)
+        unknown = sorted({label for _, _, label in mentions[0] if label not in self.labels})
+        if unknown:
+            raise self.unknown_labels(unknown)
         doc = eg.predicted
         return [
             pack(self.sequences(prompt_encoder, words, doc.text, inside))
@@ -293,19 +332,26 @@ class PaDeLLM(AdapterPipe):
         return self._windows(doc, self.adapted_llm().prompt_encoder)
 
     def _windows(self, doc: Doc, prompt_encoder: TemplateEncoder) -> List[Window]:
-        most = most_tokens(prompt_encoder, self.labels, self.shared_llm().max_length, self.name)
-        size = min(self.cfg["window"], most)
-        return drop_unreadable(read_windows(doc, prompt_encoder.tokenizer, size), most, self.name)
+        limit = max_text_tokens(
+            prompt_encoder, self.labels, self.shared_llm().max_length, self.name
+        )
+        size = min(self.cfg["window"], limit)
+        return drop_unreadable(read_windows(doc, prompt_encoder.tokenizer, size), limit, self.name)
 
     def _engine(self) -> Tuple[DecodingEngine, TemplateEncoder]:
-        # Settings may be changed at any time.
+        # Settings can be changed at any time, so they are validated before each use.
         check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         llm, view, prompt_encoder = self.adapted_llm()
         raw = self.cfg["probability"] == "raw"
         return DecodingEngine(llm, view, raw=raw, max_slots=self.max_batch_tokens), prompt_encoder
 
     def adapted_llm(self) -> AdaptedLLM:
-        """RAISES (LLMNERError): If the component is not trained, or the LLM is another one."""
+        """Get the LLM with the adapter.
+
+        RETURNS (AdaptedLLM): The LLM, its view with the adapter, and the prompt encoder.
+        RAISES (LLMNERError): If the component is not trained, or the LLM is not the one it was
+            trained on.
+        """
         if self.module is None:
             raise self.not_trained()
         return super().adapted_llm()

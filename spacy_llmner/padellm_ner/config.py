@@ -1,4 +1,4 @@
-"""The settings of `padellm_ner`: their defaults and their validation."""
+"""The settings of `padellm_ner`: default values and validation."""
 
 from typing import Any
 
@@ -37,7 +37,12 @@ DEFAULT_CONFIG = Config().from_str(default_config)["padellm_ner"]
 
 
 def check_settings(name: str, **settings: Any) -> None:
-    """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
+    """Validate the settings of a component.
+
+    name (str): The component's name, for error messages.
+    settings: The settings by name.
+    RAISES (LLMNERError): If a value is not valid. The error names the first such setting.
+    """
     choices = {
         "count": ("argmax", "calibrated"),
         "confidence": CONFIDENCE,

@@ -1,4 +1,4 @@
-"""How likely each number of mentions is, as far as the LLM was asked (methods.md 2a.4)."""
+"""The probabilities of the possible numbers of mentions (PaDeLLM-NER, arXiv 2402.04838)."""
 
 import math
 from typing import Dict, Set, Tuple
@@ -8,42 +8,44 @@ from .templates import NumberTokens
 
 
 class Counts:
-    """Probabilities of numbers that are written token by token.
+    """The probabilities of counts that are decoded token by token.
 
-    What begins alike and was not told apart, such as "1" and "12" where each digit is a token, is booked on
-    the lowest number of it: there are at least so many.
+    Counts that begin with the same tokens can't be distinguished until the next token is scored: "1"
+    and "12", for example, if each digit is a token. Until then, their joint probability is assigned
+    to the lowest of them, since there are at least that many mentions.
 
-    numbers (NumberTokens): The possible numbers.
-    p (Dict[int, float]): The probability of each.
+    numbers (NumberTokens): The possible counts.
+    p (Dict[int, float]): The probability of each count.
     """
 
     def __init__(self, numbers: NumberTokens) -> None:
         self.numbers = numbers
         self.p: Dict[int, float] = {numbers.lowest[numbers.start]: 1.0}
-        self._told_apart: Set[Tuple[int, ...]] = set()
+        self._distributed: Set[Tuple[int, ...]] = set()
 
-    def tell_apart(self, begun: Tuple[int, ...], scores: Scores) -> None:
-        """Spread what begins alike over its next tokens.
+    def distribute(self, prefix: Tuple[int, ...], scores: Scores) -> None:
+        """Distribute the probability of a prefix over its possible next tokens.
 
-        begun (Tuple[int, ...]): The beginning, in tokens. Telling it apart again changes nothing.
-        scores (Scores): Of what may come next.
+        prefix (Tuple[int, ...]): The tokens decoded so far. A prefix that was distributed before is
+            left as it is.
+        scores (Scores): Scores of the next token.
         """
-        if begun in self._told_apart:
+        if prefix in self._distributed:
             return
-        self._told_apart.add(begun)
-        p = self.p.pop(self.numbers.lowest[begun])
+        self._distributed.add(prefix)
+        p = self.p.pop(self.numbers.lowest[prefix])
         for token, log_prob in zip(scores.ids, scores.log_probs):
-            goes_on = (*begun, int(token))
-            self.p[self.numbers.lowest[goes_on]] = p * math.exp(log_prob)
+            longer = (*prefix, int(token))
+            self.p[self.numbers.lowest[longer]] = p * math.exp(log_prob)
 
     def likeliest(self) -> int:
-        """RETURNS (int): The likeliest number; of equals the lowest."""
+        """RETURNS (int): The most likely count; the lowest if several are equally likely."""
         return max(sorted(self.p), key=lambda n: self.p[n])
 
     def at_least(self, k: int) -> float:
-        """RETURNS (float): How likely there are at least k mentions."""
+        """RETURNS (float): The probability that there are at least k mentions."""
         return min(sum(p for n, p in self.p.items() if n >= k), 1.0)
 
-    def more_likely_than(self, threshold: float) -> int:
-        """RETURNS (int): The highest k such that at least k mentions are more likely than a threshold."""
+    def highest_above(self, threshold: float) -> int:
+        """RETURNS (int): The highest k for which P(at least k mentions) is above the threshold."""
         return sum(1 for k in range(1, max(self.p) + 1) if self.at_least(k) > threshold)

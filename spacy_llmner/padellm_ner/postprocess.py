@@ -1,4 +1,4 @@
-"""From what was written to spans: offsets, confidence, and one label for each string."""
+"""From decoded mentions to spans: character offsets, confidence, and deduplication across labels."""
 
 import math
 from typing import Dict, Iterable, List, Tuple
@@ -13,31 +13,35 @@ CONFIDENCE = ("product", "mean")
 def locate_mentions(
     written: Iterable[Dict[str, List[DecodedMention]]], kind: str, *, raw: bool
 ) -> Tuple[List[Mention], int]:
-    """Place everything that was written about a text, and say how sure the LLM was of it.
+    """Assign character offsets and a confidence to the mentions decoded for a text.
 
-    written (Iterable[Dict[str, List[DecodedMention]]]): By label, for each window of the text.
+    written (Iterable[Dict[str, List[DecodedMention]]]): The mentions of each label, for each window
+        of the text.
     kind, raw: See `confidence`.
-    RETURNS (Tuple[List[Mention], int]): In the order of the text, and how many had no place.
+    RETURNS (Tuple[List[Mention], int]): The mentions in the order of the text, and the number of
+        mentions that were dropped because no occurrence was left for them.
     """
     out: Dict[Tuple[int, int, str], Mention] = {}
-    lost = 0
+    n_lost = 0
     for by_label in written:
         for label, answers in by_label.items():
             for answer, (start, end) in zip(answers, assign_occurrences(answers)):
                 if start < 0:
-                    lost += 1
+                    n_lost += 1
                     continue
                 score = confidence(answer, kind, raw=raw)
                 out[start, end, label] = Mention(start, end, label, score)
-    return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label)), lost
+    return sorted(out.values(), key=lambda m: (m.start, -m.end, m.label)), n_lost
 
 
 def confidence(mention: DecodedMention, kind: str, *, raw: bool) -> float:
-    """How sure the LLM was of a mention (methods.md 2a.5).
+    """Compute the LLM's confidence in a mention (PaDeLLM-NER, section 3.3).
 
-    kind (str): "product" of the tokens' probabilities as published, or their geometric "mean".
-    raw (bool): Probabilities over the whole vocabulary, as published, and not only over what was
-        allowed.
+    mention (DecodedMention): The mention.
+    kind (str): "product" of the token probabilities, as published, or their geometric "mean".
+    raw (bool): Use the probabilities over the whole vocabulary, as published, instead of those over
+        the allowed tokens.
+    RETURNS (float): Between 0 and 1.
     """
     log_probs = mention.raw_log_probs if raw else mention.log_probs
     total = sum(log_probs)
@@ -47,11 +51,15 @@ def confidence(mention: DecodedMention, kind: str, *, raw: bool) -> float:
 
 
 def deduplicate(text: str, mentions: Iterable[Mention], policy: str) -> List[Mention]:
-    """Settle which label gets what was written under several.
+    """Decide which label keeps a string or span that has several labels (PaDeLLM-NER, section 3.3).
 
-    policy (str): "string", as published: a string that occurs under several labels stays under the one
-        of its most confident mention, with all its mentions there; ties go to the first. "span": the
-        same for each place in the text. "none" keeps all.
+    text (str): The text.
+    mentions (Iterable[Mention]): The mentions.
+    policy (str): "string", as published: if a string was found under several labels, only the label
+        of its most confident mention keeps its mentions. The first mention is preferred in a tie.
+        "span": the same for mentions with the same offsets, instead of the same string. "none": keep
+        all mentions.
+    RETURNS (List[Mention]): The mentions that are kept.
     """
     mentions = list(mentions)
     if policy == "none":

@@ -1,4 +1,4 @@
-"""From a text and its mentions to training sequences: one for each label and mention (methods.md 2a.2)."""
+"""Training sequences for a text: one for each label and mention (PaDeLLM-NER, arXiv 2402.04838)."""
 
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -9,7 +9,8 @@ from ..llm.word_tokens import WordTokens, spelling
 from ..pipeline.training import MentionsByLabel
 from .templates import TemplateEncoder
 
-# How much a count is learnt that is asked for once, and not, as published, with every mention.
+# Weight of a count that has a sequence of its own. In the published templates, the sequence of each mention
+# contains the count, so it is trained more often.
 COUNT_WEIGHT = 3.0
 
 
@@ -23,55 +24,61 @@ def training_sequences(
     learn_index: bool = True,
     allowed: bool = True,
 ) -> List[TrainingSequence]:
-    """Build all sequences of a text.
+    """Create all training sequences for a text.
 
-    A label without mention gives one: the prompt, 0 and the end. One with N mentions gives N, which
-    all say N, and then write the k-th mention in the order of the text. A template that asks for the
-    count and for mentions apart gives one more for the count, of more weight.
+    A label without mentions has one sequence: the prompt, 0 and the end token. A label with N
+    mentions has N sequences, one for each mention in the order of the text. With the published
+    templates, each of them contains the count N and the k-th mention. With a template that requests
+    count and mentions in separate branches, such as "compact", they contain only the mention, and the
+    count has a sequence of its own, with a higher weight.
 
-    learn_index (bool): Also learn what stands between the count and the mention; without it is the
+    prompt_encoder (TemplateEncoder): Encodes the template for the LLM.
+    words (WordTokens): The words of the text.
+    text (str): The text that the character offsets of `words` refer to.
+    labels (Sequence[str]): The component's labels.
+    mentions (MentionsByLabel): The first word, and one past the last, of each mention, by label.
+    learn_index (bool): Also train on the tokens between the count and the mention. False is the
         paper's ablation "loss ignoring".
-    allowed (bool): Learn to choose among what the answers may go on with, as when they are written. False
-        is the published loss, over the whole vocabulary.
+    allowed (bool): Compute the loss over the tokens that the answers could continue with, as in
+        decoding. False is the published loss, over the whole vocabulary.
+    RETURNS (List[TrainingSequence]): The sequences.
     """
     out = []
     tokenizer = prompt_encoder.tokenizer if prompt_encoder.template.bare else None
-    occurrences = substring_constraint(words, prompt_encoder.end, tokenizer, text)
+    substrings = substring_constraint(words, prompt_encoder.end, tokenizer, text)
     for label in labels:
         prompt = [*prompt_encoder.before, *words.ids.tolist(), *prompt_encoder.label(label)]
-        asked = [*prompt, *prompt_encoder.count()]
-        # Of a mention that is there twice, one can be found.
+        count_prompt = [*prompt, *prompt_encoder.count()]
+        # Duplicate annotations can't be found twice.
         found = sorted(set(mentions.get(label, [])), key=lambda m: (m[0], -m[1]))
         n = len(found)
-        numbers = prompt_encoder.numbers(max(len(occurrences.first), n))
+        numbers = prompt_encoder.numbers(max(len(substrings.first), n))
         if n == 0 or not prompt_encoder.count_first:
             weight = 1.0 if prompt_encoder.count_first else COUNT_WEIGHT
             number = prompt_encoder.number(n)
-            out.append(_sequence(asked, number, weight, numbers if allowed else None))
+            out.append(_sequence(count_prompt, number, weight, numbers if allowed else None))
         for k, mention in enumerate(found, 1):
             head = prompt_encoder.mention(n, k)
             answer = [*mention_tokens(prompt_encoder, words, text, mention), prompt_encoder.end]
             if prompt_encoder.count_first:
-                # The count is learnt with its end; what follows it is the index template.
-                counted = prompt_encoder.number(n)
-                shared = _common(head, counted)
+                # The count is trained with its end; what follows is the rest of the question.
+                count_answer = prompt_encoder.number(n)
+                shared = _shared_length(head, count_answer)
                 between = learn_index and not allowed
-                learnt = [True] * shared + [between] * (len(head) - shared)
+                in_loss = [True] * shared + [between] * (len(head) - shared)
                 sequence = TrainingSequence(
-                    [*asked, *head, *answer],
-                    [False] * len(asked) + learnt + [True] * len(answer),
+                    [*count_prompt, *head, *answer],
+                    [False] * len(count_prompt) + in_loss + [True] * len(answer),
                 )
                 if allowed:
                     sequence.allowed = [
-                        *[NO_TOKENS] * len(asked),
+                        *[NO_TOKENS] * len(count_prompt),
                         *allowed_along(numbers, head[:shared]),
                         *[NO_TOKENS] * (len(head) - shared),
-                        *allowed_along(occurrences, answer),
+                        *allowed_along(substrings, answer),
                     ]
             else:
-                sequence = _sequence(
-                    [*prompt, *head], answer, 1.0, occurrences if allowed else None
-                )
+                sequence = _sequence([*prompt, *head], answer, 1.0, substrings if allowed else None)
             out.append(sequence)
     return out
 
@@ -79,7 +86,7 @@ def training_sequences(
 def mention_tokens(
     prompt_encoder: TemplateEncoder, words: WordTokens, text: str, mention: Tuple[int, int]
 ) -> List[int]:
-    """RETURNS (List[int]): How a mention is written."""
+    """RETURNS (List[int]): The tokens of a mention as an answer, without the end token."""
     start, end = mention
     inside = words.ids[words.first[start] : words.last[end - 1] + 1].tolist()
     if not prompt_encoder.template.bare:
@@ -91,14 +98,18 @@ def mention_tokens(
 def _sequence(
     prompt: List[int], answer: List[int], weight: float, rule: Optional[Any]
 ) -> TrainingSequence:
-    """rule (Optional[Any]): The constraint that the answer is written under."""
-    learnt = [False] * len(prompt) + [True] * len(answer)
+    """Append an answer to a prompt.
+
+    rule (Optional[Any]): The constraint on the answer in decoding; None for a loss over the whole
+        vocabulary.
+    """
+    in_loss = [False] * len(prompt) + [True] * len(answer)
     allowed = None if rule is None else [NO_TOKENS] * len(prompt) + allowed_along(rule, answer)
-    return TrainingSequence([*prompt, *answer], learnt, weight, allowed)
+    return TrainingSequence([*prompt, *answer], in_loss, weight, allowed)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """RETURNS (int): In how many first tokens two sequences agree."""
+def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """RETURNS (int): The length of the longest common prefix of two sequences."""
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1

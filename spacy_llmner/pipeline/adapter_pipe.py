@@ -1,4 +1,4 @@
-"""AdapterPipe: what the components share that tune the LLM with an adapter and prompt it."""
+"""AdapterPipe: base class of the components that train an adapter on the LLM and prompt it."""
 
 import math
 from dataclasses import asdict
@@ -20,15 +20,16 @@ from .gold import gold_mentions
 from .training import batches_by_tokens, cross_entropy, training_windows, warn_about_skipped
 from .windows import Window
 
-# Tokens of one training pass on a CPU, where more take memory and save nothing.
+# Maximum number of tokens of a training pass on a CPU. Larger passes need more memory and save no time.
 CPU_TRAINING_TOKENS = 512
 
 
 class AdaptedLLM(NamedTuple):
-    """What is made of the shared LLM at first use.
+    """The shared LLM with a component's adapter.
 
-    view (nn.Module): The LLM's decoder with the adapter in it.
-    prompt_encoder (Any): The component's prompts in the LLM's tokens.
+    llm (LoadedLLM): The shared LLM.
+    view (nn.Module): A view of the LLM's decoder that includes the adapter.
+    prompt_encoder (Any): The component's prompt encoder for this LLM.
     """
 
     llm: LoadedLLM
@@ -37,8 +38,9 @@ class AdaptedLLM(NamedTuple):
 
 
 class AdapterCache:
-    """View and wording, as long as the pool holds the LLM: `unload` frees its weights. A copy of the
-    component makes its own."""
+    """Caches the view and the prompt encoder for each LLM, as long as the LLM is in memory: `unload`
+    frees its weights. A copy of a component starts with an empty cache.
+    """
 
     def __init__(self) -> None:
         self.by_llm: WeakKeyDictionary[LoadedLLM, Tuple[Any, Any]] = WeakKeyDictionary()
@@ -49,37 +51,43 @@ class AdapterCache:
 
 
 class AdapterPipe(LLMNERPipe):
-    """Base class: learns packed texts with an adapter of its own on the shared LLM.
+    """Base class: trains an adapter on the shared LLM with packed texts.
 
-    A component says what is learnt with `packed`, and how it speaks with `make_prompt_encoder`. Its settings
-    (`model.attrs["settings"]`) hold AdapterSettings as `adapter`, and say with `trained_with` what the
-    adapter fits; its `cfg` has "shapes" and "train_spans".
+    A subclass implements `make_training_batch`, `text_windows`, `labels_of` and
+    `make_prompt_encoder`. Its settings (`model.attrs["settings"]`) have the AdapterSettings as
+    `adapter`, and a method `trained_with` that lists the settings the adapter depends on. Its `cfg`
+    has the settings "shapes" and "train_spans".
     """
 
     max_batch_tokens: int
 
     def __init__(self, *args: Any, **cfg: Any) -> None:
-        """See LLMNERPipe."""
+        """Create the component. See `LLMNERPipe` for the arguments."""
         super().__init__(*args, **cfg)
         self._adapted = AdapterCache()
 
     @property
     def settings(self) -> Any:
-        """RETURNS (Any): Wording and adapter."""
+        """The settings of the prompts and the adapter."""
         return self.model.attrs["settings"]
 
     def make_training_batch(self, examples: List[Example]) -> List[Packed]:
-        """RETURNS (List[Packed]): What is learnt from some examples, text by text."""
+        """Create the training data for a batch of examples.
+
+        RETURNS (List[Packed]): The packed sequences of each text.
+        """
         raise NotImplementedError
 
     def text_windows(self, doc: Doc) -> List[Window]:
-        """RETURNS (List[Window]): What is learnt of a Doc, if all of it is known."""
+        """RETURNS (List[Window]): The windows of a Doc for training."""
         raise NotImplementedError
 
     def check_corpus(self, examples: Iterable[Example]) -> None:
-        """Warn about what can't be learnt of the training data.
+        """Warn about windows of the training data that can't be used for training.
 
-        RAISES (LLMNERError): If it is all of them."""
+        examples (Iterable[Example]): The training data.
+        RAISES (LLMNERError): If no window can be used.
+        """
         parts = (
             part
             for eg in examples
@@ -92,7 +100,7 @@ class AdapterPipe(LLMNERPipe):
         warn_about_skipped(self.name, parts)
 
     def make_prompt_encoder(self, llm: LoadedLLM) -> Any:
-        """RETURNS (Any): The component's prompts in the tokens of an LLM."""
+        """RETURNS (Any): The component's prompt encoder for an LLM."""
         raise NotImplementedError
 
     def build(self) -> Adapter:
@@ -106,13 +114,15 @@ class AdapterPipe(LLMNERPipe):
         sgd: Optional[Optimizer] = None,
         losses: Optional[Dict[str, float]] = None,
     ) -> Dict[str, float]:
-        """Learn from a batch of Docs and their entities.
+        """Train on a batch of examples.
 
         examples (Iterable[Example]): The batch.
-        drop (float): Not used: LoRA on a few texts does without.
-        sgd (Optional[Optimizer]): If given, a step is made at once.
-        losses (Optional[Dict[str, float]]): The loss per token is added under the component's name.
+        drop (float): Not used: LoRA on a few texts needs no dropout.
+        sgd (Optional[Optimizer]): If given, update the weights after the batch.
+        losses (Optional[Dict[str, float]]): The loss per target token is added under the component's
+            name.
         RETURNS (Dict[str, float]): The losses.
+        RAISES (LLMNERError): If the component is not initialized, or the loss is NaN or infinite.
         """
         losses = {} if losses is None else losses
         losses.setdefault(self.name, 0.0)
@@ -123,10 +133,10 @@ class AdapterPipe(LLMNERPipe):
         llm, view, _ = self.adapted_llm()
         texts = self.make_training_batch(examples)
         weight = sum(float(packed.weights.sum()) for packed in texts)
-        at_once = self.max_batch_tokens
+        max_tokens = self.max_batch_tokens
         if llm.device.type == "cpu":
-            at_once = min(at_once, CPU_TRAINING_TOKENS)
-        for batch in batches_by_tokens(texts, at_once):
+            max_tokens = min(max_tokens, CPU_TRAINING_TOKENS)
+        for batch in batches_by_tokens(texts, max_tokens):
             if not any(len(packed.rows) for packed in batch):
                 continue
             scores = target_logits(llm, view, batch)
@@ -140,36 +150,40 @@ class AdapterPipe(LLMNERPipe):
         return losses
 
     def get_loss(self, batch: Iterable[Packed], scores: torch.Tensor) -> Tuple[float, torch.Tensor]:
-        """Find the loss of some packed texts and the gradient of their logits.
+        """Compute the loss of some packed texts and the gradient of their logits.
 
-        batch (Iterable[Packed]): The texts; not Examples, since one of those may be several texts.
-        scores (Tensor): Shape (targets, vocabulary).
-        RETURNS (Tuple[float, Tensor]): The summed loss and its gradient.
+        batch (Iterable[Packed]): The packed texts. These are not Examples, since an Example can have
+            several windows.
+        scores (Tensor): The logits, shape (targets, vocabulary).
+        RETURNS (Tuple[float, Tensor]): The summed loss, and its gradient with the shape of `scores`.
         """
         return cross_entropy(batch, scores)
 
     def start_adapter(self, llm: LoadedLLM) -> None:
-        """Make a new adapter, which changes nothing yet."""
+        """Create a new adapter, which doesn't change the LLM's outputs before training."""
         with isolated_seed(llm.device):
             self.module, self.cfg["shapes"] = new_adapter(llm, self.settings.adapter)
         self.cfg["trained_with"] = self.trained_with()
 
     def adapted_llm(self) -> AdaptedLLM:
-        """RETURNS (AdaptedLLM): The LLM with the adapter; without one, as it is.
-        RAISES (LLMNERError): If the LLM is another one than the component was trained on."""
+        """Get the LLM with the adapter. Without an adapter, the LLM's own decoder is used.
+
+        RETURNS (AdaptedLLM): The LLM, its view with the adapter, and the prompt encoder.
+        RAISES (LLMNERError): If the LLM is not the one the component was trained on.
+        """
         llm = self.shared_llm()
         with self._adapted.lock:
-            made = self._adapted.by_llm
-            if llm not in made:
+            by_llm = self._adapted.by_llm
+            if llm not in by_llm:
                 adapter = self.module
                 view = (
                     llm.decoder if adapter is None else adapter.attach(llm, self.settings.adapter)
                 )
-                made[llm] = view, self.make_prompt_encoder(llm)
-            return AdaptedLLM(llm, *made[llm])
+                by_llm[llm] = view, self.make_prompt_encoder(llm)
+            return AdaptedLLM(llm, *by_llm[llm])
 
     def not_trained(self) -> LLMNERError:
-        """RETURNS (LLMNERError): About a component that was never initialized."""
+        """RETURNS (LLMNERError): The error for a component that was never initialized."""
         return LLMNERError((Errors.E024 if self.labels else Errors.E020).format(name=self.name))
 
     def trained_with(self) -> Dict[str, Any]:
@@ -183,25 +197,35 @@ class AdapterPipe(LLMNERPipe):
 def make_adapter_settings(
     name: str, rank: int, alpha: int, first_layer: Optional[int]
 ) -> AdapterSettings:
-    """RETURNS (AdapterSettings): Of a component's architecture.
-    RAISES (LLMNERError): If one of them makes no sense."""
+    """Create the adapter settings of a component's architecture.
+
+    RETURNS (AdapterSettings): The settings.
+    RAISES (LLMNERError): If a value is not valid.
+    """
     settings = {"rank": rank, "alpha": alpha, "first_layer": first_layer or 0}
     check_values(name, settings, least={"rank": 0, "alpha": 1, "first_layer": 0})
     return AdapterSettings(rank, alpha, first_layer)
 
 
 def qualified(block: str, settings: Any) -> Dict[str, Any]:
-    """RETURNS (Dict[str, Any]): The settings in a block of the config, by their full names."""
+    """RETURNS (Dict[str, Any]): The settings in a block of the config, by their full names
+    ("block.setting").
+    """
     return {f"{block}.{setting}": value for setting, value in asdict(settings).items()}
 
 
 def check_llm(name: str, adapter: AdapterSettings, llm: LoadedLLM) -> None:
-    """RAISES (LLMNERError): If an LLM can't end an answer, has fewer layers than the adapter wants, or has
-    not the precision to train copies of its weights."""
+    """Check that an LLM can be used with an adapter.
+
+    RAISES (LLMNERError): If the LLM has no end token, has fewer layers than the adapter needs, or is
+        not in float32 although copies of its weights are trained.
+    """
     if not llm.tokenizer.end:
         raise LLMNERError(Errors.E035.format(name=llm.spec.name))
     if not adapter.rank and llm.model.dtype != torch.float32:
-        must = 'above 0, or the LLM\'s `dtype` "float32": copies are trained in full precision'
+        must = (
+            'above 0, or the LLM\'s `dtype` "float32": copies of its weights are trained in float32'
+        )
         raise wrong("rank", name, adapter.rank, must)
     first = adapter.first(llm)
     if first >= llm.n_layers:

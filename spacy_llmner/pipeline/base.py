@@ -1,4 +1,4 @@
-"""LLMNERPipe: what the entity components share as spaCy pipes."""
+"""LLMNERPipe: base class of the entity components."""
 
 import json
 import random
@@ -27,7 +27,7 @@ from .settings import Settings
 
 TENSORS = "model.safetensors"
 
-# What every component tells spaCy about itself.
+# Metadata of the factories.
 FACTORY_META: Dict[str, Any] = {
     "assigns": ["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type"],
     "default_score_weights": {
@@ -41,14 +41,16 @@ FACTORY_META: Dict[str, Any] = {
 
 
 class LLMNERPipe(TrainablePipe):
-    """Base class: one shared LLM, entities with scores, errors kept to their document, and small
-    trained parts that are saved without the LLM's weights.
+    """Base class: a pipe with a shared LLM and entities with scores.
 
-    A component says what it trains with `module` and `build`, and implements `predict`, `update`,
-    `get_loss` and `initialize`.
+    A Doc that can't be processed doesn't affect the other Docs of its batch. The trained part is
+    small, and is saved without the LLM's weights.
+
+    A subclass stores its trained part in `module` and creates it with `build`. It implements
+    `predict`, `update`, `get_loss` and `initialize`.
     """
 
-    # The trained part, a torch.nn.Module; None until there is one.
+    # The trained part, a torch.nn.Module; None before training.
     module: Any
 
     def __init__(
@@ -61,13 +63,14 @@ class LLMNERPipe(TrainablePipe):
         scorer: Optional[Callable],
         **cfg: Any,
     ) -> None:
-        """
+        """Create the component.
+
         nlp (Language): The pipeline.
-        llm (Union[str, LLM]): Handle on the shared LLM, or its name; nothing is loaded before first use.
+        llm (Union[str, LLM]): A handle on the shared LLM, or its name. It is loaded at first use.
         model (thinc.api.Model): Carries the settings of the trained part.
-        name (str): Name of the instance; losses are recorded under it.
+        name (str): The name of the component instance. Losses are recorded under this name.
         scorer (Optional[Callable]): The scoring method.
-        cfg: Settings that are saved, with `spans_key` and `overwrite` among them.
+        cfg: Settings that are saved with the component, including `spans_key` and `overwrite`.
         """
         self.vocab = nlp.vocab
         self.llm = as_llm(llm)
@@ -88,18 +91,21 @@ class LLMNERPipe(TrainablePipe):
 
     @property
     def labels(self) -> Tuple[str, ...]:
-        """RETURNS (Tuple[str]): The labels that can be found."""
+        """The labels that can be found."""
         return tuple(self.cfg["labels"])
 
     @property
     def label_data(self) -> List[str]:
-        """RETURNS (List[str]): What `spacy init labels` writes and `initialize` reads."""
+        """The labels in the format that `spacy init labels` writes and `initialize` reads."""
         return list(self.cfg["labels"])
 
     def add_label(self, label: str) -> int:
-        """Add a label. Only before training: the trained part has one output for each.
+        """Add a label. Only possible before training, since the trained part has one output for each
+        label.
 
-        RETURNS (int): 1 if it is new, else 0.
+        label (str): The label.
+        RETURNS (int): 1 if the label is new, else 0.
+        RAISES (LLMNERError): If the component is already trained.
         """
         if label in self.cfg["labels"]:
             return 0
@@ -111,10 +117,12 @@ class LLMNERPipe(TrainablePipe):
         return 1
 
     def adopt_labels(self, examples: Iterable[Example], labels: Optional[List[str]]) -> None:
-        """Take the labels of a training run: those that are given, else those of the examples besides
-        those that were added before, as spaCy's own components do.
+        """Set the labels for training: the given ones, or else those of the examples. Labels that were
+        added before are kept, as in spaCy's own components.
 
-        RAISES (LLMNERError): Without labels, or if the examples have others than those given.
+        examples (Iterable[Example]): The training examples.
+        labels (Optional[List[str]]): The labels. None uses those of the examples.
+        RAISES (LLMNERError): If there are no labels, or if the examples have other labels.
         """
         seen = sorted({label for eg in examples for label in self.labels_of(eg)})
         if labels is None and not self.labels and not seen:
@@ -123,29 +131,30 @@ class LLMNERPipe(TrainablePipe):
             self.add_label(label)
         if not self.labels:
             raise LLMNERError(Errors.E020.format(name=self.name))
-        strange = [label for label in seen if label not in self.labels]
-        if strange:
-            raise self.unknown_labels(strange)
+        unknown = [label for label in seen if label not in self.labels]
+        if unknown:
+            raise self.unknown_labels(unknown)
 
     def labels_of(self, eg: Example) -> List[str]:
-        """RETURNS (List[str]): The labels in a training example."""
+        """RETURNS (List[str]): The labels of the entities in a training example."""
         return [ent.label_ for ent in eg.reference.ents]
 
-    def unknown_labels(self, strange: Sequence[str]) -> LLMNERError:
-        """RETURNS (LLMNERError): About labels in the data that the component does not know."""
+    def unknown_labels(self, unknown: Sequence[str]) -> LLMNERError:
+        """RETURNS (LLMNERError): The error for labels in the data that the component doesn't have."""
         known = ", ".join(self.labels)
-        message = Errors.E021.format(unknown=", ".join(strange), name=self.name, known=known)
+        message = Errors.E021.format(unknown=", ".join(unknown), name=self.name, known=known)
         return LLMNERError(message)
 
     def adopt_llm(self) -> LoadedLLM:
-        """Load the LLM and note which weights the component is trained on.
+        """Load the LLM and record which weights the component is trained on.
 
-        RETURNS (LoadedLLM): The shared weights.
+        RETURNS (LoadedLLM): The shared LLM.
+        RAISES (LLMNERError): If the LLM can't be found.
         """
         self.cfg["llm"] = None
         llm = self.shared_llm()
         self.cfg["llm"] = {
-            "name": self.llm.spec.name,  # another component may call it otherwise
+            "name": self.llm.spec.name,  # other components can refer to the same LLM by another name
             "fingerprint": llm.fingerprint,
             "n_layers": llm.n_layers,
             "width": llm.width,
@@ -154,10 +163,10 @@ class LLMNERPipe(TrainablePipe):
         return llm
 
     def shared_llm(self) -> LoadedLLM:
-        """Get the LLM, and make sure that it is the one the component was trained on.
+        """Load the LLM and check that it is the one the component was trained on.
 
-        RETURNS (LoadedLLM): The shared weights.
-        RAISES (LLMNERError): If it isn't there, or is another one.
+        RETURNS (LoadedLLM): The shared LLM.
+        RAISES (LLMNERError): If it can't be found, or is not the one the component was trained on.
         """
         if not self.llm.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component=self.name))
@@ -176,14 +185,19 @@ class LLMNERPipe(TrainablePipe):
         return llm
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
-        """Annotate a stream of Docs. A failing batch is halved down to the failing Doc, and only
-        that one goes to the error handler; running out of memory is mended in the same way.
+        """Annotate a stream of Docs.
 
-        YIELDS (Doc): The Docs in order, without failed ones.
-        RAISES (LLMNERError): If the set-up is at fault, whatever the error handler is.
+        If a batch fails, it is halved until the failing Doc is found, and only this Doc is passed to
+        the error handler. Running out of memory is handled in the same way.
+
+        stream (Iterable[Doc]): The Docs.
+        batch_size (int): The number of Docs in a batch.
+        YIELDS (Doc): The Docs in order, without those that failed.
+        RAISES (LLMNERError): If the error is not about a single Doc but about the setup. The error
+            handler is not called then.
         """
         if is_forked():
-            # torch's thread pool does not survive a fork: a second thread would wait for ever.
+            # torch's thread pool does not survive a fork: a second thread would wait forever.
             torch.set_num_threads(1)
         for docs in minibatch(stream, size=batch_size):
             yield from self._annotate(list(docs))
@@ -204,20 +218,22 @@ class LLMNERPipe(TrainablePipe):
         return self._annotate(docs[:half]) + self._annotate(docs[half:])
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
-        """Write what was found: everything with its score to doc.spans, the best to doc.ents.
+        """Set the entities and spans: all spans with their scores in doc.spans, the best ones in
+        doc.ents.
 
         docs (Iterable[Doc]): The Docs, modified in place.
-        scores (Sequence[Prediction]): From `predict`.
+        scores (Sequence[Prediction]): The predictions from `predict`.
         """
         for doc, found in zip(docs, scores):
             write_prediction(doc, found, self.cfg["spans_key"], self.cfg["overwrite"], self.name)
 
     def finish_update(self, sgd: Optimizer) -> None:
-        """Make one step with the gradients gathered since the last.
+        """Update the weights with the gradients accumulated since the last update.
 
-        Learning rate, betas, eps, weight decay, clipping and averaging follow thinc's optimizer, so the
-        schedule of `[training.optimizer]` holds. The step itself is torch's AdamW, whichever optimizer
-        is named there: it needs no CuPy on a GPU.
+        Learning rate, betas, eps, weight decay, clipping and averaging are those of thinc's
+        optimizer, so the schedule in `[training.optimizer]` is used. The update itself is torch's
+        AdamW, whichever optimizer the config names, since it needs no CuPy on a GPU.
+
         sgd (thinc.api.Optimizer): The optimizer of the training loop.
         """
         if self.module is None:
@@ -227,7 +243,7 @@ class LLMNERPipe(TrainablePipe):
             return
         if self._optimizer is None:
             trained = [p for p in self.module.parameters() if p.requires_grad]
-            # Gains and biases are not decayed.
+            # No weight decay for gains and biases.
             groups = [{"params": [p for p in trained if p.dim() > 1]}]
             groups.append({"params": [p for p in trained if p.dim() <= 1]})
             self._optimizer = torch.optim.AdamW(groups, lr=sgd.learn_rate, fused=True)
@@ -244,7 +260,9 @@ class LLMNERPipe(TrainablePipe):
             self._average(sgd)
 
     def _average(self, sgd: Optimizer) -> None:
-        """Follow thinc's moving average of the weights, kept where the training loop looks."""
+        """Update the moving averages of the weights like thinc, and store them where the training loop
+        expects them.
+        """
         assert self.module is not None
         averages: Any = sgd.averages
         sgd.nr_update[(self.model.id, "")] += 1
@@ -258,43 +276,50 @@ class LLMNERPipe(TrainablePipe):
                 averages[key].lerp_(p.detach(), 1 - decay)
 
     def use_params(self, params: Dict[Tuple[int, str], Any]) -> Iterator[None]:
-        """Put averaged weights in place, and at the next step the others back.
+        """Replace the weights by averaged ones, and restore them at the next step of the generator.
 
-        A plain generator, as `Language.use_params` expects: the training loop evaluates and saves
-        between the two steps.
+        This is a plain generator, as `Language.use_params` expects: the training loop evaluates and
+        saves between the two steps.
+
+        params (Dict[Tuple[int, str], Any]): The averaged weights, by model ID and parameter name.
         """
-        mine = {}
+        replaced = {}
         if self.module is not None and params:
             for name, p in self.module.named_parameters():
                 if (self.model.id, name) in params:
-                    mine[name] = p.detach().clone()
+                    replaced[name] = p.detach().clone()
                     p.data.copy_(params[(self.model.id, name)])
         try:
             yield
         finally:
             for name, p in self.module.named_parameters() if self.module is not None else []:
-                if name in mine:
-                    p.data.copy_(mine[name])
+                if name in replaced:
+                    p.data.copy_(replaced[name])
 
     def trained_with(self) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): The settings of `model` that what is learnt fits, by name."""
+        """RETURNS (Dict[str, Any]): The settings of `model` that the trained part depends on, by name."""
         return {}
 
     def build(self) -> torch.nn.Module:
-        """RETURNS (torch.nn.Module): The trained part, for the settings in `cfg`, without weights."""
+        """RETURNS (torch.nn.Module): The trained part for the settings in `cfg`, without trained
+        weights.
+        """
         raise NotImplementedError
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): Settings and trained part; never the LLM's weights."""
+        """RETURNS (bytes): The settings and the trained part, without the LLM's weights."""
         state: Dict[str, Any] = {"cfg": json.dumps(self.cfg)}
         if "vocab" not in exclude:
             state["vocab"] = self.vocab.to_bytes(exclude=exclude)
         return srsly.msgpack_dumps({**state, "tensors": self._tensors()})
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "LLMNERPipe":
-        """Load what `to_bytes` gave. RETURNS (LLMNERPipe): The component itself.
-        RAISES (LLMNERError): If the bytes are of something else."""
-        with self._restoring("The given bytes"):
+        """Load the component from the result of `to_bytes`.
+
+        RETURNS (LLMNERPipe): The component itself.
+        RAISES (LLMNERError): If the bytes are incomplete or belong to something else.
+        """
+        with self._restoring("the given bytes"):
             state = srsly.msgpack_loads(bytes_data)
             cfg, tensors = json.loads(state["cfg"]), state["tensors"]
             if "vocab" not in exclude and "vocab" in state:
@@ -303,15 +328,18 @@ class LLMNERPipe(TrainablePipe):
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
-        """Write `cfg` and `model.safetensors` to a folder; never the LLM's weights."""
+        """Save `cfg` and `model.safetensors` to a directory, without the LLM's weights."""
         folder = ensure_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         srsly.write_json(folder / "cfg", self.cfg)
         (folder / TENSORS).write_bytes(self._tensors())
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "LLMNERPipe":
-        """Load a folder. RETURNS (LLMNERPipe): The component itself.
-        RAISES (LLMNERError): If it is incomplete or broken."""
+        """Load the component from a directory.
+
+        RETURNS (LLMNERPipe): The component itself.
+        RAISES (LLMNERError): If the directory is incomplete or broken.
+        """
         folder = Path(path)
         with self._restoring(folder):
             self._restore(srsly.read_json(folder / "cfg"), (folder / TENSORS).read_bytes())
@@ -357,17 +385,22 @@ class LLMNERPipe(TrainablePipe):
 
 @contextmanager
 def isolated_seed(device: torch.device) -> Iterator[None]:
-    """Draw new weights by a seed from `random`, which spaCy seeds, and leave torch's generators alone."""
+    """Seed torch for new weights, and restore the state of its generators afterwards.
+
+    The seed is drawn from Python's `random`, which spaCy seeds.
+
+    device (torch.device): The device that the weights are created on.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(random.getrandbits(31))
         yield
 
 
 def settings_model(name: str, settings: Any) -> Model:
-    """Put settings into a thinc Model that does nothing.
+    """Wrap settings in a thinc Model that does nothing else.
 
-    The trained part itself is a torch module that the component owns, since its sizes are known only
-    when the labels and the LLM are.
+    The trained part itself is a torch module that the component owns, since its shapes depend on the
+    labels and the LLM, which are not known yet.
     """
     model: Model = noop()
     model.name = name
@@ -375,5 +408,5 @@ def settings_model(name: str, settings: Any) -> Model:
     return model
 
 
-# Not by a component: one that is unpickled in another process needs them too.
+# Set on import, not by a component, since a component that is unpickled in another process needs them too.
 set_extensions()

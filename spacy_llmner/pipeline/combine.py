@@ -1,8 +1,9 @@
-"""`llmner_combine`: one doc.ents from what several components found.
+"""`llmner_combine`: combine the spans of several components into one doc.ents.
 
-Put it behind components that write span groups of their own (`spans_key`). A span with its label gets
-the mean of its scores over all groups, 0 where a group does not have it. What fewer than `min_votes`
-groups have is dropped; of what overlaps the highest mean is kept, then the longest.
+Add it to the pipeline after components that write to different span groups (`spans_key`). The score
+of a span with its label is the mean of its scores over all groups, with 0 for groups that don't
+contain it. Spans that are in fewer than `min_votes` groups are dropped. Of overlapping spans, the one
+with the highest mean score is kept; if the scores are equal, the longest.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from spacy.tokens import Doc, Span, SpanGroup
 from ..errors import Errors, LLMNERError, Warnings, wrong
 from .base import LLMNERPipe
 from .predictions import blocked_tokens, without_overlaps, write_group
-from .scorers import chars, places_of
+from .scorers import chars, span_offsets
 from .spans import Mention, filter_overlapping
 
 
@@ -28,20 +29,24 @@ from .spans import Mention, filter_overlapping
 def make_llmner_combine(
     nlp: Language, name: str, keys: List[str], min_votes: int, spans_key: str, overwrite: bool
 ) -> "Combine":
-    """Build an `llmner_combine`. Its first call warns if two components write the same of its groups.
+    """Create an `llmner_combine`. Its first call warns if several components write to the same one of
+    its groups.
 
-    keys (List[str]): The span groups to combine.
-    min_votes (int): How many of them must have a span.
-    spans_key (str): Where all that was kept goes, with `attrs["scores"]`.
-    overwrite (bool): Replace entities that none of the groups' components has set, such as those of an
-        entity ruler. To keep them, set it to false in these components too.
-    RAISES (LLMNERError): If a setting makes no sense.
+    keys (List[str]): The keys of the span groups to combine.
+    min_votes (int): The minimum number of groups that must contain a span. Default 2.
+    spans_key (str): The key of the span group for all spans that are kept, with their scores in
+        `attrs["scores"]`. Default "combined".
+    overwrite (bool): Replace entities that are already set on the Doc and come from none of the
+        combined components, such as those of an entity ruler. To keep them, set it to False here and
+        in the combined components. Default True.
+    RETURNS (Combine): The component.
+    RAISES (LLMNERError): If a setting is not valid.
     """
     return Combine(name, keys, min_votes, spans_key, overwrite, nlp)
 
 
 class Combine:
-    """See make_llmner_combine."""
+    """The component `llmner_combine`. See `make_llmner_combine`."""
 
     def __init__(
         self,
@@ -62,7 +67,7 @@ class Combine:
         self.min_votes = min_votes
         self.spans_key = spans_key
         self.overwrite = overwrite
-        # Until it was looked at once: when the component is made, those in front may not be loaded yet.
+        # Needed for the check in the first call: not all components are loaded when this one is created.
         self._pipeline = None if nlp is None else ref(nlp)
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -71,7 +76,9 @@ class Combine:
     def __call__(self, doc: Doc) -> Doc:
         """Set doc.ents and doc.spans[spans_key].
 
-        RAISES (LLMNERError): If a component has not written its span group.
+        doc (Doc): The Doc, modified in place.
+        RETURNS (Doc): The Doc.
+        RAISES (LLMNERError): If one of the span groups is missing.
         """
         self._warn_about_shared_groups()
         missing = [key for key in self.keys if key not in doc.spans]
@@ -81,15 +88,15 @@ class Combine:
             raise LLMNERError(message)
         scores: Dict[Tuple[int, int, str], List[float]] = {}
         for key in self.keys:
-            for place, score in _scored(doc.spans[key]).items():
-                scores.setdefault(place, []).append(score)
+            for span_key, score in _scored(doc.spans[key]).items():
+                scores.setdefault(span_key, []).append(score)
         kept = [
             Mention(start, end, label, sum(each) / len(self.keys))
             for (start, end, label), each in sorted(scores.items())
             if len(each) >= self.min_votes
         ]
         others, blocked = (
-            ([], []) if self.overwrite else (self._of_others(doc), blocked_tokens(doc))
+            ([], []) if self.overwrite else (self._other_ents(doc), blocked_tokens(doc))
         )
         ents = without_overlaps(_spans(doc, filter_overlapping(kept)), [*others, *blocked])
         spans = {(s.start_char, s.end_char, s.label_): s for s in _spans(doc, kept)}
@@ -100,12 +107,17 @@ class Combine:
         return doc
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 1) -> Iterator[Doc]:
-        """Annotate a stream of Docs. YIELDS (Doc): The Docs in order.
-        RAISES (LLMNERError): As a call does, whatever the error handler is."""
+        """Annotate a stream of Docs.
+
+        YIELDS (Doc): The Docs in order.
+        RAISES (LLMNERError): See `__call__`. The error handler is not called.
+        """
         return map(self, stream)
 
-    def _of_others(self, doc: Doc) -> List[Span]:
-        """RETURNS (List[Span]): Entities that neither the components nor an earlier call have set."""
+    def _other_ents(self, doc: Doc) -> List[Span]:
+        """RETURNS (List[Span]): The entities that were set neither by the combined components nor by an
+        earlier call.
+        """
         groups = [doc.spans[key] for key in (*self.keys, self.spans_key) if key in doc.spans]
         own = [ent for group in groups for ent in group.attrs.get("ents", [])]
         return [ent for ent in doc.ents if chars(ent) not in own]
@@ -123,18 +135,21 @@ class Combine:
 
 
 def _scored(group: SpanGroup) -> Dict[Tuple[int, int, str], float]:
-    """RETURNS (Dict[Tuple[int, int, str], float]): Score by start (in characters), end and label; 1.0 where
-    there is none, as in the groups of a `span_ruler`."""
-    places = places_of(group)
+    """RETURNS (Dict[Tuple[int, int, str], float]): The score of each span, by start and end (in
+    characters) and label. 1.0 in groups without scores, such as those of a `span_ruler`.
+    """
+    offsets = span_offsets(group)
     scores = group.attrs.get("scores", ())
-    known = len(scores) == len(places)
+    known = len(scores) == len(offsets)
     return {
         (start, end, label): float(scores[k]) if known else 1.0
-        for k, (start, end, label) in enumerate(places)
+        for k, (start, end, label) in enumerate(offsets)
     }
 
 
 def _spans(doc: Doc, mentions: Sequence[Mention]) -> List[Span]:
-    """RETURNS (List[Span]): Without what tokens that were merged or split since do not fit."""
+    """RETURNS (List[Span]): The mentions as spans. Mentions that no longer match the Doc's tokens,
+    because tokens were merged or split, are left out.
+    """
     spans = (doc.char_span(m.start, m.end, label=m.label) for m in mentions)
     return [span for span in spans if span is not None]

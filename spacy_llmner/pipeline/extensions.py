@@ -1,14 +1,14 @@
-"""What the components tell about an entity: `span._.score` and `span._.method`."""
+"""The extension attributes of the components' entities: `span._.score` and `span._.method`."""
 
 from typing import Optional, Tuple
 
 from spacy.tokens import Span
 
-from .scorers import chars, places_of
+from .scorers import chars, span_offsets
 
 
 def set_extensions() -> None:
-    """Make them known to spaCy."""
+    """Register the extension attributes, if they aren't yet."""
     if not Span.has_extension("score"):
         Span.set_extension("score", getter=lambda span: _found_by(span)[0])
     if not Span.has_extension("method"):
@@ -16,14 +16,17 @@ def set_extensions() -> None:
 
 
 def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
-    """Look up where a component wrote it, so nothing is kept twice. Of several that found the span the
-    last one counts: it wrote doc.ents, as `llmner_combine` behind all others.
+    """Look up a span in the span groups that the components have written, so its score is stored only
+    once.
+
+    If several components have found the span, the last group is used: its component has also written
+    doc.ents, like `llmner_combine` after all others.
 
     RETURNS (Tuple[Optional[float], Optional[str]]): The span's score and the component's name.
     """
-    place = chars(span)
+    span_key = chars(span)
     for group in reversed(list(span.doc.spans.values())):
-        places = places_of(group) if "scores" in group.attrs else []
-        if place in places:
-            return float(group.attrs["scores"][places.index(place)]), group.attrs.get("method")
+        offsets = span_offsets(group) if "scores" in group.attrs else []
+        if span_key in offsets:
+            return float(group.attrs["scores"][offsets.index(span_key)]), group.attrs.get("method")
     return None, None

@@ -1,4 +1,4 @@
-"""What an Example's reference says about the tokens of its predicted Doc."""
+"""Align the gold annotation of an Example's reference with the tokens of its predicted Doc."""
 
 from typing import Any, List, Optional, Tuple
 
@@ -7,14 +7,17 @@ from spacy.training import Example
 
 from ..errors import Errors, LLMNERError
 
-# (start, end, label) of mentions in tokens, and (start, end) of tokens about which nothing is known.
+# (start, end, label) of each mention, and (start, end) of each range without usable annotation, in tokens.
 GoldMentions = Tuple[List[Tuple[int, int, str]], List[Tuple[int, int]]]
 
 
 def gold_mentions(eg: Example, spans_key: Optional[str]) -> GoldMentions:
-    """Carry a reference's mentions over to the predicted Doc's tokens.
+    """Get the mentions of a reference in the tokens of the predicted Doc.
 
-    spans_key (Optional[str]): Take them from these doc.spans; None from doc.ents.
+    eg (Example): The example.
+    spans_key (Optional[str]): The doc.spans group with the mentions; None for doc.ents.
+    RETURNS (GoldMentions): See `aligned_entities`.
+    RAISES (LLMNERError): If the texts of the example differ.
     """
     if spans_key is None:
         return aligned_entities(eg)
@@ -24,21 +27,22 @@ def gold_mentions(eg: Example, spans_key: Optional[str]) -> GoldMentions:
     out = []
     unknown = []
     for span in eg.reference.spans[spans_key]:
-        there = eg.predicted.char_span(span.start_char, span.end_char, label=span.label_)
-        if there is None:
+        aligned = eg.predicted.char_span(span.start_char, span.end_char, label=span.label_)
+        if aligned is None:
             unknown.append(overlapping_tokens(eg.predicted, span.start_char, span.end_char))
         else:
-            out.append((there.start, there.end, span.label_))
+            out.append((aligned.start, aligned.end, span.label_))
     return out, unknown
 
 
 def aligned_entities(eg: Example) -> GoldMentions:
-    """Carry a reference's entities over to the predicted Doc's tokens.
+    """Get the entities of a reference in the tokens of the predicted Doc.
 
-    RETURNS (Tuple[List, List]): (start, end, label) of each entity that its tokens fit, and the
-        (start, end) of tokens about which nothing is known: without annotation, or with an entity
-        that is cut by a token's border.
-    RAISES (LLMNERError): If the texts differ.
+    eg (Example): The example.
+    RETURNS (GoldMentions): The (start, end, label) of each entity that begins and ends at token
+        boundaries, and the (start, end) of tokens whose annotation is missing or can't be used, since
+        an entity begins or ends inside a token.
+    RAISES (LLMNERError): If the texts of the example differ.
     """
     check_texts(eg)
     if not eg.reference.has_annotation("ENT_IOB"):
@@ -65,6 +69,8 @@ def check_texts(eg: Example) -> None:
 
 
 def overlapping_tokens(doc: Doc, start: int, end: int) -> Tuple[int, int]:
-    """RETURNS (Tuple[int, int]): The tokens that share a character with a stretch of text."""
+    """RETURNS (Tuple[int, int]): The first, and one past the last, of the tokens that overlap a range of
+    characters.
+    """
     span: Any = doc.char_span(start, end, alignment_mode="expand")
     return span.start, span.end

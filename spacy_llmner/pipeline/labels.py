@@ -1,4 +1,4 @@
-"""Labels that a user asks for."""
+"""Validate the labels that a user requests."""
 
 from typing import Iterable, List, Optional
 
@@ -6,22 +6,24 @@ from spacy.tokens import Doc
 
 from ..errors import wrong
 
-# Labels that are asked for in one Doc or, on a reference, those that its annotators looked for.
+# The labels requested for one Doc or, on a reference, the labels that its annotators looked for.
 if not Doc.has_extension("llmner_labels"):
     Doc.set_extension("llmner_labels", default=None)
 
 
 def check_labels(name: str, labels: Iterable[str]) -> List[str]:
-    """Look at what the component `name` shall find.
+    """Validate the labels of a component.
 
-    RETURNS (List[str]): The labels without space around them, each once.
-    RAISES (LLMNERError): If they are no list of words, or one can't be encoded, such as one with half of a
-        surrogate pair.
+    name (str): The component's name, for error messages.
+    labels (Iterable[str]): The labels.
+    RETURNS (List[str]): The labels without surrounding white space and without duplicates.
+    RAISES (LLMNERError): If they are not a list of words, or if UTF-8 can't encode one of them, such
+        as half of a surrogate pair.
     """
     must = "a list of words, such as ['disease', 'chemical']"
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise wrong("labels", name, labels, must)
-    labels = list(labels)  # it may be a generator
+    labels = list(labels)  # it can be a generator
     if any(not isinstance(label, str) or not label.strip() for label in labels):
         raise wrong("labels", name, labels, must)
     if not encodable(labels):
@@ -30,11 +32,17 @@ def check_labels(name: str, labels: Iterable[str]) -> List[str]:
 
 
 def encodable(words: Iterable[str]) -> bool:
+    """RETURNS (bool): Whether UTF-8 can encode all words."""
     return not any("\ud800" <= c <= "\udfff" for word in words for c in word)
 
 
 def doc_labels(name: str, doc: Doc) -> Optional[List[str]]:
-    """RETURNS (Optional[List[str]]): What doc._.llmner_labels says, None if it says nothing.
-    RAISES (LLMNERError): If they are no list of words; `name` is who wants to know."""
+    """Get the labels in `doc._.llmner_labels`.
+
+    name (str): The name of the component that needs them, for error messages.
+    doc (Doc): The Doc.
+    RETURNS (Optional[List[str]]): The labels; None if they are not set.
+    RAISES (LLMNERError): If they are not a list of words.
+    """
     own = doc._.llmner_labels
     return None if own is None else check_labels(name, own)

@@ -1,4 +1,4 @@
-"""What was found in a Doc, and how it is written into it."""
+"""The entities predicted for a Doc, and how they are written to it."""
 
 from dataclasses import dataclass
 from typing import List, Sequence, Tuple
@@ -10,12 +10,12 @@ from .scorers import chars
 
 @dataclass(frozen=True)
 class PredictedSpan:
-    """An entity found in a Doc.
+    """A predicted span.
 
-    start (int): First token.
+    start (int): The first token.
     end (int): One past the last token.
-    label (str): Its type.
-    score (float): Probability, between 0 and 1.
+    label (str): The label.
+    score (float): The probability, between 0 and 1.
     """
 
     start: int
@@ -26,10 +26,10 @@ class PredictedSpan:
 
 @dataclass
 class Prediction:
-    """What was found in one Doc.
+    """The prediction for one Doc.
 
-    ents (List[PredictedSpan]): The best ones that don't overlap.
-    spans (List[PredictedSpan]): All of them.
+    ents (List[PredictedSpan]): The best spans that don't overlap.
+    spans (List[PredictedSpan]): All spans.
     """
 
     ents: List[PredictedSpan]
@@ -37,10 +37,13 @@ class Prediction:
 
 
 def write_prediction(doc: Doc, found: Prediction, key: str, overwrite: bool, method: str) -> None:
-    """Write everything with its score to doc.spans, the best to doc.ents.
+    """Write all spans with their scores to doc.spans, and the best ones to doc.ents.
 
-    overwrite (bool): Replace the entities that are there. Else they stay, and so do blocked tokens.
-    method (str): Who found it.
+    doc (Doc): The Doc, modified in place.
+    found (Prediction): The prediction.
+    key (str): The key in doc.spans.
+    overwrite (bool): Replace the Doc's entities. If False, its entities and blocked tokens are kept.
+    method (str): The name of the component.
     """
     ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
     others, blocked = ((), []) if overwrite else (doc.ents, blocked_tokens(doc))
@@ -53,8 +56,18 @@ def write_prediction(doc: Doc, found: Prediction, key: str, overwrite: bool, met
 def write_group(
     doc: Doc, key: str, scored: Sequence[Tuple[Span, float]], ents: Sequence[Span], method: str
 ) -> None:
-    """Write a span group, whose attrs say what only its writer knows: "scores", "method" (its name), and
-    as "ents" what it adds to doc.ents. "chars" says where spans are, also when tokens are merged."""
+    """Write a span group.
+
+    Its attrs are "scores", "chars" (the offsets and labels of the spans, which stay right if tokens
+    are merged), "method" (the component's name) and "ents" (the entities that the component adds to
+    doc.ents).
+
+    doc (Doc): The Doc, modified in place.
+    key (str): The key in doc.spans.
+    scored (Sequence[Tuple[Span, float]]): The spans and their scores.
+    ents (Sequence[Span]): The entities that are added to doc.ents.
+    method (str): The name of the component.
+    """
     spans = [span for span, _ in scored]
     attrs = {
         "scores": [score for _, score in scored],
@@ -66,11 +79,11 @@ def write_group(
 
 
 def blocked_tokens(doc: Doc) -> List[Span]:
-    """RETURNS (List[Span]): The tokens that may be no entity, as `doc.set_ents(blocked=...)` says."""
+    """RETURNS (List[Span]): The tokens that can't be entities, set with `doc.set_ents(blocked=...)`."""
     return [doc[t.i : t.i + 1] for t in doc if t.ent_iob == 3 and not t.ent_type]
 
 
 def without_overlaps(ents: Sequence[Span], others: Sequence[Span]) -> List[Span]:
-    """RETURNS (List[Span]): Those entities that overlap none of the others."""
+    """RETURNS (List[Span]): The entities that don't overlap any of the others."""
     taken = {i for ent in others for i in range(ent.start, ent.end)}
     return [ent for ent in ents if taken.isdisjoint(range(ent.start, ent.end))]

@@ -1,4 +1,4 @@
-"""Scorers of the entity components."""
+"""The scorers of the entity components."""
 
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
@@ -10,14 +10,18 @@ from .labels import doc_labels
 
 
 def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
-    """Precision, recall and F of doc.ents as spaCy counts them, and how honest the scores are. What a
-    reference's annotators did not look for is left out, see `looked_for`.
+    """Compute spaCy's precision, recall and F-score of doc.ents, and how well the scores are calibrated.
 
-    spans_key (str): Where the predicted docs hold their scores.
-    train_spans (Optional[str]): Which doc.spans of the references were learnt from.
-    RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type`, `ents_set_f` (see `set_f`) and
-        `ents_ece`, the expected calibration error of the entities' scores (None if there are no scores).
-        With `train_spans` also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`, of all that was found.
+    Predictions of labels that a reference's annotators didn't look for are ignored. See `looked_for`.
+
+    examples (Iterable[Example]): The examples.
+    spans_key (str): The doc.spans group of the predicted Docs with the scores. Default "llmner".
+    train_spans (Optional[str]): The doc.spans group of the references that the component was trained
+        on.
+    RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type`, `ents_set_f` (see
+        `set_f`) and `ents_ece`, the expected calibration error of the entities' scores (None if there
+        are no scores). With `train_spans` also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`,
+        for all spans found.
     """
     examples = [looked_for(eg) for eg in examples]
     key, gold_key = kwargs.get("spans_key", "llmner"), kwargs.get("train_spans")
@@ -36,13 +40,18 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
 
 
 def make_llmner_scorer() -> Callable:
-    """Registered as `spacy_llmner.ner_scorer.v1` in `@scorers`."""
+    """Create the scorer. Registered as `spacy_llmner.ner_scorer.v1` in `@scorers`."""
     return llmner_score
 
 
 def looked_for(eg: Example) -> Example:
-    """RETURNS (Example): Without what was found of labels other than those that the annotators of the
-    reference looked for, if that says so in `doc._.llmner_labels`: it may be right."""
+    """Remove predictions that can't be evaluated, because the annotators didn't look for their labels.
+
+    eg (Example): The example. `doc._.llmner_labels` of its reference can list the labels that the
+        annotators looked for.
+    RETURNS (Example): The example without predictions of other labels. The example itself if the
+        labels are not set.
+    """
     labels = doc_labels("the scorer", eg.reference)
     if labels is None:
         return eg
@@ -58,7 +67,7 @@ def looked_for(eg: Example) -> Example:
 
 
 def _without_gold(eg: Example, key: str, gold_key: str) -> Example:
-    """RETURNS (Example): With nothing under the references' key on the predicted Doc."""
+    """RETURNS (Example): The example without a span group with the references' key on the predicted Doc."""
     if gold_key == key or gold_key not in eg.predicted.spans:
         return eg
     doc = eg.predicted.copy()
@@ -67,12 +76,12 @@ def _without_gold(eg: Example, key: str, gold_key: str) -> Example:
 
 
 def set_f(examples: Iterable[Example]) -> Optional[float]:
-    """Micro F1 of the sets of (label, string) of each document, as PaDeLLM-NER's authors count: where a
-    string stands, and how often, does not matter.
+    """Compute the micro F1 of the sets of (label, string) pairs of each document, as PaDeLLM-NER's
+    authors do. The position of a string, and how often it occurs, doesn't matter.
 
-    RETURNS (Optional[float]): None if no document has entity annotation.
+    RETURNS (Optional[float]): The F1, between 0 and 1; None if no document has entity annotation.
     """
-    right = total = 0
+    correct = total = 0
     annotated = False
     for eg in examples:
         if eg.reference.has_annotation("ENT_IOB"):
@@ -80,15 +89,17 @@ def set_f(examples: Iterable[Example]) -> Optional[float]:
             gold, found = (
                 {(e.label_, e.text) for e in doc.ents} for doc in (eg.reference, eg.predicted)
             )
-            right += len(gold & found)
+            correct += len(gold & found)
             total += len(gold) + len(found)
-    return 2 * right / max(total, 1) if annotated else None
+    return 2 * correct / max(total, 1) if annotated else None
 
 
 def scored_entities(examples: Iterable[Example], spans_key: str) -> List[Tuple[float, bool]]:
-    """Collect the score of each predicted entity and whether the reference has that entity.
+    """Collect the score of each predicted entity, and whether it is correct.
 
-    RETURNS (List[Tuple[float, bool]]): Without documents that have no entity annotation.
+    examples (Iterable[Example]): The examples. Those without entity annotation are left out.
+    spans_key (str): The doc.spans group with the scores.
+    RETURNS (List[Tuple[float, bool]]): The score, and whether the reference has the same entity.
     """
     out = []
     for eg in examples:
@@ -97,38 +108,47 @@ def scored_entities(examples: Iterable[Example], spans_key: str) -> List[Tuple[f
         gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
         scores = span_scores(eg.predicted, spans_key)
         for ent in eg.predicted.ents:
-            place = ent.start_char, ent.end_char, ent.label_
-            if place in scores:
-                out.append((scores[place], place in gold))
+            key = ent.start_char, ent.end_char, ent.label_
+            if key in scores:
+                out.append((scores[key], key in gold))
     return out
 
 
 def span_scores(doc: Doc, spans_key: str) -> Dict[Tuple[int, int, str], float]:
-    """RETURNS (Dict[Tuple[int, int, str], float]): Score by start (in characters), end and label."""
+    """RETURNS (Dict[Tuple[int, int, str], float]): The score of each span, by start and end (in
+    characters) and label.
+    """
     if spans_key not in doc.spans:
         return {}
     group = doc.spans[spans_key]
-    places = (tuple(place) for place in places_of(group))
-    return dict(zip(places, map(float, group.attrs.get("scores", []))))
+    offsets = (tuple(key) for key in span_offsets(group))
+    return dict(zip(offsets, map(float, group.attrs.get("scores", []))))
 
 
 def chars(span: Span) -> List[Any]:
-    """RETURNS (List): Start and end of a span in characters, and its label."""
+    """RETURNS (List): The start and end of a span in characters, and its label."""
     return [span.start_char, span.end_char, span.label_]
 
 
-def places_of(group: SpanGroup) -> List[List[Any]]:
-    """RETURNS (List[List]): `chars` of the spans in a group. Of one of ours, also when tokens were merged
-    or split since, after which the spans themselves are wrong."""
+def span_offsets(group: SpanGroup) -> List[List[Any]]:
+    """Get the character offsets and labels of the spans in a group.
+
+    In the groups of our components, the offsets are stored. So they are also right if tokens were
+    merged or split, after which the spans themselves are wrong.
+
+    RETURNS (List[List]): The result of `chars` for each span.
+    """
     known = group.attrs.get("chars")
     return [chars(span) for span in group] if known is None else known
 
 
 def calibration_error(scored: List[Tuple[float, bool]], n_bins: int = 10) -> Any:
-    """Expected calibration error: |share correct - mean score| over bins of like score, weighted by
-    their size (Naeini et al., 2015).
+    """Compute the expected calibration error: the mean of |share correct - mean score| over bins of
+    similar scores, weighted by their sizes (Naeini et al., 2015).
 
-    RETURNS (Optional[float]): Between 0 and 1; None without entities.
+    scored (List[Tuple[float, bool]]): See `scored_entities`.
+    n_bins (int): The number of bins of equal width.
+    RETURNS (Optional[float]): Between 0 and 1; None if there are no entities.
     """
     if not scored:
         return None

@@ -1,4 +1,4 @@
-"""The settings of a component: a dict that accepts no other names than those it was made with."""
+"""The settings of a component: a dict that accepts only the names it was created with."""
 
 import warnings
 from difflib import SequenceMatcher
@@ -8,10 +8,11 @@ from ..errors import Errors, LLMNERError, Warnings
 
 
 class Settings(dict):
-    """What a component has in `cfg`. Values may be changed at any time; a misspelt name is an error.
+    """The settings in a component's `cfg`. Values can be changed at any time; a misspelled name is an
+    error.
 
-    name (str): Name of the component, for messages.
-    values (Mapping[str, Any]): All settings, with their values.
+    name (str): The component's name, for messages.
+    values (Mapping[str, Any]): The values of all settings.
     """
 
     def __init__(self, name: str, values: Mapping[str, Any]) -> None:
@@ -19,24 +20,27 @@ class Settings(dict):
         self._name = name
 
     def __setitem__(self, setting: str, value: Any) -> None:
-        """RAISES (LLMNERError): If there is no such setting."""
+        """RAISES (LLMNERError): If the setting doesn't exist."""
         if setting not in self:
             raise unknown_setting(self._name, setting, self)
         super().__setitem__(setting, value)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """RAISES (LLMNERError): If one of the settings does not exist."""
+        """RAISES (LLMNERError): If one of the settings doesn't exist."""
         for setting, value in dict(*args, **kwargs).items():
             self[setting] = value
 
     def setdefault(self, setting: str, default: Any = None) -> Any:
-        """RAISES (LLMNERError): If there is no such setting."""
+        """RAISES (LLMNERError): If the setting doesn't exist."""
         if setting not in self:
             raise unknown_setting(self._name, setting, self)
         return self[setting]
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take saved values. Settings that this version does not have are left out, with a warning."""
+        """Set saved values. Settings that don't exist in this version are ignored with a warning.
+
+        saved (Mapping[str, Any]): The saved values.
+        """
         unknown = sorted(set(saved) - set(self))
         if unknown:
             message = Warnings.W013.format(name=self._name, unknown=", ".join(unknown))
@@ -50,13 +54,14 @@ class Settings(dict):
 def fill_settings(
     name: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Dict[str, Any]:
-    """Complete the keyword arguments of a component.
+    """Complete a component's keyword arguments with default values.
 
-    name (str): Name of the component.
-    defaults (Mapping[str, Any]): Its default config. Sections of it, such as `llm`, are not meant here.
+    name (str): The component's name.
+    defaults (Mapping[str, Any]): The component's default config. Its blocks, such as `llm`, are not
+        settings.
     given (Mapping[str, Any]): The arguments.
     RETURNS (Dict[str, Any]): All settings of the component.
-    RAISES (LLMNERError): If there is no such setting.
+    RAISES (LLMNERError): If one of the arguments is not a setting.
     """
     known = {setting: x for setting, x in defaults.items() if not isinstance(x, dict)}
     for setting in given:
@@ -66,7 +71,9 @@ def fill_settings(
 
 
 def unknown_setting(name: str, setting: str, known: Iterable[str]) -> LLMNERError:
-    """RETURNS (LLMNERError): About a setting that the component `name` does not have."""
+    """RETURNS (LLMNERError): The error for a setting that a component doesn't have. It suggests a
+    similar name.
+    """
     known = sorted(known)
     nearest = max(known, key=lambda other: _similarity(setting, other))
     hint = f"Did you mean `{nearest}`? " if _similarity(setting, nearest)[0] > 0.6 else ""
@@ -76,8 +83,9 @@ def unknown_setting(name: str, setting: str, known: Iterable[str]) -> LLMNERErro
 
 
 def _similarity(setting: str, other: str) -> Tuple[float, float]:
-    """RETURNS (Tuple[float, float]): Share of a name's characters that another has in the same order, and
-    of both names' characters."""
+    """RETURNS (Tuple[float, float]): The share of the first name's characters that the second has in the
+    same order, and the share of both names' characters.
+    """
     matcher = SequenceMatcher(None, str(setting), other)
     shared = sum(block.size for block in matcher.get_matching_blocks())
     return shared / max(len(str(setting)), 1), matcher.ratio()

@@ -1,4 +1,4 @@
-"""From the places that an answer fits to spans of a Doc: offsets, and what overlaps."""
+"""From occurrences in the text to spans of a Doc: assign occurrences to mentions, and filter overlaps."""
 
 from dataclasses import dataclass
 from typing import Iterable, List, Protocol, Sequence, Set, Tuple
@@ -10,7 +10,13 @@ from .predictions import PredictedSpan
 
 @dataclass(frozen=True)
 class Mention:
-    """start (int): First character. end (int): One past the last. score (float): Between 0 and 1."""
+    """A mention in a text.
+
+    start (int): The first character.
+    end (int): One past the last character.
+    label (str): The label.
+    score (float): Between 0 and 1.
+    """
 
     start: int
     end: int
@@ -19,22 +25,26 @@ class Mention:
 
 
 class Located(Protocol):
-    """occurrences (List[Tuple[int, int]]): Where in the text a string stands: (start, end) in characters."""
+    """An object with the occurrences of a string in the text.
+
+    occurrences (List[Tuple[int, int]]): The (start, end) character offsets.
+    """
 
     occurrences: List[Tuple[int, int]]
 
 
-def assign_occurrences(written: Sequence[Located]) -> List[Tuple[int, int]]:
-    """Find where the mentions of one label stand: each at the first free occurrence of its string that
-    begins no earlier than the mention before it.
+def assign_occurrences(decoded: Sequence[Located]) -> List[Tuple[int, int]]:
+    """Assign an occurrence to each mention of a label: the first occurrence of its string that is not
+    used yet and begins no earlier than the mention before it.
 
-    written (Sequence[Located]): The mentions, in the order they were written.
-    RETURNS (List[Tuple[int, int]]): For each, or (-1, -1) where there is no such place.
+    decoded (Sequence[Located]): The mentions in the order they were decoded.
+    RETURNS (List[Tuple[int, int]]): The (start, end) character offsets of each mention; (-1, -1) if
+        no occurrence is left.
     """
     out: List[Tuple[int, int]] = []
     used: Set[Tuple[int, int]] = set()
     reached = 0
-    for mention in written:
+    for mention in decoded:
         free = [p for p in sorted(mention.occurrences) if p[0] >= reached and p not in used]
         if free:
             used.add(free[0])
@@ -44,8 +54,9 @@ def assign_occurrences(written: Sequence[Located]) -> List[Tuple[int, int]]:
 
 
 def filter_overlapping(mentions: Iterable[Mention]) -> List[Mention]:
-    """RETURNS (List[Mention]): The best that don't overlap, most confident first chosen, of equals the
-    longest; in the order of the text."""
+    """RETURNS (List[Mention]): The mentions that don't overlap, in the order of the text. The highest
+    score is preferred, of equal scores the longest mention.
+    """
     out: List[Mention] = []
     for m in sorted(mentions, key=lambda m: (-m.score, m.start - m.end, m.start, m.label)):
         if all(m.end <= o.start or o.end <= m.start for o in out):
@@ -54,7 +65,9 @@ def filter_overlapping(mentions: Iterable[Mention]) -> List[Mention]:
 
 
 def token_spans(doc: Doc, mentions: Iterable[Mention]) -> List[PredictedSpan]:
-    """RETURNS (List[PredictedSpan]): Mentions that begin and end with tokens of a Doc, by these tokens."""
+    """RETURNS (List[PredictedSpan]): The mentions by their first and last tokens. All of them must begin
+    and end at token boundaries.
+    """
     starts = {token.idx: token.i for token in doc}
     ends = {token.idx + len(token): token.i + 1 for token in doc}
     return [PredictedSpan(starts[m.start], ends[m.end], m.label, m.score) for m in mentions]

@@ -1,4 +1,4 @@
-"""What is learnt from a batch: its windows, batches of packed texts, the loss."""
+"""Prepare training data: annotated windows, batches of packed texts, and the loss."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from .windows import Window
 
 logger = logging.getLogger("spacy_llmner")
 
-# (first word, one past the last) of each mention, by label.
+# The (first word, one past the last word) of each mention, by label.
 MentionsByLabel = Dict[str, List[Tuple[int, int]]]
 
 
@@ -26,9 +26,9 @@ class TrainingWindow:
     """A window of a training text.
 
     words (WordTokens): Its words.
-    mentions (MentionsByLabel): The mentions in them.
-    known (bool): Whether all of it is annotated, and no token's border cuts an entity.
-    cut (bool): Whether its end cuts a mention.
+    mentions (MentionsByLabel): The mentions in the window.
+    known (bool): Whether all tokens are annotated, and no entity begins or ends inside a token.
+    cut (bool): Whether the end of the window cuts a mention.
     """
 
     words: WordTokens
@@ -40,11 +40,15 @@ class TrainingWindow:
 def known_windows(
     doc: Doc, windows: Iterable[Window], gold: GoldMentions
 ) -> Iterator[Tuple[WordTokens, MentionsByLabel]]:
-    """Hand the mentions of a Doc out to its windows.
+    """Select the windows of a Doc that can be used for training, with their mentions.
 
-    Windows in which something is unknown, or a mention is cut by their end, are left out, since nothing
-    can be counted there.
-    YIELDS (Tuple[WordTokens, MentionsByLabel]): The words of a window, and the mentions in them.
+    Windows that are not completely annotated, and windows whose end cuts a mention, are left out,
+    since their mentions can't be counted.
+
+    doc (Doc): The Doc.
+    windows (Iterable[Window]): Its windows.
+    gold (GoldMentions): Its gold annotation.
+    YIELDS (Tuple[WordTokens, MentionsByLabel]): The words of a window, and its mentions.
     """
     for part in training_windows(doc, windows, gold):
         if part.known and not part.cut:
@@ -54,27 +58,32 @@ def known_windows(
 def training_windows(
     doc: Doc, windows: Iterable[Window], gold: GoldMentions
 ) -> Iterator[TrainingWindow]:
-    """YIELDS (TrainingWindow): For each window, what is known about it."""
+    """Assign the mentions of a Doc to its windows. See `known_windows` for the arguments.
+
+    YIELDS (TrainingWindow): Each window with its mentions.
+    """
     mentions, unknown = gold
     for window in windows:
         word = {i: k for k, i in enumerate(window.tokens)}
         known = not any(i in word for start, end in unknown for i in range(start, end))
         part = TrainingWindow(window.words, {}, known, cut=False)
         for start, end, label in mentions:
-            there = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
-            if max(there, default=-1) < 0:
+            positions = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
+            if max(positions, default=-1) < 0:
                 continue
-            if -1 in there:
+            if -1 in positions:
                 logger.debug("'%s' is cut by the end of a window", doc[start:end])
                 part.cut = True
-            part.mentions.setdefault(label, []).append((there[0], there[-1] + 1))
+            part.mentions.setdefault(label, []).append((positions[0], positions[-1] + 1))
         yield part
 
 
 def warn_about_skipped(name: str, parts: Iterable[TrainingWindow]) -> None:
-    """Say what the component `name` can't learn of its training data.
+    """Warn about windows of the training data that are not used for training.
 
-    RAISES (LLMNERError): If it is all of them.
+    name (str): The component's name.
+    parts (Iterable[TrainingWindow]): All windows of the training data.
+    RAISES (LLMNERError): If none of them can be used.
     """
     parts = list(parts)
     unknown = sum(1 for part in parts if not part.known)
@@ -93,7 +102,12 @@ def warn_about_skipped(name: str, parts: Iterable[TrainingWindow]) -> None:
 
 
 def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Packed]]:
-    """RETURNS (List[List[Packed]]): Batches with at most so many tokens each, if no text has more."""
+    """Split packed texts into batches, in order.
+
+    texts (Iterable[Packed]): The packed texts.
+    max_tokens (int): Maximum number of tokens in a batch. A longer text is a batch of its own.
+    RETURNS (List[List[Packed]]): The batches.
+    """
     out: List[List[Packed]] = []
     size = 0
     for packed in texts:
@@ -106,8 +120,12 @@ def batches_by_tokens(texts: Iterable[Packed], max_tokens: int) -> List[List[Pac
 
 
 def cross_entropy(batch: Iterable[Packed], logits: torch.Tensor) -> Tuple[float, torch.Tensor]:
-    """RETURNS (Tuple[float, Tensor]): Summed over all targets, each as often as the sequences have it,
-    and the gradient."""
+    """Compute the cross-entropy loss, summed over all targets with their weights.
+
+    batch (Iterable[Packed]): The packed texts.
+    logits (Tensor): The logits, shape (targets, vocabulary).
+    RETURNS (Tuple[float, Tensor]): The loss, and its gradient with the shape of `logits`.
+    """
     batch = list(batch)
     device = logits.device
     targets = torch.from_numpy(target_columns(batch)).to(device)

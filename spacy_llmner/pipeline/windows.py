@@ -1,4 +1,4 @@
-"""Long texts are read in windows: words of a Doc that go into one prompt."""
+"""Split long texts into windows: the words of a Doc that are read in one prompt."""
 
 import logging
 from dataclasses import dataclass
@@ -12,27 +12,32 @@ from ..llm.word_tokens import WordTokens, word_tokens
 logger = logging.getLogger("spacy_llmner")
 
 SENTENCE_ENDS = frozenset(".!?。！？…")
-# What closes behind them belongs to the sentence.
+# Quotes and brackets that close after the sentence end belong to the sentence.
 CLOSING = frozenset("\"'”’»)]）】》」』")
 
 
 @dataclass
 class Window:
-    """words (WordTokens): Of the window; characters counted in the whole text.
-    tokens (List[int]): Which token of the Doc each of them is."""
+    """A window of a Doc.
+
+    words (WordTokens): Its words, with character offsets in the whole text.
+    tokens (List[int]): The index of each word's token in the Doc.
+    """
 
     words: WordTokens
     tokens: List[int]
 
 
 def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
-    """Encode the words of a Doc, and cut them into windows.
+    """Encode the words of a Doc and split them into windows.
 
-    A window ends with a sentence: where the Doc has boundaries by them, else by punctuation or a line
-    break; only a sentence that is longer than a window is cut.
+    A window ends at the end of a sentence: as set on the Doc or, if it has no sentence boundaries, at
+    punctuation or a line break. Only a sentence that is longer than a window is split.
 
-    size (int): Tokens of the LLM in a window at most; a word that has more has a window of its own.
-    RETURNS (List[Window]): They cover every word once.
+    doc (Doc): The Doc.
+    tokenizer (LLMTokenizer): The LLM's tokenizer.
+    size (int): Maximum number of LLM tokens in a window. A longer word is a window of its own.
+    RETURNS (List[Window]): The windows. Every word is in exactly one of them.
     """
     tokens = [token for token in doc if not token.is_space]
     words = word_tokens(tokenizer, doc.text, [(t.idx, t.idx + len(t)) for t in tokens], inside=True)
@@ -55,11 +60,12 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
 def cut_into_windows(
     shares: Sequence[float], begins: Callable[[int], bool]
 ) -> List[Tuple[int, int]]:
-    """Cut words into windows, between sentences where that is possible.
+    """Split words into windows, at sentence boundaries where possible.
 
-    shares (Sequence[float]): Of a window, by word.
-    begins (Callable[[int], bool]): Whether a sentence may begin with a word.
-    RETURNS (List[Tuple[int, int]]): First word of each window, and one past its last.
+    shares (Sequence[float]): For each word, the share of a window that it takes. A word with more
+        than 1 is left out.
+    begins (Callable[[int], bool]): Whether a sentence can begin with a word.
+    RETURNS (List[Tuple[int, int]]): The first word, and one past the last, of each window.
     """
     out = []
     start = 0
@@ -69,7 +75,7 @@ def cut_into_windows(
             used += shares[end]
             end += 1
         if end == start:
-            start += 1  # a single word that can't be read at once is no name
+            start += 1  # a word that is longer than a window can't be a name
             continue
         if end < len(shares):
             end = next((k for k in range(end, start, -1) if begins(k)), end)
@@ -81,27 +87,36 @@ def cut_into_windows(
     return out
 
 
-def drop_unreadable(windows: Iterable[Window], most: int, name: str) -> List[Window]:
-    """Leave out single words that the LLM can't read at once, which are no names.
+def drop_unreadable(windows: Iterable[Window], max_tokens: int, name: str) -> List[Window]:
+    """Leave out windows of a single word that is too long for the LLM, and therefore can't be a name.
 
-    most (int): Tokens that it can read.
-    name (str): The component.
-    RETURNS (List[Window]): Those that are left and have tokens.
+    windows (Iterable[Window]): The windows.
+    max_tokens (int): Maximum number of tokens that the LLM can read.
+    name (str): The component's name, for the log.
+    RETURNS (List[Window]): The windows that are left and have tokens.
     """
     windows = list(windows)
-    out = [w for w in windows if len(w.words.ids) <= most]
+    out = [w for w in windows if len(w.words.ids) <= max_tokens]
     if len(out) < len(windows):
         n, total = len(windows) - len(out), sum(len(w.tokens) for w in windows)
         logger.debug(
-            "%s: %d of %d words are too long for the LLM (%d tokens)", name, n, total, most
+            "%s: %d of %d words are too long for the LLM (%d tokens)", name, n, total, max_tokens
         )
     return [w for w in out if len(w.words.ids)]
 
 
 def may_start_sentence(tokens: Sequence[Token], k: int, known: bool) -> bool:
-    """Whether a sentence may begin with token k: as the Doc's boundaries say, if they are known; else
-    behind a full stop and the quotes and brackets that close with it, but not behind that of an
-    abbreviation such as "U.S.", or with a line."""
+    """Decide whether a sentence can begin with a token.
+
+    Without sentence boundaries on the Doc, a sentence begins on a new line, or after a full stop and
+    the quotes and brackets that close with it. The full stop of an abbreviation such as "U.S." is not
+    one.
+
+    tokens (Sequence[Token]): Tokens of a Doc.
+    k (int): The index of the token in `tokens`.
+    known (bool): Whether the Doc has sentence boundaries, which are used then.
+    RETURNS (bool): Whether a sentence can begin with token k.
+    """
     if known:
         return bool(tokens[k].is_sent_start)
     gap = tokens[k].nbor(-1)
@@ -116,7 +131,8 @@ def may_start_sentence(tokens: Sequence[Token], k: int, known: bool) -> bool:
 
 
 def _closes(token: Token) -> bool:
-    """Whether it closes what stands before it. A quotation mark that looks the same on both sides does if
-    there is no space before it."""
+    """Check whether a token is a closing quote or bracket. A quotation mark that looks the same on both
+    sides is a closing one if there is no space before it.
+    """
     gap = token.nbor(-1)
     return token.text in CLOSING and not gap.whitespace_ and not gap.is_space

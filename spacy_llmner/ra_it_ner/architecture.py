@@ -1,4 +1,4 @@
-"""The architecture of `ra_it_ner`: its conversation, and what is trained of the LLM."""
+"""The architecture of `ra_it_ner`: its conversation and the settings of its adapter."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Sequence, Union
@@ -18,7 +18,7 @@ OCCURRENCES = ("ordered", "all")
 
 @dataclass(frozen=True)
 class RAITSettings:
-    """See make_ra_it."""
+    """The settings of the architecture. See `make_ra_it`."""
 
     conversation: Conversation
     system: Optional[str] = None
@@ -31,11 +31,11 @@ class RAITSettings:
 
     @property
     def ordered(self) -> bool:
-        """Whether answers name every mention, in the order of the text."""
+        """Whether answers list every mention, in the order of the text."""
         return self.occurrences == "ordered"
 
     def prompt_encoder(self, llm: LoadedLLM) -> ConversationEncoder:
-        """RETURNS (ConversationEncoder): For one LLM."""
+        """RETURNS (ConversationEncoder): The prompt encoder for an LLM."""
         return ConversationEncoder(
             ChatEncoder(llm.tokenizer, llm.spec.name),
             llm.model.get_output_embeddings().weight.shape[0],
@@ -47,8 +47,12 @@ class RAITSettings:
         )
 
     def trained_with(self, labels: Sequence[str]) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): What an adapter fits, besides its own settings. What labels are called
-        is open."""
+        """List the settings that a trained adapter depends on.
+
+        labels (Sequence[str]): Not used: labels and their words can be changed after training.
+        RETURNS (Dict[str, Any]): The conversation, system turn, notation and kind of answers, by
+            setting. The adapter's own settings are not included.
+        """
         return {
             **qualified("conversation", self.conversation),
             "system": self.system,
@@ -57,10 +61,15 @@ class RAITSettings:
         }
 
     def check_labels(self, name: str, labels: Sequence[str]) -> None:
-        """RAISES (LLMNERError): If two labels are asked for with the same question."""
-        asked = [self.label_words.get(label, label) for label in labels]
-        if len(set(asked)) < len(asked):
-            must = f"such that each of {', '.join(labels)} goes by another word"
+        """Check that every label has a question of its own.
+
+        name (str): The component's name, for error messages.
+        labels (Sequence[str]): The labels.
+        RAISES (LLMNERError): If two labels have the same word.
+        """
+        words = [self.label_words.get(label, label) for label in labels]
+        if len(set(words)) < len(words):
+            must = f"a different word for each of {', '.join(labels)}"
             raise wrong("label_words", name, self.label_words, must)
 
 
@@ -76,27 +85,33 @@ def make_ra_it(
     first_layer: Optional[int] = None,
     learn_acknowledgements: bool = False,
 ) -> Model:
-    """Registered as `spacy_llmner.RAIT.v1` in `@architectures`.
+    """Create the settings of a `ra_it_ner`.
 
-    conversation (Union[str, Conversation]): "published_en", "published_zh", or a wording of your own
-        (`@misc = "spacy_llmner.Conversation.v1"`).
-    system (Optional[str]): What the system turn says; None leaves it to the LLM's chat template. The
-        shorter, the faster.
-    notation (str): How entities of examples are written: "json"; "python" for weights that were released
-        with the paper.
-    occurrences (str): "ordered": an answer lists every mention in the order of the text, so each has its
-        place. "all", as published: it lists strings, which are found wherever they occur.
-    label_words (Optional[Dict[str, str]]): What labels are called, such as {"PER": "person"}; others go by
-        their own name.
-    label_descriptions (Optional[Dict[str, str]]): What stands in brackets behind them in the question.
-    rank (int): Rank of the LoRA adapter; 0 trains a full copy of the LLM's weights.
-    alpha (int): LoRA's scale is alpha / rank.
-    first_layer (Optional[int]): Layers of the LLM below it are left as they are, which trains faster;
-        None trains the upper half, 0 all of it as published.
-    learn_acknowledgements (bool): Also learn the turns in which the LLM says that it has read, as the
-        published training framework does.
-    RETURNS (Model): Carries the settings.
-    RAISES (LLMNERError): If a setting has a value that makes no sense.
+    Registered as `spacy_llmner.RAIT.v1` in `@architectures`.
+
+    conversation (Union[str, Conversation]): The wording of the conversation: "published_en"
+        (default), "published_zh", or a custom one (`@misc = "spacy_llmner.Conversation.v1"`).
+    system (Optional[str]): Text of the system turn. None (default) leaves it to the LLM's chat
+        template. A shorter system turn is faster.
+    notation (str): How the entities of examples are written: "json" (default), or "python" for the
+        weights that were released with the paper.
+    occurrences (str): How answers are matched to the text. "ordered" (default): an answer lists every
+        mention in the order of the text, so each mention has its own offsets. "all", as published: an
+        answer lists strings, and every occurrence of a string in the text is a mention.
+    label_words (Optional[Dict[str, str]]): The words that stand for labels in the prompt, such as
+        {"PER": "person"}. A label without an entry stands for itself.
+    label_descriptions (Optional[Dict[str, str]]): Descriptions of labels. They are added in brackets
+        after the label's word in the question.
+    rank (int): Rank of the LoRA adapter. 0 trains copies of the LLM's weights instead, except for the
+        embeddings. Default 8.
+    alpha (int): LoRA scales its update by alpha / rank. Default 16.
+    first_layer (Optional[int]): The first layer that is trained. The layers below it keep the LLM's
+        weights, which makes training faster. None (default) trains the upper half of the layers, 0
+        trains all of them, as published.
+    learn_acknowledgements (bool): Also train on the turns in which the LLM says that it has read the
+        text or the examples, as the published training framework does. Default False.
+    RETURNS (Model): A thinc model that carries the settings and does nothing else.
+    RAISES (LLMNERError): If a setting is not valid.
     """
     adapter = make_adapter_settings("ra_it_ner", rank, alpha, first_layer)
     if isinstance(conversation, str):
@@ -134,5 +149,8 @@ def make_conversation(
     example: str = "Text: {text}\nEntity: {entities}",
     examples_read: str = "I've read these examples.",
 ) -> Conversation:
-    """Registered as `spacy_llmner.Conversation.v1` in `@misc`. See Conversation."""
+    """Create a custom conversation. See `Conversation` for the arguments.
+
+    Registered as `spacy_llmner.Conversation.v1` in `@misc`.
+    """
     return Conversation(examples, example, examples_read, passage, passage_read, question)

@@ -1,5 +1,4 @@
-"""`ra_it_ner`: open entity recognition by retrieval-augmented instruction tuning (RA-IT,
-arXiv 2406.17305)."""
+"""`ra_it_ner`: open NER by retrieval-augmented instruction tuning (RA-IT, arXiv 2406.17305)."""
 
 import logging
 import random
@@ -67,40 +66,52 @@ def make_ra_it_ner_pipe(
     train_spans: Optional[str],
     scorer: Optional[Callable],
 ) -> "RAIT":
-    """Build a `ra_it_ner`; nothing is loaded.
+    """Create a `ra_it_ner`. The LLM and the encoder are loaded at first use.
 
-    llm (Union[str, LLM]): The name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
-    model (Model): Conversation and adapter (`spacy_llmner.RAIT.v1`).
-    encoder (Encoder): Encodes texts for retrieval (`spacy_llmner.SentenceEncoder.v1`, or
-        `spacy_llmner.LLMEncoder.v1`).
+    llm (Union[str, LLM]): The shared LLM: its name, or a handle on it (`@misc =
+        "spacy_llmner.LLM.v1"`).
+    model (Model): Settings of the conversation and the adapter (`spacy_llmner.RAIT.v1`).
+    encoder (Encoder): The encoder that embeds texts for retrieval (`spacy_llmner.SentenceEncoder.v1`
+        or `spacy_llmner.LLMEncoder.v1`).
     retrieval (Strategy): How examples are retrieved (`spacy_llmner.Retrieval.v1`). With k = 0 there
-        are none, and training is plain instruction tuning.
-    labels (List[str]): What is asked for; `set_labels` changes it at any time, and
-        `doc._.llmner_labels` for one Doc. Training sets it, if it is empty.
-    spans_key (str): Key of doc.spans for all spans found, with `attrs["scores"]`.
-    overwrite (bool): Replace entities that are already on the Doc.
-    use_examples (str): When examples are put in front of a text: "always", "never", or "auto". See
-        `context.Chooser`.
-    example_threshold (Optional[float]): With "auto", the cosine that an example has to reach;
-        `calibrate` sets it. None goes by the published rule.
-    list_threshold (float): Entities of a type are listed if it is more likely than this that there
-        are any. Lower finds more.
-    constrained (bool): Answers can only be JSON lists of runs of words of the text. False lets the
-        LLM write freely, and takes what can be read of it.
-    threshold (float): Entities with a lower score are dropped.
-    context (int): Tokens of a conversation at most (fewer if the LLM can't read so many). For lack
-        of room examples are left out first, then the text is cut.
-    window (int): Tokens of text that are asked about at once. Longer texts are cut between
-        sentences.
-    max_answer_tokens (int): Tokens of an answer at most.
-    max_batch_tokens (int): Tokens that are kept in memory at once.
-    random_k (bool): While training, take 0 to k examples in any order; else k, the most similar
-        first, as published.
-    negative_rate (float): For each type a text has, how likely one that it has not is asked for in
-        training.
-    least_negatives (int): At least so many of those are asked for in training.
-    train_spans (Optional[str]): Learn from these doc.spans, which may overlap, instead of doc.ents.
+        are no examples, and training is plain instruction tuning.
+    labels (List[str]): The labels to find. They can be changed at any time with `set_labels`, and for
+        one Doc with `doc._.llmner_labels`. If empty (default), training sets them.
+    spans_key (str): Key of the doc.spans group for all spans found, with their scores in
+        `attrs["scores"]`. Default "llmner".
+    overwrite (bool): Replace entities that are already set on the Doc. If False, they are kept, and
+        only entities that don't overlap them are added. Default True.
+    use_examples (str): When to put examples before a text: "always", "never" or "auto" (default),
+        which uses them only if they are similar enough. See `ExampleSelector.choose`.
+    example_threshold (Optional[float]): With `use_examples` "auto", the cosine similarity, from -1 to
+        1, that the most similar example must have. `calibrate` sets it. None (default) uses the
+        published rule.
+    list_threshold (float): The entities of a type are listed if the probability that there are any is
+        above this. A lower value finds more entities. Not used if `constrained` is False. Between 0
+        and 1, default 0.5, which is greedy decoding.
+    constrained (bool): Constrain answers to JSON lists of runs of words from the text. False lets the
+        LLM generate freely, and parses what it can of the answer. Default True.
+    threshold (float): Entities with a lower score are dropped. Between 0 and 1, default 0.
+    context (int): Maximum number of LLM tokens in a conversation, the answer included. It is reduced
+        if the LLM has fewer positions. If a conversation is too long, examples are left out first;
+        then the text is split into shorter windows. Default 2048.
+    window (int): Maximum number of LLM tokens of text in one conversation. Longer texts are split at
+        sentence boundaries. Default 256.
+    max_answer_tokens (int): Maximum number of LLM tokens in an answer. Default 256.
+    max_batch_tokens (int): Maximum number of tokens in memory at the same time: the KV slots in
+        decoding, the tokens of a forward pass in training. Texts and types that don't fit wait.
+        Default 2048.
+    random_k (bool): In training, show a random number of examples, from 0 to k, in random order.
+        False always shows k examples, the most similar first, as published. Default True.
+    negative_rate (float): In training, the probability that a type the text doesn't contain is
+        requested too, for each type that it contains. Between 0 and 1, default 0.5, as published.
+    least_negatives (int): In training, sample at least this many types that the text doesn't contain.
+        Default 1; as published, 0.
+    train_spans (Optional[str]): Train on the doc.spans group with this key, whose spans can overlap,
+        instead of doc.ents.
     scorer (Optional[Callable]): The scoring method.
+    RETURNS (RAIT): The component.
+    RAISES (LLMNERError): If a setting is not valid.
     """
     return RAIT(
         nlp,
@@ -130,8 +141,11 @@ def make_ra_it_ner_pipe(
 
 
 class RAIT(ExamplePipe):
-    """The LLM, with an adapter of its own, is asked for each type in turn, behind similar texts whose
-    entities are known. Types are words: others can be asked for at any time."""
+    """The component `ra_it_ner`. The LLM, with an adapter trained for this component, is asked about
+    each type in a separate question, after similar texts with their entities.
+
+    Types are words in the question, so types that were not in the training data can be requested too.
+    """
 
     def __init__(
         self,
@@ -145,9 +159,11 @@ class RAIT(ExamplePipe):
         scorer: Optional[Callable] = None,
         **settings: Any,
     ) -> None:
-        """
-        settings: Those of make_ra_it_ner_pipe; what is not given has the default of `DEFAULT_CONFIG`.
-        RAISES (LLMNERError): If a setting is unknown, or its value is not valid.
+        """Create the component. See `make_ra_it_ner_pipe` for the arguments.
+
+        settings: The settings of `make_ra_it_ner_pipe`. A setting that is not given has its default
+            value.
+        RAISES (LLMNERError): If a setting does not exist or is not valid.
         """
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
         labels = settings.pop("labels")
@@ -169,32 +185,39 @@ class RAIT(ExamplePipe):
         self.set_labels(labels)
 
     def set_labels(self, labels: Iterable[str]) -> None:
-        """Say what to ask for from now on. Any words do, also such that were never trained on.
+        """Set the labels to find. They can be any words, including words that were not in the training
+        data.
 
-        labels (Iterable[str]): The labels; each counts once.
-        RAISES (LLMNERError): If they are no words, or two of them go by the same word.
+        labels (Iterable[str]): The labels. Duplicates are ignored.
+        RAISES (LLMNERError): If a label is not a word, or two labels have the same word.
         """
-        kept = check_labels(self.name, labels)
-        self.settings.check_labels(self.name, kept)
-        for label in kept:
+        checked = check_labels(self.name, labels)
+        self.settings.check_labels(self.name, checked)
+        for label in checked:
             self.vocab.strings.add(label)
-        self.cfg["labels"] = kept
+        self.cfg["labels"] = checked
 
     def add_label(self, label: str) -> int:
-        """Ask for one more label. RETURNS (int): 1 if it is new, else 0."""
+        """Add a label to the labels to find.
+
+        label (str): The label.
+        RETURNS (int): 1 if the label is new, else 0.
+        RAISES (LLMNERError): See `set_labels`.
+        """
         before = len(self.labels)
         self.set_labels([*self.labels, label])
         return len(self.labels) - before
 
     def predict(self, docs: Iterable[Doc]) -> List[PredictionWithExamples]:
-        """Find entities, without changing the Docs.
+        """Find entities without changing the Docs.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[PredictionWithExamples]): For each Doc.
-        RAISES (LLMNERError): If there is nothing to ask for, the LLM is not the one trained on, or a
-            setting in `cfg` makes no sense.
+        RETURNS (List[PredictionWithExamples]): The entities and spans found in each Doc, and the
+            examples used.
+        RAISES (LLMNERError): If there are no labels, the LLM is not the one the component was trained
+            on, or a setting in `cfg` is not valid.
         """
-        # Settings may be changed at any time.
+        # Settings can be changed at any time, so they are validated before each use.
         check_settings(self.name, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         docs = list(docs)
         texts = [doc.text for doc in docs]
@@ -217,36 +240,41 @@ class RAIT(ExamplePipe):
                 mentions[passage.doc] += [m for m in found if m.score >= self.cfg["threshold"]]
         if n_lost:
             logger.debug(
-                "%s: %d of %d strings have no place in the text", self.name, n_lost, n_strings
+                "%s: %d of %d strings have no occurrence left in the text",
+                self.name,
+                n_lost,
+                n_strings,
             )
         out = []
-        for doc, found, around in zip(docs, mentions, selections):
+        for doc, found, selected in zip(docs, mentions, selections):
             found.sort(key=lambda m: (m.start, -m.end, m.label))
             spans, ents = token_spans(doc, found), token_spans(doc, filter_overlapping(found))
-            around.sort(key=_start)
-            starts = [start for start, _ in around]
-            out.append(PredictionWithExamples(ents, spans, [c for _, c in around], starts))
+            selected.sort(key=_start)
+            starts = [start for start, _ in selected]
+            out.append(PredictionWithExamples(ents, spans, [s for _, s in selected], starts))
         return out
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
-        """Write what was found, and to `doc._.llmner_examples` why which examples were used.
+        """Set the entities and spans, and record in `doc._.llmner_examples` which examples were used and
+        why.
 
         docs (Iterable[Doc]): The Docs, modified in place.
-        scores (Sequence[PredictionWithExamples]): From `predict`.
+        scores (Sequence[PredictionWithExamples]): The predictions from `predict`.
         """
         docs = list(docs)
         super().set_annotations(docs, scores)
         for doc, found in zip(docs, scores):
             selections = getattr(found, "selections", [])
-            doc._.llmner_examples = [c.summary() for c in selections]
-            for c in selections:
+            doc._.llmner_examples = [selected.summary() for selected in selections]
+            for selected in selections:
+                n = len(selected.examples)
                 logger.debug(
-                    "%s: %d examples for '%s' (%s)", self.name, len(c.examples), doc[:5], c.reason
+                    "%s: %d examples for '%s' (%s)", self.name, n, doc[:5], selected.reason
                 )
 
     @property
     def decoding_settings(self) -> ListDecodingSettings:
-        """RETURNS (ListDecodingSettings): How answers are decoded."""
+        """The settings for decoding answers."""
         return ListDecodingSettings(
             list_threshold=self.cfg["list_threshold"],
             constrained=self.cfg["constrained"],
@@ -262,15 +290,15 @@ class RAIT(ExamplePipe):
         labels: Optional[List[str]] = None,
         pool: Optional[str] = None,
     ) -> None:
-        """Make a new adapter, and index the training examples.
+        """Create a new adapter, and index the training examples.
 
-        get_examples (Callable[[], Iterable[Example]]): Gives the training examples.
+        get_examples (Callable[[], Iterable[Example]]): Returns the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): What is asked for after training; None takes the labels of the
-            component, or else those of the examples.
-        pool (Optional[str]): Folder of `spacy llmner index` with further examples.
-        RAISES (LLMNERError): Without examples or entities, if nothing of the examples can be learnt, or if
-            a setting does not fit the LLM.
+        labels (Optional[List[str]]): The labels to find after training. None uses the component's
+            labels or, if there are none, the labels of the examples.
+        pool (Optional[str]): A folder created by `spacy llmner index`, with further examples.
+        RAISES (LLMNERError): If there are no examples or entities, if no window of the examples can
+            be used for training, or if a setting does not fit the LLM.
         """
         validate_get_examples(get_examples, "RAIT.initialize")
         examples = [eg for eg in get_examples() if len(eg.predicted)]
@@ -315,12 +343,15 @@ class RAIT(ExamplePipe):
     def _passages(
         self, docs: Sequence[Doc], llm: LoadedLLM, prompt_encoder: ConversationEncoder
     ) -> List[Passage]:
-        """RETURNS (List[Passage]): All that is asked about, with examples in front."""
+        """Split the Docs into passages, select their examples and encode their prompts.
+
+        RETURNS (List[Passage]): The passages of all Docs.
+        """
         out: List[Passage] = []
         budget = self._budget(llm)
         doc_ids = [LabelledText(doc.text).hash for doc in docs]
         for number, doc in enumerate(docs):
-            labels, windows = self._asked(doc, budget, prompt_encoder)
+            labels, windows = self._labels_and_windows(doc, budget, prompt_encoder)
             for window in windows:
                 text = passage_text(doc, window.words)
                 out.append(Passage(number, window.words, text, labels))
@@ -337,10 +368,10 @@ class RAIT(ExamplePipe):
                 passage.prompts[label] = prompt_encoder.encode(passage.text, shown, label)
         return out
 
-    def _asked(
+    def _labels_and_windows(
         self, doc: Doc, budget: TokenBudget, prompt_encoder: ConversationEncoder
     ) -> Tuple[List[str], List[Window]]:
-        """RETURNS (Tuple[List[str], List[Window]]): Labels of a Doc, and where they are looked for."""
+        """RETURNS (Tuple[List[str], List[Window]]): The requested labels of a Doc, and its windows."""
         if doc._.llmner_labels is None:
             if not self.labels:
                 raise DocumentError(Errors.E037.format(name=self.name))
@@ -368,7 +399,7 @@ class RAIT(ExamplePipe):
         return ask_types(prompt_encoder, prompts, text, passage.bounds, settings)
 
 
-# Not by the component: one that is unpickled in another process needs it too.
+# Set on import, not by the component, since a component that is unpickled in another process needs it too.
 if not Doc.has_extension("llmner_examples"):
     Doc.set_extension("llmner_examples", default=None)
 

@@ -1,4 +1,4 @@
-"""The settings of `ra_it_ner`: their defaults and their validation."""
+"""The settings of `ra_it_ner`: default values and validation."""
 
 from numbers import Real
 from typing import Any
@@ -49,7 +49,12 @@ DEFAULT_CONFIG = Config().from_str(default_config)["ra_it_ner"]
 
 
 def check_settings(name: str, **settings: Any) -> None:
-    """RAISES (LLMNERError): About the first setting with a value that makes no sense."""
+    """Validate the settings of a component.
+
+    name (str): The component's name, for error messages.
+    settings: The settings by name.
+    RAISES (LLMNERError): If a value is not valid. The error names the first such setting.
+    """
     check_values(
         name,
         settings,

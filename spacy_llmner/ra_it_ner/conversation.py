@@ -1,4 +1,4 @@
-"""What RA-IT's conversations say, as published for English and Chinese (methods.md 3a.1)."""
+"""The wording of RA-IT's conversations, as published for English and Chinese (RA-IT, arXiv 2406.17305)."""
 
 import json
 import re
@@ -14,14 +14,15 @@ from ..retrieval.examples import LabelledText
 
 @dataclass(frozen=True)
 class Conversation:
-    """The wording of one language.
+    """The wording of the conversation, in one language.
 
-    examples (str): Begins the turn with retrieved examples.
-    example (str): One of them, with {text} and {entities}; they are joined by line breaks.
-    examples_read (str): The LLM's answer to it.
-    passage (str): The turn with the text, with {text}.
-    passage_read (str): The LLM's answer to it.
-    question (str): Asks for one type, with {label}.
+    examples (str): Start of the turn with the retrieved examples.
+    example (str): One example. Must contain the placeholders {text} and {entities}. Examples are
+        joined by line breaks.
+    examples_read (str): The LLM's answer to the examples.
+    passage (str): The turn with the text. Must contain the placeholder {text}.
+    passage_read (str): The LLM's answer to the text.
+    question (str): The question about one type. Must contain the placeholder {label}.
     """
 
     examples: str
@@ -32,10 +33,14 @@ class Conversation:
     question: str
 
     def __post_init__(self) -> None:
-        slots = {"example": ("{text}", "{entities}"), "passage": ("{text}",)}
-        for setting, needed in {**slots, "question": ("{label}",)}.items():
-            if any(getattr(self, setting).count(slot) != 1 for slot in needed):
-                must = f"a text in which {' and '.join(needed)} occurs once"
+        placeholders = {
+            "example": ("{text}", "{entities}"),
+            "passage": ("{text}",),
+            "question": ("{label}",),
+        }
+        for setting, needed in placeholders.items():
+            if any(getattr(self, setting).count(placeholder) != 1 for placeholder in needed):
+                must = f"a text with {' and '.join(needed)} exactly once"
                 raise wrong(f"conversation.{setting}", "ra_it_ner", getattr(self, setting), must)
 
 
@@ -63,16 +68,18 @@ NOTATIONS = ("json", "python")
 
 @dataclass(frozen=True)
 class ConversationEncoder:
-    """A conversation as one component has it with one LLM.
+    """Encodes the conversation of a component for one LLM.
 
-    chat (ChatEncoder): How the LLM reads conversations.
-    vocab (int): Number of its tokens.
-    conversation (Conversation): What is said.
-    system (Optional[str]): The system turn; None leaves it to the LLM's chat template.
-    notation (str): Entities of examples are written in "json", or in Python's notation as in the
-        released weights' training data ("python").
-    label_words (Dict[str, str]): What a label is called; others go by their own name.
-    label_descriptions (Dict[str, str]): What stands in brackets behind it in the question.
+    chat (ChatEncoder): Encodes the turns with the LLM's chat template.
+    vocab (int): The size of the LLM's vocabulary.
+    conversation (Conversation): The wording.
+    system (Optional[str]): Text of the system turn. None leaves it to the LLM's chat template.
+    notation (str): How the entities of examples are written: "json", or "python" as in the training
+        data of the released weights.
+    label_words (Dict[str, str]): The words that stand for labels. A label without an entry stands for
+        itself.
+    label_descriptions (Dict[str, str]): Descriptions of labels, added in brackets after the word in
+        the question.
     """
 
     chat: ChatEncoder
@@ -84,8 +91,10 @@ class ConversationEncoder:
     label_descriptions: Dict[str, str]
 
     @cached_property
-    def anything(self) -> Unconstrained:
-        """Answers without constraint. One for all texts: the decoder sees that the tokens are the same."""
+    def unconstrained(self) -> Unconstrained:
+        """The constraint that allows all answers. All texts share the same object, so that the decoding
+        engine recognizes that the allowed tokens are the same.
+        """
         return Unconstrained(self.vocab, self.end)
 
     @property
@@ -94,42 +103,56 @@ class ConversationEncoder:
         return self.chat.tokenizer.end[0]
 
     def turns(self, text: str, examples: Sequence[LabelledText], label: str) -> List[Turn]:
-        """RETURNS (List[Turn]): The conversation in which a label is asked for. Without examples it is
-        that of plain instruction tuning."""
-        said = self.conversation
+        """Write the conversation about one label.
+
+        text (str): The text.
+        examples (Sequence[LabelledText]): The examples before it. If there are none, the conversation
+            is that of plain instruction tuning.
+        label (str): The requested label.
+        RETURNS (List[Turn]): The turns up to the question.
+        """
+        wording = self.conversation
         out: List[Turn] = []
         if self.system is not None:
             out.append(("system", self.system))
         if examples:
-            shown = said.examples + "\n".join(self.example(e) for e in examples)
-            out += [("user", shown), ("assistant", said.examples_read)]
-        out += [("user", said.passage.replace("{text}", text)), ("assistant", said.passage_read)]
+            shown = wording.examples + "\n".join(self.example(e) for e in examples)
+            out += [("user", shown), ("assistant", wording.examples_read)]
+        out.append(("user", wording.passage.replace("{text}", text)))
+        out.append(("assistant", wording.passage_read))
         return [*out, ("user", self.question(label))]
 
     def encode(self, text: str, examples: Sequence[LabelledText], label: str) -> List[int]:
-        """RETURNS (List[int]): The same in tokens, up to where the LLM answers. What is asked about one
-        text begins alike."""
+        """Encode the conversation about one label up to the LLM's answer. See `turns` for the arguments.
+
+        RETURNS (List[int]): The tokens. Conversations about the same text and examples begin with the
+            same tokens.
+        """
         return self.chat.encode(self.turns(text, examples, label))
 
     def acknowledgements(
         self, text: str, examples: Sequence[LabelledText], label: str
     ) -> List[bool]:
-        """RETURNS (List[bool]): Which of these tokens the LLM says itself: that it has read."""
+        """Find the tokens of the turns in which the LLM says that it has read the examples or the text.
+
+        RETURNS (List[bool]): For each token of `encode`, whether it belongs to such a turn.
+        """
         turns = self.turns(text, examples, label)
         out: List[bool] = []
         for k, piece in enumerate(self.chat.pieces(turns)):
-            said = k % 2 == 1 and turns[k // 2][0] == "assistant"
-            out.extend([said] * len(piece))
+            acknowledges = k % 2 == 1 and turns[k // 2][0] == "assistant"
+            out.extend([acknowledges] * len(piece))
         return out
 
     def question(self, label: str) -> str:
+        """RETURNS (str): The question about a label."""
         word = self.label_words.get(label, label)
         description = self.label_descriptions.get(label)
         word = f"{word} ({description})" if description else word
         return self.conversation.question.replace("{label}", word)
 
     def example(self, example: LabelledText) -> str:
-        """RETURNS (str): A labelled text with all its entities, as it is shown."""
+        """RETURNS (str): A labelled text with all its entities, as it is shown to the LLM."""
         entities = [
             {example.text[start:end]: self.label_words.get(label, label)}
             for start, end, label in example.entities
@@ -137,18 +160,21 @@ class ConversationEncoder:
         written = str(entities)
         if self.notation == "json":
             written = json.dumps(entities, ensure_ascii=False)
-        # Slot by slot: what a text says is no slot.
+        # Replace the placeholders in one pass: a text that contains "{entities}" stays as it is.
         parts = re.split(r"(\{text\}|\{entities\})", self.conversation.example)
         values = {"{text}": example.text, "{entities}": written}
         return "".join(values.get(part, part) for part in parts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """RETURNS (str): What some tokens spell, without control tokens."""
+        """RETURNS (str): The text of some tokens, without control tokens."""
         return self.chat.tokenizer.hf.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def longest(self, labels: Sequence[str]) -> Tuple[int, str]:
-        """RETURNS (Tuple[int, str]): Tokens of a conversation about an empty text, and the label for which
-        there are most."""
+        """Find the label with the longest question.
+
+        RETURNS (Tuple[int, str]): The number of tokens in the conversation about an empty text, and
+            the label.
+        """
         return max((len(self.encode("", [], label)), label) for label in labels)

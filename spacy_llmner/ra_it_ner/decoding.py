@@ -1,4 +1,6 @@
-"""Ask for all types of a text at once, as branches behind examples and passage."""
+"""Decode the answers about all types of a text in parallel, as branches that share the examples and the
+passage.
+"""
 
 import copy
 import math
@@ -17,13 +19,14 @@ from .postprocess import ListedString, find_strings, parse_list
 
 @dataclass(frozen=True)
 class ListDecodingSettings:
-    """How answers are decoded.
+    """Settings for decoding answers.
 
-    list_threshold (float): A list is written if it is more likely than this that it is not empty.
-    constrained (bool): Allow nothing but JSON lists of runs of words of the text.
+    list_threshold (float): Decode a list if the probability that it is not empty is above this.
+    constrained (bool): Allow only JSON lists of runs of words from the text.
     ordered (bool): Strings are listed in the order of the text.
-    draft (int): Tokens that are guessed ahead; 0 writes token by token.
-    max_tokens (int): Tokens of an answer at most. Of one that is cut, finished strings count.
+    draft (int): Maximum number of tokens to draft per forward pass; 0 decodes token by token.
+    max_tokens (int): Maximum number of tokens of an answer. If an answer is cut, its complete strings
+        are used.
     """
 
     list_threshold: float = 0.5
@@ -40,18 +43,21 @@ def ask_types(
     bounds: Sequence[Tuple[int, int]],
     settings: ListDecodingSettings,
 ) -> Request:
-    """Make the program that asks a text for its types.
+    """Create the request that asks about all types of a text.
 
-    prompts (Dict[str, List[int]]): The conversation for each type, in tokens; they begin alike.
-    text (str): The text in whose characters `bounds` are.
-    bounds (Sequence[Tuple[int, int]]): First character of each word and one past the last.
-    RETURNS (Request): Returns Dict[str, List[ListedString]].
+    prompt_encoder (ConversationEncoder): Encodes the conversation for the LLM.
+    prompts (Dict[str, List[int]]): The tokens of the conversation about each type. All of them begin
+        with the same tokens.
+    text (str): The text that `bounds` refers to.
+    bounds (Sequence[Tuple[int, int]]): The first character, and one past the last, of each word.
+    settings (ListDecodingSettings): How answers are decoded.
+    RETURNS (Request): Returns the strings listed for each type (Dict[str, List[ListedString]]).
     """
 
     def request(tree: Tree) -> Generator[None, None, Dict[str, List[ListedString]]]:
         labels = list(prompts)
         shared = common_prefix([prompts[label] for label in labels])
-        stem = tree.root(prompts[labels[0]][:shared])
+        shared_node = tree.root(prompts[labels[0]][:shared])
         if settings.constrained:
             lists = TextLists(
                 prompt_encoder.chat.tokenizer,
@@ -60,14 +66,24 @@ def ask_types(
                 prompt_encoder.end,
                 ordered=settings.ordered,
             )
-            branches = [_ask(tree, stem, prompts[x][shared:], lists, settings) for x in labels]
+            branches = [
+                _ask(tree, shared_node, prompts[label][shared:], lists, settings)
+                for label in labels
+            ]
         else:
-            rule = prompt_encoder.anything
+            rule = prompt_encoder.unconstrained
             branches = [
                 _ask_freely(
-                    tree, stem, prompts[x][shared:], rule, prompt_encoder, text, bounds, settings
+                    tree,
+                    shared_node,
+                    prompts[label][shared:],
+                    rule,
+                    prompt_encoder,
+                    text,
+                    bounds,
+                    settings,
                 )
-                for x in labels
+                for label in labels
             ]
         found = yield from run_parallel(tree, branches)
         return dict(zip(labels, found))
@@ -77,28 +93,28 @@ def ask_types(
 
 def _ask(
     tree: Tree,
-    stem: Node,
+    shared_node: Node,
     question: Sequence[int],
     lists: TextLists,
     settings: ListDecodingSettings,
 ) -> Generator[None, None, List[ListedString]]:
-    """Write one list: whether it is empty is decided first, by a threshold."""
+    """Decode one list. A threshold decides first whether the list is empty."""
     if not lists.rule.can_list:
         return []
     empty, opening = lists.rule.empty, lists.rule.opening
-    same = common_prefix([empty, opening])
-    either = np.array(sorted({empty[same], opening[same]}), dtype=np.int64)
-    node = tree.add(stem, [*question, *opening[:same]], ask={-1: either})
+    shared = common_prefix([empty, opening])
+    either = np.array(sorted({empty[shared], opening[shared]}), dtype=np.int64)
+    node = tree.add(shared_node, [*question, *opening[:shared]], ask={-1: either})
     yield
     scores = node.scores(-1)
-    opened = float(scores.log_probs[list(scores.ids).index(opening[same])])
+    opened = float(scores.log_probs[list(scores.ids).index(opening[shared])])
     if math.exp(opened) <= settings.list_threshold:
         return []
-    rule = behind(lists.rule, opening)
+    rule = continued_after(lists.rule, opening)
     answer: Answer = yield from decode(
         tree,
         node,
-        opening[same:],
+        opening[shared:],
         rule,
         draft=settings.draft,
         max_tokens=max(settings.max_tokens - len(opening), 0),
@@ -111,7 +127,7 @@ def _ask(
 
 def _ask_freely(
     tree: Tree,
-    stem: Node,
+    shared_node: Node,
     question: Sequence[int],
     rule: Unconstrained,
     prompt_encoder: ConversationEncoder,
@@ -119,18 +135,23 @@ def _ask_freely(
     bounds: Sequence[Tuple[int, int]],
     settings: ListDecodingSettings,
 ) -> Generator[None, None, List[ListedString]]:
-    """Let the LLM write what it likes, and take what can be read of it."""
+    """Decode an answer without a constraint, and parse the strings that it lists."""
     answer: Answer = yield from decode(
-        tree, stem, question, rule, draft=0, max_tokens=settings.max_tokens
+        tree, shared_node, question, rule, draft=0, max_tokens=settings.max_tokens
     )
-    written = prompt_encoder.decode([token for token in answer.ids if token != prompt_encoder.end])
+    decoded = prompt_encoder.decode([token for token in answer.ids if token != prompt_encoder.end])
     mean = sum(answer.log_probs) / max(len(answer.log_probs), 1)
-    occurrences = find_strings(text, parse_list(written), bounds)
+    occurrences = find_strings(text, parse_list(decoded), bounds)
     return [ListedString(p, mean) for p in occurrences]
 
 
-def behind(rule: Any, ids: Sequence[int]) -> Any:
-    """RETURNS (Constraint): The same rule for an answer of which some tokens are written already."""
+def continued_after(rule: Any, ids: Sequence[int]) -> Any:
+    """Create a constraint for an answer whose first tokens are already known.
+
+    rule (Any): The constraint on the whole answer.
+    ids (Sequence[int]): The answer's first tokens.
+    RETURNS (Constraint): The same constraint, starting after these tokens.
+    """
     out = copy.copy(rule)
     for token in ids:
         out.start = out.advance(out.start, token)

@@ -1,4 +1,4 @@
-"""ExamplePipe: annotated examples that are kept, found again and saved with a component."""
+"""ExamplePipe: base class of components that retrieve annotated examples and are saved with them."""
 
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Union
@@ -21,15 +21,15 @@ from .example_threshold import best_threshold, texts_to_measure
 from .prompts import labelled_passages
 
 POOL = "pool"
-# Texts that are read at once, as by nlp.pipe.
+# Texts per call of `predict`, as in nlp.pipe.
 CALIBRATION_BATCH = 128
 
 
 class ExamplePipe(AdapterPipe):
-    """Base class: an AdapterPipe that has an index of examples, and chooses from it.
+    """Base class: an AdapterPipe with an index of examples.
 
     index (ExampleIndex): The examples.
-    selector (ExampleSelector): Chooses those that stand in front of a text.
+    selector (ExampleSelector): Selects the examples that are put before a text.
     """
 
     def __init__(
@@ -44,47 +44,52 @@ class ExamplePipe(AdapterPipe):
         scorer: Optional[Callable],
         **cfg: Any,
     ) -> None:
-        """See LLMNERPipe, and make_ra_it_ner_pipe for encoder and retrieval."""
+        """Create the component. See `LLMNERPipe`, and `make_ra_it_ner_pipe` for `encoder` and
+        `retrieval`.
+        """
         super().__init__(nlp, llm, model, name, scorer=scorer, **cfg)
         self.encoder = encoder
         self.retrieval = retrieval
         self.set_index(ExampleIndex(encoder))
 
     def set_index(self, index: ExampleIndex) -> None:
-        """Choose from other examples from now on.
+        """Replace the index of examples.
 
-        index (ExampleIndex): Made by the component's own encoder.
+        index (ExampleIndex): The new index. It must have been created with the component's own
+            encoder.
         """
         self.index = index
         self.selector = ExampleSelector(index, self.retrieval, self.settings.label_words)
 
     def add_examples(self, docs: Iterable[Doc], *, progress: bool = False) -> int:
-        """Add annotated Docs to the examples that can be put in front of a text. Long Docs make several;
-        what is not annotated, or in part only, makes none.
+        """Add annotated Docs to the examples. Long Docs are split into several examples. Docs, or parts
+        of Docs, that are not completely annotated are left out.
 
+        docs (Iterable[Doc]): The annotated Docs.
         progress (bool): Show a progress bar, if standard error is a terminal.
-        RETURNS (int): How many examples were new.
-        RAISES (LLMNERError): If one is no Doc.
+        RETURNS (int): The number of new examples.
+        RAISES (LLMNERError): If one of them is not a Doc.
         """
         tokenizer = self.shared_llm().tokenizer
         window, key = self.cfg["window"], self.cfg["train_spans"]
-        known = (self._checked(doc) for doc in docs)
-        examples = (x for doc in known for x in labelled_passages(doc, tokenizer, window, key))
+        checked = (self._check_doc(doc) for doc in docs)
+        examples = (x for doc in checked for x in labelled_passages(doc, tokenizer, window, key))
         return self.index.add(examples, progress=progress)
 
-    def _checked(self, doc: Doc) -> Doc:
+    def _check_doc(self, doc: Doc) -> Doc:
         if not isinstance(doc, Doc):
             given, kind = repr(doc)[:60], type(doc).__name__
             raise LLMNERError(Errors.E049.format(name=self.name, given=given, kind=kind))
         return doc
 
     def calibrate(self, examples: Iterable[Example]) -> float:
-        """Find out from annotated Docs how similar examples must be to help, and set
-        `example_threshold` to it.
+        """Set `example_threshold` to the similarity that examples need to improve predictions on
+        held-out texts.
 
-        examples (Iterable[Example]): Held out from training. Those that are not annotated don't count.
-        RETURNS (float): The cosine from which on texts are read better with examples than without; 1
-            if examples never help.
+        examples (Iterable[Example]): Examples that were held out from training. Those without
+            annotation are ignored.
+        RETURNS (float): The example threshold: texts are predicted better with examples than without
+            from this cosine similarity on. 1 if examples never help.
         RAISES (LLMNERError): If no text has an entity, or there are no examples to show.
         """
         examples = list(examples)
@@ -93,8 +98,10 @@ class ExamplePipe(AdapterPipe):
         if not len(self.index) or not self.retrieval.k:
             counts = {"n": len(self.index), "k": self.retrieval.k}
             raise LLMNERError(Errors.E046.format(name=self.name, **counts))
-        without, behind = (self._predict_all(known, policy) for policy in ("never", "always"))
-        threshold = best_threshold(known, without, behind, self.cfg["train_spans"])
+        without, with_examples = (
+            self._predict_all(known, policy) for policy in ("never", "always")
+        )
+        threshold = best_threshold(known, without, with_examples, self.cfg["train_spans"])
         self.cfg["example_threshold"] = threshold
         return threshold
 
@@ -110,27 +117,37 @@ class ExamplePipe(AdapterPipe):
             self.cfg["use_examples"] = before
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): Settings, adapter and examples; never the LLM's or the encoder's weights."""
+        """RETURNS (bytes): The settings, the adapter and the examples, without the weights of the LLM
+        and the encoder.
+        """
         pipe = super().to_bytes(exclude=exclude)
         return srsly.msgpack_dumps({"pipe": pipe, POOL: self.index.to_bytes()})
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "ExamplePipe":
-        """Load what `to_bytes` gave. RETURNS (ExamplePipe): The component itself."""
+        """Load the component from the result of `to_bytes`.
+
+        RETURNS (ExamplePipe): The component itself.
+        RAISES (LLMNERError): If the bytes are incomplete or belong to something else.
+        """
         state = srsly.msgpack_loads(bytes_data)
         super().from_bytes(state["pipe"], exclude=exclude)
         try:
             self.set_index(ExampleIndex(self.encoder).from_bytes(state[POOL]))
         except LLMNERError as e:
-            raise incomplete_pool("The given bytes", e) from e
+            raise incomplete_pool("the given bytes", e) from e
         return self
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
-        """Write settings, adapter and examples to a folder."""
+        """Save the settings, the adapter and the examples to a directory."""
         super().to_disk(path, exclude=exclude)
         self.index.to_disk(Path(path) / POOL)
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "ExamplePipe":
-        """Load a folder. RETURNS (ExamplePipe): The component itself."""
+        """Load the component from a directory.
+
+        RETURNS (ExamplePipe): The component itself.
+        RAISES (LLMNERError): If the directory is incomplete or broken.
+        """
         super().from_disk(path, exclude=exclude)
         try:
             self.set_index(ExampleIndex(self.encoder).from_disk(Path(path) / POOL))

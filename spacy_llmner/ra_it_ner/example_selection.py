@@ -1,4 +1,6 @@
-"""Which examples stand in front of a text: always, never, or when they help (methods.md 3a.3)."""
+"""Decide which examples are put before a text: always, never, or if they are likely to help (RA-IT,
+arXiv 2406.17305).
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
@@ -9,19 +11,21 @@ from ..retrieval.index import ExampleIndex
 from ..retrieval.strategies import Retrieved, Retriever, Strategy
 
 POLICIES = ("auto", "always", "never")
-# Published: an example of another domain has to reach this BM25 score.
+# As published: examples of another domain must have at least this BM25 score.
 PUBLISHED_GATE = 20.0
 
 
 @dataclass(frozen=True)
 class SelectedExamples:
-    """What stands in front of one text.
+    """The examples that are put before one text.
 
-    examples (Tuple[LabelledText, ...]): The most similar first; none for a conversation without.
-    similarities (Tuple[float, ...]): Their cosine to the text.
-    reason (str): Why these: "never", "always", "no examples", "in-domain" (half of the labels asked for
-        or more occur among the examples), "out-of-domain" (they don't, so examples had to pass the
-        published gate), "threshold"; with ", cut" if there was no room for all of them.
+    examples (Tuple[LabelledText, ...]): The examples, the most similar first. Empty for a
+        conversation without examples.
+    similarities (Tuple[float, ...]): The cosine similarity of each example to the text.
+    reason (str): Why these examples: "never", "always", "no examples", "in-domain" (at least half of
+        the requested labels occur among the examples), "out-of-domain" (fewer of them occur, so the
+        examples had to pass a gate) or "threshold". ", cut" is appended if examples were left out to
+        fit the token budget.
     """
 
     examples: Tuple[LabelledText, ...] = ()
@@ -29,11 +33,14 @@ class SelectedExamples:
     reason: str = "no examples"
 
     def without_last(self) -> "SelectedExamples":
+        """RETURNS (SelectedExamples): The same without the least similar example."""
         reason = self.reason if self.reason.endswith(", cut") else f"{self.reason}, cut"
         return SelectedExamples(self.examples[:-1], self.similarities[:-1], reason)
 
     def summary(self) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): What is noted on a Doc: no texts, but which they are."""
+        """RETURNS (Dict[str, Any]): The reason, and the IDs, hashes and similarities of the examples, as
+        recorded on a Doc. The texts are not included.
+        """
         found = zip(self.examples, self.similarities)
         shown = [{"doc_id": e.doc_id, "hash": e.hash, "similarity": s} for e, s in found]
         return {"reason": self.reason, "examples": shown}
@@ -41,8 +48,10 @@ class SelectedExamples:
 
 @dataclass
 class PredictionWithExamples(Prediction):
-    """selections (List[SelectedExamples]): What stood in front of each window of the text.
-    starts (List[int]): First character of each.
+    """The prediction for one Doc, and the examples that it is based on.
+
+    selections (List[SelectedExamples]): The examples before each window of the text.
+    starts (List[int]): The first character of each window.
     """
 
     selections: List[SelectedExamples] = field(default_factory=list)
@@ -50,11 +59,12 @@ class PredictionWithExamples(Prediction):
 
 
 class ExampleSelector:
-    """Chooses the examples of texts.
+    """Selects the examples that are put before texts.
 
-    index (ExampleIndex): What there is.
+    index (ExampleIndex): The examples to select from.
     strategy (Strategy): How they are retrieved.
-    label_words (Mapping[str, str]): What labels are called, as far as not by their own name.
+    label_words (Mapping[str, str]): The words that stand for labels. A label without an entry stands
+        for itself.
     """
 
     def __init__(
@@ -74,20 +84,23 @@ class ExampleSelector:
         queries: Sequence[LabelledText],
         labels: Sequence[Sequence[str]],
     ) -> List[SelectedExamples]:
-        """Choose the examples of some texts.
+        """Select the examples for some texts.
 
         policy (str): "always", "never", or "auto": only if they are similar enough.
-        threshold (Optional[float]): With "auto": cosine that the most similar example has to reach, else
-            none is shown. None goes by the published rule: examples that have half of the labels asked for
-            are in-domain and taken; others have to reach a BM25 score of 20.
+        threshold (Optional[float]): With "auto", the cosine similarity that the most similar example
+            must have; otherwise no example is shown. None uses the published rule: if at least half
+            of the requested labels occur among the examples, the examples are in-domain and are used.
+            Otherwise, each example must have a BM25 score of at least 20, or pass the strategy's own
+            gate if it has one.
         queries (Sequence[LabelledText]): The texts.
-        labels (Sequence[Sequence[str]]): What each of them is asked for.
-        RETURNS (List[SelectedExamples]): For each text. It does not depend on the others.
+        labels (Sequence[Sequence[str]]): The requested labels of each text.
+        RETURNS (List[SelectedExamples]): The examples for each text, which don't depend on the other
+            texts.
         """
         if policy == "never" or not self.strategy.k or not len(self.index):
             reason = "never" if policy == "never" else "no examples"
             return [SelectedExamples(reason=reason) for _ in queries]
-        rules = [self._rule(policy, threshold, asked) for asked in labels]
+        rules = [self._rule(policy, threshold, requested) for requested in labels]
         out = [SelectedExamples()] * len(queries)
         for reason, strategy in dict.fromkeys(rules):
             rows = [i for i, rule in enumerate(rules) if rule == (reason, strategy)]
@@ -97,33 +110,39 @@ class ExampleSelector:
         return out
 
     def _rule(
-        self, policy: str, threshold: Optional[float], asked: Sequence[str]
+        self, policy: str, threshold: Optional[float], requested: Sequence[str]
     ) -> Tuple[str, Strategy]:
-        """RETURNS (Tuple[str, Strategy]): Which rule holds, and how examples are retrieved by it."""
+        """RETURNS (Tuple[str, Strategy]): The reason, and the retrieval strategy that it leads to."""
         strategy = self.strategy
         if policy == "always":
             return "always", strategy
         if threshold is not None:
             return "threshold", strategy
-        if self._knows(asked):
+        if self._is_in_domain(requested):
             return "in-domain", strategy
-        if strategy.gate != "none":  # one that was chosen
+        if strategy.gate != "none":
             return "out-of-domain", strategy
         return "out-of-domain", replace(strategy, gate="bm25", threshold=PUBLISHED_GATE)
 
-    def _knows(self, asked: Sequence[str]) -> bool:
-        """RETURNS (bool): Whether half of the labels or more occur among the examples."""
+    def _is_in_domain(self, requested: Sequence[str]) -> bool:
+        """RETURNS (bool): Whether at least half of the requested labels occur among the examples."""
         words = self.label_words
         if self._counted != len(self.index):
             self._words = {words.get(label, label) for label in self.index.labels()}
             self._counted = len(self.index)
-        known = [label for label in asked if words.get(label, label) in self._words]
-        return 2 * len(known) >= len(asked)
+        known = [label for label in requested if words.get(label, label) in self._words]
+        return 2 * len(known) >= len(requested)
 
     def find(
         self, queries: Sequence[LabelledText], strategy: Optional[Strategy] = None
     ) -> List[List[Retrieved]]:
-        """RETURNS (List[List[Retrieved]]): Examples by a strategy, None for its own."""
+        """Retrieve examples.
+
+        queries (Sequence[LabelledText]): The texts.
+        strategy (Optional[Strategy]): How examples are retrieved; None for the selector's own
+            strategy.
+        RETURNS (List[List[Retrieved]]): The examples for each text.
+        """
         strategy = strategy or self.strategy
         if strategy not in self._retrievers:
             self._retrievers[strategy] = Retriever(self.index, strategy)

@@ -1,4 +1,4 @@
-"""Which types a text is asked about while tuning (methods.md 3a.4)."""
+"""Sample the types that are requested for a training text (RA-IT, arXiv 2406.17305)."""
 
 import random
 from typing import Dict, List, Optional, Sequence
@@ -13,18 +13,20 @@ def sample_labels(
     least: int = 0,
     known: Optional[Sequence[str]] = None,
 ) -> List[str]:
-    """Choose the types of a text that are asked for: those it has, and some that it does not.
+    """Sample the types to request for a text: all types it contains, and some that it doesn't contain.
 
-    For each type it has a coin is flipped, and there are as many others as heads. They are drawn by their
-    frequency in the corpus, and what is drawn twice is asked once.
+    A coin is flipped for each type that the text contains. As many other types are drawn as there are
+    heads, with probabilities proportional to their frequencies in the corpus. A type that is drawn
+    twice is requested once.
 
-    present (Sequence[str]): Types of the text's entities.
-    frequencies (Dict[str, int]): Entities of each type in the whole corpus.
-    rate (float): Probability of heads; published: 0.5.
-    least (int): There are at least so many others, also for a text without entities.
-    known (Optional[Sequence[str]]): Only these are known to be absent if the text does not have them;
-        None: all.
-    RETURNS (List[str]): Shuffled.
+    present (Sequence[str]): The types of the text's entities.
+    frequencies (Dict[str, int]): The number of entities of each type in the whole corpus.
+    rng (random.Random): The random number generator.
+    rate (float): The probability of heads. As published, 0.5.
+    least (int): The minimum number of draws, also for a text without entities.
+    known (Optional[Sequence[str]]): The types that the annotators looked for: only these are known to
+        be absent if the text doesn't contain them. None for all types.
+    RETURNS (List[str]): The types in random order.
     """
     positives = sorted(set(present))
     heads = sum(rng.random() < rate for _ in positives)
@@ -35,7 +37,7 @@ def sample_labels(
     }
     for label in known or ():
         if label not in positives:
-            others.setdefault(label, 1)  # never seen: as if once
+            others.setdefault(label, 1)  # not in the corpus: sampled as if it occurred once
     drawn = set()
     if others and max(heads, least):
         weights = list(others.values())

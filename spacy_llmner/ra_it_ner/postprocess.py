@@ -1,4 +1,4 @@
-"""What an answer says: places in the text of each string that it lists."""
+"""From answers to mentions: find the occurrences in the text of the strings that an answer lists."""
 
 import json
 import math
@@ -8,50 +8,56 @@ from typing import Dict, List, Sequence, Tuple
 
 from ..pipeline.spans import Mention, assign_occurrences
 
-Place = Tuple[int, int]
+Offsets = Tuple[int, int]
 
 
 @dataclass
 class ListedString:
-    """A string of an answer.
+    """A string that an answer lists.
 
-    occurrences (List[Tuple[int, int]]): Where in the text it stands: (start, end) in characters.
-    log_prob (float): How likely the LLM was to list it, over what was allowed.
+    occurrences (List[Tuple[int, int]]): The (start, end) character offsets of its occurrences in the
+        text.
+    log_prob (float): Log-probability that the LLM lists it, over the allowed tokens.
     """
 
-    occurrences: List[Place]
+    occurrences: List[Offsets]
     log_prob: float
 
 
 def mentions_of(
     label: str, listed: List[ListedString], *, ordered: bool
 ) -> Tuple[List[Mention], int]:
-    """Place the strings that were listed for a label.
+    """Assign character offsets to the strings listed for a label.
 
-    ordered (bool): Each stands for one mention: the first that begins behind the one before. Else for all
-        its occurrences.
-    RETURNS (Tuple[List[Mention], int]): The mentions, and how many strings were dropped since they have no
-        place in the text.
+    label (str): The label.
+    listed (List[ListedString]): The strings in the order of the answer.
+    ordered (bool): Each string is one mention: the first free occurrence that begins no earlier than
+        the mention before it. If False, all occurrences of a string are mentions.
+    RETURNS (Tuple[List[Mention], int]): The mentions, and the number of strings that were dropped
+        because no occurrence was left for them.
     """
-    best: Dict[Place, float] = {}
-    lost = 0
+    best: Dict[Offsets, float] = {}
+    n_lost = 0
     first = assign_occurrences(listed) if ordered else []
     for k, answer in enumerate(listed):
         score = math.exp(min(answer.log_prob, 0.0))
         spans = (
             [span for span in first[k : k + 1] if span[0] >= 0] if ordered else answer.occurrences
         )
-        lost += not spans
+        n_lost += not spans
         for span in spans:
             best[span] = max(score, best.get(span, 0.0))
-    return [Mention(start, end, label, score) for (start, end), score in best.items()], lost
+    return [Mention(start, end, label, score) for (start, end), score in best.items()], n_lost
 
 
 def parse_list(answer: str) -> List[str]:
-    """Read a JSON list of strings out of whatever was written; nothing malformed raises.
+    """Parse a JSON list of strings from any answer. Malformed answers don't raise an error.
 
-    What is no list at all gives nothing. Nested lists and objects give their strings (of an object the
-    keys), a list that was cut gives the strings that were finished.
+    An answer without a list has no strings. Nested lists and objects are flattened (the keys of an
+    object are used), and a list that was cut has the strings that were complete.
+
+    answer (str): The answer.
+    RETURNS (List[str]): The strings.
     """
     start = answer.find("[")
     if start < 0:
@@ -62,24 +68,29 @@ def parse_list(answer: str) -> List[str]:
         return [s for s in _strings(value) if s.strip()]
     except (ValueError, RecursionError):
         pass
-    # Not valid: take what looks like a string, in either kind of quotes.
+    # Not valid JSON: take everything that looks like a string, in single or double quotes.
     found = re.findall(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'', answer[start:])
     return [s for s in (_unescape(double or single) for double, single in found) if s.strip()]
 
 
-def find_strings(text: str, strings: Sequence[str], bounds: Sequence[Place]) -> List[List[Place]]:
-    """Find where strings stand in a text, from word to word.
+def find_strings(
+    text: str, strings: Sequence[str], bounds: Sequence[Offsets]
+) -> List[List[Offsets]]:
+    """Find the occurrences of strings in a text that begin and end at word boundaries.
 
-    bounds (Sequence[Tuple[int, int]]): First character of each word and one past its last.
-    RETURNS (List[List[Tuple[int, int]]]): All places of each string; none for one that is not there.
+    text (str): The text.
+    strings (Sequence[str]): The strings.
+    bounds (Sequence[Tuple[int, int]]): The first character, and one past the last, of each word.
+    RETURNS (List[List[Tuple[int, int]]]): The (start, end) character offsets of all occurrences of
+        each string. Empty for a string that doesn't occur.
     """
     starts, ends = {a for a, _ in bounds}, {b for _, b in bounds}
     out = []
     for string in strings:
         string = string.strip()
-        # White space between words may be written in another way.
+        # The LLM can change the white space between words.
         pattern = r"\s+".join(re.escape(part) for part in string.split())
-        # Overlapping occurrences count too.
+        # A look-ahead, so that overlapping occurrences are found too.
         found = re.finditer(f"(?=({pattern}))", text) if pattern else ()
         occurrences = [match.span(1) for match in found]
         out.append([(a, b) for a, b in occurrences if a in starts and b in ends])

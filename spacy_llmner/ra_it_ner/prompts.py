@@ -1,4 +1,4 @@
-"""What is asked about at once: a stretch of a Doc, with examples in front as far as there is room."""
+"""Passages and their prompts: windows of Docs, with as many examples as the token budget allows."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -21,12 +21,14 @@ from .example_selection import SelectedExamples
 
 @dataclass
 class Passage:
-    """doc (int): Number of the Doc.
-    words (WordTokens): Its words; characters counted in the Doc's text.
+    """A window of a Doc with its examples and prompts.
+
+    doc (int): The index of the Doc in the batch.
+    words (WordTokens): Its words, with character offsets in the Doc's text.
     text (str): Its text.
-    labels (List[str]): What is asked for.
-    selected (SelectedExamples): The examples in front of it.
-    prompts (Dict[str, List[int]]): By label: the conversation, in tokens.
+    labels (List[str]): The requested labels.
+    selected (SelectedExamples): The examples before it.
+    prompts (Dict[str, List[int]]): The tokens of the conversation about each label.
     """
 
     doc: int
@@ -38,15 +40,17 @@ class Passage:
 
     @property
     def bounds(self) -> List[Tuple[int, int]]:
-        """First character of each word, and one past the last."""
+        """The first character, and one past the last, of each word."""
         return [(int(start), int(end)) for start, end in self.words.bounds]
 
 
 def common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
-    """RETURNS (Optional[Prefix]): What the prompts of several texts begin with, if that is anything."""
+    """RETURNS (Optional[Prefix]): The longest common prefix of the prompts of several passages; None if
+    there isn't one.
+    """
     if len(passages) < 2:
         return None
-    # All of them: texts may be the same, and must not share the first question.
+    # Compare the prompts of all labels: identical texts must not share the first question.
     prompts = [prompt for passage in passages for prompt in passage.prompts.values()]
     shared = common_prefix(prompts)
     return Prefix(prompts[0][:shared]) if shared else None
@@ -54,61 +58,70 @@ def common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How long things may be.
+    """The maximum lengths of conversations and their parts.
 
-    name (str): The component.
-    setting (int): Tokens of a conversation at most, as `context` says.
-    reads (int): Tokens that the LLM can read.
-    window (int): Tokens of a passage.
-    answer (int): Tokens of an answer.
+    name (str): The component's name, for error messages.
+    max_context (int): Maximum number of tokens in a conversation, from the setting `context`.
+    max_length (int): The number of positions of the LLM.
+    window (int): Maximum number of tokens in a passage.
+    answer (int): Maximum number of tokens in an answer.
     """
 
     name: str
-    setting: int
-    reads: int
+    max_context: int
+    max_length: int
     window: int
     answer: int
     _longest: Dict[Tuple[str, ...], Tuple[int, str]] = field(default_factory=dict, repr=False)
 
     @property
     def context(self) -> int:
-        """Tokens of a conversation, its answer included."""
-        return min(self.setting, self.reads)
+        """Maximum number of tokens in a conversation, its answer included."""
+        return min(self.max_context, self.max_length)
 
     @property
     def prompt(self) -> int:
-        """Tokens of a conversation up to the answer."""
+        """Maximum number of tokens in a conversation before the answer. At least three quarters of the
+        context are left for the prompt.
+        """
         return self.context - min(self.answer, self.context // 4)
 
     def windows(
         self, doc: Doc, prompt_encoder: ConversationEncoder, labels: Sequence[str]
     ) -> List[Window]:
-        """Cut a Doc into windows that fit behind every question for a label.
+        """Split a Doc into windows that fit into the prompt of every label.
 
-        RAISES (LLMNERError): If a question leaves no room for a text.
+        doc (Doc): The Doc.
+        prompt_encoder (ConversationEncoder): Encodes the conversation for the LLM.
+        labels (Sequence[str]): The requested labels.
+        RETURNS (List[Window]): The windows.
+        RAISES (LLMNERError): If the prompt of a label is too long to leave any tokens for a text.
         """
         tokens, longest = self._longest_question(prompt_encoder, labels)
-        most = self.prompt - tokens
-        if most < 1:
+        limit = self.prompt - tokens
+        if limit < 1:
             label = longest if len(longest) < 80 else f"{longest[:80]}..."
-            message = Errors.E047 if self.setting < self.reads else Errors.E048
+            message = Errors.E047 if self.max_context < self.max_length else Errors.E048
             raise LLMNERError(
                 message.format(
                     name=self.name,
                     label=label,
                     tokens=tokens,
-                    context=self.setting,
-                    reads=self.reads,
+                    context=self.max_context,
+                    reads=self.max_length,
                     answer=self.context - self.prompt,
                 )
             )
-        windows = read_windows(doc, prompt_encoder.chat.tokenizer, min(self.window, most))
-        return drop_unreadable(windows, most, self.name)
+        windows = read_windows(doc, prompt_encoder.chat.tokenizer, min(self.window, limit))
+        return drop_unreadable(windows, limit, self.name)
 
     def fit(
         self, selected: SelectedExamples, passage: Passage, prompt_encoder: ConversationEncoder
     ) -> SelectedExamples:
-        """Leave out examples, the least similar first, until there is room for the question."""
+        """Leave out examples, the least similar first, until the longest prompt of a passage fits.
+
+        RETURNS (SelectedExamples): The examples that are left.
+        """
         label = self._longest_question(prompt_encoder, passage.labels)[1]
         while selected.examples:
             if len(prompt_encoder.encode(passage.text, selected.examples, label)) <= self.prompt:
@@ -119,7 +132,7 @@ class TokenBudget:
     def _longest_question(
         self, prompt_encoder: ConversationEncoder, labels: Sequence[str]
     ) -> Tuple[int, str]:
-        # Once for all Docs of a batch: there may be hundreds of labels.
+        # Cached for all Docs of a batch: there can be hundreds of labels.
         key = tuple(labels)
         if key not in self._longest:
             self._longest[key] = prompt_encoder.longest(labels)
@@ -129,9 +142,14 @@ class TokenBudget:
 def labelled_passages(
     doc: Doc, tokenizer: LLMTokenizer, window: int, spans_key: Optional[str]
 ) -> Iterator[LabelledText]:
-    """Cut an annotated Doc into examples, windows like those that are asked about.
+    """Split an annotated Doc into examples, with windows like those in prediction.
 
-    YIELDS (LabelledText): Those of which all is known. They name their Doc by its text.
+    doc (Doc): The Doc.
+    tokenizer (LLMTokenizer): The LLM's tokenizer.
+    window (int): Maximum number of tokens in a window.
+    spans_key (Optional[str]): The doc.spans group with the entities; None for doc.ents.
+    YIELDS (LabelledText): The windows that are completely annotated. Their `doc_id` is the hash of
+        the Doc's text.
     """
     gold = gold_mentions(Example(doc, doc), spans_key)
     doc_id = LabelledText(doc.text).hash
@@ -139,8 +157,8 @@ def labelled_passages(
         bounds = words.bounds - words.bounds[0, 0]
         entities = {
             (int(bounds[first, 0]), int(bounds[last - 1, 1]), label)
-            for label, places in mentions.items()
-            for first, last in places
+            for label, spans in mentions.items()
+            for first, last in spans
         }
         yield LabelledText(passage_text(doc, words), tuple(sorted(entities)), doc_id)
 

@@ -1,4 +1,4 @@
-"""From annotated texts to what is learnt: similar examples, the types that are asked for, answers."""
+"""Training sequences for annotated texts: similar examples, the requested types, and the answers."""
 
 import random
 from typing import Any, Dict, List, Sequence, Tuple
@@ -27,12 +27,19 @@ def make_training_batch(
     cfg: Dict[str, Any],
     rng: random.Random,
 ) -> List[Packed]:
-    """Build what is learnt from a batch: for each passage one packed conversation.
+    """Create the training sequences for a batch: one packed conversation for each passage.
 
-    cfg (Dict[str, Any]): Of the component: how types are sampled and examples shown.
-    RETURNS (List[Packed]): Texts about which something is unknown are left out.
+    examples (Sequence[Example]): The annotated texts.
+    prompt_encoder (ConversationEncoder): Encodes the conversation for the LLM.
+    budget (TokenBudget): The maximum lengths.
+    selector (ExampleSelector): Retrieves the examples that are shown.
+    settings (RAITSettings): The settings of the architecture.
+    cfg (Dict[str, Any]): The component's settings: how types are sampled and examples are shown.
+    rng (random.Random): The random number generator.
+    RETURNS (List[Packed]): The packed conversations. Windows that are not completely annotated are
+        left out.
     """
-    asked: List[Tuple[Passage, MentionsByLabel]] = []
+    passages: List[Tuple[Passage, MentionsByLabel]] = []
     for number, eg in enumerate(examples):
         gold = gold_mentions(eg, cfg["train_spans"])
         known = doc_labels(budget.name, eg.reference)
@@ -48,20 +55,20 @@ def make_training_batch(
             )
             if labels:
                 text = passage_text(eg.predicted, words)
-                asked.append((Passage(number, words, text, labels), mentions))
+                passages.append((Passage(number, words, text, labels), mentions))
     out = []
     doc_ids = [LabelledText(eg.predicted.text).hash for eg in examples]
-    queries = [LabelledText(passage.text, doc_id=doc_ids[passage.doc]) for passage, _ in asked]
-    for (passage, mentions), retrieved in zip(asked, selector.find(queries)):
+    queries = [LabelledText(passage.text, doc_id=doc_ids[passage.doc]) for passage, _ in passages]
+    for (passage, mentions), retrieved in zip(passages, selector.find(queries)):
         shown = [r.example for r in retrieved]
         if cfg["random_k"]:
             shown = rng.sample(shown, rng.randint(0, len(shown)))
         passage.selected = budget.fit(SelectedExamples(tuple(shown)), passage, prompt_encoder)
         text = examples[passage.doc].predicted.text
-        learnt = training_sequences(prompt_encoder, passage, text, mentions, settings)
-        # An answer ends there too when it is written.
-        most = budget.context
-        out.append(pack([TrainingSequence(x.ids[:most], x.loss[:most]) for x in learnt]))
+        sequences = training_sequences(prompt_encoder, passage, text, mentions, settings)
+        # In decoding, an answer is cut at the same length.
+        limit = budget.context
+        out.append(pack([TrainingSequence(x.ids[:limit], x.loss[:limit]) for x in sequences]))
     return out
 
 
@@ -72,36 +79,50 @@ def training_sequences(
     mentions: MentionsByLabel,
     settings: RAITSettings,
 ) -> List[TrainingSequence]:
-    """Build what is learnt from one passage: a sequence for each type asked for. They share all but
-    question and answer, so packed they are the published conversation with every type as a branch of its
-    own, as it is asked later.
+    """Create the training sequences for a passage: one for each requested type.
 
-    text (str): The Doc's text, in whose characters the passage's words are.
-    mentions (MentionsByLabel): First word and one past the last of the mentions, by label.
+    The sequences differ only in question and answer. Packed, they are the published conversation,
+    except that every type is a branch of its own, as in decoding.
+
+    prompt_encoder (ConversationEncoder): Encodes the conversation for the LLM.
+    passage (Passage): The passage, with its labels and selected examples.
+    text (str): The Doc's text, which the character offsets of the passage's words refer to.
+    mentions (MentionsByLabel): The first word, and one past the last, of each mention, by label.
+    settings (RAITSettings): The settings of the architecture.
+    RETURNS (List[TrainingSequence]): The sequences.
     """
     lists = TextLists(prompt_encoder.chat.tokenizer, text, passage.bounds, prompt_encoder.end)
     out: List[TrainingSequence] = []
     for label in passage.labels:
         prompt = prompt_encoder.encode(passage.text, passage.selected.examples, label)
-        answer = lists.spell(listed(lists, mentions.get(label, []), settings.ordered))
-        learnt = [False] * len(prompt)
-        if settings.learn_acknowledgements and not out:  # once, not for every type
-            learnt = prompt_encoder.acknowledgements(passage.text, passage.selected.examples, label)
-        out.append(TrainingSequence([*prompt, *answer], learnt + [True] * len(answer)))
+        answer = lists.spell(listed_spans(lists, mentions.get(label, []), settings.ordered))
+        in_loss = [False] * len(prompt)
+        if settings.learn_acknowledgements and not out:  # once per passage, not for every type
+            in_loss = prompt_encoder.acknowledgements(
+                passage.text, passage.selected.examples, label
+            )
+        out.append(TrainingSequence([*prompt, *answer], in_loss + [True] * len(answer)))
     return out
 
 
-def listed(
+def listed_spans(
     lists: TextLists, mentions: Sequence[Tuple[int, int]], ordered: bool
 ) -> List[Tuple[int, int]]:
-    """RETURNS (List[Tuple[int, int]]): The mentions that an answer names. Ordered, of those that begin
-    with the same word the longest; else the first of each string."""
+    """Select the mentions that an answer lists.
+
+    lists (TextLists): The JSON lists of strings from the text.
+    mentions (Sequence[Tuple[int, int]]): The first word, and one past the last, of each mention of a
+        label.
+    ordered (bool): List all mentions in the order of the text; of several that begin with the same
+        word, only the longest. If False, list the first mention of each string.
+    RETURNS (List[Tuple[int, int]]): The listed mentions.
+    """
     seen, out = set(), []
     for start, end in sorted(set(mentions), key=lambda m: (m[0], -m[1])):
-        spelt: object = start
+        key: object = start
         if not ordered:
-            spelt = tuple(lists.spell([(start, end)]))
-        if spelt not in seen:
-            seen.add(spelt)
+            key = tuple(lists.spell([(start, end)]))
+        if key not in seen:
+            seen.add(key)
             out.append((start, end))
     return out

@@ -1,4 +1,4 @@
-"""BM25: how many telling words two texts share."""
+"""BM25: score texts by the words that they share with a query."""
 
 import re
 from collections import Counter
@@ -6,33 +6,35 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-# Of gensim's old summarization.bm25, which RA-IT used (methods.md 3a.2).
+# The constants of summarization.bm25 in gensim 3, which RA-IT uses (arXiv 2406.17305).
 K1, B, EPSILON = 1.5, 0.75, 0.25
-# A word; or a Chinese character (or one of Japanese), since words aren't separated there.
+# A word, or a single Chinese or Japanese character, since these languages don't separate words.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
 def words_of(text: str) -> List[str]:
-    """RETURNS (List[str]): Words with case folded; each Chinese character and each Japanese one is a
-    word. Punctuation is none."""
+    """RETURNS (List[str]): The words of a text, case-folded and without punctuation. Each Chinese or
+    Japanese character is a word."""
     return WORD.findall(text.casefold())
 
 
 class BM25:
-    """BM25 with the formula of gensim 3 (and of rank-bm25's BM25Okapi). Texts can be added at any time.
+    """BM25 with the formula of gensim 3, which is also that of BM25Okapi in rank-bm25. Texts can be added
+    at any time.
 
-    texts (Iterable[str]): The corpus.
+    texts (Iterable[str]): The texts of the corpus.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._ids: Dict[str, int] = {}
-        # Per text: its distinct words, ascending, how often each is in it, and how many words there are.
+        # For each text: the ids of its distinct words, ascending; the number of times that each occurs; and
+        # the number of words in the text.
         self._words: List[np.ndarray] = []
         self._counts: List[np.ndarray] = []
         self._lengths: List[int] = []
         self._n_words = 0
-        # Per word: how many texts have it.
+        # For each word: the number of texts that contain it.
         self._n_texts: List[int] = []
         self._idf: Optional[np.ndarray] = None
         self.add(texts)
@@ -41,7 +43,7 @@ class BM25:
         return len(self._lengths)
 
     def add(self, texts: Iterable[str]) -> None:
-        """Add texts behind those that are there."""
+        """Append texts to the corpus."""
         for text in texts:
             counts = Counter(self._ids.setdefault(w, len(self._ids)) for w in words_of(text))
             self._n_texts.extend([0] * (len(self._ids) - len(self._n_texts)))
@@ -55,11 +57,11 @@ class BM25:
             self._idf = None
 
     def score(self, query: str, numbers: Sequence[int]) -> np.ndarray:
-        """Score chosen texts.
+        """Score texts of the corpus.
 
-        query (str): Any text. A word that it has twice counts twice.
-        numbers (Sequence[int]): Texts of the corpus.
-        RETURNS (ndarray): float64, shape (numbers,): sums over the words of the query, not normalised.
+        query (str): Any text. A word that occurs twice in it counts twice.
+        numbers (Sequence[int]): The indices of the texts to score.
+        RETURNS (ndarray): The sums over the words of the query, not normalized. float64, shape (numbers,).
         """
         scores = np.zeros(len(numbers))
         words, times, _ = self._look_up(query)
@@ -68,18 +70,23 @@ class BM25:
         inside = np.concatenate([self._words[n] for n in numbers])
         counts = np.concatenate([self._counts[n] for n in numbers])
         row = np.repeat(np.arange(len(numbers)), [len(self._words[n]) for n in numbers])
-        place = np.searchsorted(words, inside).clip(max=len(words) - 1)
-        hit = words[place] == inside
-        row, place, counts = row[hit], place[hit], counts[hit]
+        column = np.searchsorted(words, inside).clip(max=len(words) - 1)
+        hit = words[column] == inside
+        row, column, counts = row[hit], column[hit], counts[hit]
         lengths = np.array([self._lengths[n] for n in numbers])[row]
-        values = (times * self._idfs()[words])[place] * self._saturated(counts, lengths)
+        values = (times * self._idfs()[words])[column] * self._saturated(counts, lengths)
         np.add.at(scores, row, values)
         return scores
 
     def self_score(self, query: str) -> float:
-        """Score a query against itself, as if it were one of the texts: what `score` could be at most,
-        roughly. Words that no text has count as the rarest, or a query of unknown words but one would
-        find that one word a perfect match.
+        """Score a query against itself, as if it were a text of the corpus. This is roughly the maximum of
+        `score`.
+
+        A word that no text contains counts like the rarest words. Otherwise, if a query had only one known
+        word, a text with just this word would be a perfect match.
+
+        query (str): Any text.
+        RETURNS (float): The score, or 0 if the corpus is empty.
         """
         if not len(self):
             return 0.0
@@ -91,8 +98,8 @@ class BM25:
         return float(known + (others * rarest * self._saturated(others, length)).sum())
 
     def _look_up(self, query: str) -> Tuple[np.ndarray, np.ndarray, List[int]]:
-        """RETURNS (Tuple[ndarray, ndarray, List[int]]): Known words, ascending, how often each is in the
-        query, and how often each of the unknown ones."""
+        """RETURNS (Tuple[ndarray, ndarray, List[int]]): The ids of the known words in a query, ascending;
+        the number of times that each occurs; and the same number for each unknown word."""
         counts = Counter(words_of(query))
         known = sorted((self._ids[w], n) for w, n in counts.items() if w in self._ids)
         words = np.array([w for w, _ in known], dtype=np.int32)
@@ -107,7 +114,7 @@ class BM25:
         if self._idf is None:
             having = np.array(self._n_texts, dtype=np.float64)
             idf = np.log(len(self) - having + 0.5) - np.log(having + 0.5)
-            # Words that most texts have would count against a match.
+            # Otherwise a shared word would lower the score if more than half of the texts contain it.
             idf[idf < 0] = EPSILON * idf.mean() if len(idf) else 0.0
             self._idf = idf
         return self._idf

@@ -1,4 +1,4 @@
-"""Sentence and span vectors from a small sentence transformer."""
+"""Embed sentences and spans with a small sentence transformer."""
 
 import shlex
 import threading
@@ -19,9 +19,9 @@ from ..util import batches_by_length
 from .pooling import Chars, fill_spans, span_mean, unit
 
 DEFAULT = "all-minilm-l6-v2"
-# Texts that are tokenized, and sorted by length, at once.
+# Number of texts that are tokenized and sorted by length together.
 CHUNK = 2048
-# What sentence-transformers writes beside a model.
+# The settings file that sentence-transformers saves with a model.
 SETTINGS = "sentence_bert_config.json"
 
 _LOADED: Dict[Tuple[str, str], "LoadedEncoder"] = {}
@@ -29,10 +29,12 @@ _LOCK = threading.RLock()
 
 
 class Encoder(Protocol):
-    """What an ExampleIndex needs of an encoder.
+    """An encoder, as `ExampleIndex` needs it.
 
-    name (str): What the user calls it.
-    options (str): Which `spacy llmner index` makes an index with it.
+    name (str): The name that the user gave.
+    options (str): The options of `spacy llmner index` that create an index with this encoder.
+    fingerprint (str): Identifies the weights.
+    width (int): The length of a vector.
     """
 
     @property
@@ -51,13 +53,13 @@ class Encoder(Protocol):
 
 
 class SentenceEncoder:
-    """A cheap handle on a sentence transformer: building, copying and pickling it loads nothing.
+    """A handle on a sentence transformer. Creating, copying and pickling it loads nothing.
 
-    The weights are loaded at first use and held once per process, whatever the number of handles.
+    The weights are loaded at first use. All handles in a process share them.
 
-    name (str): Name of the catalogue, local folder or hub id.
+    name (str): A name from the catalogue, a local folder or a hub id.
     device (str): "auto", "cpu", "cuda" or "cuda:N".
-    batch_tokens (int): Padded tokens of one forward pass.
+    batch_tokens (int): Maximum number of tokens in a forward pass, including padding.
     """
 
     def __init__(self, name: str = DEFAULT, device: str = "auto", batch_tokens: int = 1024) -> None:
@@ -69,11 +71,12 @@ class SentenceEncoder:
         self.batch_tokens = batch_tokens
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
-        """Encode whole texts: the mean of their token vectors, special tokens among them, as the
-        sentence transformers were trained. Texts longer than the model's window are cut.
+        """Embed texts. The vector of a text is the mean of its token vectors, including special tokens,
+        as in the training of the sentence transformers. Texts longer than the model's window are truncated.
 
-        progress (bool): Show a progress bar, if standard error is a terminal.
-        RETURNS (ndarray): float32, shape (texts, width), rows of length 1; zeros for an empty text.
+        texts (Sequence[str]): The texts.
+        progress (bool): Show a progress bar if standard error is a terminal.
+        RETURNS (ndarray): Vectors of length 1, or zeros for an empty text. float32, shape (texts, width).
         """
         model = self.load()
         out = np.zeros((len(texts), model.width), dtype=np.float32)
@@ -82,49 +85,51 @@ class SentenceEncoder:
                 mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
                 out[numbers] = unit(mean.cpu().numpy())
                 bar.update(len(numbers))
-            bar.update(len(texts) - bar.n)  # the blank ones
+            bar.update(len(texts) - bar.n)  # blank texts
         return out
 
     def encode_spans(
         self, texts: Sequence[str], spans: Sequence[Sequence[Chars]]
     ) -> List[np.ndarray]:
-        """Encode spans in their texts: the mean of the vectors of the tokens that they touch. A span
-        beyond the model's window is encoded as a text of its own.
+        """Embed spans in the context of their texts. The vector of a span is the mean of the vectors of its
+        tokens, including tokens that are only partly inside. A span beyond the model's window is embedded
+        like a text.
 
-        spans (Sequence[Sequence[Tuple[int, int]]]): Per text, first character and one past the last.
-        RETURNS (List[ndarray]): Per text float32, shape (spans, width), rows of length 1.
+        texts (Sequence[str]): The texts.
+        spans (Sequence[Sequence[Tuple[int, int]]]): For each text, the spans: the first character, and one
+            past the last.
+        RETURNS (List[ndarray]): For each text, vectors of length 1. float32, shape (spans, width).
         """
         model = self.load()
-        found: List[List[Any]] = [[None] * len(inside) for inside in spans]
-        wanted = [i for i, inside in enumerate(spans) if inside]
-        asked = [texts[i] for i in wanted]
-        for numbers, tokens, hidden, _ in model.read(asked, self.batch_tokens):
+        found: List[List[Any]] = [[None] * len(of_text) for of_text in spans]
+        with_spans = [i for i, of_text in enumerate(spans) if of_text]
+        some = [texts[i] for i in with_spans]
+        for numbers, tokens, hidden, _ in model.read(some, self.batch_tokens):
             for row, (n, t) in enumerate(zip(numbers, tokens)):
-                vectors = hidden[row].cpu()[t.inside]
-                found[wanted[n]] = [
-                    span_mean(vectors, t.starts, t.ends, span) for span in spans[wanted[n]]
-                ]
+                vectors, i = hidden[row].cpu()[t.inside], with_spans[n]
+                found[i] = [span_mean(vectors, t.starts, t.ends, span) for span in spans[i]]
         return fill_spans(found, texts, spans, self)
 
     @property
     def options(self) -> str:
-        """Of `spacy llmner index`."""
+        """RETURNS (str): The options of `spacy llmner index` that create an index with this encoder."""
         return f"--encoder {shlex.quote(self.name)}"
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights; loads them."""
+        """RETURNS (str): The fingerprint of the weights. Loads them."""
         return self.load().fingerprint
 
     @property
     def width(self) -> int:
-        """Of a vector; loads the weights."""
+        """RETURNS (int): The length of a vector. Loads the weights."""
         return self.load().width
 
     def load(self) -> "LoadedEncoder":
-        """Get the shared weights, loading them if no one did before.
+        """Get the shared weights. The first call in a process loads them.
 
-        RAISES (LLMNERError): If the model or the device is not there, or the folder is broken.
+        RETURNS (LoadedEncoder): The model.
+        RAISES (LLMNERError): If the model or the device doesn't exist, or the model can't be loaded.
         """
         with _LOCK:
             if self._key not in _LOADED:
@@ -132,7 +137,7 @@ class SentenceEncoder:
             return _LOADED[self._key]
 
     def unload(self) -> None:
-        """Free the weights; any handle loads them again at its next use."""
+        """Free the shared weights. The next use of any handle loads them again."""
         with _LOCK:
             _LOADED.pop(self._key, None)
 
@@ -150,24 +155,25 @@ class SentenceEncoder:
 def make_sentence_encoder(
     name: Optional[str] = DEFAULT, device: str = "auto", batch_tokens: int = 1024
 ) -> SentenceEncoder:
-    """Registered as `spacy_llmner.SentenceEncoder.v1` in `@misc`.
+    """Create a sentence encoder. Registered as `spacy_llmner.SentenceEncoder.v1` in `@misc`.
 
-    name (Optional[str]): Name of the catalogue, local folder or hub id. None for all-minilm-l6-v2.
-    device (str): "auto", "cpu", "cuda" or "cuda:N".
-    batch_tokens (int): Padded tokens of one forward pass.
-    RETURNS (SentenceEncoder): A handle; nothing is loaded.
+    name (Optional[str]): A name from the catalogue, a local folder or a hub id. None for the default,
+        all-minilm-l6-v2.
+    device (str): "auto" (default, a GPU if there is one), "cpu", "cuda" or "cuda:N".
+    batch_tokens (int): Maximum number of tokens in a forward pass, including padding. Default 1024.
+    RETURNS (SentenceEncoder): A handle. The weights are loaded at first use.
     """
     return SentenceEncoder(name or DEFAULT, device, batch_tokens)
 
 
 @dataclass
 class Tokens:
-    """The tokens of a text that fit into the window.
+    """The tokens of a text that fit into the model's window.
 
-    ids (List[int]): With special tokens.
-    inside (List[int]): Which of them are of the text.
-    starts (ndarray): First character of each token of the text.
-    ends (ndarray): One past the last.
+    ids (List[int]): The token ids, including special tokens.
+    inside (List[int]): The indices in `ids` of the tokens that are not special tokens.
+    starts (ndarray): The first character of each of these tokens.
+    ends (ndarray): One past the last character of each.
     """
 
     ids: List[int]
@@ -177,11 +183,13 @@ class Tokens:
 
 
 class LoadedEncoder:
-    """Weights in memory: in eval mode, without gradients, in float32.
+    """A sentence transformer in memory: in eval mode, without gradients, in float32.
 
     tokenizer (PreTrainedTokenizerFast): The model's tokenizer.
-    model (PreTrainedModel): An encoder of transformers.
-    window (int): Longest input in tokens, special ones among them.
+    model (PreTrainedModel): An encoder model of transformers.
+    window (int): Maximum number of tokens in an input, including special tokens.
+    width (int): The length of a vector.
+    fingerprint (str): Identifies the weights.
     """
 
     def __init__(self, tokenizer: Any, model: Any, window: int) -> None:
@@ -190,11 +198,11 @@ class LoadedEncoder:
         self.window = window
         self.width: int = model.config.hidden_size
         self.fingerprint = _fingerprint(model)
-        # Fast tokenizers keep settings of a call in shared state and refuse a second thread.
+        # Fast tokenizers store the settings of a call in shared state, so a second thread raises an error.
         self._lock = threading.Lock()
 
     def tokenize(self, texts: Sequence[str]) -> List[Tokens]:
-        """RETURNS (List[Tokens]): Cut to the window."""
+        """RETURNS (List[Tokens]): The tokens of each text, truncated to the window."""
         with self._lock:
             out = self.tokenizer(
                 list(texts),
@@ -210,7 +218,7 @@ class LoadedEncoder:
             texts, out["input_ids"], out["offset_mapping"], out["special_tokens_mask"]
         ):
             inside = [i for i, is_special in enumerate(special) if not is_special]
-            # Tokenizers like XLM-R's count the space in front of a word to its token.
+            # With tokenizers like XLM-R's, the token of a word includes the space before it.
             starts, ends = trim_offsets([offsets[i] for i in inside], text)
             tokens.append(Tokens(ids, inside, starts, ends))
         return tokens
@@ -219,18 +227,20 @@ class LoadedEncoder:
     def read(
         self, texts: Sequence[str], batch_tokens: int
     ) -> Iterator[Tuple[List[int], List["Tokens"], torch.Tensor, torch.Tensor]]:
-        """Run the model over texts. Those without a token of their own are left out.
+        """Run the model on texts. Texts without tokens are left out.
 
-        YIELDS (Tuple[List[int], List[Tokens], Tensor, Tensor]): Numbers of the texts in a batch, their
-            tokens, their last hidden states, shape (texts, tokens, width), and 1 where there is no
-            padding, shape (texts, tokens).
+        texts (Sequence[str]): The texts.
+        batch_tokens (int): Maximum number of tokens in a forward pass, including padding.
+        YIELDS (Tuple[List[int], List[Tokens], Tensor, Tensor]): For each batch: the indices of its texts;
+            their tokens; their last hidden states, shape (texts, tokens, width); and the attention mask, 1
+            for a token and 0 for padding, shape (texts, tokens).
         """
         device = self.model.device
         for first in range(0, len(texts), CHUNK):
             tokens = self.tokenize(texts[first : first + CHUNK])
-            kept = [i for i, t in enumerate(tokens) if t.inside]
-            for batch in batches_by_length([len(tokens[i].ids) for i in kept], batch_tokens):
-                numbers = [kept[i] for i in batch]
+            not_empty = [i for i, t in enumerate(tokens) if t.inside]
+            for batch in batches_by_length([len(tokens[i].ids) for i in not_empty], batch_tokens):
+                numbers = [not_empty[i] for i in batch]
                 longest = max(len(tokens[i].ids) for i in numbers)
                 ids = torch.full((len(batch), longest), self.tokenizer.pad_token_id or 0)
                 mask = torch.zeros(ids.shape)
@@ -271,11 +281,11 @@ def _command(name: str) -> str:
 
 
 def _from_pretrained(path: str) -> Tuple[Any, Any]:
-    """Load tokenizer and model the way the `transformer` component of spacy-transformers does."""
+    """Load a tokenizer and a model like the `transformer` component of spacy-transformers."""
     import transformers
     from transformers import tokenization_utils
 
-    # spacy-transformers 1.4 looks for it where transformers 5 no longer has it.
+    # spacy-transformers 1.4 imports BatchEncoding from a module in which transformers 5 doesn't have it.
     vars(tokenization_utils).setdefault("BatchEncoding", transformers.BatchEncoding)
     from spacy_transformers.layers.transformer_model import huggingface_from_pretrained
 
@@ -284,14 +294,15 @@ def _from_pretrained(path: str) -> Tuple[Any, Any]:
 
 
 class _Complete:
-    """AutoModel, but missing weights are an error: transformers fills them with random numbers."""
+    """Like AutoModel, but raises an error if weights are missing. transformers would set them to random
+    numbers."""
 
     @staticmethod
     def from_pretrained(path: str, config: Any) -> Any:
         from transformers import AutoModel
 
         model, info = AutoModel.from_pretrained(path, config=config, output_loading_info=True)
-        # Nothing is read from the pooler, which many sentence encoders come without.
+        # The pooler is not used, and many sentence encoders don't have its weights.
         missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
         if missing:
             raise ValueError(f"no weights for {', '.join(missing[:3])}")
@@ -301,7 +312,7 @@ class _Complete:
 def _window(path: str, tokenizer: Any, config: Any) -> int:
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)]
     if tokenizer.model_max_length > limits[1]:
-        # Of a tokenizer that knows no limit. Models like RoBERTa don't use their first positions.
+        # The tokenizer has no limit, and models like RoBERTa don't use their first two positions.
         limits[1] -= 2
     if (Path(path) / SETTINGS).exists():
         import srsly

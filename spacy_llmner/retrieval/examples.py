@@ -1,4 +1,4 @@
-"""Labelled texts: what an index holds and what it is asked with."""
+"""Labelled texts, which are stored in an index and are also the queries to it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +10,13 @@ from spacy.tokens import Doc
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text with its entities. As a query it may have none.
+    """A text with its entities. A query has no entities.
 
     text (str): The text.
-    entities (Tuple[Tuple[int, int, str], ...]): First character, one past the last, and label, in the
-        order of the text. They may overlap.
-    doc_id (str): Where the text is from; "" if unknown. Texts of one document are never shown to
-        each other as examples.
+    entities (Tuple[Tuple[int, int, str], ...]): The entities, in the order of the text: the first
+        character, one past the last, and the label. They can overlap.
+    doc_id (str): Identifies the document that the text is from; "" if it is unknown. Texts of the same
+        document are never examples for each other.
     """
 
     text: str
@@ -25,17 +25,18 @@ class LabelledText:
 
     @cached_property
     def hash(self) -> str:
-        """Of the text with case and white space folded: texts of the same hash are duplicates."""
+        """RETURNS (str): A hash that ignores case and white space. Texts with the same hash are
+        duplicates."""
         folded = " ".join(self.text.casefold().split())
         return blake2b(folded.encode("utf8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 class PoolText(NamedTuple):
-    """A text that may get into the pool.
+    """A candidate for the pool of labelled texts.
 
-    example (LabelledText): Text and entities.
-    words (List[Tuple[int, int]]): Its words.
-    begins (FrozenSet[int]): Numbers of those that a sentence may begin with.
+    example (LabelledText): The text with its entities.
+    words (List[Tuple[int, int]]): The words of the text: the first character, and one past the last.
+    begins (FrozenSet[int]): The indices of the words that can begin a sentence.
     """
 
     example: LabelledText
@@ -43,7 +44,12 @@ class PoolText(NamedTuple):
     begins: FrozenSet[int] = frozenset()
 
     def part(self, start: int, end: int) -> Optional["PoolText"]:
-        """RETURNS (Optional[PoolText]): Some of its words; None if that cuts an entity."""
+        """Get a part of the text.
+
+        start (int): The first word of the part.
+        end (int): One past its last word.
+        RETURNS (Optional[PoolText]): The part, or None if it would start or end inside an entity.
+        """
         first, last = self.words[start][0], self.words[end - 1][1]
         inside = [(a, b, x) for a, b, x in self.example.entities if a < last and first < b]
         if any(a < first or last < b for a, b, _ in inside):
@@ -57,13 +63,13 @@ class PoolText(NamedTuple):
 
 
 def labelled_text(doc: Doc, spans_key: Optional[str] = None, doc_id: str = "") -> LabelledText:
-    """Take text and entities out of a Doc.
+    """Create a labelled text from a Doc.
 
-    doc (Doc): Any Doc.
-    spans_key (Optional[str]): Take the spans in doc.spans[spans_key], none if it isn't there. None for
-        doc.ents.
-    doc_id (str): Where the text is from.
-    RETURNS (LabelledText): Its entities are sorted, each of them once.
+    doc (Doc): The Doc.
+    spans_key (Optional[str]): The entities are the spans of this group in doc.spans. If the Doc doesn't
+        have the group, there are none. None for doc.ents.
+    doc_id (str): Identifies the document that the text is from.
+    RETURNS (LabelledText): The text, with sorted entities and without duplicates among them.
     """
     spans = doc.ents if spans_key is None else doc.spans.get(spans_key, ())
     entities = {(span.start_char, span.end_char, span.label_) for span in spans}

@@ -1,4 +1,4 @@
-"""ExampleIndex: labelled texts that can be found by similarity."""
+"""ExampleIndex: find labelled texts by similarity."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ from .vectors import KINDS, VectorStore
 
 META, EXAMPLES, VECTORS = "meta.json", "examples.jsonl", "vectors.safetensors"
 VERSION = 1
-# Similarities that differ by less are equal: a vector's last bits depend on the batch it was in.
+# Similarities are rounded before they are compared, because the last bits of a vector depend on its batch.
 DECIMALS = 5
-# Nearest neighbours asked for besides k, since some may be left out.
+# Number of nearest neighbors to search in addition to k, since some of them can be excluded.
 SPARE = 8
-# Queries searched at once.
+# Number of queries in one search.
 SEARCH_BATCH = 256
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -50,8 +50,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Hit:
     """An example that was found.
 
-    number (int): Its place in ExampleIndex.examples.
-    similarity (float): Cosine to the query, -1 to 1.
+    number (int): Its index in ExampleIndex.examples.
+    similarity (float): The cosine similarity to the query, from -1 to 1.
     """
 
     number: int
@@ -59,7 +59,8 @@ class Hit:
 
 
 def _locked(method: Method) -> Method:
-    """Only one thread at a time is in the index: FAISS does not bear to be searched while it grows."""
+    """Let only one thread at a time into the methods of an index, since FAISS doesn't allow adding vectors
+    during a search."""
 
     @wraps(method)
     def call(self: "ExampleIndex", *args: Any, **kwargs: Any) -> Any:
@@ -70,11 +71,12 @@ def _locked(method: Method) -> Method:
 
 
 class ExampleIndex:
-    """Labelled texts and their vectors. Threads may use it at once.
+    """An index of labelled texts and their vectors. Several threads can use it at the same time.
 
-    encoder (Encoder): Encodes the texts and the queries.
-    kind (str): "exact"; for more than 100,000 examples "hnsw" or "ivf", which miss a few neighbours.
-    examples (List[LabelledText]): What is in it. Don't write to it.
+    encoder (Encoder): Embeds the texts and the queries.
+    kind (str): How neighbors are searched: "exact", or, for more than 100,000 examples, "hnsw" or "ivf",
+        which are faster but miss a few neighbors. See `VectorStore`.
+    examples (List[LabelledText]): The examples. Read only.
     """
 
     def __init__(self, encoder: Encoder, kind: str = "exact") -> None:
@@ -96,27 +98,27 @@ class ExampleIndex:
 
     @property
     def vectors(self) -> np.ndarray:
-        """float32, shape (examples, width), rows of length 1. Not to be written to, nor kept while
-        examples are added."""
+        """RETURNS (ndarray): The vectors of the examples, each of length 1. float32, shape (examples,
+        width). Read only, and not valid any more after examples are added."""
         if self._store is None:
             return np.zeros((0, 0), dtype=np.float32)
         return self._store.vectors
 
     def labels(self) -> "Counter[str]":
-        """RETURNS (Counter[str]): How many entities there are of each label."""
+        """RETURNS (Counter[str]): The number of entities with each label."""
         return Counter(label for example in self.examples for _, _, label in example.entities)
 
     def add(
         self, examples: Iterable[LabelledText], *, progress: bool = False, batch_size: int = 1024
     ) -> int:
-        """Add examples, other than those that are there already (the same text, but for case and
-        white space, with the same entities) and those without text.
+        """Add examples. Blank texts and duplicates are left out. A duplicate has the same entities and,
+        apart from case and white space, the same text as another example.
 
-        examples (Iterable[LabelledText]): May be a generator: only one batch is read at a time.
-        progress (bool): Show a progress bar, if standard error is a terminal.
-        batch_size (int): Examples encoded at once.
-        RETURNS (int): How many were added.
-        RAISES (LLMMismatchError): If those that are there were encoded by another encoder.
+        examples (Iterable[LabelledText]): The examples. A generator is read batch by batch.
+        progress (bool): Show a progress bar if standard error is a terminal.
+        batch_size (int): Number of examples to embed together.
+        RETURNS (int): The number of examples that were added.
+        RAISES (LLMMismatchError): If the index was built with another encoder.
         """
         before = len(self)
         total = len(examples) if isinstance(examples, (list, tuple)) else None
@@ -142,9 +144,9 @@ class ExampleIndex:
             self._store = VectorStore(self.kind, self.encoder.width)
             self._made_by = {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint}
         self._store.add(vectors)
-        self._remember(list(new.values()))
+        self._append(list(new.values()))
 
-    def _remember(self, examples: List[LabelledText]) -> None:
+    def _append(self, examples: List[LabelledText]) -> None:
         for number, example in enumerate(examples, len(self.examples)):
             self._seen.add((example.hash, example.entities))
             self._numbers.setdefault(example.text, number)
@@ -154,14 +156,15 @@ class ExampleIndex:
     def search(
         self, queries: Sequence[LabelledText], k: int, *, max_similarity: float = 0.98
     ) -> List[List[Hit]]:
-        """Find the most similar examples. Never the query itself: no example of the same document (if its
-        doc_id is known), with the same text, or nearer than max_similarity.
+        """Find the most similar examples. The query itself is excluded: examples from the same document
+        (if its doc_id is known), with the same text, or with a similarity above `max_similarity`.
 
-        k (int): How many.
-        max_similarity (float): Cosine above which an example counts as the query.
-        RETURNS (List[List[Hit]]): Per query up to k, the most similar first, ties by number. Empty lists if
-            the index is empty, and for a query without text.
-        RAISES (LLMMismatchError): If the examples were encoded by another encoder.
+        queries (Sequence[LabelledText]): The queries.
+        k (int): Maximum number of examples for each query.
+        max_similarity (float): An example with a higher cosine similarity counts as the query itself.
+        RETURNS (List[List[Hit]]): For each query, the examples, the most similar first, and by number if
+            they are equally similar. Empty for a blank query, or if the index is empty.
+        RAISES (LLMMismatchError): If the index was built with another encoder.
         """
         out: List[List[Hit]] = [[] for _ in queries]
         if not len(self) or k < 1:
@@ -170,22 +173,24 @@ class ExampleIndex:
         meaningful = np.flatnonzero(vectors.any(axis=1)).tolist()
         for first in range(0, len(meaningful), SEARCH_BATCH):
             rows = meaningful[first : first + SEARCH_BATCH]
-            wanted, exact = k + SPARE, False
+            n, exact = k + SPARE, False
             while rows:
-                wanted = min(wanted, len(self))
-                found = self._nearest(vectors[rows], wanted, exact)
-                short = []
+                n = min(n, len(self))
+                found = self._nearest(vectors[rows], n, exact)
+                unfinished = []
                 for row, (similarities, numbers) in zip(rows, zip(*found)):
                     hits = self._allowed(queries[row], similarities, numbers, max_similarity)
-                    # Of examples as similar as the last one found, others could come first by number.
-                    edge = round(float(similarities[-1]), DECIMALS)
-                    enough = len(hits) >= k and hits[k - 1].similarity > edge
-                    if enough or (exact and wanted == len(self)):
+                    # There can be more examples that are as similar as the last one found, and have lower
+                    # numbers.
+                    lowest = round(float(similarities[-1]), DECIMALS)
+                    enough = len(hits) >= k and hits[k - 1].similarity > lowest
+                    if enough or (exact and n == len(self)):
                         out[row] = hits[:k]
                     else:
-                        short.append(row)
-                # Those near many duplicates. An approximate search can't be asked for that many.
-                rows, wanted, exact = short, 4 * wanted, True
+                        unfinished.append(row)
+                # Search more neighbors of queries that are close to many duplicates. Approximate search
+                # isn't made for that many.
+                rows, n, exact = unfinished, 4 * n, True
         return out
 
     def _nearest(self, vectors: np.ndarray, k: int, exact: bool) -> Tuple[np.ndarray, np.ndarray]:
@@ -194,10 +199,11 @@ class ExampleIndex:
 
     @_locked
     def encode(self, queries: Sequence[LabelledText]) -> np.ndarray:
-        """Encode queries; those whose text is in the index have their vector already.
+        """Embed queries. The vector of a text that is in the index is taken from there.
 
-        RETURNS (ndarray): float32, shape (queries, width).
-        RAISES (LLMMismatchError): If the examples were encoded by another encoder.
+        queries (Sequence[LabelledText]): The queries.
+        RETURNS (ndarray): The vectors. float32, shape (queries, width).
+        RAISES (LLMMismatchError): If the index was built with another encoder.
         """
         self._check_encoder()
         known = [self._numbers.get(query.text, -1) for query in queries]
@@ -215,10 +221,13 @@ class ExampleIndex:
         *,
         max_similarity: float = 0.98,
     ) -> List[Hit]:
-        """Compare a query to chosen examples, leaving out what `search` would leave out.
+        """Compare a query with some of the examples. The query itself is excluded as in `search`.
 
-        vector (ndarray): Of the query.
-        RETURNS (List[Hit]): The most similar first.
+        query (LabelledText): The query.
+        vector (ndarray): The vector of the query, from `encode`. Shape (width,).
+        numbers (Sequence[int]): The indices of the examples.
+        max_similarity (float): See `search`.
+        RETURNS (List[Hit]): The examples, the most similar first.
         """
         chosen = np.asarray(numbers, dtype=np.int64)
         return self._allowed(query, self.vectors[chosen] @ vector, chosen, max_similarity)
@@ -230,14 +239,15 @@ class ExampleIndex:
         numbers: np.ndarray,
         max_similarity: float,
     ) -> List[Hit]:
-        """RETURNS (List[Hit]): The most similar first. A text that is there several times, with other
-        entities, counts once."""
+        """RETURNS (List[Hit]): The examples that are not excluded, the most similar first. A text that is
+        in the index several times, with different entities, is returned once."""
         hits: Dict[str, Hit] = {}
         for similarity, number in zip(similarities.tolist(), numbers.tolist()):
             if number < 0 or similarity > max_similarity:
                 continue
             example = self.examples[number]
-            # Examples of `spacy llmner index` name their file instead, but may be that whole document.
+            # The doc_id of an example from `spacy llmner index` is its file, so the hash of the example is
+            # compared too: it can be the whole document.
             same_document = (
                 query.doc_id in (example.doc_id, example.hash) if query.doc_id else False
             )
@@ -260,9 +270,12 @@ class ExampleIndex:
 
     @_locked
     def to_disk(self, path: Union[str, Path]) -> None:
-        """Save to a folder, in place of an index that is there. The encoder isn't saved but named.
+        """Save the index to a folder. The encoder isn't saved, only its name and fingerprint. An index
+        that is already in the folder is replaced.
 
-        RAISES (OSError): If it can't be written, such as for lack of room; what was there stays.
+        path (Union[str, Path]): The folder.
+        RAISES (OSError): If the index can't be written, for example because the disk is full. An existing
+            index is not changed.
         """
         with replaced(Path(path), last=META) as folder:
             srsly.write_jsonl(folder / EXAMPLES, (_to_json(example) for example in self.examples))
@@ -273,9 +286,11 @@ class ExampleIndex:
             srsly.write_json(folder / META, self._meta())
 
     def from_disk(self, path: Union[str, Path]) -> "ExampleIndex":
-        """Load in place of what is there. The encoder isn't loaded.
+        """Load an index from a folder, in place of the current content. The encoder isn't loaded.
 
-        RAISES (LLMNERError): If the folder is not there, incomplete or broken.
+        path (Union[str, Path]): The folder.
+        RETURNS (ExampleIndex): This index.
+        RAISES (LLMNERError): If the folder doesn't exist, is incomplete or is damaged.
         """
         path = Path(path)
         try:
@@ -287,22 +302,24 @@ class ExampleIndex:
 
     @_locked
     def to_bytes(self) -> bytes:
-        """RETURNS (bytes): What to_disk would write."""
+        """RETURNS (bytes): The serialized index, without the encoder."""
         examples = [_to_json(example) for example in self.examples]
         data = {"meta": self._meta(), "examples": examples, "arrays": save_arrays(self._arrays())}
         return srsly.msgpack_dumps(data)
 
     def from_bytes(self, data: bytes) -> "ExampleIndex":
-        """Load in place of what is there. The encoder isn't loaded.
+        """Load a serialized index, in place of the current content. The encoder isn't loaded.
 
-        RAISES (LLMNERError): If the bytes are of something else.
+        data (bytes): The result of `to_bytes`.
+        RETURNS (ExampleIndex): This index.
+        RAISES (LLMNERError): If the bytes are not a serialized index.
         """
         try:
             saved = srsly.msgpack_loads(data)
             examples = [_from_json(line) for line in saved["examples"]]
             return self._restore(saved["meta"], examples, load_arrays(saved["arrays"]))
         except Exception as e:
-            raise LLMNERError(Errors.E053.format(path="The given bytes", reason=_reason(e))) from e
+            raise LLMNERError(Errors.E053.format(path="the given bytes", reason=_reason(e))) from e
 
     def __reduce__(self):
         return _from_bytes, (self.encoder, self.to_bytes())
@@ -322,7 +339,7 @@ class ExampleIndex:
     def _restore(
         self, meta: Dict[str, Any], examples: List[LabelledText], arrays: Dict[str, np.ndarray]
     ) -> "ExampleIndex":
-        """Everything is read before anything is replaced."""
+        # Everything is read before anything is replaced.
         n_vectors = len(arrays.get("vectors", ()))
         if not len(examples) == n_vectors == meta["examples"]:
             found = f"there are {len(examples)} with {n_vectors} vectors"
@@ -336,13 +353,18 @@ class ExampleIndex:
         self.examples = []
         self._clear()
         self._store, self._made_by = store, made_by
-        self._remember(examples)
+        self._append(examples)
         return self
 
 
 def incomplete_pool(path: Union[str, Path], error: Exception) -> LLMNERError:
-    """RETURNS (LLMNERError): About the examples of a saved pipeline, which `spacy llmner index`, named by
-    the index, can't make again."""
+    """Create an error about the examples in a saved pipeline. It doesn't advise to run `spacy llmner
+    index`, as the errors of the index do, since this can't rebuild them.
+
+    path (Union[str, Path]): What the examples were loaded from.
+    error (Exception): The reason.
+    RETURNS (LLMNERError): The error.
+    """
     return LLMNERError(Errors.E072.format(path=path, reason=_reason(error.__cause__ or error)))
 
 

@@ -1,4 +1,4 @@
-"""Sentence and span vectors from the shared LLM, where no second model is wanted."""
+"""Embed sentences and spans with the shared LLM, so that no second model is needed."""
 
 import shlex
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -14,15 +14,15 @@ from ..llm.registry import LLM, as_llm
 from ..llm.tokenization import Encoding
 from .pooling import Chars, fill_spans, span_mean, unit
 
-# Texts read at once: their hidden states are in memory together.
+# Number of texts that are read together. Their hidden states are in memory at the same time.
 CHUNK = 64
-# Longest text in tokens. What is behind says little about the whole.
+# Maximum number of tokens of a text. The rest changes the vector of the text little.
 WINDOW = 512
-# Which layer, as a share of the LLM's depth (docs/decisions.md).
+# The default layer, as a share of the LLM's depth (docs/decisions.md).
 DEPTH = 5 / 6
-# All vectors of a decoder LLM point nearly the same way, so that any two texts have a cosine near 1. What
-# these made-up texts have in common is taken out: the mean of their token vectors, and the deviation
-# of each dimension, a few of which are huge.
+# All vectors of a decoder LLM point in nearly the same direction, so any two texts have a cosine near 1.
+# Therefore vectors are standardized with the mean and the standard deviation of the token vectors of these
+# made-up texts. The deviation of a few dimensions is very large.
 COMMON = (
     "The council of Northby voted on Tuesday to repair the old harbour wall before winter.",
     "She opened the window, looked at the rain, and decided to stay at home.",
@@ -41,18 +41,19 @@ COMMON = (
     "Binding of the protein to the receptor was reduced in mutant cells.",
     "Price: 12.50, size M, colour blue, free delivery",
 )
-# Mean and deviation of their token vectors, by LLM and layer.
+# Mean and standard deviation of the token vectors of these texts, by LLM and layer. Shape (width,) each.
 _STATISTICS: WeakKeyDictionary[LoadedLLM, Dict[int, Tuple[torch.Tensor, torch.Tensor]]] = (
     WeakKeyDictionary()
 )
 
 
 class LLMEncoder:
-    """Encodes texts by the mean of the LLM's hidden states in one layer. Building, copying and
-    pickling it loads nothing.
+    """Embeds texts by the mean of the LLM's hidden states in one layer. Creating, copying and pickling it
+    loads nothing.
 
-    llm (LLM): The shared LLM.
-    layer (Optional[int]): 0 the embeddings, l the output of block l. None for five sixths of the way up.
+    llm (LLM): A handle on the shared LLM.
+    layer (Optional[int]): The layer: 0 for the embeddings, l for the output of block l. None for the layer
+        at five sixths of the LLM's depth.
     """
 
     def __init__(self, llm: LLM, layer: Optional[int] = None) -> None:
@@ -62,20 +63,21 @@ class LLMEncoder:
 
     @property
     def name(self) -> str:
-        """What the user calls the LLM, and the layer."""
+        """RETURNS (str): The name of the LLM, and the layer if one was given."""
         return self.llm.spec.name + ("" if self.layer is None else f" (layer {self.layer})")
 
     @property
     def options(self) -> str:
-        """Of `spacy llmner index`."""
+        """RETURNS (str): The options of `spacy llmner index` that create an index with this encoder."""
         layer = "" if self.layer is None else f" --layer {self.layer}"
         return f"--llm {shlex.quote(self.llm.spec.name)}{layer}"
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
-        """Encode whole texts. Those longer than 512 tokens are cut.
+        """Embed texts. Texts longer than 512 tokens are truncated.
 
-        progress (bool): Show a progress bar, if standard error is a terminal.
-        RETURNS (ndarray): float32, shape (texts, width), rows of length 1; zeros for an empty text.
+        texts (Sequence[str]): The texts.
+        progress (bool): Show a progress bar if standard error is a terminal.
+        RETURNS (ndarray): Vectors of length 1, or zeros for an empty text. float32, shape (texts, width).
         """
         out = np.zeros((len(texts), self.width), dtype=np.float32)
         with tqdm(total=len(texts), unit="text", disable=None if progress else True) as bar:
@@ -88,38 +90,41 @@ class LLMEncoder:
     def encode_spans(
         self, texts: Sequence[str], spans: Sequence[Sequence[Chars]]
     ) -> List[np.ndarray]:
-        """Encode spans in their texts: the mean of the vectors of the tokens that they touch. A span
-        beyond the window is encoded as a text of its own.
+        """Embed spans in the context of their texts. The vector of a span is the mean of the vectors of its
+        tokens, including tokens that are only partly inside. A span beyond the first 512 tokens is embedded
+        like a text.
 
-        spans (Sequence[Sequence[Tuple[int, int]]]): Per text, first character and one past the last.
-        RETURNS (List[ndarray]): Per text float32, shape (spans, width), rows of length 1.
+        texts (Sequence[str]): The texts.
+        spans (Sequence[Sequence[Tuple[int, int]]]): For each text, the spans: the first character, and one
+            past the last.
+        RETURNS (List[ndarray]): For each text, vectors of length 1. float32, shape (spans, width).
         """
-        found: List[List[Any]] = [[None] * len(inside) for inside in spans]
-        wanted = [i for i, inside in enumerate(spans) if inside]
-        for number, encoding, tokens in self._read([texts[i] for i in wanted]):
-            i, n = wanted[number], len(tokens)
+        found: List[List[Any]] = [[None] * len(of_text) for of_text in spans]
+        with_spans = [i for i, of_text in enumerate(spans) if of_text]
+        for number, encoding, tokens in self._read([texts[i] for i in with_spans]):
+            i, n = with_spans[number], len(tokens)
             starts, ends = encoding.starts[:n], encoding.ends[:n]
             found[i] = [span_mean(tokens, starts, ends, span) for span in spans[i]]
         return fill_spans(found, texts, spans, self)
 
     @property
     def fingerprint(self) -> str:
-        """Of the LLM's weights and the layer; loads the LLM."""
+        """RETURNS (str): The fingerprint of the LLM's weights, and the layer. Loads the LLM."""
         llm = self.llm.load()
         return f"{llm.fingerprint}-{self._layer_of(llm)}"
 
     @property
     def width(self) -> int:
-        """Of a vector; loads the LLM."""
+        """RETURNS (int): The length of a vector. Loads the LLM."""
         return self.llm.load().width
 
     def unload(self) -> None:
-        """Free the LLM's weights, for all who share them; they are loaded again at the next use."""
+        """Free the LLM's shared weights. The next use of any handle loads them again."""
         self.llm.unload()
 
     def _read(self, texts: Sequence[str]) -> Iterator[Tuple[int, Encoding, torch.Tensor]]:
-        """YIELDS (Tuple[int, Encoding, Tensor]): Number of a text, its tokens, and the vectors of those
-        that are inside the window, without what all texts have in common."""
+        """YIELDS (Tuple[int, Encoding, Tensor]): For each text, its index, its tokens, and the standardized
+        vectors of the tokens that are inside the window. Shape (tokens, width)."""
         llm = self.llm.load()
         mean, deviation = self._common(llm)
         for number, encoding, tokens in self._read_raw(llm, texts):
@@ -138,7 +143,8 @@ class LLMEncoder:
             ids = [[*bos, *encoding.ids[:longest]] for encoding in chunk]
             features = read_texts(llm, ids, probed, self.batch_tokens)
             for number, (encoding, read) in enumerate(zip(chunk, features), first):
-                # The first token's state is far from all others in every LLM.
+                # The BOS token is left out: in every LLM, the state of the first token is far from all
+                # others.
                 yield number, encoding, read.hidden[len(bos) :, 0].cpu()
 
     def _common(self, llm: LoadedLLM) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -160,10 +166,11 @@ class LLMEncoder:
 
 
 def make_llm_encoder(llm: Union[str, LLM], layer: Optional[int] = None) -> LLMEncoder:
-    """Registered as `spacy_llmner.LLMEncoder.v1` in `@misc`.
+    """Create an encoder that uses the shared LLM. Registered as `spacy_llmner.LLMEncoder.v1` in `@misc`.
 
-    llm (Union[str, LLM]): The shared LLM, or its name.
-    layer (Optional[int]): 0 the embeddings, l the output of block l. None for five sixths of the way up.
-    RETURNS (LLMEncoder): A handle; nothing is loaded.
+    llm (Union[str, LLM]): The shared LLM: its name, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
+    layer (Optional[int]): The layer: 0 for the embeddings, l for the output of block l. None (default) for
+        the layer at five sixths of the LLM's depth.
+    RETURNS (LLMEncoder): A handle. The LLM is loaded at first use.
     """
     return LLMEncoder(as_llm(llm), layer)

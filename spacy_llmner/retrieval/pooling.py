@@ -1,16 +1,20 @@
-"""Token vectors to the vectors of texts and spans."""
+"""Pool token vectors into vectors of texts and spans."""
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-# First character, one past the last.
+# The first character of a span, and one past its last character.
 Chars = Tuple[int, int]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """RETURNS (ndarray): float32 rows of length 1. Rows of zeros stay as they are."""
+    """Normalize vectors.
+
+    vectors (ndarray): Shape (vectors, width).
+    RETURNS (ndarray): The vectors with length 1. Vectors of zeros stay the same. float32.
+    """
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
@@ -18,28 +22,32 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def span_mean(
     tokens: torch.Tensor, starts: np.ndarray, ends: np.ndarray, span: Chars
 ) -> Optional[np.ndarray]:
-    """Average the vectors of the tokens that the characters of a span touch.
+    """Compute the vector of a span: the mean of the vectors of the tokens that overlap it.
 
-    tokens (Tensor): Shape (tokens, width).
-    starts (ndarray): First character of each token.
+    tokens (Tensor): The vectors of the tokens. Shape (tokens, width).
+    starts (ndarray): The first character of each token.
     ends (ndarray): One past the last character of each token.
-    RETURNS (Optional[ndarray]): Shape (width,). None if the span is not wholly in front of where the
-        tokens end, or touches none.
+    span (Tuple[int, int]): The span.
+    RETURNS (Optional[ndarray]): The mean, float32, shape (width,). None if no token overlaps the span, or
+        if the span extends beyond the last token.
     """
-    touched = np.flatnonzero((starts < span[1]) & (ends > span[0]))
-    if not len(touched) or span[1] > ends.max():
+    overlapping = np.flatnonzero((starts < span[1]) & (ends > span[0]))
+    if not len(overlapping) or span[1] > ends.max():
         return None
-    return tokens[torch.from_numpy(touched)].mean(0).float().numpy()
+    return tokens[torch.from_numpy(overlapping)].mean(0).float().numpy()
 
 
 def fill_spans(
     found: Sequence[List[Any]], texts: Sequence[str], spans: Sequence[Sequence[Chars]], encoder: Any
 ) -> List[np.ndarray]:
-    """Encode the spans without a vector as texts of their own, and normalise all.
+    """Embed the spans that have no vector like texts, and normalize all vectors.
 
-    found (Sequence[List[Optional[ndarray]]]): Per text, what span_mean gave for each span.
-    encoder (Encoder): Encodes texts.
-    RETURNS (List[ndarray]): Per text, float32, shape (spans, width).
+    found (Sequence[List[Optional[ndarray]]]): For each text, the result of `span_mean` for each span. The
+        missing vectors are filled in.
+    texts (Sequence[str]): The texts.
+    spans (Sequence[Sequence[Tuple[int, int]]]): For each text, its spans.
+    encoder (Encoder): Embeds the missing spans.
+    RETURNS (List[ndarray]): For each text, the vectors of its spans. float32, shape (spans, width).
     """
     missing: Dict[str, List[Tuple[int, int]]] = {}
     for row, vectors in enumerate(found):

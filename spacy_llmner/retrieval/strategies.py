@@ -1,6 +1,6 @@
-"""Which of the similar examples are taken: the strategies of RA-IT (arXiv 2406.17305, methods.md 3a.2).
+"""Retrieval strategies: how examples are chosen, as in RA-IT (arXiv 2406.17305).
 
-The published combinations are
+The published strategies are
 
     nearest                     Strategy("nearest")
     random                      Strategy("random")
@@ -25,25 +25,26 @@ from .examples import LabelledText
 from .index import ExampleIndex, Hit
 
 KINDS = ("nearest", "random", "mixed", "diverse", "bm25_rank")
-# What each gate lets pass by default. The first two have no use for one and are as published; the
-# others let about as many of the two nearest pass (docs/decisions.md).
+# The default threshold of each gate. "none" doesn't use it, and that of "bm25" is as published. With the
+# others, about as many of the two nearest examples pass as with "bm25" (docs/decisions.md).
 THRESHOLDS: Dict[str, float] = {"none": 20.0, "bm25": 20.0, "bm25_relative": 0.2, "cosine": 0.55}
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How examples are chosen.
+    """How examples are chosen for a query.
 
-    kind (str): "nearest": the k nearest. "random": k of all. "mixed": each of the k is the next nearest
-        with the probability `mix`, and a random one otherwise. "diverse": k random ones of the nearest
-        `candidates`. "bm25_rank": those k of the nearest `candidates` with the highest BM25.
-    k (int): How many.
-    candidates (int): For "diverse" and "bm25_rank".
-    mix (float): For "mixed".
-    gate (str): What drops some of those chosen: "none"; "bm25", a raw BM25 below the threshold, which
-        depends on the length of the query; "bm25_relative", BM25(query, example) / BM25(query, query);
+    kind (str): "nearest" chooses the k nearest examples. "random" chooses k random examples. With "mixed",
+        each of the k is the next nearest with the probability `mix`, or else a random example. "diverse"
+        chooses k random examples among the `candidates` nearest, and "bm25_rank" those k with the highest
+        BM25 score.
+    k (int): Number of examples.
+    candidates (int): For "diverse" and "bm25_rank": number of nearest examples to choose from.
+    mix (float): For "mixed": probability of the next nearest example. Between 0 and 1.
+    gate (str): The score by which chosen examples are dropped: "none"; "bm25", the BM25 score, which
+        depends on the length of the query; "bm25_relative", BM25(query, example) / BM25(query, query); or
         "cosine", the similarity.
-    threshold (float): Lowest score that passes the gate.
+    threshold (float): The gate drops examples with a lower score.
     """
 
     kind: str = "nearest"
@@ -69,12 +70,12 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """An example chosen for a query.
+    """An example that was chosen for a query.
 
     example (LabelledText): The example.
-    similarity (float): Cosine.
-    gate_score (float): What the gate compared to its threshold; without a gate the raw BM25 for "bm25_rank"
-        and the similarity otherwise.
+    similarity (float): The cosine similarity to the query.
+    gate_score (float): The score that the gate compared with its threshold. Without a gate, the BM25 score
+        for "bm25_rank", and the similarity for other kinds.
     """
 
     example: LabelledText
@@ -83,10 +84,10 @@ class Retrieved:
 
 
 class Retriever:
-    """Chooses examples out of an index. Examples may be added to the index at any time.
+    """Chooses examples from an index. Examples can be added to the index at any time.
 
-    index (ExampleIndex): Where to look.
-    strategy (Strategy): How to choose.
+    index (ExampleIndex): The index.
+    strategy (Strategy): How examples are chosen.
     """
 
     def __init__(self, index: ExampleIndex, strategy: Strategy) -> None:
@@ -96,11 +97,14 @@ class Retriever:
         self._bm25_of = index.examples
 
     def find(self, queries: Sequence[LabelledText], *, seed: int = 0) -> List[List[Retrieved]]:
-        """Choose examples. What is drawn at random depends on the seed and the query's text only, not
-        on other queries.
+        """Choose examples. Random choices depend only on the seed and the text of the query, not on other
+        queries.
 
-        RETURNS (List[List[Retrieved]]): Per query up to k, the most similar first (for
-            "bm25_rank", by BM25). Never the query itself, see ExampleIndex.search.
+        queries (Sequence[LabelledText]): The queries.
+        seed (int): Seed of the random choices.
+        RETURNS (List[List[Retrieved]]): For each query, up to k examples, the most similar first (the
+            highest BM25 score first for "bm25_rank"). The query itself is excluded, see
+            `ExampleIndex.search`.
         """
         strategy = self.strategy
         n = strategy.candidates if strategy.kind in ("diverse", "bm25_rank") else strategy.k
@@ -128,7 +132,7 @@ class Retriever:
         rng = _generator(seed, query.text)
         if strategy.kind == "diverse":
             k = min(strategy.k, len(hits))
-            # As they were found: the most similar first.
+            # Sorted as they were found: the most similar first.
             return [hits[i] for i in sorted(rng.choice(len(hits), k, replace=False))] if k else []
         n_nearest = 0
         if strategy.kind == "mixed":
@@ -140,10 +144,10 @@ class Retriever:
     def _draw(
         self, query: LabelledText, vector: Any, rng: np.random.Generator, k: int, but: List[Hit]
     ) -> List[Hit]:
-        """RETURNS (List[Hit]): Up to k random examples other than the query and those chosen already."""
+        """RETURNS (List[Hit]): Up to k random examples, without the query and the examples in `but`."""
         n = len(self.index)
         taken = {self.index.examples[hit.number].hash for hit in but}
-        # Nearly always the first few will do.
+        # A few draws are nearly always enough.
         for size in (min(n, 4 * k + 16), n):
             drawn = rng.choice(n, size, replace=False).tolist() if k else []
             allowed = {hit.number: hit for hit in self.index.compare(query, vector, drawn)}
@@ -175,7 +179,7 @@ class Retriever:
 
     def _corpus(self) -> BM25:
         examples = self.index.examples
-        if self._bm25_of is not examples:  # the index was loaded from elsewhere
+        if self._bm25_of is not examples:  # the content of the index was replaced
             self._bm25, self._bm25_of = BM25(), examples
         if len(self._bm25) < len(examples):
             self._bm25.add(example.text for example in examples[len(self._bm25) :])
@@ -190,11 +194,19 @@ def make_strategy(
     gate: str = "none",
     threshold: Optional[float] = None,
 ) -> Strategy:
-    """Registered as `spacy_llmner.Retrieval.v1` in `@misc`. The settings are those of Strategy.
+    """Create a retrieval strategy. Registered as `spacy_llmner.Retrieval.v1` in `@misc`.
 
-    threshold (Optional[float]): None for the gate's default: 20 for "bm25", as published, 0.2 for
-        "bm25_relative", 0.55 for "cosine".
-    RAISES (LLMNERError): If a setting makes no sense.
+    kind (str): How examples are chosen: "nearest" (default), "random", "mixed", "diverse" or "bm25_rank",
+        see `Strategy`.
+    k (int): Number of examples. Default 2.
+    candidates (int): For "diverse" and "bm25_rank": number of nearest examples to choose from. Default 128.
+    mix (float): For "mixed": probability of the next nearest example. Between 0 and 1, default 0.8.
+    gate (str): The score by which chosen examples are dropped: "none" (default), "bm25", "bm25_relative" or
+        "cosine", see `Strategy`.
+    threshold (Optional[float]): The gate drops examples with a lower score. None (default) for the gate's
+        default: 20 for "bm25", as published, 0.2 for "bm25_relative", 0.55 for "cosine".
+    RETURNS (Strategy): The strategy.
+    RAISES (LLMNERError): If a setting is not valid.
     """
     _check_known("gate", gate, tuple(THRESHOLDS))
     default = THRESHOLDS[gate]

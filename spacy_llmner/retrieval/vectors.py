@@ -1,4 +1,4 @@
-"""Vectors and FAISS: search by inner product, exactly or nearly so."""
+"""Search vectors by inner product with FAISS, exactly or approximately."""
 
 from typing import Any, Dict, Tuple
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from ..llm.spec import is_forked
 
-faiss: Any = _faiss  # whose type stubs lack half of it
+faiss: Any = _faiss  # its type stubs are incomplete
 
 KINDS = ("exact", "hnsw", "ivf")
 # Chosen by measurement (docs/decisions.md, benchmarks/results/retrieval_index.json).
@@ -15,20 +15,22 @@ HNSW_LINKS = 32
 HNSW_BUILD = 80
 HNSW_SEARCH = 128
 IVF_PROBES = 32
-# Below so many vectors an exact search takes no time. Lists are made again when the index has grown.
+# With fewer vectors than this, "ivf" searches exactly, since that is fast enough.
 IVF_SMALLEST = 10_000
+# The lists are built again when the index has this many times the vectors.
 IVF_GROWTH = 4
-# k-means needs no more than that to find the lists' centres.
+# Number of vectors for each list that k-means needs to find the centers.
 IVF_SAMPLE = 64
 SEED = 0
 
 
 class VectorStore:
-    """Vectors, numbered from 0 as they come.
+    """Vectors that can be searched. They are numbered from 0, in the order in which they are added.
 
-    kind (str): "exact"; "hnsw", a graph; or "ivf", lists around centres, which is quicker to build and
-        misses less, but has the vectors in memory twice.
-    width (int): Of a vector.
+    kind (str): "exact"; "hnsw", which searches a graph; or "ivf", which searches lists of vectors around
+        centers. "ivf" is built faster than "hnsw" and misses fewer neighbors, but it has the vectors in
+        memory twice.
+    width (int): The length of a vector.
     """
 
     def __init__(self, kind: str, width: int) -> None:
@@ -36,6 +38,7 @@ class VectorStore:
         self.flat = faiss.IndexFlatIP(width)
         self.graph: Any = None
         self.lists: Any = None
+        # The number of vectors when the lists were built.
         self._n_listed_for = 0
         if kind == "hnsw":
             self.graph = faiss.IndexHNSW(self.flat, HNSW_LINKS)
@@ -46,18 +49,23 @@ class VectorStore:
 
     @property
     def width(self) -> int:
+        """RETURNS (int): The length of a vector."""
         return self.flat.d
 
     @property
     def vectors(self) -> np.ndarray:
-        """float32, shape (vectors, width). Not to be written to, nor kept while vectors are added."""
+        """RETURNS (ndarray): All vectors. float32, shape (vectors, width). Read only, and not valid any
+        more after vectors are added."""
         if not len(self):
             return np.zeros((0, self.width), dtype=np.float32)
         values = faiss.rev_swig_ptr(self.flat.get_xb(), len(self) * self.width)
         return values.reshape(len(self), self.width)
 
     def add(self, vectors: np.ndarray) -> None:
-        """vectors (ndarray): float32, shape (vectors, width), rows of length 1."""
+        """Add vectors.
+
+        vectors (ndarray): Vectors of length 1. float32, shape (vectors, width).
+        """
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         (self.flat if self.graph is None else self.graph).add(vectors)
 
@@ -66,13 +74,14 @@ class VectorStore:
     ) -> Tuple[np.ndarray, np.ndarray]:
         """Find the nearest vectors.
 
-        queries (ndarray): float32, shape (queries, width).
-        exact (bool): Whatever the kind.
-        RETURNS (Tuple[ndarray, ndarray]): Similarities and numbers, shape (queries, k). A number of -1
-            means that no more were found.
+        queries (ndarray): The queries. float32, shape (queries, width).
+        k (int): Number of vectors to find for each query.
+        exact (bool): Search exactly, whatever the kind.
+        RETURNS (Tuple[ndarray, ndarray]): The similarities and numbers of the vectors, shape (queries, k)
+            each. The number is -1 where no more vectors were found.
         """
         if is_forked():
-            # Like torch's, FAISS's thread pool does not survive a fork.
+            # FAISS's thread pool doesn't survive a fork, and neither does torch's.
             faiss.omp_set_num_threads(1)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if self.kind == "ivf" and not exact:
@@ -85,13 +94,13 @@ class VectorStore:
         return self.lists.search(queries, k, params=faiss.SearchParametersIVF(nprobe=IVF_PROBES))
 
     def prepare(self) -> None:
-        """Do the work that the first search would do. That of "ivf" is to make lists."""
+        """Do the work that the first search would do otherwise: for "ivf", build the lists."""
         n = len(self)
         if self.kind != "ivf" or n < IVF_SMALLEST:
             return
         vectors = self.vectors
         if self.lists is None or n >= IVF_GROWTH * self._n_listed_for:
-            # As many as FAISS advises for up to a million vectors.
+            # The number that FAISS recommends for up to a million vectors.
             n_lists = int(4 * n**0.5)
             sample = vectors
             if n > IVF_SAMPLE * n_lists:
@@ -99,16 +108,20 @@ class VectorStore:
                 sample = vectors[np.sort(rng.choice(n, IVF_SAMPLE * n_lists, replace=False))]
             means = faiss.Kmeans(self.width, n_lists, niter=10, seed=SEED, spherical=True)
             means.train(np.ascontiguousarray(sample))
-            self._make_lists(means.centroids, n)
+            self._build_lists(means.centroids, n)
         if self.lists.ntotal < n:
             self.lists.add(vectors[self.lists.ntotal :])
 
     def to_arrays(self) -> Dict[str, np.ndarray]:
-        """RETURNS (Dict[str, ndarray]): All that from_arrays needs, so that it finds the same."""
+        """Serialize the vectors, with the graph or the lists, so that a search finds the same neighbors
+        after loading.
+
+        RETURNS (Dict[str, ndarray]): Arrays for `from_arrays`.
+        """
         self.prepare()
         arrays = {"vectors": self.vectors}
         if self.graph is not None:
-            # A graph built again could be another one.
+            # A graph that is built again could be different.
             arrays["graph"] = faiss.serialize_index(self.graph, faiss.IO_FLAG_SKIP_STORAGE)
         if self.lists is not None:
             arrays["centres"] = self._centres
@@ -123,7 +136,13 @@ class VectorStore:
 
     @classmethod
     def from_arrays(cls, kind: str, arrays: Dict[str, np.ndarray]) -> "VectorStore":
-        """RETURNS (VectorStore): The one that gave the arrays."""
+        """Load vectors.
+
+        kind (str): The kind of the store that was serialized.
+        arrays (Dict[str, ndarray]): The result of `to_arrays`.
+        RETURNS (VectorStore): The vectors.
+        RAISES (ValueError): If the graph or the lists don't fit the vectors.
+        """
         vectors = arrays["vectors"]
         store = cls(kind, vectors.shape[1])
         store.flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
@@ -132,20 +151,21 @@ class VectorStore:
             store.graph.storage = store.flat
             store.graph.own_fields = False
             if store.graph.ntotal != len(vectors):
-                raise ValueError("the graph is of other vectors")
+                raise ValueError("the graph doesn't fit the vectors")
         if "centres" in arrays:
             list_of, n_lists = arrays["list_of"], len(arrays["centres"])
-            # FAISS would read and write whatever memory they point to.
+            # FAISS doesn't check these numbers, and would access memory out of bounds.
             inside = ((list_of >= 0) & (list_of < n_lists)).all()
             if list_of.shape != (len(vectors),) or list_of.dtype != np.int64 or not inside:
-                raise ValueError("the lists are of other vectors")
-            store._make_lists(arrays["centres"], int(arrays["listed_for"][0]))
-            # As they were: a vector between two centres could come into the other's list.
+                raise ValueError("the lists don't fit the vectors")
+            store._build_lists(arrays["centres"], int(arrays["listed_for"][0]))
+            # The saved assignment is used, because a vector between two centers could be assigned
+            # differently.
             pointers = [faiss.swig_ptr(a) for a in (store.vectors, list_of)]
             store.lists.add_core(len(vectors), pointers[0], None, pointers[1])
         return store
 
-    def _make_lists(self, centres: np.ndarray, n_listed_for: int) -> None:
+    def _build_lists(self, centres: np.ndarray, n_listed_for: int) -> None:
         quantizer = faiss.IndexFlatIP(self.width)
         self._centres = np.ascontiguousarray(centres, dtype=np.float32)
         quantizer.add(self._centres)

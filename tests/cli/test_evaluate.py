@@ -196,7 +196,13 @@ def test_spans_key(tmp_path):
     assert scores["spans_all_per_type"]["LOC"]["r"] == 2 / 3
     assert scores["ents_f"] == 0.0
     assert "doc.spans['all']" in result.stdout
-    fails("no spans under the key 'sc' (keys: all)", tmp_path / "model", data, "--spans-key", "sc")
+    fails(
+        "no spans under the key 'sc' (existing keys: all)",
+        tmp_path / "model",
+        data,
+        "--spans-key",
+        "sc",
+    )
 
 
 def test_pipe_without_a_scorer(tmp_path, data):
@@ -231,7 +237,7 @@ def test_calibration_error_is_shown_where_there_is_one(model, data, monkeypatch)
 
 def test_f_of_sets_of_strings(model, data):
     result = evaluate(model, data)
-    shown = f"wherever they stand: {100 * result.scores['ents_set_f']:.1f}"
+    shown = f"regardless of position: {100 * result.scores['ents_set_f']:.1f}"
     assert 0 < result.scores["ents_set_f"] < 1 and shown in run(model, data).stdout
 
 
@@ -263,7 +269,7 @@ def test_wrong_model_path(tmp_path, data):
     fails(f"Can't find the pipeline '{missing}'", missing, data)
     (tmp_path / "out" / "model-best").mkdir(parents=True)
     best = tmp_path / "out" / "model-best"
-    reason = f"there is no config.cfg in it. Did you mean '{best}'?"
+    reason = f"it contains no config.cfg. Did you mean '{best}'?"
     fails(reason, tmp_path / "out", data)
 
 
@@ -271,24 +277,24 @@ def test_wrong_data_path(model, tmp_path):
     fails("Can't find the data", model, tmp_path / "none.spacy")
     other = tmp_path / "a.jsonl"
     other.write_text("{}")
-    fails("is no .spacy file. Make it with `python -m spacy convert`", model, other)
+    fails("are not a .spacy file. Convert them with `python -m spacy convert`", model, other)
     (tmp_path / "empty").mkdir()
-    fails("holds no .spacy file", model, tmp_path / "empty")
+    fails("contains no .spacy files", model, tmp_path / "empty")
 
 
 def test_broken_data(model, tmp_path):
     path = tmp_path / "a.spacy"
     path.write_bytes(b"no docbin")
-    fails("it is broken or no .spacy file", model, path)
+    fails("they are broken or not in .spacy format", model, path)
     DocBin().to_disk(path)
-    fails("hold no document with a token", model, path)
+    fails("contain no non-empty documents", model, path)
     DocBin(docs=[Doc(spacy.blank("en").vocab)]).to_disk(path)
-    fails("hold no document with a token", model, path)
+    fails("contain no non-empty documents", model, path)
 
 
 def test_data_without_entity_annotation(model, tmp_path):
     path = write(tmp_path / "a.spacy", outside=False)
-    fails('doc.set_ents([], default="outside")', model, path)
+    fails("doc.set_ents([], default='outside')", model, path)
 
 
 def test_no_gpu(model, data, monkeypatch):

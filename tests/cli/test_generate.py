@@ -68,21 +68,21 @@ def test_messages(prompts, tiny_llm, annotator, tmp_path):
         assert message in result.output
         assert not out.exists()
 
-    fails("only if its name ends in .spacy", out=tmp_path / "out.bin")
+    fails("whose name ends in .spacy", out=tmp_path / "out.bin")
     fails("Can't find the prompts", source=tmp_path / "none.txt")
     fails("Can't find the pipeline", pipeline=tmp_path / "none")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    fails("There is no prompt in", source=empty)
+    fails("contains no prompts", source=empty)
     broken = tmp_path / "broken.spacy"
     broken.write_bytes(b"x")
-    fails("no .spacy file", source=broken)
+    fails("They must be a .spacy file", source=broken)
     binary = tmp_path / "binary.txt"
     binary.write_bytes(b"\xff\xfe\xff")
-    fails("no text in UTF-8", source=binary)
+    fails("a UTF-8 text file", source=binary)
     long = tmp_path / "long.txt"
     long.write_text("The river Aare " * 300)
-    fails("wrote nothing", source=long)
+    fails("generated no text", source=long)
     folder = tmp_path / "empty_llm"
     folder.mkdir()
     fails("incomplete or broken", llm=folder)

@@ -162,7 +162,8 @@ def test_spans_key(run, encoder, tmp_path):
     path = write(tmp_path / "nested.spacy", key="sc")
     result = run(path)
     assert (
-        result.exit_code == 1 and "no document with text is annotated (doc.ents)" in result.output
+        result.exit_code == 1
+        and "none of its non-empty documents is annotated (doc.ents)" in result.output
     )
     assert "NAME" in run(path, "--spans-key", "sc").output
     assert saved(tmp_path, encoder).labels() == {"NAME": 4}
@@ -209,9 +210,11 @@ def test_one_encoder(run, tiny_llm, tmp_path):
     for args, encoder in ((["--llm", tiny_llm], "e"), (["--layer", "2"], None)):
         result = run(corpus, *args, encoder=encoder)
         assert result.exit_code == 1
-        assert "Give --encoder, or --llm with or without --layer" in " ".join(result.output.split())
+        assert "Use either --encoder, or --llm with or without --layer" in " ".join(
+            result.output.split()
+        )
     assert (
-        "Layer 9 was asked for"
+        "Layer 9 was requested"
         in run(corpus, "--llm", tiny_llm, "--layer", "9", encoder=None).output
     )
     assert not (tmp_path / "out").exists()
@@ -241,12 +244,15 @@ def test_messages(run, tmp_path):
     good = write(tmp_path / "good.spacy")
     fails("Can't find the corpus", tmp_path / "none.spacy")
     (tmp_path / "empty").mkdir()
-    fails("no .spacy file is in it", tmp_path / "empty")
-    fails("has no example: no document with text", write(tmp_path / "no.spacy", []))
-    fails("has no example: no document with text", write(tmp_path / "blank.spacy", [" ", ""]))
-    fails("has no example", jsonl(tmp_path / "no.jsonl"))
+    fails("it contains no .spacy files", tmp_path / "empty")
+    fails("contains no examples: none of its non-empty documents", write(tmp_path / "no.spacy", []))
+    fails(
+        "contains no examples: none of its non-empty documents",
+        write(tmp_path / "blank.spacy", [" ", ""]),
+    )
+    fails("contains no examples", jsonl(tmp_path / "no.jsonl"))
     (tmp_path / "text.txt").write_text("Ada")
-    fails("it is no .spacy file", tmp_path / "text.txt")
+    fails("it is not a .spacy file", tmp_path / "text.txt")
     (tmp_path / "bad.spacy").write_bytes(b"nonsense")
     fails("Can't read the corpus", tmp_path / "bad.spacy")
     for line in (
@@ -260,8 +266,8 @@ def test_messages(run, tmp_path):
     ):
         fails("line 2: ", jsonl(tmp_path / "bad.jsonl", {"text": "Ada"}, line))
     fails("Can't load the sentence encoder", good, encoder="/no/such/encoder")
-    fails("'tree' is no kind of index", good, "--kind", "tree")
-    fails("'gpu' is no device", good, "--device", "gpu")
+    fails("'tree' is not a valid kind of index", good, "--kind", "tree")
+    fails("'gpu' is not a valid device", good, "--device", "gpu")
 
 
 @pytest.mark.parametrize("out", ["good.spacy", "good.spacy/index"])

@@ -80,8 +80,8 @@ def test_messages(tiny_llm, tmp_path):
     fails("Can't find the data", data, tmp_path / "none.spacy")
     fails("None of the training examples", write(tmp_path / "no.spacy", DATA[2:]), data)
     other = [(text, [(s, e, "THING") for s, e, _ in ents]) for text, ents in DATA]
-    fails("No layer finds an entity of", data, write(tmp_path / "other.spacy", other))
-    fails("no language 'xx_yy'", data, data, "--lang", "xx_yy")
+    fails("No layer finds any entity in", data, write(tmp_path / "other.spacy", other))
+    fails("doesn't support the language 'xx_yy'", data, data, "--lang", "xx_yy")
     fails("cuda:99", data, data, "--gpu-id", 99)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -1,4 +1,4 @@
-"""Programs that the tests of the decoding engine run, and what the plain model writes."""
+"""Requests that the tests of the decoding engine run, and what the plain model writes."""
 
 from types import SimpleNamespace
 
@@ -47,10 +47,10 @@ def spelt(ids, size=2):
 
 
 def writing(text, prompts=((33, 34), (35,), (36, 37, 38)), constraint=None, **how):
-    """A text, behind the decoder's prefix if it has one, and branches that each write a substring."""
+    """A text, after the engine's prefix if it has one, and branches that each write a substring."""
 
     def request(tree):
-        parent = tree.add(tree.begin, text)
+        parent = tree.add(tree.prefix, text)
         rule = constraint or spelt(text)
         branches = [decode(tree, parent, prompt, rule, **how) for prompt in prompts]
         return (yield from run_parallel(tree, branches))

@@ -1,5 +1,5 @@
-"""Passes of few tokens are recorded on a GPU and replayed. Here the recording is a plain second run,
-so that all but CUDA itself is tested without one."""
+"""Passes of few tokens are recorded on a GPU and replayed. Here recording is a plain second run, so that
+everything except CUDA itself is tested without a GPU."""
 
 import logging
 import sys
@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 class Recorded(CUDAGraphPasses):
     """Counts recordings and replays."""
 
-    def __init__(self, room=64):
-        super().__init__(CPU, room)
+    def __init__(self, capacity=64):
+        super().__init__(CPU, capacity)
         self.recorded, self.replayed = [], 0
 
     def _record(self, run):
@@ -43,10 +43,10 @@ def llm(any_llm, load):
 def use(monkeypatch):
     def use(passes):
         @contextmanager
-        def passes_of(*args):
+        def forward_passes(*args):
             yield passes
 
-        monkeypatch.setattr(decoding, "forward_passes", passes_of)
+        monkeypatch.setattr(decoding, "forward_passes", forward_passes)
         return passes
 
     return use
@@ -77,18 +77,18 @@ def test_replayed_passes_answer_as_plain_ones(llm, use):
 
 def test_what_was_recorded_is_forgotten_when_the_cache_moves(llm, use):
     expected = near(written(llm, TEXTS))
-    passes = use(Recorded(room=4))
+    passes = use(Recorded(capacity=4))
     assert written(llm, TEXTS[:1]) == expected[:1]
     before = len(passes.recorded)
-    long = [TEXTS[3] * 6]  # more keys than there is room for
+    long = [TEXTS[3] * 6]  # more keys than the cache has slots
     assert len(written(llm, long, max_slots=4096)[0]) == 3
     assert written(llm, TEXTS) == expected
     assert len(passes.recorded) > before
 
 
-def test_room_for_a_budget_without_limit():
-    """What keeps texts from stage to stage has no budget; the cache grows with what is in it."""
-    assert CUDAGraphPasses(CPU, 2 * sys.maxsize).cache.room <= 4096
+def test_capacity_with_an_unlimited_budget():
+    """An engine that stores texts between stages has no budget; its cache grows with its content."""
+    assert CUDAGraphPasses(CPU, 2 * sys.maxsize).cache.capacity <= 4096
 
 
 def test_llm_that_can_not_be_recorded(llm, use, caplog):

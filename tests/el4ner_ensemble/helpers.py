@@ -65,12 +65,12 @@ class MockVoter:
     fails (Dict[str, Set[str]]): Stages, and texts on which it fails in them.
     """
 
-    def __init__(self, knows=None, true=None, fails=None, weight=1.0, memory=None):
+    def __init__(self, knows=None, true=None, fails=None, weight=1.0, llm_key=None):
         self.knows = knows or {}
         self.true = true or {}
         self.fails = fails or {}
         self.weight = weight
-        self.memory = memory
+        self.llm_key = llm_key
         self.name = ""
         self.asked = []
         self.kept = []
@@ -81,22 +81,22 @@ class MockVoter:
     def identity(self):
         return id(self)
 
-    def join(self, name, max_batch_tokens, component):
+    def register(self, name, max_batch_tokens, component):
         self.name = name
 
-    def describe(self, asked):
+    def prepare(self, asked):
         return {"kind": "mock"}
 
     def restore(self, saved):
         self.saved = dict(saved)
 
-    def lengths(self, text, words):
+    def word_lengths(self, text, words):
         return [1] * len(words)
 
     def capacity(self, asked):
         return 1000
 
-    def size(self, task, asked):
+    def count_tokens(self, task, asked):
         return len(task.words)
 
     def session(self, tasks, asked, *, keep):
@@ -120,8 +120,8 @@ class MockSession:
             [
                 (at, at + len(string))
                 for string in self.voter.knows
-                for at in [task.shown.find(string) + task.start]
-                if string in task.shown
+                for at in [task.window_text.find(string) + task.start]
+                if string in task.window_text
             ]
             for task in self.tasks
         ]
@@ -159,7 +159,7 @@ def words_of(text):
 def make_ensemble(voters, labels=("LOC", "ORG", "PER"), resident=None, **settings):
     """RETURNS (Ensemble): Of mocks, by name."""
     for name, voter in voters.items():
-        voter.join(name, 100, "el4ner_ensemble")
+        voter.register(name, 100, "el4ner_ensemble")
     members = [voters[name] for name in sorted(voters)]
     defaults = {
         "vote": "majority",
@@ -219,3 +219,8 @@ def make_mock_nlp(voters, lang="en", initialize=True, **cfg):
 def initialized(nlp, data=TRAIN):
     nlp.initialize(lambda: make_examples(nlp, data))
     return nlp
+
+
+PIPELINES = {
+    "trained": lambda llms, folder: initialized(make_nlp({"a": llms[0], "b": llms[1]})),
+}

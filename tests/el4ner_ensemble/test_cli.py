@@ -21,19 +21,6 @@ def corpus(tmp_path):
     return str(tmp_path / "data.spacy")
 
 
-def test_config_is_complete():
-    """What the config does not say is not filled in behind its back."""
-    nlp = spacy.blank("en")
-    nlp.add_pipe("el4ner_ensemble")
-    config = load_config(CONFIG)["components"]["el4ner_ensemble"]
-    default = nlp.get_pipe_config("el4ner_ensemble")
-    assert config.keys() == default.keys()
-    for setting, value in default.items():
-        if not isinstance(value, dict) and setting != "verifier":
-            assert config[setting] == value, setting
-    assert set(config["llms"]) == {"gemma", "smollm2"}
-
-
 def test_spacy_train(roomy, corpus, tmp_path):
     """One step, in which nothing is trained: the pool is taken, and the dev corpus is scored."""
     overrides = {

@@ -1,8 +1,9 @@
-"""Initialize, save, load, and settings that make no sense."""
+"""Pools, prompts and provenance, also of saved pipelines."""
 
 import copy
 import json
 import pickle
+import re
 import warnings
 
 import pytest
@@ -51,31 +52,6 @@ def test_initialize_takes_labels_and_pool(two, roomy):
     assert pipe.call_counts.calls > 0 and pipe.call_counts.tokens > 0
 
 
-def test_IO(two, tmp_path):
-    two.to_disk(tmp_path)
-    loaded = spacy.load(tmp_path)
-    assert_same_answers(two, loaded)
-    fresh = spacy.util.load_model_from_config(two.config)
-    fresh.from_bytes(two.to_bytes())
-    assert_same_answers(two, fresh)
-    again = pickle.loads(pickle.dumps(two))
-    assert_same_answers(two, again)
-    sourced = spacy.blank("en")
-    sourced.add_pipe("el4ner_ensemble", source=two)
-    assert_same_answers(two, sourced)
-
-
-def test_what_is_saved(two, tmp_path):
-    two.to_disk(tmp_path)
-    folder = tmp_path / "el4ner_ensemble"
-    assert sorted(p.name for p in folder.iterdir()) == ["cfg", "pool"]
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    assert size < 60_000
-    cfg = json.loads((folder / "cfg").read_text())
-    assert set(cfg["voters"]) == {"a", "b"}
-    assert "# instruction" in cfg["voters"]["a"]["prompts"]
-
-
 def test_saved_pool_is_not_encoded_again(two, tmp_path):
     """Neither LLMs nor the encoder read the pool twice."""
     two.to_disk(tmp_path)
@@ -87,51 +63,6 @@ def test_saved_pool_is_not_encoded_again(two, tmp_path):
     loaded(TEXTS[0])
     assert pipe.pool.encoder.texts == 1  # its vector is in the pool
     assert pipe.call_counts.pre_extraction == 4
-
-
-def test_loading_reads_no_llm(two, tmp_path):
-    two.to_disk(tmp_path)
-    pool.clear()
-    nlp = spacy.load(tmp_path)
-    nlp.to_bytes()
-    pickle.dumps(nlp)
-    assert pool.loaded() == []
-    nlp("Some text")
-    assert len(pool.loaded()) == 2
-
-
-def test_other_llm_is_refused(two, roomy, tmp_path):
-    two.to_disk(tmp_path)
-    other = {"components.el4ner_ensemble.llms.a.llm.name": roomy[2]}
-    nlp = spacy.load(tmp_path, config=other)
-    with pytest.raises(
-        LLMMismatchError,
-        match=r"The voter 'a' of 'el4ner_ensemble' had .*components.el4ner_ensemble.llms.a.llm.name': PATH",
-    ):
-        nlp(TEXTS[0])
-    nlp.set_error_handler(lambda *args: None)  # no document's fault
-    with pytest.raises(LLMMismatchError):
-        list(nlp.pipe(TEXTS))
-
-
-def test_the_llm_may_be_missing(two, tmp_path):
-    two.to_disk(tmp_path)
-    gone = {"components.el4ner_ensemble.llms.b.llm.name": "/no/such/folder"}
-    nlp = spacy.load(tmp_path, config=gone)
-    with pytest.raises(LLMNotFoundError, match="Can't find the LLM '/no/such/folder'"):
-        nlp(TEXTS[0])
-
-
-def test_repoint_to_a_moved_llm(two, roomy, tmp_path):
-    config = copy.deepcopy(two.config)
-    config["paths"]["llm"] = "/gone"
-    config["components"]["el4ner_ensemble"]["llms"]["a"]["llm"]["name"] = "${paths.llm}"
-    moved = tmp_path / "moved"
-    moved.symlink_to(roomy[0])
-    two.to_disk(tmp_path / "pipeline")
-    config.to_disk(tmp_path / "pipeline" / "config.cfg")
-    nlp = spacy.load(tmp_path / "pipeline", config={"paths.llm": str(moved)})
-    assert_same_answers(two, nlp)
 
 
 def test_own_prompts_are_saved(roomy, tmp_path):
@@ -180,7 +111,7 @@ def test_saved_verifier_is_gone(roomy, tmp_path):
     settings["verifier"] = None
     config.to_disk(tmp_path / "config.cfg")
     match = (
-        "'el4ner_ensemble' was saved with the verifier 'b', which is not among its LLMs .a..*cfg"
+        "'el4ner_ensemble' was saved with the verifier 'b', which is not one of its LLMs .a..*cfg"
     )
     with pytest.raises(LLMNERError, match=match):
         spacy.load(tmp_path)
@@ -210,7 +141,7 @@ def test_default_voters():
     pipe = nlp.add_pipe("el4ner_ensemble")
     specs = {name: voter.llm.spec.name for name, voter in pipe.voters.items()}
     assert specs == {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
-    match = "'el4ner_ensemble' has no labels. Say which .*labels = .*set_labels"
+    match = "'el4ner_ensemble' has no labels. Set labels = .*set_labels"
     with pytest.raises(LLMNERError, match=match):
         nlp("Some text")
     with pytest.raises(LLMNotFoundError, match="`components.el4ner_ensemble.llms.a.llm.name`"):
@@ -258,17 +189,6 @@ def test_other_retrieval(roomy, retrieval):
     )
 
 
-def test_labels_at_run_time(two, tmp_path):
-    two.to_disk(tmp_path)
-    nlp = spacy.load(tmp_path)
-    pipe = nlp.get_pipe("el4ner_ensemble")
-    pipe.set_labels(["PER", "river", "tea"])
-    doc = nlp(UNSEEN)
-    assert_valid(doc, UNSEEN)
-    assert {span.label_ for span in doc.spans["llmner"]} <= {"PER", "river", "tea"}
-    assert len(pipe.label_set.types) == 3
-
-
 @pytest.mark.parametrize("lang,text", [("en", UNSEEN), ("zh", "王小明住在上海。")])
 def test_zero_shot(roomy, lang, text):
     words = {"PER": "人名", "LOC": "地名"} if lang == "zh" else {}
@@ -294,7 +214,7 @@ def test_empty_pool(roomy):
 
 def test_pool_with_other_labels():
     voters = {"a": MockVoter({"Mira Stone": {"PER": 1.0}})}
-    with pytest.warns(UserWarning, match=r"1 of 6 labelled texts .*not asked for \(PER\)"):
+    with pytest.warns(UserWarning, match=r"1 of 6 labelled texts .*not requested \(PER\)"):
         nlp, pipe = make_mock_nlp(voters, labels=["LOC"])
     assert pipe.labels == ("LOC",) and len(pipe.pool) == 5
     shown = [d for _, _, demos in voters["a"].asked for of_task in demos for d in of_task]
@@ -351,7 +271,7 @@ def test_what_was_rejected_can_be_seen():
 
 
 def test_calls_of_a_document():
-    """3 + 3 + 3 + verified (methods.md 4a)."""
+    """One for each voter in each of three stages, and one for each claim that is verified."""
     voters = {
         name: MockVoter({"Mira Stone": {"PER": 0.9}, "Oskar": {"PER": 0.9}}) for name in "abc"
     }
@@ -376,7 +296,7 @@ def test_broken_folder(two, tmp_path):
         spacy.load(tmp_path)
     two.to_disk(tmp_path)
     (tmp_path / "el4ner_ensemble" / "pool" / "spans.json").unlink()
-    with pytest.raises(LLMNERError, match="no complete pool .*spans.json.*nlp.to_disk"):
+    with pytest.raises(LLMNERError, match="Can't load the pool .*spans.json.*nlp.to_disk"):
         spacy.load(tmp_path)
 
 
@@ -411,23 +331,13 @@ def test_damaged_settings(damaged, tmp_path):
         damaged = json.dumps({**pipe.cfg, **damaged})
     pipe.to_disk(tmp_path)
     (tmp_path / "cfg").write_text(damaged)
-    match = "does not hold a trained 'el4ner_ensemble' .*Save the pipeline again with nlp.to_disk"
-    with pytest.raises(LLMNERError, match=match) as info:
+    match = "Can't load 'el4ner_ensemble' from {} .*Save the pipeline again with nlp.to_disk"
+    with pytest.raises(LLMNERError, match=match.format(re.escape(str(tmp_path)))):
         pipe.from_disk(tmp_path)
-    assert str(info.value).startswith(str(tmp_path))
     state = srsly.msgpack_loads(whole)
-    with pytest.raises(LLMNERError, match=f"The given bytes {match}"):
+    with pytest.raises(LLMNERError, match=match.format("the given bytes")):
         pipe.from_bytes(srsly.msgpack_dumps({**state, "cfg": damaged}))
     assert pipe.to_bytes() == whole and len(pipe.pool) == len(TRAIN)
-
-
-@pytest.mark.parametrize("data", [b"abc", b"", srsly.msgpack_dumps({"cfg": "{}"})])
-def test_damaged_bytes(data):
-    nlp, pipe = make_mock_nlp({"a": MockVoter()})
-    whole = pipe.to_bytes()
-    with pytest.raises(LLMNERError, match="The given bytes does not hold a trained 'el4ner_ens"):
-        pipe.from_bytes(data)
-    assert pipe.to_bytes() == whole
 
 
 def test_a_damaged_pool_leaves_the_old_one(tmp_path):
@@ -435,7 +345,7 @@ def test_a_damaged_pool_leaves_the_old_one(tmp_path):
     pipe.to_disk(tmp_path)
     damage(tmp_path / "pool" / "spans.json", 10)
     whole = pipe.to_bytes()
-    with pytest.raises(LLMNERError, match="holds no complete pool"):
+    with pytest.raises(LLMNERError, match="Can't load the pool of labelled texts"):
         pipe.from_disk(tmp_path)
     assert pipe.to_bytes() == whole
 

@@ -37,13 +37,13 @@ def test_another_corpus_brings_its_labels(nlp, pipe):
 def test_labels_that_were_given_stay(nlp, pipe):
     pipe.initialize(lambda: make_examples(nlp))
     pipe.set_labels(["PER"])
-    with pytest.warns(UserWarning, match="not asked for .LOC"):
+    with pytest.warns(UserWarning, match="not requested .LOC"):
         pipe.initialize(lambda: make_examples(nlp))
     assert pipe.labels == ("PER",)
-    with pytest.warns(UserWarning, match="not asked for .SINGER"):
+    with pytest.warns(UserWarning, match="not requested .SINGER"):
         pipe.initialize(lambda: make_examples(nlp, SINGERS))
     assert pipe.labels == ("PER",)
-    with pytest.warns(UserWarning, match="not asked for .PER"):
+    with pytest.warns(UserWarning, match="not requested .PER"):
         _, configured = make_mock_nlp({"a": MockVoter()}, labels=["LOC"])
     assert configured.labels == ("LOC",)
 
@@ -70,9 +70,9 @@ def test_parts_that_cut_an_entity_are_left_out(nlp, pipe, caplog):
     assert "leaves out 2 parts of long labelled texts" in caplog.text
 
 
-def test_words_longer_than_a_window_are_told(nlp, pipe, caplog):
+def test_words_longer_than_a_window_are_logged(nlp, pipe, caplog):
     class Long(MockVoter):
-        def lengths(self, text, words):
+        def word_lengths(self, text, words):
             return [end - start for start, end in words]
 
     pipe = EL4NER(nlp, {"a": Long()}, FakeEncoder(), labels=["PER"], k=0, window=8)

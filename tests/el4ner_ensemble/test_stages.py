@@ -79,7 +79,7 @@ def test_unanimous_spans_may_skip_it():
 
 
 def test_calls_equal_the_formula():
-    """n for each of three stages and each text, and one for each claim (methods.md 4a)."""
+    """n for each of three stages and each text, and one for each claim."""
     voters = three()
     ensemble = make_ensemble(voters)
     texts = [TEXT, "Oskar sings.", "Nobody sings."]
@@ -176,7 +176,7 @@ def test_a_voter_that_fails_is_left_out_for_that_text(stage, resident, caplog):
     bad = "Oskar sings loudly."
     voters = three()
     for k, voter in enumerate(voters.values()):
-        voter.memory = k
+        voter.llm_key = k
     voters["b"].fails = {stage: {bad}}
     texts = [TEXT, bad, "Mira Stone and Oskar sing.", "Oskar likes tea."]
     good = decide(make_ensemble(three(), verifier="b"), *texts)
@@ -222,10 +222,10 @@ def test_answers_may_be_numpy():
 
 def test_a_voter_that_cannot_say_how_long_a_text_is():
     class NoSize(MockVoter):
-        def size(self, task, asked):
+        def count_tokens(self, task, asked):
             if task.text == TEXT:
                 raise MemoryError("no room")
-            return super().size(task, asked)
+            return super().count_tokens(task, asked)
 
     found = decide(
         make_ensemble({"a": NoSize(three()["a"].knows), "b": three()["b"]}),
@@ -259,7 +259,7 @@ def test_taking_turns():
     expected = decide(make_ensemble(three()), TEXT, "Oskar sings.")
     voters = three()
     for k, voter in enumerate(voters.values()):
-        voter.memory = k
+        voter.llm_key = k
     found = decide(make_ensemble(voters, resident=1), TEXT, "Oskar sings.")
     assert found == expected
     for voter in voters.values():
@@ -269,7 +269,7 @@ def test_taking_turns():
     assert [voter.unloaded for voter in voters.values()] == [2, 2, 1]
     together = three()
     for voter in together.values():
-        voter.memory = "shared"
+        voter.llm_key = "shared"
     assert decide(make_ensemble(together, resident=1), TEXT, "Oskar sings.") == expected
     assert not any(voter.unloaded for voter in together.values())
     assert together["a"].kept == [True]

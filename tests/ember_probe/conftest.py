@@ -1,9 +1,6 @@
-"""Tiny LLMs, and pipelines trained on them with a handful of made-up sentences."""
+"""Pipelines trained on tiny LLMs with a handful of made-up sentences. Tests leave them as they are."""
 
 import pytest
-import spacy
-
-from tests.ember_probe.helpers import PAPER, make_nlp, train
 
 
 @pytest.fixture(autouse=True)
@@ -13,40 +10,17 @@ def own_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_llm):
-    """The default probe, causal and so able to stream. Tests leave it as it is."""
-    return train(make_nlp(tiny_llm, width=32))
+def trained(pipelines):
+    """The default probe, causal and so able to stream."""
+    return pipelines("ember_probe")
 
 
 @pytest.fixture(scope="session")
-def trained_right(tiny_llm):
-    return train(make_nlp(tiny_llm, width=32, look_right=True))
+def trained_right(pipelines):
+    return pipelines("ember_probe", "look_right")
 
 
 @pytest.fixture(scope="session")
-def paper(tiny_llm, tmp_path_factory):
-    """Gives a pipeline with the paper's probes for a kind of attention; each is trained once."""
-    folder = tmp_path_factory.mktemp("paper")
-    made = {}
-
-    def get(attention):
-        if attention not in made:
-            cfg = {"feature_cache": str(folder / "features")}
-            nlp = make_nlp(tiny_llm, PAPER, attention=attention, width=128, max_words=4, cfg=cfg)
-            train(nlp, 110, learn_rate=0.03).to_disk(folder / attention)
-            made[attention] = spacy.load(folder / attention)
-        return made[attention]
-
-    return get
-
-
-@pytest.fixture(params=["current", "next", "both", "adjacency"])
-def trained_paper(request, paper):
-    """The paper's probes, once for each kind of attention."""
-    return paper(request.param)
-
-
-@pytest.fixture
-def trained_next(paper):
-    """One of the paper's probes, where all four would only take time."""
-    return paper("next")
+def paper(pipelines):
+    """Gives a pipeline with the paper's probes for a kind of attention."""
+    return lambda attention: pipelines("ember_probe", attention)

@@ -51,3 +51,23 @@ def train(nlp, steps=30, data=TRAIN, learn_rate=0.01):
         for _ in range(steps):
             nlp.update(examples, sgd=make_sgd(learn_rate), drop=0.0)
     return nlp
+
+
+def train_paper(llm, folder, attention):
+    """Train the paper's probes. RETURNS (Language): Loaded from disk, without a feature cache."""
+    cfg = {"feature_cache": str(folder / "features")}
+    nlp = make_nlp(llm, PAPER, attention=attention, width=128, max_words=4, cfg=cfg)
+    train(nlp, 110, learn_rate=0.03).to_disk(folder / "pipeline")
+    return spacy.load(folder / "pipeline")
+
+
+# The default probe is causal, so that it can stream. The paper's probes are named after their attention.
+PIPELINES = {
+    "trained": lambda llm, folder: train(make_nlp(llm, width=32)),
+    "look_right": lambda llm, folder: train(make_nlp(llm, width=32, look_right=True)),
+    "read_twice": lambda llm, folder: train(make_nlp(llm, width=32, read_twice=True)),
+    "current": lambda llm, folder: train_paper(llm, folder, "current"),
+    "next": lambda llm, folder: train_paper(llm, folder, "next"),
+    "both": lambda llm, folder: train_paper(llm, folder, "both"),
+    "adjacency": lambda llm, folder: train_paper(llm, folder, "adjacency"),
+}

@@ -106,7 +106,7 @@ def test_batches_are_made_of_tokens(llm, monkeypatch):
     texts = [[5] * n for n in (3, 9, 3, 10, 50, 3)]
     features = read_texts(llm, texts, FeatureSpec((1,)), max_batch_tokens=20)
     assert [len(f.hidden) for f in features] == [3, 9, 3, 10, 50, 3]
-    assert calls == [3, 10, 50]  # 3 texts, 2 texts, and one that is longer than allowed
+    assert calls == [50, 10, 3]  # one text that is longer than allowed, 2 texts, 3 texts
 
 
 PREFIX = [0, *range(40, 52)]
@@ -129,12 +129,12 @@ def test_prefix_is_read_once(llm, monkeypatch):
     texts = [[5] * n for n in (3, 9, 10)]
     for _ in range(2):
         read_texts(llm, texts, FeatureSpec((1,)), 20, PREFIX)
-    assert calls == [len(PREFIX), 9, 10, 9, 10]
+    assert calls == [len(PREFIX), 10, 9, 10, 9]
     calls.clear()
     read_texts(llm, texts, FeatureSpec((1,)), 20, PREFIX[:-1])
     read_texts(llm, texts, FeatureSpec((1,)), 20)
     read_texts(llm, texts, FeatureSpec((1,)), 20, PREFIX)
-    assert calls == [len(PREFIX) - 1, 9, 10, 9, 10, 9, 10]
+    assert calls == [len(PREFIX) - 1, 10, 9, 10, 9, 10, 9]
 
 
 def test_prefixes_and_texts_without_one_in_turn(llm):
@@ -324,7 +324,7 @@ def test_unknown_layer(tiny_llm, load, layer):
     for call in (lambda p: read_texts(llm, [[5]], p), lambda p: StepReader(llm, p)):
         with pytest.raises(LLMNERError) as error:
             call(FeatureSpec((0, layer)))
-        assert str(error.value).startswith(f"Layer {layer} was asked for")
+        assert f"] Layer {layer} was requested" in str(error.value)
         assert "has 4 layers (0 is the embeddings, 4 the last)" in str(error.value)
 
 

@@ -252,7 +252,7 @@ def test_not_downloaded(name, monkeypatch, tmp_path):
 def test_absent_device(tiny_llm, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     handle = make_llm(tiny_llm, device="cuda")
-    with pytest.raises(LLMNERError, match="The device 'cuda' is not there"):
+    with pytest.raises(LLMNERError, match="The device 'cuda' is not available"):
         handle.load()
 
 
@@ -302,7 +302,7 @@ def test_slow_tokenizer(broken):
     (broken / "vocab.json").write_text('{"<unk>": 0, "a</w>": 1, "b</w>": 2}')
     (broken / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     (broken / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
-    with pytest.raises(LLMNERError, match="is no fast tokenizer.*use_fast=True"):
+    with pytest.raises(LLMNERError, match="is not a fast tokenizer.*use_fast=True"):
         cpu(broken).load()
 
 

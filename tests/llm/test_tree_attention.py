@@ -114,7 +114,7 @@ def test_slots_in_any_order(llm):
     noise = causal_pass(0, len(other), llm.device)
     mask, at = torch.zeros((1, len(other), 40), dtype=torch.bool), torch.zeros((1, 40), dtype=int)
     mask[:, :, other], at[:, other] = noise.mask, noise.key_positions
-    one_pass = TreePass(mask, noise.places, at, cache, other)
+    one_pass = TreePass(mask, noise.positions, at, cache, other)
     read(llm, [9] * len(other), range(len(other)), one_pass)
     at = torch.full((1, 40), 1000)  # the other text's positions don't matter
     at[:, slots] = torch.arange(len(TEXT))

@@ -3,27 +3,19 @@
 import pytest
 
 from spacy_llmner.padellm_ner.templates import TEMPLATES
-from tests.padellm_ner.helpers import make_nlp, make_prompt_encoder, train
+from tests.padellm_ner.helpers import make_prompt_encoder
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_llm):
+def trained(pipelines):
     """With the default settings. Tests leave it as it is."""
-    return train(make_nlp(tiny_llm))
+    return pipelines("padellm_ner")
 
 
 @pytest.fixture(scope="session")
-def trained_published(tiny_llm):
+def trained_published(pipelines):
     """As published: wording, loss, counts, probabilities. Tests leave it as it is."""
-    cfg = {"count": "argmax", "probability": "raw"}
-    nlp = make_nlp(tiny_llm, template="published_en", loss="raw", cfg=cfg)
-    return train(nlp, steps=60, learn_rate=0.01)
-
-
-@pytest.fixture(params=["default", "published"])
-def any_trained(request):
-    fixture = {"default": "trained", "published": "trained_published"}
-    return request.getfixturevalue(fixture[request.param])
+    return pipelines("padellm_ner", "published")
 
 
 @pytest.fixture(scope="session", params=sorted(TEMPLATES))

@@ -55,6 +55,32 @@ def train(nlp, steps=30, data=DATA, learn_rate=0.01, examples=None):
     return nlp
 
 
+def train_published(llm, folder=None):
+    """RETURNS (Language): As published: wording, loss, counts, probabilities."""
+    cfg = {"count": "argmax", "probability": "raw"}
+    nlp = make_nlp(llm, template="published_en", loss="raw", cfg=cfg)
+    return train(nlp, steps=60, learn_rate=0.01)
+
+
+def make_wild(llm, folder=None):
+    """RETURNS (Language): Random weights, which find all kinds of things under several labels."""
+    cfg = {"count_threshold": 0.1, "deduplicate": "none"}
+    return scrambled(initialized(make_nlp(llm, cfg=cfg)))
+
+
+def make_wild_published(llm, folder=None):
+    cfg = {"count": "argmax", "probability": "raw"}
+    return scrambled(initialized(make_nlp(llm, template="published_en", cfg=cfg)))
+
+
+PIPELINES = {
+    "trained": lambda llm, folder: train(make_nlp(llm)),
+    "published": train_published,
+    "wild": make_wild,
+    "wild_published": make_wild_published,
+}
+
+
 def make_prompt_encoder(tokenizer, template="compact", label_words=None):
     """tokenizer: One of transformers, or an LLMTokenizer."""
     if not isinstance(tokenizer, LLMTokenizer):

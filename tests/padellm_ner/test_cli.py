@@ -9,7 +9,6 @@ from spacy.cli.find_threshold import find_threshold
 from spacy.cli.package import package
 from spacy.cli.train import train as train_cli
 from spacy.tokens import DocBin
-from spacy.util import load_config
 
 from tests.helpers import TEXTS, assert_valid, entities, make_examples
 from tests.padellm_ner.helpers import DATA, initialized, make_nlp
@@ -23,18 +22,6 @@ def corpus(tmp_path):
     docs = [eg.reference for eg in make_examples(nlp, DATA)]
     DocBin(docs=docs).to_disk(tmp_path / "data.spacy")
     return str(tmp_path / "data.spacy")
-
-
-def test_config_is_complete():
-    """What the config does not say is not filled in behind its back."""
-    nlp = spacy.blank("en")
-    nlp.add_pipe("padellm_ner")
-    config = load_config(CONFIG)["components"]["padellm_ner"]
-    default = nlp.get_pipe_config("padellm_ner")
-    assert config.keys() == default.keys()
-    for setting, value in default.items():
-        if not isinstance(value, dict):
-            assert config[setting] == value, setting
 
 
 @pytest.mark.parametrize("template", ["compact", "published_en"])

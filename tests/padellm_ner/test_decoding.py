@@ -1,4 +1,4 @@
-"""What is asked, in which passes, and what comes out (methods.md 2d, points 3 to 9 and 14)."""
+"""Counts and mentions: the prompts, the forward passes, and the results."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_an_own_template(tiny_tokenizers):
 
 
 def test_labels_with_0_are_not_asked_again(prompt_encoder):
-    """Checklist 3: the count of every label is asked once, in the first pass."""
+    """The count of every label is predicted once, in the first pass."""
     found, decoder = find(prompt_encoder)
     assert len(decoder.asked[0]) == len(LABELS)
     words = words_of(prompt_encoder, TEXT)
@@ -83,7 +83,7 @@ def test_labels_with_0_are_not_asked_again(prompt_encoder):
 
 
 def test_all_mentions_are_written_in_the_same_passes(prompt_encoder):
-    """Checklist 4: as many passes as the longest mention takes, not as all of them take."""
+    """The number of passes is that of the longest mention, not the sum over all mentions."""
     words = words_of(prompt_encoder, TEXT)
     _, decoder = find(prompt_encoder)
     heads = [
@@ -116,7 +116,7 @@ def test_look_ahead_saves_passes(compact):
 
 
 def test_the_text_is_read_once(prompt_encoder):
-    """Checklist 8: a longer text costs its tokens once, however many labels are asked for."""
+    """The tokens of a text are read once, whatever the number of labels."""
     n = []
     for text in (TEXT, "Tea ; " * 20 + TEXT):
         bounds = split(text)
@@ -139,7 +139,7 @@ def test_repeats_and_nested_mentions(prompt_encoder):
 
 @pytest.mark.parametrize("n", [9, 10, 12, 30])
 def test_many_mentions(prompt_encoder, n):
-    """Checklist 14: counts of several digits."""
+    """Counts of several digits."""
     text = " and ".join(["Bonn"] * n)
     mentions = {"LOC": [(2 * k, 2 * k + 1) for k in range(n)]}
     for mode in (PLAIN, MentionDecodingSettings(), MentionDecodingSettings(count_threshold=0.3)):
@@ -157,9 +157,7 @@ def test_one_label_and_many(prompt_encoder):
     )
     for label, gold in spans(TEXT, mentions, labels).items():
         assert len(found[label]) == len(gold)
-        assert all(
-            assign_occurrences in w.places for w, assign_occurrences in zip(found[label], gold)
-        )
+        assert all(offsets in w.occurrences for w, offsets in zip(found[label], gold))
     assert decoder.passes < 20
 
 
@@ -189,7 +187,7 @@ def test_any_label(prompt_encoder, label):
 
 
 def test_probabilities_by_hand(prompt_encoder):
-    """Checklist 6: one factor for each token that had a choice, none for the end."""
+    """One factor for each token that had an alternative, none for the end."""
     text = "Bonn and Bonn"
     found, _ = find(prompt_encoder, text, {"LOC": [(0, 1)]}, ["LOC", "X"])
     (bonn,) = found["LOC"]
@@ -328,7 +326,7 @@ def test_a_long_number_that_is_not_sure(prompt_encoder, threshold, n):
     assert places(found)["LOC"] == spans(text, {"LOC": gold[:n]})["LOC"]
 
 
-def test_each_label_is_told_when_it_is_done(prompt_encoder):
+def test_each_label_is_reported_when_it_is_done(prompt_encoder):
     """Labels without mention first, long ones last; each once, with what is returned in the end."""
     told = []
     found, _ = find(prompt_encoder, on_label=lambda label, written: told.append((label, written)))
@@ -375,8 +373,8 @@ def test_any_gold_is_written(prompt_encoder, words, data):
         for label, gold in spans(text, mentions).items():
             assert len(found[label]) == len(gold)
             for mention, (start, end) in zip(found[label], gold):
-                assert {text[a:b] for a, b in mention.places} == {text[start:end]}
-                assert (start, end) in mention.places
+                assert {text[a:b] for a, b in mention.occurrences} == {text[start:end]}
+                assert (start, end) in mention.occurrences
 
 
 def test_log_probs_are_no_more_than_0(prompt_encoder):

@@ -1,4 +1,4 @@
-"""Offsets, confidence and de-duplication (methods.md 2a.5; 2d, points 6, 7 and 9)."""
+"""Offsets, confidence and deduplication."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_gold_goes_back_to_its_place(words, data):
     found = strings(text, *(text[a:b] for a, b in gold))
     for k, ((start, _), mention) in enumerate(zip(gold, found)):
         reached = gold[k - 1][0] if k else 0
-        earlier = [p for p in mention.places if reached <= p[0] < start]
+        earlier = [p for p in mention.occurrences if reached <= p[0] < start]
         assume(all(p in gold[:k] for p in earlier))
     assert assign_occurrences(found) == gold
 
@@ -84,7 +84,7 @@ def test_any_strings(words, found):
 
 
 def test_confidence_by_hand():
-    """Checklist 6: the product of the tokens' probabilities."""
+    """The product of the tokens' probabilities."""
     mention = written(log_probs=[math.log(0.5), math.log(0.8)], raw=[math.log(0.25), math.log(0.4)])
     assert confidence(mention, "product", raw=False) == pytest.approx(0.4)
     assert confidence(mention, "mean", raw=False) == pytest.approx(math.sqrt(0.4))
@@ -108,7 +108,7 @@ CLAIMS = [
 
 
 def test_deduplicate_strings():
-    """Checklist 7: all copies of a string go to the label of its most confident mention."""
+    """All occurrences of a string get the label of its most confident mention."""
     assert deduplicate(TEXT, CLAIMS, "string") == [CLAIMS[0], CLAIMS[2], CLAIMS[4]]
 
 

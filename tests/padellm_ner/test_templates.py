@@ -118,30 +118,30 @@ def test_label_words():
     assert settings.template is TEMPLATES["compact"]
 
 
-def test_around(prompt_encoder):
+def test_overhead(prompt_encoder):
     """Prompt and answer are never longer than was said."""
     text = "Ada left Bonn for Bern"
     words = words_of(prompt_encoder, text)
     for label in ("X", "a long label"):
         mentions = {label: [(0, 1)] * 1 + [(2, 5)]}
         for sequence in training_sequences(prompt_encoder, words, text, [label], mentions):
-            assert len(sequence.ids) - 1 <= prompt_encoder.around(label) + 2 * len(words.ids)
+            assert len(sequence.ids) - 1 <= prompt_encoder.overhead(label) + 2 * len(words.ids)
 
 
 @pytest.mark.parametrize(
     "wrong,match",
     [
-        ({"prompt": "{text}"}, "`template.prompt`.*{text} and {label} occurs once"),
-        ({"prompt": "{text} {text} {label}"}, "`template.prompt`.*occurs once"),
-        ({"prompt": "{label}: {text}"}, "{text} in front of {label}"),
-        ({"mention": "which?"}, "`template.mention`.*{index} occurs once"),
+        ({"prompt": "{text}"}, "`template.prompt`.*{text} and {label} exactly once"),
+        ({"prompt": "{text} {text} {label}"}, "`template.prompt`.*exactly once"),
+        ({"prompt": "{label}: {text}"}, "{text} before {label}"),
+        ({"mention": "which?"}, "`template.mention`.*{index} exactly once"),
         ({"mention": "{index} of {count}"}, "begins with {count} and `count_end`"),
         ({"mention": "{count}\n{index}", "count_end": ""}, "begins with {count} and `count_end`"),
-        ({"mention": "{count}\n{index}{count}"}, "{count} occurs at most once"),
-        ({"count_end": "0"}, "`template.count_end`.*does not go on with the number"),
+        ({"mention": "{count}\n{index}{count}"}, "{count} at most once"),
+        ({"count_end": "0"}, "`template.count_end`.*does not begin with a digit"),
     ],
 )
-def test_senseless_templates(wrong, match):
+def test_invalid_templates(wrong, match):
     right = {"prompt": "{text}|{label}", "mention": "{index}", "count": "#", "count_end": "\n"}
     assert isinstance(make_template(**right), Template)
     with pytest.raises(LLMNERError, match=match):
@@ -151,12 +151,12 @@ def test_senseless_templates(wrong, match):
 @pytest.mark.parametrize(
     "wrong,match",
     [
-        ({"template": "short"}, "'short' is no template. Possible: published_en, .*compact"),
+        ({"template": "short"}, "'short' is not a valid template.*: published_en, .*compact"),
         ({"rank": -1}, "`rank` of 'padellm_ner' is -1, but must be 0 or more"),
         ({"alpha": 0}, "`alpha`.*positive"),
         ({"first_layer": -1}, "`first_layer`.*0 or more"),
     ],
 )
-def test_senseless_model_settings(wrong, match):
+def test_invalid_model_settings(wrong, match):
     with pytest.raises(LLMNERError, match=match):
         make_padellm(**wrong)

@@ -1,4 +1,4 @@
-"""From a text and its mentions to training sequences (methods.md 2d, points 1 and 2)."""
+"""From a text and its mentions to training sequences."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def counted(tiny_tokenizers):
 
 
 def test_five_sequences(published):
-    """Checklist 1: 2 LOC, 1 MISC, 0 ORG and 1 PER make five, with the exact strings."""
+    """2 LOC, 1 MISC, 0 ORG and 1 PER give five sequences, with the exact strings."""
     text = f"text:\n{TEXT}\nentity type:\n"
     bos = len(published.tokenizer.bos)
     assert [spell(published, s.ids[bos:]) for s in sequences_of(published)] == [
@@ -51,7 +51,7 @@ def test_five_sequences(published):
 
 
 def test_loss(published):
-    """Checklist 2: all but the prompt is learnt."""
+    """Everything but the prompt is learnt."""
     assert [learnt(published, s) for s in sequences_of(published)] == [
         f"2\n<mention 1>Norland{END}",
         f"2\n<mention 2>Varnholm{END}",
@@ -62,7 +62,7 @@ def test_loss(published):
 
 
 def test_loss_ignoring(published):
-    """Checklist 2: the paper's ablation leaves out what stands between count and mention."""
+    """The paper's ablation leaves out the tokens between the count and the mention."""
     assert [learnt(published, s) for s in sequences_of(published, learn_index=False)] == [
         f"2\nNorland{END}",
         f"2\nVarnholm{END}",
@@ -176,7 +176,7 @@ TEXTS = st.lists(st.sampled_from(["Bonn", "Ada", "tea", "3.5%", "王", "🚀", "
 
 @given(TEXTS, st.data())
 def test_any_mentions(prompt_encoder, words, data):
-    """As many sequences as methods.md 2a.2 says, which packed are no longer than what differs."""
+    """One sequence for each mention or empty label; packed, shared tokens are stored once."""
     n = len(words)
     spans = st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1])
     mentions = data.draw(st.dictionaries(st.sampled_from(LABELS), st.lists(spans, unique=True)))

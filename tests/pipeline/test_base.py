@@ -259,7 +259,7 @@ def test_bytes_and_disk(nlp, pipe, tmp_path):
 
 @pytest.mark.parametrize("data", [b"abc", b"", srsly.msgpack_dumps({"other": 1})])
 def test_bytes_of_something_else(pipe, data):
-    with pytest.raises(LLMNERError, match="The given bytes does not hold a trained 'mira'"):
+    with pytest.raises(LLMNERError, match="Can't load 'mira' from the given bytes"):
         pipe.from_bytes(data)
 
 

@@ -77,7 +77,7 @@ def test_scores_of_entities(doc):
 
 
 def test_what_makes_no_sense(doc):
-    with pytest.raises(LLMNERError, match="finds no spans under d .there are: a, b, c"):
+    with pytest.raises(LLMNERError, match="no spans under the keys d .the document has: a, b, c"):
         combine(doc, keys=["a", "d"])
     with pytest.raises(LLMNERError, match="`keys` of 'llmner_combine'"):
         combine(doc, keys=[])
@@ -149,7 +149,7 @@ def test_settings_of_a_saved_pipeline_count(doc, tmp_path):
     nlp.add_pipe("llmner_combine", config={"keys": ["a", "llmner"], "min_votes": 1})
     nlp.to_disk(tmp_path)
     combine = spacy.load(tmp_path).get_pipe("llmner_combine")
-    with pytest.raises(LLMNERError, match="finds no spans under llmner"):
+    with pytest.raises(LLMNERError, match="found no spans under the keys llmner"):
         combine(doc)
     pickle.loads(pickle.dumps(combine))
 
@@ -189,5 +189,5 @@ def test_no_document_is_blamed_for_a_missing_group():
     nlp = spacy.blank("en")
     nlp.add_pipe("llmner_combine", config={"keys": ["a", "b"]})
     nlp.set_error_handler(lambda *args: None)
-    with pytest.raises(LLMNERError, match="finds no spans under a, b"):
+    with pytest.raises(LLMNERError, match="found no spans under the keys a, b"):
         list(nlp.pipe([TEXT]))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.padellm_ner.templates import most_tokens
+from spacy_llmner.padellm_ner.templates import max_text_tokens
 from spacy_llmner.pipeline.windows import drop_unreadable, read_windows
 from tests.helpers import NASTY
 from tests.padellm_ner.helpers import make_prompt_encoder
@@ -145,18 +145,18 @@ def test_any_text(tokenizer, pieces, size):
         assert all(a[1] < b[0] for a, b in zip(spans, spans[1:]))
 
 
-def test_most_tokens(prompt_encoder):
-    most = most_tokens(prompt_encoder, ["X", "a longer label"], 256, "ner")
-    assert 2 * most + prompt_encoder.around("a longer label") in (255, 256)
+def test_max_text_tokens(prompt_encoder):
+    most = max_text_tokens(prompt_encoder, ["X", "a longer label"], 256, "ner")
+    assert 2 * most + prompt_encoder.overhead("a longer label") in (255, 256)
 
 
 def test_no_room_for_a_text(tiny_tokenizers):
     words = {"X": "a very long description of this label " * 20}
     prompt_encoder = make_prompt_encoder(tiny_tokenizers["byte-level"], "compact", words)
-    with pytest.raises(LLMNERError, match="'ner' does not fit.* for the label 'X' leave.*reads 64"):
-        most_tokens(prompt_encoder, ["X", "Y"], 64, "ner")
+    with pytest.raises(LLMNERError, match="'ner' is too long.* for the label 'X' leave.*reads 64"):
+        max_text_tokens(prompt_encoder, ["X", "Y"], 64, "ner")
     with pytest.raises(LLMNERError, match="the label 'a long label a long .*\\.\\.\\.'"):
-        most_tokens(prompt_encoder, ["Y", "a long label " * 40], 64, "ner")
+        max_text_tokens(prompt_encoder, ["Y", "a long label " * 40], 64, "ner")
 
 
 @pytest.mark.parametrize("gap", [" ", "  "])

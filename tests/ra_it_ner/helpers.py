@@ -58,6 +58,26 @@ def train(nlp, steps=70, data=TRAIN, learn_rate=0.01):
     return nlp
 
 
+def make_wild(llm, folder=None):
+    """RETURNS (Language): Random weights, which find all kinds of things under several labels."""
+    return scrambled(initialized(make_nlp(llm, k=2, cfg={"list_threshold": 0.2})))
+
+
+def make_free(llm, folder=None):
+    """RETURNS (Language): Random weights that can write anything."""
+    cfg = {"constrained": False, "max_answer_tokens": 12}
+    return scrambled(initialized(make_nlp(llm, cfg=cfg, occurrences="all")))
+
+
+# "trained" reads one example before each text; "vanilla" is plain instruction tuning (k = 0).
+PIPELINES = {
+    "trained": lambda llm, folder: train(make_nlp(llm, cfg={"negative_rate": 1.0}), steps=100),
+    "vanilla": lambda llm, folder: train(make_nlp(llm, k=0, cfg={"negative_rate": 1.0}), steps=40),
+    "wild": make_wild,
+    "free": make_free,
+}
+
+
 def make_prompt_encoder(hf, conversation="published_en", *, system=None, notation="json", **words):
     """hf: A tokenizer of transformers."""
     tokenizer = LLMTokenizer(hf)

@@ -1,4 +1,4 @@
-"""Conversations are, byte for byte, what was published (methods.md 3a.1, 3d.1)."""
+"""Conversations are byte for byte as published."""
 
 import pytest
 

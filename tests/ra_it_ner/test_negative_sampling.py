@@ -1,4 +1,4 @@
-"""Which types are asked for in training (methods.md 3a.4, 3d.6)."""
+"""The types in the questions of training."""
 
 import random
 from collections import Counter

@@ -152,17 +152,17 @@ def test_messages(tiny_bert, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(LLMNERError, match="Can't load the sentence encoder"):
         make_sentence_encoder(str(tmp_path / "empty")).load()
-    with pytest.raises(LLMNERError, match="'gpu' is no device"):
+    with pytest.raises(LLMNERError, match="'gpu' is not a valid device"):
         make_sentence_encoder(tiny_bert, device="gpu")
     with pytest.raises(LLMNERError, match="batch_tokens.*must be 1 or more"):
         make_sentence_encoder(tiny_bert, batch_tokens=0)
     if not torch.cuda.is_available():
-        with pytest.raises(LLMNERError, match="'cuda' is not there"):
+        with pytest.raises(LLMNERError, match="'cuda' is not available"):
             make_sentence_encoder(tiny_bert, device="cuda").load()
     monkeypatch.setenv(catalogue.HOME_VARIABLE, str(tmp_path / "home"))
     monkeypatch.setattr(encoders, "_LOADED", {})
     with pytest.raises(
-        LLMNotFoundError, match="Get it with: python -m spacy llmner download all-mini"
+        LLMNotFoundError, match="Download it with: python -m spacy llmner download all-mini"
     ):
         make_sentence_encoder().load()
 
@@ -172,7 +172,7 @@ def test_slow_tokenizer(tiny_bert, monkeypatch, no_encoders):
         is_fast = False
 
     monkeypatch.setattr(encoders, "_from_pretrained", lambda path: (Slow(), None))
-    with pytest.raises(LLMNERError, match="no fast tokenizer"):
+    with pytest.raises(LLMNERError, match="not a fast tokenizer"):
         make_sentence_encoder(tiny_bert).load()
 
 

@@ -78,7 +78,7 @@ def test_fingerprint(tiny_llm, other_llm):
 
 
 def test_no_such_layer(tiny_llm):
-    with pytest.raises(LLMNERError, match="Layer 9 was asked for"):
+    with pytest.raises(LLMNERError, match="Layer 9 was requested"):
         make_llm_encoder(make_llm(tiny_llm), 9).encode(["Bonn"])
 
 

@@ -11,7 +11,7 @@ from tests.scripts.helpers import ADA, app, fails_at, run, write
 def test_format_is_told_by_the_content(tmp_path):
     assert len(run(write(tmp_path / "a.txt", "", ADA))[1]) == 1
     assert run(write(tmp_path / "b.txt", "{ O", "} O"))[1][0].text == "{ }"
-    fails_at(write(tmp_path / "c.txt", "Ada B-PER"), 1, "no valid JSON", "--format", "jsonl")
+    fails_at(write(tmp_path / "c.txt", "Ada B-PER"), 1, "not valid JSON", "--format", "jsonl")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -30,7 +30,7 @@ def test_broken_utf8(tmp_path, first):
 
 
 def test_missing_input_bad_output_and_language(tmp_path):
-    fails_at(tmp_path / "none.jsonl", 0, "there is no such file")
+    fails_at(tmp_path / "none.jsonl", 0, "the file does not exist")
     path = write(tmp_path / "a.jsonl", ADA)
     fails_at(path, 0, "no tokenizer for the language 'xx-none'", lang="xx-none")
     output = tmp_path / "out.bin"
@@ -59,11 +59,11 @@ def test_checksum(tmp_path, monkeypatch):
     srsly.write_yaml(project, config)
     assert run(path, "--project", str(project))[0].exit_code == 0
     write(path, ADA, ADA)
-    fails_at(path, 0, f"says {md5}", "--project", str(project))
+    fails_at(path, 0, f"must be {md5}", "--project", str(project))
     # Without the option, the project.yml of the working directory counts.
     assert run(path)[0].exit_code == 0
     monkeypatch.chdir(tmp_path)
-    fails_at(path, 0, f"says {md5}")
+    fails_at(path, 0, f"must be {md5}")
     # A file that the project does not list is not checked.
     assert run(write(tmp_path / "b.jsonl", ADA))[0].exit_code == 0
 

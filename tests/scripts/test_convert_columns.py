@@ -96,7 +96,7 @@ def test_chinese_columns_have_no_spaces(tmp_path):
     [
         ("Bo", "wrong number of columns: 1, expected 3"),
         ("Bo NNP X B-PER", "wrong number of columns: 4, expected 3"),
-        (" NNP O", "the first column holds no token"),
+        (" NNP O", "there is no token in the first column"),
         ("Bo NNP B_PER", "unknown tag 'B_PER'"),
     ],
 )

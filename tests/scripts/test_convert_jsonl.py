@@ -91,7 +91,7 @@ def test_nested(tmp_path):
         ("Bonn", "LOC"),
     ]
     assert ents(doc) == [("University of Bonn Press", "ORG")]
-    fails_at(path, 1, "overlap (allowed with --nested)")
+    fails_at(path, 1, "overlap (use --nested to allow it)")
 
 
 def bad(**changes):
@@ -101,18 +101,18 @@ def bad(**changes):
 @pytest.mark.parametrize(
     "line,reason",
     [
-        ('{"text": "Ada", "spans": [}', "no valid JSON"),
-        ("[1, 2]", "no JSON object"),
+        ('{"text": "Ada", "spans": [}', "not valid JSON"),
+        ("[1, 2]", "not a JSON object"),
         ({"spans": []}, 'the key "text" is missing'),
         ({"text": "Ada"}, 'the key "spans" is missing'),
-        ({"text": 3, "spans": []}, 'the key "text" is no str'),
-        ({"text": "Ada", "spans": {}}, 'the key "spans" is no list'),
+        ({"text": 3, "spans": []}, 'the key "text" is not a str'),
+        ({"text": "Ada", "spans": {}}, 'the key "spans" is not a list'),
         ({"text": " ", "spans": []}, "the text is empty"),
         ('{"text": "a \\ud800 b", "spans": []}', "surrogate"),
         ({"text": "Ada", "spans": [{"start": 0, "end": 3}]}, 'lacks "start", "end" or "label"'),
         ({"text": "Ada", "spans": [[0, 3, "PERSON"]]}, 'lacks "start", "end" or "label"'),
-        (bad(start=-1), "outside of the text"),
-        (bad(end=99), "outside of the text"),
+        (bad(start=-1), "is outside the text"),
+        (bad(end=99), "is outside the text"),
         (bad(end=0), "is empty"),
         (bad(start=3, end=1), "is empty"),
         (bad(start="0"), "whole numbers"),

@@ -68,9 +68,9 @@ def test_white_space_around_a_mention_is_left_out(tmp_path):
 def test_a_mention_that_is_not_there(tmp_path):
     done = convert(tmp_path, [["Rain .", [0, 0, "Rain", "X"]], ["Snow .", [0, 0, "Rain", "X"]]])
     assert done.returncode == 1
-    assert "in.json:2: a mention is not what stands at its indices" in done.stderr
+    assert "in.json:2: the text at a mention's indices differs from it" in done.stderr
 
 
 def test_a_line_that_is_no_array(tmp_path):
     done = convert(tmp_path, ['{"text": "Rain."}'])
-    assert done.returncode == 1 and "in.json:1: no array" in done.stderr
+    assert done.returncode == 1 and "in.json:1: not an array" in done.stderr

@@ -1,4 +1,4 @@
-"""Which labelled texts are kept to be shown, and what the LLMs find in them: done once, by `initialize`."""
+"""Fill the pool of labelled texts: choose the texts, and let the LLMs find the spans in them."""
 
 import logging
 import warnings
@@ -24,15 +24,17 @@ def fill_pool(
     name: str,
     cfg: Mapping[str, Any],
 ) -> None:
-    """Choose from labelled texts, and compute what is needed of the chosen ones.
+    """Fill a pool. This is done once, by `initialize`.
 
-    ensemble (Ensemble): Finds the spans in them.
-    name (str): Of the component, for messages.
-    cfg (Mapping[str, Any]): Its settings.
-    RAISES (LLMNERError): If all voters failed on all of them.
+    pool (DemonstrationPool): The pool.
+    texts (Sequence[PoolText]): The labelled texts to choose from.
+    ensemble (Ensemble): Finds the spans in the chosen texts.
+    name (str): The name of the component, for messages.
+    cfg (Mapping[str, Any]): The settings of the component.
+    RAISES (LLMNERError): If all voters failed on all texts.
     """
     fitting = _texts_about(texts, list(ensemble.label_set.types), name)
-    if not shows_any(cfg):
+    if not uses_demonstrations(cfg):
         return
     chosen = choose_texts(_short_texts(fitting, ensemble, cfg["window"], name), cfg["pool_size"])
     if cfg["pre_extract"] == "gold":
@@ -55,18 +57,18 @@ def fill_pool(
     pool.fill([chosen[k] for k in read], [found[k] for k in read])
 
 
-def shows_any(cfg: Mapping[str, Any]) -> bool:
-    """RETURNS (bool): Whether settings want demonstrations."""
+def uses_demonstrations(cfg: Mapping[str, Any]) -> bool:
+    """RETURNS (bool): Whether the settings ask for demonstrations."""
     return cfg["retrieval"] != "none" and cfg["k"] > 0
 
 
 def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) -> List[PoolText]:
-    """RETURNS (List[PoolText]): Those that can be shown. It warns if others are left out."""
+    """Leave out texts whose entities all have other labels, with a warning."""
     out = [text for text in texts if is_about(text.example, set(labels))]
     if len(out) < len(texts):
         counts = {"n": len(texts) - len(out), "total": len(texts)}
-        strange = {x for t in texts for _, _, x in t.example.entities}.difference(labels)
-        message = Warnings.W011.format(name=name, labels=", ".join(sorted(strange)), **counts)
+        others = {x for t in texts for _, _, x in t.example.entities}.difference(labels)
+        message = Warnings.W011.format(name=name, labels=", ".join(sorted(others)), **counts)
         warnings.warn(message, stacklevel=4)
     return out
 
@@ -74,8 +76,8 @@ def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) ->
 def _short_texts(
     texts: Sequence[PoolText], ensemble: Ensemble, size: int, name: str
 ) -> List[PoolText]:
-    """RETURNS (List[PoolText]): What every voter can read at once: the texts, or parts of them, cut as
-    read_tasks does. Parts are left out if an entity is cut, or if they are there already."""
+    """Split texts that are too long for one window, as `read_tasks` does. Parts that cut an entity are left
+    out, and so are duplicates."""
     voters, residency, label_set = ensemble.voters, ensemble.residency, ensemble.label_set
     out: Dict[Any, PoolText] = {}
     n_cut = 0
@@ -89,8 +91,8 @@ def _short_texts(
                 out.setdefault((part.example.hash, part.example.entities), part)
     if n_cut:
         logger.warning(
-            "'%s' leaves out %d parts of long labelled texts, since an entity is cut at their ends. "
-            "Give it shorter texts, or some with boundaries of sentences.",
+            "'%s' leaves out %d parts of long labelled texts, because they start or end inside an entity. "
+            "Use shorter texts, or texts with sentence boundaries.",
             name,
             n_cut,
         )

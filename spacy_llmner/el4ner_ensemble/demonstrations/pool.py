@@ -1,4 +1,4 @@
-"""The labelled texts that demonstrations are taken from, with their spans and the vectors of these."""
+"""The pool of labelled texts for demonstrations, with the spans of each text and their vectors."""
 
 from pathlib import Path
 from typing import (
@@ -30,11 +30,12 @@ SPANS, VECTORS = "spans.json", "spans.safetensors"
 
 
 class PoolSpans(NamedTuple):
-    """Spans of a pool text.
+    """The spans of a text in the pool.
 
-    proposed (List[Tuple[int, int, List[str]]]): Spans, and the voters that took them for entities without
-        a demonstration; nobody's name for gold ones.
-    others (List[Chars]): Spans that are no entity.
+    proposed (List[Tuple[int, int, List[str]]]): The spans found without demonstrations: the first
+        character, one past the last, and the names of the voters that found the span. For annotated
+        spans (`pre_extract = "gold"`) the only name is "".
+    others (List[Chars]): Spans that are not entities.
     """
 
     proposed: List[Tuple[int, int, List[str]]]
@@ -42,13 +43,13 @@ class PoolSpans(NamedTuple):
 
 
 class DemonstrationPool:
-    """Texts, spans and vectors. All of it is computed once, and saved.
+    """A pool of labelled texts. Everything is computed once, and saved.
 
-    encoder (SentenceEncoder): For texts and spans.
-
+    encoder (SentenceEncoder): Embeds texts and spans.
     index (ExampleIndex): The texts.
-    spans (List[PoolSpans]): Of each text.
-    vectors (ndarray): Shape (proposed spans, width), text by text.
+    spans (List[PoolSpans]): The spans of each text.
+    vectors (ndarray): The vectors of all proposed spans, text by text. float32, shape (proposed spans,
+        width).
     """
 
     def __init__(self, encoder: SentenceEncoder) -> None:
@@ -56,6 +57,7 @@ class DemonstrationPool:
         self.clear()
 
     def clear(self) -> None:
+        """Delete all texts."""
         self.index = ExampleIndex(self.encoder)
         self.spans: List[PoolSpans] = []
         self.vectors = np.zeros((0, 0), dtype=np.float32)
@@ -65,32 +67,42 @@ class DemonstrationPool:
 
     @property
     def sizes(self) -> List[int]:
-        """How many proposed spans each text has."""
+        """RETURNS (List[int]): The number of proposed spans of each text."""
         return [len(spans.proposed) for spans in self.spans]
 
     def fill(self, texts: Sequence[PoolText], proposed: Sequence[Dict[str, List[Chars]]]) -> None:
-        """Take texts in place of what is there, and encode them and their spans.
+        """Replace the texts of the pool, and embed the new ones and their spans.
 
-        texts (Sequence[PoolText]): From `choose_texts`.
-        proposed (Sequence[Dict[str, List[Chars]]]): The spans of each, by voter.
+        texts (Sequence[PoolText]): The texts, from `choose_texts`.
+        proposed (Sequence[Dict[str, List[Chars]]]): For each text, the spans found by each voter.
         """
         self.clear()
         self.index.add([text.example for text in texts])
         self.spans = [_spans(text, by_voter) for text, by_voter in zip(texts, proposed)]
         if texts:
-            plain = [[(start, end) for start, end, _ in s.proposed] for s in self.spans]
-            vectors = self.encoder.encode_spans([t.example.text for t in texts], plain)
+            spans = [[(start, end) for start, end, _ in s.proposed] for s in self.spans]
+            vectors = self.encoder.encode_spans([t.example.text for t in texts], spans)
             self.vectors = np.concatenate(vectors).astype(np.float32)
 
     def usable(self, labels: Iterable[str]) -> np.ndarray:
-        """RETURNS (ndarray): bool, shape (texts,): which texts can be shown when these labels are asked
-        for. See is_about."""
-        known = set(labels)
-        return np.array([is_about(example, known) for example in self.index.examples], dtype=bool)
+        """Find the texts that can be shown for some labels, see `is_about`.
+
+        labels (Iterable[str]): The requested labels.
+        RETURNS (ndarray): Whether each text can be shown. bool, shape (texts,).
+        """
+        requested = set(labels)
+        return np.array(
+            [is_about(example, requested) for example in self.index.examples], dtype=bool
+        )
 
     def demonstration(self, number: int, labels: Iterable[str]) -> Demonstration:
-        """RETURNS (Demonstration): A text with its entities of the labels that are asked for, and about as
-        many spans that are none."""
+        """Create a demonstration from a text.
+
+        number (int): The index of the text.
+        labels (Iterable[str]): The requested labels. Entities with other labels are left out.
+        RETURNS (Demonstration): The text with its entities and at most as many spans that are not entities
+            (at most one if it has no entities).
+        """
         example = self.index.examples[number]
         entities = tuple(entity for entity in example.entities if entity[2] in set(labels))
         others = self.spans[number].others[: max(len(entities), 1)]
@@ -102,13 +114,13 @@ class DemonstrationPool:
         )
 
     def from_bytes(self, data: bytes) -> "DemonstrationPool":
-        """RAISES (LLMNERError): If the bytes are of something else."""
+        """RAISES (LLMNERError): If the bytes are not a serialized pool."""
         try:
             saved = srsly.msgpack_loads(data)
             index = ExampleIndex(self.encoder).from_bytes(saved["index"])
             return self._restore(index, saved["spans"], saved["vectors"])
         except Exception as e:
-            raise incomplete_pool("The given bytes", e) from e
+            raise incomplete_pool("the given bytes", e) from e
 
     def to_disk(self, path: Path) -> None:
         with replaced(path, last=META) as folder:
@@ -117,7 +129,7 @@ class DemonstrationPool:
             self.index.to_disk(folder)
 
     def from_disk(self, path: Path) -> "DemonstrationPool":
-        """RAISES (LLMNERError): If the folder is incomplete or broken."""
+        """RAISES (LLMNERError): If the folder is incomplete or damaged."""
         try:
             index = ExampleIndex(self.encoder).from_disk(path)
             spans, vectors = srsly.read_json(path / SPANS), (path / VECTORS).read_bytes()
@@ -134,7 +146,7 @@ class DemonstrationPool:
     def _restore(
         self, index: ExampleIndex, spans: List[Dict[str, Any]], vectors: bytes
     ) -> "DemonstrationPool":
-        """Everything is read before anything is replaced."""
+        # Everything is read before anything is replaced.
         read = [
             PoolSpans(
                 [(start, end, list(names)) for start, end, names in saved["proposed"]],
@@ -154,15 +166,17 @@ class DemonstrationPool:
 
 
 def is_about(example: LabelledText, labels: Set[str]) -> bool:
-    """RETURNS (bool): Whether a text has an entity of these labels, or none at all."""
+    """RETURNS (bool): Whether a text has an entity with one of the labels, or no entities."""
     return not example.entities or any(label in labels for _, _, label in example.entities)
 
 
 def pool_texts(docs: Iterable[Doc]) -> Iterator[PoolText]:
-    """Cut annotated Docs into texts: into sentences where their boundaries are known.
+    """Split annotated Docs into texts. These are the sentences of a Doc if it has sentence boundaries, or
+    else the whole Doc.
 
-    YIELDS (PoolText): Each text once, without blank ones, those in which a token has no annotation and
-        those an end of which cuts an entity.
+    docs (Iterable[Doc]): The Docs.
+    YIELDS (PoolText): The texts, without duplicates, blank texts, texts in which a token is not annotated,
+        and texts that start or end inside an entity.
     """
     seen: Set[Any] = set()
     for doc in docs:
@@ -179,23 +193,25 @@ def pool_texts(docs: Iterable[Doc]) -> Iterator[PoolText]:
 
 
 def _cuts_entity(part: Span) -> bool:
-    """RETURNS (bool): Whether the entity of its first token, or of the token behind it, began before."""
-    behind = part.doc[part.end : part.end + 1]
-    return any(token.ent_iob == 1 for token in (*part[:1], *behind))
+    """RETURNS (bool): Whether an entity continues at the first token, or at the token after the text."""
+    following = part.doc[part.end : part.end + 1]
+    return any(token.ent_iob == 1 for token in (*part[:1], *following))
 
 
 def choose_texts(texts: Sequence[PoolText], size: int) -> List[PoolText]:
-    """Keep some texts, so that all labels get about the same number of them: always the next one with the
-    label that fewest have. No entity is such a label too.
+    """Choose texts so that all labels occur in about the same number of them. The next text is always one
+    with the label that has the fewest texts so far. Having no entities counts as a label.
 
-    RETURNS (List[PoolText]): At most `size`, in the order they were in.
+    texts (Sequence[PoolText]): The texts to choose from.
+    size (int): Maximum number of texts.
+    RETURNS (List[PoolText]): The chosen texts, in the same order.
     """
     labels = [sorted({x for _, _, x in t.example.entities}) or [""] for t in texts]
-    waiting: Dict[str, List[int]] = {}
+    by_label: Dict[str, List[int]] = {}
     for number, of_text in enumerate(labels):
         for label in of_text:
-            waiting.setdefault(label, []).append(number)
-    queues = {label: iter(numbers) for label, numbers in sorted(waiting.items())}
+            by_label.setdefault(label, []).append(number)
+    queues = {label: iter(numbers) for label, numbers in sorted(by_label.items())}
     counts = dict.fromkeys(queues, 0)
     chosen: Set[int] = set()
     while queues and len(chosen) < size:
@@ -220,7 +236,7 @@ def _pool_text(part: Span, doc_id: str) -> PoolText:
         if first <= ent.start_char and ent.end_char <= last
     )
     example = LabelledText(part.doc.text[first:last], entities, doc_id)
-    # Where sentences are known, this is one.
+    # Guessed even if the Doc has sentence boundaries, since then the text is a single sentence.
     begins = frozenset(
         k for k in range(1, len(tokens)) if may_start_sentence(tokens, k, known=False)
     )
@@ -236,7 +252,8 @@ def _spans(text: PoolText, by_voter: Dict[str, List[Chars]]) -> PoolSpans:
     entities = text.example.entities
     others = [span for span in sorted(names) if not _touches(span, entities)]
     if not others:
-        # Nobody was wrong here: then the longest word is shown as what is no entity.
+        # No voter was wrong, so the longest word outside the entities serves as an example of a span that
+        # is not an entity.
         free = [word for word in text.words if not _touches(word, entities)]
         others = sorted(free, key=lambda word: word[0] - word[1])[:1]
     return PoolSpans(proposed, others)

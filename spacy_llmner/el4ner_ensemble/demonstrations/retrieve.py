@@ -1,4 +1,4 @@
-"""Stage 1: which labelled texts are shown in front of a text (methods.md 4a)."""
+"""Choose the demonstrations for a text (stage 1 of EL4NER, arXiv 2505.23038)."""
 
 from hashlib import blake2b
 from typing import Any, Dict, List, Mapping, Sequence
@@ -12,18 +12,19 @@ from .pool import DemonstrationPool
 from .span_similarity import span_similarity
 
 RETRIEVAL = ("span", "sentence", "random", "none")
-# Similarities that differ by less are equal: a vector's last bits depend on the batch it was in.
+# Similarities are rounded before they are compared, because the last bits of a vector depend on its batch.
 DECIMALS = 5
 
 
 class Demonstrator:
-    """Chooses demonstrations.
+    """Chooses demonstrations from a pool.
 
-    pool (DemonstrationPool): What there is.
-    how (str): "span": by SpanSim, equals by the similarity of the whole texts; "sentence": by that alone;
-        "random": by a draw that depends on the text only; "none".
-    k (int): How many at most.
-    labels (Sequence[str]): What is asked for.
+    pool (DemonstrationPool): The pool.
+    how (str): How to rank the labelled texts. "span": by SpanSim (see `span_similarity`), and by the
+        similarity of the whole texts if it is equal. "sentence": by the similarity of the whole texts.
+        "random": in a random order that depends on the text only. "none": no demonstrations.
+    k (int): Maximum number of demonstrations.
+    labels (Sequence[str]): The requested labels.
     """
 
     def __init__(self, pool: DemonstrationPool, how: str, k: int, labels: Sequence[str]) -> None:
@@ -32,16 +33,16 @@ class Demonstrator:
         self.k = k
         self.usable = pool.usable(labels)
         self.labels = list(labels)
-        self._shown: Dict[int, Demonstration] = {}
+        self._cache: Dict[int, Demonstration] = {}
 
     @property
     def by_spans(self) -> bool:
-        """Whether spans of the texts are needed."""
-        return self.how == "span" and self.shows
+        """RETURNS (bool): Whether `choose` needs the spans of the texts, so that stage 1 has to run."""
+        return self.how == "span" and self.is_active
 
     @property
-    def shows(self) -> bool:
-        """Whether there is anything to show."""
+    def is_active(self) -> bool:
+        """RETURNS (bool): Whether there are any demonstrations."""
         return self.how != "none" and self.k > 0 and bool(self.usable.any())
 
     def choose(
@@ -50,14 +51,14 @@ class Demonstrator:
         spans: Sequence[Sequence[Chars]] = (),
         weights: Sequence[Sequence[float]] = (),
     ) -> List[List[Demonstration]]:
-        """Choose for some texts. A text is never shown to itself, nor to a text nearly like it.
+        """Choose demonstrations for texts. A text or a near duplicate is never its own demonstration.
 
         queries (Sequence[LabelledText]): The texts.
-        spans (Sequence[Sequence[Chars]]): The spans of each, if they are needed.
-        weights (Sequence[Sequence[float]]): Their weights.
-        RETURNS (List[List[Demonstration]]): For each text, the most similar one last.
+        spans (Sequence[Sequence[Chars]]): The spans of each text. Only needed if `by_spans` is true.
+        weights (Sequence[Sequence[float]]): The weights of these spans.
+        RETURNS (List[List[Demonstration]]): The demonstrations for each text, the most similar one last.
         """
-        if not self.shows or not queries:
+        if not self.is_active or not queries:
             return [[] for _ in queries]
         ranked = self._ranked(queries)
         if self.how == "random":
@@ -70,32 +71,34 @@ class Demonstrator:
                         vectors[row], np.array(weights[row]), self.pool.vectors, self.pool.sizes
                     ).round(DECIMALS)
                     numbers.sort(key=lambda n: -similar[n])  # noqa: B023
-        return [[self._show(n) for n in reversed(numbers[: self.k])] for numbers in ranked]
+        return [[self._get(n) for n in reversed(numbers[: self.k])] for numbers in ranked]
 
     def _ranked(self, queries: Sequence[LabelledText]) -> List[List[int]]:
-        """RETURNS (List[List[int]]): All texts that may be shown to each query, the most similar first."""
+        """RETURNS (List[List[int]]): For each query, the usable texts, the most similar first."""
         index, numbers = self.pool.index, np.flatnonzero(self.usable).tolist()
         return [
             [hit.number for hit in index.compare(query, vector, numbers)] if vector.any() else []
             for query, vector in zip(queries, index.encode(queries))
         ]
 
-    def _show(self, number: int) -> Demonstration:
-        if number not in self._shown:
-            self._shown[number] = self.pool.demonstration(number, self.labels)
-        return self._shown[number]
+    def _get(self, number: int) -> Demonstration:
+        if number not in self._cache:
+            self._cache[number] = self.pool.demonstration(number, self.labels)
+        return self._cache[number]
 
 
-def demonstrate(
+def add_demonstrations(
     demonstrator: Demonstrator,
     docs_tasks: Sequence[DocTasks],
     spans: Sequence[List[Chars]],
     pos_weights: Mapping[str, Any],
 ) -> None:
-    """Put demonstrations into the tasks of some Docs.
+    """Choose demonstrations for the tasks of Docs, and add them to the tasks.
 
-    spans (Sequence[List[Chars]]): Of each task, what was found in it without demonstrations.
-    pos_weights (Mapping[str, Any]): See span_weight.
+    demonstrator (Demonstrator): Chooses the demonstrations.
+    docs_tasks (Sequence[DocTasks]): The tasks of each Doc.
+    spans (Sequence[List[Chars]]): The spans that were found in each task without demonstrations.
+    pos_weights (Mapping[str, Any]): The weights from `check_weights`.
     """
     tasks = [(doc_tasks, task) for doc_tasks in docs_tasks for task in doc_tasks.tasks]
     queries = [doc_tasks.query(task) for doc_tasks, task in tasks]
@@ -103,11 +106,13 @@ def demonstrate(
         [(start - task.start, end - task.start) for start, end in of_task]
         for (_, task), of_task in zip(tasks, spans)
     ]
-    weights = [r.weights(s, pos_weights) for (r, _), s in zip(tasks, spans)]
-    for (_, task), shown in zip(tasks, demonstrator.choose(queries, inside, weights)):
-        task.demonstrations = shown
+    weights = [
+        doc_tasks.weights(of_task, pos_weights) for (doc_tasks, _), of_task in zip(tasks, spans)
+    ]
+    for (_, task), chosen in zip(tasks, demonstrator.choose(queries, inside, weights)):
+        task.demonstrations = chosen
 
 
 def _shuffled(seed: str, numbers: Sequence[int]) -> List[int]:
-    """RETURNS (List[int]): In an order that depends on nothing but the text."""
+    """RETURNS (List[int]): The numbers in a pseudorandom order that depends on the seed only."""
     return sorted(numbers, key=lambda n: blake2b(f"{seed} {n}".encode(), digest_size=8).digest())

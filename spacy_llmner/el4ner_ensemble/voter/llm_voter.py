@@ -1,4 +1,4 @@
-"""The members of the ensemble: an LLM of the shared pool with prompts of its own."""
+"""Voters that are LLMs with their own prompts, and the LLMs' residency in memory."""
 
 import math
 from contextlib import nullcontext
@@ -30,25 +30,29 @@ from .prompt_tokens import VoterPromptEncoder
 from .saved_adapter import SavedAdapter
 from .session import LLMSession
 
-# Those of an ensemble whose config names none: what `spacy llmner download` has.
+# The voters of an ensemble whose config has none. `spacy llmner download` has these LLMs.
 DEFAULT_LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
 
 
 class LLMLimits(NamedTuple):
-    """What stays known of an LLM while another one takes its place in memory."""
+    """The properties of an LLM that are needed while it is not in memory.
+
+    tokenizer (LLMTokenizer): The LLM's tokenizer.
+    max_length (int): The number of positions of the LLM.
+    """
 
     tokenizer: LLMTokenizer
     max_length: int
 
 
 class LLMVoter:
-    """See Voter. Nothing is loaded before first use.
+    """A voter that is an LLM, see `Voter`. The LLM is loaded at first use.
 
-    llm (LLM): Handle on the shared LLM.
-    prompts (str): "auto", a name of the package's prompts, or a file.
-    chat (Optional[bool]): Ask by the LLM's chat template; None if it has one.
-    weight (float): What its vote counts.
-    adapter (Optional[str]): Folder of a component whose adapter is used.
+    llm (LLM): A handle on the shared LLM.
+    prompts (str): "auto", the name of a prompt file of the package, or the path of a prompt file.
+    chat (Optional[bool]): Use the LLM's chat template. None uses it if the LLM has one.
+    weight (float): The weight of the vote.
+    adapter (Optional[str]): The folder of a component whose adapter is used on the LLM.
     """
 
     def __init__(
@@ -72,26 +76,26 @@ class LLMVoter:
         self._prompt_encoders: Dict[Any, VoterPromptEncoder] = {}
 
     @property
-    def memory(self) -> Any:
+    def llm_key(self) -> Any:
         return self.llm.key
 
     @property
     def identity(self) -> Any:
         try:
-            llm = self.memory
-        except LLMNERError:  # of a device that is not there
+            llm = self.llm_key
+        except LLMNERError:  # the LLM's device doesn't exist
             llm = self.llm.spec
-        adapter = self.adapter and self.adapter.place
-        for prompt_encoder in self._prompt_encoders.values():  # then it is known what "auto" means
+        adapter = self.adapter and self.adapter.resolved_folder
+        for prompt_encoder in self._prompt_encoders.values():  # the meaning of "auto" is known
             return llm, adapter, prompt_encoder.prompts, prompt_encoder.chat
         return llm, adapter, self.prompts, self.chat
 
-    def join(self, name: str, max_batch_tokens: int, component: str) -> None:
+    def register(self, name: str, max_batch_tokens: int, component: str) -> None:
         self.name = name
         self.component = component
         self.max_batch_tokens = max_batch_tokens
 
-    def describe(self, label_set: LabelSet) -> Dict[str, Any]:
+    def prepare(self, label_set: LabelSet) -> Dict[str, Any]:
         self._saved = {}
         llm = self._load()
         _, adapter = self._attached(llm)
@@ -108,42 +112,44 @@ class LLMVoter:
     def restore(self, saved: Mapping[str, Any]) -> None:
         self._saved = dict(saved)
         if self._saved.get("settings", self._settings) != self._settings:
-            # Others were given when the pipeline was loaded.
+            # The config was overridden when the pipeline was loaded, so the saved prompts don't apply.
             self._saved.pop("prompts", None)
         self._prompt_encoders = {}
 
-    def lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
+    def word_lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
         encoded = word_tokens(self.limits.tokenizer, text, words, inside=True)
         ends = [-1, *encoded.last.tolist()]
         return [end - before for before, end in zip(ends, ends[1:])]
 
     def capacity(self, label_set: LabelSet) -> int:
-        # The text stands there once, then the list of its spans and a question about one of them.
-        around, max_length = self._prompt_encoder(label_set).longest(), self.limits.max_length
-        capacity = (max_length - around) // 3
+        # The words of a text can occur three times: in the text, in the list of spans, and in a question
+        # about a span.
+        overhead, max_length = self._prompt_encoder(label_set).overhead(), self.limits.max_length
+        capacity = (max_length - overhead) // 3
         if capacity < 1:
             raise LLMNERError(
-                Errors.E066.format(name=self.name, tokens=around, max_length=max_length)
+                Errors.E066.format(name=self.name, tokens=overhead, max_length=max_length)
             )
         return capacity
 
-    def size(self, task: Task, label_set: LabelSet) -> int:
+    def count_tokens(self, task: Task, label_set: LabelSet) -> int:
         prompt_encoder = self._prompt_encoder(label_set)
-        # The instruction is there once for all.
-        return len(prompt_encoder.stem(task.shown, task.demonstrations)) - len(
+        # The instruction is not counted, because all tasks share it.
+        return len(prompt_encoder.shared_prompt(task.window_text, task.demonstrations)) - len(
             prompt_encoder.instruction.ids
         )
 
     def session(self, tasks: Sequence[Task], label_set: LabelSet, *, keep: bool) -> LLMSession:
         prompt_encoder = self._prompt_encoder(label_set)
-        decoder = self._decoder(prefix=prompt_encoder.instruction, max_slots=self.max_batch_tokens)
-        return LLMSession(decoder, prompt_encoder, tasks, keep=keep)
+        engine = self._decoder(prefix=prompt_encoder.instruction, max_slots=self.max_batch_tokens)
+        return LLMSession(engine, prompt_encoder, tasks, keep=keep)
 
     def unload(self) -> None:
         self.llm.unload()
 
     @property
     def limits(self) -> LLMLimits:
+        """RETURNS (LLMLimits): The tokenizer and number of positions of the LLM. Loads it at first use."""
         if self._limits is None:
             self._load()
         assert self._limits is not None
@@ -154,26 +160,33 @@ class LLMVoter:
         return DecodingEngine(llm, self._attached(llm)[0], **settings)
 
     def _attached(self, llm: LoadedLLM) -> Tuple[Any, Optional[str]]:
-        """RETURNS (Tuple[Any, Optional[str]]): The LLM's decoder with the adapter, and what identifies it.
-        RAISES (LLMNERError): If it can't be used, or is another one than at initialization."""
+        """Get the LLM's decoder with the adapter, if there is one.
+
+        RETURNS (Tuple[nn.Module, Optional[str]]): The decoder, and the fingerprint of the adapter.
+        RAISES (LLMNERError): If the adapter can't be used, or is not the one used at initialization.
+        """
         if self.adapter is None:
             return llm.decoder, None
         name = f"'{self.name}' of '{self.component}'"
-        view, known = self.adapter.attach(llm, name)
-        if self._saved.get("adapter", known) != known:
-            reason = "it is another one than at initialization: initialize again to use it"
+        view, fingerprint = self.adapter.attach(llm, name)
+        if self._saved.get("adapter", fingerprint) != fingerprint:
+            reason = "it is not the adapter used at initialization: initialize again to use it"
             path = self.adapter.folder
             raise LLMMismatchError(Errors.E075.format(path=path, name=name, reason=reason))
-        return view, known
+        return view, fingerprint
 
     def _load(self) -> LoadedLLM:
-        """RAISES (LLMNERError): If the LLM isn't there, or is another one than at initialization."""
+        """Load the LLM.
+
+        RETURNS (LoadedLLM): The LLM.
+        RAISES (LLMNERError): If it doesn't exist, or is not the one used at initialization.
+        """
         if not self.llm.spec.name:
             raise LLMNotFoundError(
                 Errors.E001.format(component=f"{self.component}.llms.{self.name}")
             )
         if self._limits is None and self.prompts != AUTO:
-            # What is wrong with a file is told before minutes of loading.
+            # Raises if the prompt file is not valid, before loading takes minutes.
             self._prompts(self._prompt_text())
         llm = self.llm.load()
         known = self._saved.get("fingerprint", llm.fingerprint)
@@ -195,10 +208,9 @@ class LLMVoter:
         key = (tuple(label_set.types.items()), label_set.lang)
         if key not in self._prompt_encoders:
             prompts = self._prompts(self._prompt_text(label_set.lang, self._chats))
-            made = VoterPromptEncoder(
-                prompts, self.limits.tokenizer, label_set, self._chats, self.name
-            )
-            self._prompt_encoders = {key: made}
+            tokenizer = self.limits.tokenizer
+            encoder = VoterPromptEncoder(prompts, tokenizer, label_set, self._chats, self.name)
+            self._prompt_encoders = {key: encoder}
         return self._prompt_encoders[key]
 
     @property
@@ -216,7 +228,7 @@ class LLMVoter:
         return parse_prompts(f"prompts of '{self.name}' ({self.prompts})", text)
 
     def _prompt_text(self, lang: str = "en", chat: bool = False) -> str:
-        """The file may be gone where the pipeline is used: what was read is saved."""
+        # The prompts are saved with the pipeline, because the file may not exist where it is loaded.
         if "prompts" in self._saved:
             return self._saved["prompts"]
         return read_prompts(self.prompts, lang, chat)
@@ -235,19 +247,21 @@ def make_voter(
     weight: float = 1.0,
     adapter: Optional[str] = None,
 ) -> LLMVoter:
-    """Registered as `spacy_llmner.Voter.v1` in `@misc`: one member of `el4ner_ensemble`.
+    """Create a voter of `el4ner_ensemble`. Registered as `spacy_llmner.Voter.v1` in `@misc`.
 
-    llm (Optional[Union[str, LLM]]): Its LLM: a name, or a block (`@misc = "spacy_llmner.LLM.v1"`).
-    prompts (str): "auto" goes by the pipeline's language and by whether the LLM is asked as in a chat;
-        "en_chat", "en_base", "zh_chat" or "zh_base"; or the path of a file like these.
-    chat (Optional[bool]): Ask by the LLM's chat template (true), or line by line as a base model (false);
-        null by the chat template if it has one.
-    weight (float): What its vote counts.
-    adapter (Optional[str]): Folder of a trained padellm_ner or ra_it_ner in a saved pipeline, whose adapter
-        is used on the LLM; the LLM's weights are still held once.
-    RETURNS (LLMVoter): Nothing is loaded.
-    RAISES (LLMNERError): If the weight is not above 0, or if prompts lack something. That there is no such
-        file is told at first use: a saved pipeline does without.
+    llm (Optional[Union[str, LLM]]): The LLM: its name, or a handle on it (`@misc =
+        "spacy_llmner.LLM.v1"`).
+    prompts (str): A prompt file: "en_chat", "en_base", "zh_chat" or "zh_base" from the package, the path of
+        your own file, or "auto" (default), which chooses a file of the package by the language of the
+        pipeline and by whether the chat template is used.
+    chat (Optional[bool]): Use the LLM's chat template (True), or prompt it line by line like a base model
+        (False). None (default) uses the chat template if the LLM has one.
+    weight (float): The weight of the vote, above 0. Default 1.
+    adapter (Optional[str]): The folder of a trained padellm_ner or ra_it_ner in a saved pipeline. Its
+        adapter is used on the LLM, whose weights stay shared. Default None.
+    RETURNS (LLMVoter): The voter. The LLM is loaded at first use.
+    RAISES (LLMNERError): If the weight is not above 0, or the prompt file is not valid. A missing prompt
+        file raises an error only at first use, because a saved pipeline doesn't need it.
     """
     if Path(prompts).is_file():
         parse_prompts(f"prompts '{prompts}'", read_prompts(prompts, "en", False))
@@ -257,29 +271,32 @@ def make_voter(
 
 
 def default_voters() -> Dict[str, LLMVoter]:
-    """RETURNS (Dict[str, LLMVoter]): The voters of an ensemble whose config names none."""
+    """RETURNS (Dict[str, LLMVoter]): The voters of an ensemble whose config has none, by name."""
     return {key: make_voter(make_llm(name)) for key, name in DEFAULT_LLMS.items()}
 
 
 class ModelResidency:
-    """Which LLMs are in memory.
+    """Decides which LLMs are in memory.
 
-    voters (Sequence[Any]): All of them.
-    resident (Optional[int]): So many LLMs may be there at once; None for all.
+    voters (Sequence[Voter]): All voters of the ensemble.
+    resident (Optional[int]): Maximum number of LLMs in memory at the same time. None for all.
+    all_fit (bool): Whether all LLMs can be in memory at the same time.
     """
 
     def __init__(self, voters: Sequence[Any], resident: Optional[int]) -> None:
         self.voters = list(voters)
-        n_llms = len({voter.memory for voter in voters if voter.memory is not None})
+        n_llms = len({voter.llm_key for voter in voters if voter.llm_key is not None})
         self.resident = n_llms if resident is None else min(resident, n_llms)
         self.all_fit = self.resident >= n_llms
-        self._present: List[Any] = []
-        self._met: set = set()
+        # The keys of the LLMs in memory, the least recently used one first.
+        self._loaded: List[Any] = []
+        # The names of the voters that have loaded their LLM at least once.
+        self._known: set = set()
         self._lock = RLock()
 
     def __getstate__(self) -> Dict[str, Any]:
-        """Elsewhere no LLM is in memory, and no voter knows its tokenizer."""
-        state = {**self.__dict__, "_present": [], "_met": set()}
+        # In another process no LLM is in memory, and no voter has its tokenizer.
+        state = {**self.__dict__, "_loaded": [], "_known": set()}
         del state["_lock"]
         return state
 
@@ -288,34 +305,44 @@ class ModelResidency:
         self._lock = RLock()
 
     def exclusive(self) -> ContextManager[Any]:
-        """RETURNS (ContextManager): Lets one thread at a time ask the voters, unless all LLMs fit: another
-        one would send away the LLM that is being asked."""
+        """RETURNS (ContextManager): Lets only one thread at a time ask the voters, unless all LLMs fit into
+        memory. Otherwise a thread could unload the LLM that another thread is using."""
         return nullcontext() if self.all_fit else self._lock
 
-    def load(self, voter: Any) -> None:
-        """Make room for the LLM of a voter: the one that waited longest goes."""
-        key = voter.memory
+    def reserve(self, voter: Any) -> None:
+        """Reserve memory for the LLM of a voter, which the voter then loads itself. If too many LLMs are in
+        memory, the least recently used one is unloaded.
+
+        voter (Voter): The voter.
+        """
+        key = voter.llm_key
         if self.all_fit or key is None:
             return
         with self.exclusive():
-            if key in self._present:
-                self._present.remove(key)
-            elif len(self._present) >= self.resident:
-                oldest = self._present.pop(0)
-                next(other for other in self.voters if other.memory == oldest).unload()
-            self._present.append(key)
+            if key in self._loaded:
+                self._loaded.remove(key)
+            elif len(self._loaded) >= self.resident:
+                oldest = self._loaded.pop(0)
+                next(other for other in self.voters if other.llm_key == oldest).unload()
+            self._loaded.append(key)
 
     def loaded_first(self) -> List[Any]:
-        """RETURNS (List[Any]): The voters, those first that nothing has to be loaded for."""
-        return sorted(self.voters, key=lambda voter: voter.memory not in self._present)
+        """RETURNS (List[Voter]): The voters, beginning with those whose LLM is in memory."""
+        return sorted(self.voters, key=lambda voter: voter.llm_key not in self._loaded)
 
-    def introduce(self, voter: Any) -> None:
-        """Make room if the voter was never asked anything: it has to load its LLM once to know its
-        tokenizer."""
-        if voter.name not in self._met:
-            self.load(voter)
-            self._met.add(voter.name)
+    def reserve_once(self, voter: Any) -> None:
+        """Reserve memory for the LLM of a voter that has not loaded it yet. A voter has to load its LLM
+        once to get its tokenizer.
+
+        voter (Voter): The voter.
+        """
+        if voter.name not in self._known:
+            self.reserve(voter)
+            self._known.add(voter.name)
 
     def forget(self, voter: Any) -> None:
-        """Take back `introduce`: its LLM could not be loaded."""
-        self._met.discard(voter.name)
+        """Undo `reserve_once`, because the LLM of a voter could not be loaded.
+
+        voter (Voter): The voter.
+        """
+        self._known.discard(voter.name)

@@ -1,4 +1,4 @@
-"""What the LLMs are told: text files with slots, of the package or your own."""
+"""Prompt files: the wording of a voter's prompts, from the package or from the user."""
 
 import re
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from ...errors import Errors, LLMNERError
 
 FOLDER = Path(__file__).parent.parent / "prompts"
 AUTO = "auto"
-# Sections of a file, and the slots that each of them has exactly once.
-SLOTS: Dict[str, List[str]] = {
+# The sections of a file, and the placeholders that each section must contain exactly once.
+PLACEHOLDERS: Dict[str, List[str]] = {
     "instruction": ["{types}"],
     "text": ["{text}"],
     "list": [],
@@ -20,20 +20,21 @@ SLOTS: Dict[str, List[str]] = {
     "true": [],
     "false": [],
 }
-_HEADING = re.compile(rf"^# ({'|'.join(SLOTS)})[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(rf"^# ({'|'.join(PLACEHOLDERS)})[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The wording of one voter.
+    """The wording of a voter's prompts, one attribute for each section of a file.
 
-    instruction (str): Stands first, with {types}.
-    text (str): Shows a text, with {text}.
-    list (str): Asks for a list of all names in it.
-    type (str): Asks for the type of one, with {span}.
-    check (str): Asks whether it is of a type, with {span} and {type}.
-    none (str): The answer to `type` for what is no entity.
-    true (str), false (str): The answers to `check`.
+    instruction (str): The instruction at the beginning, with the placeholder {types}.
+    text (str): Introduces a text, with {text}.
+    list (str): Asks for a list of all names in the text.
+    type (str): Asks for the type of a name, with {span}.
+    check (str): Asks whether a name has a type, with {span} and {type}.
+    none (str): The answer to `type` for a span that is not an entity.
+    true (str): The answer to `check` if the name has the type.
+    false (str): The answer to `check` if it doesn't.
     """
 
     instruction: str
@@ -47,35 +48,40 @@ class Prompts:
 
 
 def parse_prompts(source: str, content: str) -> Prompts:
-    """Read a file with a section for each prompt, headed by "# " and its name.
+    """Parse the content of a prompt file. It has a section for each prompt, headed by "# " and its name.
 
-    source (str): Where it is from, for messages.
-    RAISES (LLMNERError): About the first section or slot that is missing or there twice.
+    source (str): Where the content is from, for messages.
+    content (str): The content.
+    RETURNS (Prompts): The prompts.
+    RAISES (LLMNERError): If a section or a placeholder is missing or repeated.
     """
     parts = _HEADING.split(content)
     sections: Dict[str, str] = {}
-    for heading, said in zip(parts[1::2], parts[2::2]):
+    for heading, section in zip(parts[1::2], parts[2::2]):
         if heading in sections:
-            raise _broken(source, f"the section '# {heading}' is there twice")
-        sections[heading] = said.strip()
-    for heading, slots in SLOTS.items():
+            raise _broken(source, f"the section '# {heading}' occurs twice")
+        sections[heading] = section.strip()
+    for heading, placeholders in PLACEHOLDERS.items():
         if not sections.get(heading):
             raise _broken(source, f"the section '# {heading}' is missing or empty")
-        for slot in slots:
-            n = sections[heading].count(slot)
+        for placeholder in placeholders:
+            n = sections[heading].count(placeholder)
             if n != 1:
-                raise _broken(
-                    source, f"'# {heading}' has the slot {slot} {n} times instead of once"
-                )
+                fault = f"'# {heading}' contains {placeholder} {n} times, but must contain it once"
+                raise _broken(source, fault)
     return Prompts(**sections)
 
 
 def read_prompts(name: str, lang: str, chat: bool) -> str:
-    """Get the text of a prompt file.
+    """Read a prompt file.
 
-    name (str): "auto", which goes by the language and by whether the LLM is asked as in a chat; the name of
-        a file of the package ("en_chat"); or the path of a file.
-    RAISES (LLMNERError): If it is not there.
+    name (str): The name of a file of the package ("en_chat"), the path of a file, or "auto", which chooses
+        a file of the package by `lang` and `chat`.
+    lang (str): Language code of the pipeline. "auto" takes the Chinese prompts for "zh", and the English
+        prompts for all other languages.
+    chat (bool): Whether the LLM is prompted with its chat template.
+    RETURNS (str): The content of the file.
+    RAISES (LLMNERError): If the file can't be read.
     """
     if name == AUTO:
         name = f"{'zh' if lang.startswith('zh') else 'en'}_{'chat' if chat else 'base'}"
@@ -88,18 +94,22 @@ def read_prompts(name: str, lang: str, chat: bool) -> str:
 
 
 def known_prompts() -> List[str]:
-    """RETURNS (List[str]): Names of the files of the package."""
+    """RETURNS (List[str]): The names of the package's prompt files."""
     return sorted(path.stem for path in FOLDER.glob("*.txt"))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put values into slots. What a value says is no slot.
+    """Replace placeholders by values. Placeholders inside a value are not replaced.
 
-    values (Mapping[str, str]): By slot, with its braces.
+    template (str): The text with placeholders.
+    values (Mapping[str, str]): The values by placeholder, such as {"{text}": "..."}.
+    RETURNS (str): The text with the values.
     """
-    pattern = "|".join(re.escape(slot) for slot in values)
+    pattern = "|".join(re.escape(placeholder) for placeholder in values)
     return "".join(values.get(part, part) for part in re.split(f"({pattern})", template))
 
 
 def _broken(source: str, fault: str) -> LLMNERError:
-    return LLMNERError(Errors.E063.format(source=source, fault=fault, sections=", ".join(SLOTS)))
+    return LLMNERError(
+        Errors.E063.format(source=source, fault=fault, sections=", ".join(PLACEHOLDERS))
+    )

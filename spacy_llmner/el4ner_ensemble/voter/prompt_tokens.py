@@ -1,4 +1,4 @@
-"""Prompts in the tokens of one LLM: what all questions about a text share, and the questions behind it."""
+"""Encode a voter's prompts: the part that all questions about a text share, and the questions."""
 
 import json
 from functools import cached_property, lru_cache
@@ -16,21 +16,27 @@ from .prompt_files import Prompts, fill
 
 
 class VoterPromptEncoder:
-    """The prompts of one voter.
+    """Encodes the prompts of a voter for a label set.
 
-    What is asked about a text goes on like this, so that all of it shares its beginning:
+    All questions about a text are branches of one prompt, so that they share its beginning:
 
         instruction, demonstrations, text | list? [...] | type of a span? ...
-                                                        | is it so? ...
+                                                        | true or false? ...
 
-    Texts, spans and types are encoded as plain characters, each for itself: what looks like a control token
-    in them is none, and what stands in front never changes their tokens.
+    Texts, spans and types are encoded as plain characters, each one separately. Control tokens in them have
+    no effect, and the text before them doesn't change their tokens.
 
-    prompts (Prompts): What is said.
+    prompts (Prompts): The wording.
     tokenizer (LLMTokenizer): The LLM's tokenizer.
-    label_set (LabelSet): The types.
-    chat (bool): By the LLM's chat template; else line by line.
-    name (str): Of the voter, for messages.
+    label_set (LabelSet): The requested labels.
+    chat (bool): Use the LLM's chat template. If False, each question is a line of text.
+    name (str): The name of the voter, for messages.
+
+    instruction (Prefix): The instruction, which is the same for all texts.
+    labels (List[str]): The labels, and NONE as the last one.
+    choices (Choices): The possible answers to a type question, in the order of `labels`.
+    truth (ndarray): The first tokens of the answers "true" and "false". int64, shape (2,).
+    end (int): The token that ends an answer.
     """
 
     def __init__(
@@ -63,13 +69,13 @@ class VoterPromptEncoder:
         words = {**self.types, NONE: prompts.none}
         self._check_words(words, name)
         self.labels = list(words)
-        spelt = [[*self._encode(space + words[label]), self.end] for label in self.labels]
-        self.choices = Choices(spelt)
+        answers = [[*self._encode(space + words[label]), self.end] for label in self.labels]
+        self.choices = Choices(answers)
         self.truth = self._truth(space, name)
         listed = fill(prompts.instruction, {"{types}": ", ".join(self.types.values())})
         instruction = [*self._begin, *self._encode(listed), *self._encode("\n\n")]
         self.instruction = Prefix(instruction)
-        self._shown = lru_cache(maxsize=2048)(self._demonstration)
+        self._cached_demonstration = lru_cache(maxsize=2048)(self._demonstration)
 
     def _plain(self, text: str) -> List[int]:
         return list(self.tokenizer.encode_inside(text).ids)
@@ -79,73 +85,79 @@ class VoterPromptEncoder:
             raise LLMNERError(Errors.E064.format(name=name, words=", ".join(words.values())))
 
     def _truth(self, space: str, name: str) -> np.ndarray:
-        """RETURNS (ndarray): The first tokens of the answers "true" and "false"."""
         true, false = (self._encode(space + w)[:1] for w in (self.prompts.true, self.prompts.false))
         if true == false:
             words = f"{self.prompts.true}, {self.prompts.false}"
             raise LLMNERError(Errors.E065.format(name=name, words=words))
         return np.array([*true, *false], dtype=np.int64)
 
-    def stem(self, shown: str, demonstrations: Sequence[Demonstration]) -> List[int]:
-        """RETURNS (List[int]): What all questions about a text share, the text included.
+    def shared_prompt(self, text: str, demonstrations: Sequence[Demonstration]) -> List[int]:
+        """Encode the part of the prompt that all questions about a text share: the instruction, the
+        demonstrations and the text.
 
-        shown (str): The text.
+        text (str): The text of a window.
+        demonstrations (Sequence[Demonstration]): The demonstrations, in the order of the prompt.
+        RETURNS (List[int]): Token ids.
         """
         out = list(self.instruction.ids)
         for demonstration in demonstrations:
-            out.extend([*self._shown(demonstration), *self._to_text])
-        return out + self._text(shown)
+            out.extend([*self._cached_demonstration(demonstration), *self._to_text])
+        return out + self._text(text)
 
     @property
     def list_question(self) -> List[int]:
-        """What follows a text, up to where a list is written."""
+        """RETURNS (List[int]): The question for the list of names, which follows the text."""
         return [*self._encode("\n"), *self._encode(self.prompts.list), *self._to_list]
 
     def after_list(self, ids: Sequence[int]) -> List[int]:
-        """RETURNS (List[int]): A list that was written, up to where the next question begins.
+        """Encode the transition from a list to the next question.
 
-        ids (Sequence[int]): Its tokens, the end included.
+        ids (Sequence[int]): The tokens of the list, including the end token.
+        RETURNS (List[int]): The tokens of the list without the end token, and the transition.
         """
         return [*ids[:-1], *self._to_question]
 
     def type_question(self, span: str) -> List[int]:
-        """RETURNS (List[int]): From behind a list up to where the type of a span is written."""
+        """RETURNS (List[int]): The question for the type of a span, which follows the list."""
         question = fill(self.prompts.type, {"{span}": span})
         return [*self._plain(question), *self._to_word]
 
     def check_question(self, span: str, label: str) -> List[int]:
-        """RETURNS (List[int]): From behind a list up to where it is said whether a span is of a type."""
+        """RETURNS (List[int]): The question whether a span has a label, which follows the list."""
         values = {"{span}": span, "{type}": self.types[label]}
         return [*self._plain(fill(self.prompts.check, values)), *self._to_word]
 
     def longest_question(self, span: str) -> int:
-        """RETURNS (int): Tokens that stand behind a list at most, if a span is asked about: the question
-        and its answer."""
+        """RETURNS (int): Maximum number of tokens after a list, for any question about a span and its
+        answer."""
         questions = [self.type_question(span)] + [self.check_question(span, x) for x in self.types]
         answer = max(len(sequence) for sequence in self.choices.sequences)
         return len(self.after_list([0])) + max(len(question) for question in questions) + answer
 
     @cached_property
-    def after(self) -> int:
-        """Tokens behind a text, without what is said of the text."""
+    def tokens_after_text(self) -> int:
+        """RETURNS (int): Maximum number of tokens after a text, not counting the spans in the list and in
+        the question."""
         return len(self.list_question) + self.longest_question("")
 
-    def longest(self) -> int:
-        """RETURNS (int): Tokens around a text, without demonstrations and what is said of the text."""
-        return len(self.stem("", [])) + self.after
+    def overhead(self) -> int:
+        """RETURNS (int): Maximum number of tokens around a text, not counting demonstrations and the
+        spans in the list and in the question."""
+        return len(self.shared_prompt("", [])) + self.tokens_after_text
 
-    def _text(self, shown: str) -> List[int]:
+    def _text(self, text: str) -> List[int]:
         before, after = self.prompts.text.split("{text}")
-        return [*self._encode(before), *self._plain(shown), *self._encode(after)]
+        return [*self._encode(before), *self._plain(text), *self._encode(after)]
 
-    def _demonstration(self, shown: Demonstration) -> List[int]:
-        spans = {(start, end): label for start, end, label in shown.entities}
-        listed = [shown.text[slice(*span)] for span in spans]
-        out = [*self._text(shown.text), *self.list_question]
+    def _demonstration(self, demonstration: Demonstration) -> List[int]:
+        text = demonstration.text
+        entities = {(start, end): label for start, end, label in demonstration.entities}
+        listed = [text[slice(*span)] for span in entities]
+        out = [*self._text(text), *self.list_question]
         out += self._plain(json.dumps(listed, ensure_ascii=False))
-        said = {**spans, **dict.fromkeys(shown.others, NONE)}
+        labels = {**entities, **dict.fromkeys(demonstration.others, NONE)}
         words = {**self.types, NONE: self.prompts.none}
-        for span, label in sorted(said.items()):
-            out += [*self._to_question, *self.type_question(shown.text[slice(*span)])]
+        for span, label in sorted(labels.items()):
+            out += [*self._to_question, *self.type_question(text[slice(*span)])]
             out += self._encode(self._between + words[label])
         return out

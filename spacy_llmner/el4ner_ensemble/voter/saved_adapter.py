@@ -1,4 +1,4 @@
-"""A voter with an adapter: what another component trained on the same LLM, whose weights stay shared."""
+"""An adapter that another component trained on a voter's LLM. The LLM's weights stay shared."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -16,41 +16,44 @@ from ...pipeline.base import TENSORS
 
 
 class SavedAdapter:
-    """Nothing is read before first use.
+    """The adapter of a saved component. It is read at first use.
 
-    folder (str): Of a trained padellm_ner or ra_it_ner in a saved pipeline.
+    folder (str): The folder of a trained padellm_ner or ra_it_ner in a saved pipeline.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self._made = AdapterCache()
+        self._cache = AdapterCache()
 
     @property
-    def place(self) -> str:
-        """RETURNS (str): Equal for equal adapters, however the path is spelt."""
+    def resolved_folder(self) -> str:
+        """RETURNS (str): The absolute path of the folder. It is equal for equal folders."""
         return str(self.folder.resolve())
 
     def attach(self, llm: LoadedLLM, name: str) -> Tuple[Any, str]:
-        """Make a view of the LLM's decoder that uses the adapter, once for each LLM.
+        """Get a view of the LLM's decoder that uses the adapter. It is created once for each LLM.
 
-        name (str): Of component and voter, for messages.
-        RETURNS (Tuple[nn.Module, str]): The view, and what identifies the adapter.
-        RAISES (LLMNERError): If the folder holds none, or one that was trained on another LLM.
+        llm (LoadedLLM): The LLM.
+        name (str): The names of the voter and its component, for messages.
+        RETURNS (Tuple[nn.Module, str]): The view, and a fingerprint of the adapter.
+        RAISES (LLMNERError): If the folder doesn't contain an adapter, or one that was trained on another
+            LLM.
         """
-        if llm not in self._made.by_llm:
+        if llm not in self._cache.by_llm:
             try:
-                self._made.by_llm[llm] = self._read(llm)
+                self._cache.by_llm[llm] = self._read(llm)
             except LLMMismatchError as e:
                 raise LLMMismatchError(self._broken(name, str(e))) from None
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
                 reason = self._broken(name, f"{type(e).__name__}: {e}")
                 raise LLMNotFoundError(reason) from e
-        return self._made.by_llm[llm]
+        return self._cache.by_llm[llm]
 
     def _read(self, llm: LoadedLLM) -> Tuple[Any, str]:
         cfg = srsly.read_json(self.folder / "cfg")
         if cfg["llm"]["fingerprint"] != llm.fingerprint:
-            raise LLMMismatchError(f"it was trained on '{cfg['llm']['name']}', another LLM")
+            reason = f"it was trained on '{cfg['llm']['name']}', another LLM"
+            raise LLMMismatchError(reason)
         components = load_config(self.folder.parent / "config.cfg", interpolate=True)["components"]
         model = components[self.folder.name]["model"]
         settings = AdapterSettings(*(model[key] for key in ("rank", "alpha", "first_layer")))

@@ -1,4 +1,4 @@
-"""A voter's LLM at work: demonstrations and text are read once, every question is a branch behind them."""
+"""The session of an LLM voter: demonstrations and text are read once, and every question is a branch."""
 
 import math
 import sys
@@ -27,19 +27,21 @@ from ..interfaces import Chars, Claim, Task
 from .prompt_tokens import VoterPromptEncoder
 
 Job = Callable[[Tree], Generator[None, None, Any]]
-# What has not ended after so many tokens, or where the LLM's positions end, is cut; what was listed before
-# counts.
+# Maximum number of tokens in a list that the LLM writes, the end token included. It is lower if the LLM has
+# too few positions. A longer list is cut off, and the names that are complete by then are used.
 MAX_LIST_TOKENS = 256
 
 
 class LLMSession:
-    """Some tasks in the memory of one LLM.
+    """A session of an LLM voter, see `Session`.
 
-    engine (DecodingEngine): Runs the programs; not used for anything else meanwhile.
-    prompt_encoder (VoterPromptEncoder): The prompts.
-    tasks (Sequence[Task]): What is read.
-    keep (bool): Keep what was read from one stage to the next, for all tasks at once. Else each stage reads
-        it again, for as many tasks at once as the decoder's budget allows. Answers are the same.
+    engine (DecodingEngine): Runs the requests. It must not be used for anything else until the session is
+        closed.
+    prompt_encoder (VoterPromptEncoder): Encodes the prompts.
+    tasks (Sequence[Task]): The tasks.
+    keep (bool): Keep the prompts of all tasks in memory from one stage to the next. If False, each stage
+        reads them again, for as many tasks at the same time as the engine's token budget allows. The
+        answers are the same.
     """
 
     def __init__(
@@ -68,27 +70,30 @@ class LLMSession:
         return self.engine.tokens
 
     def extract(self) -> List[List[Chars]]:
-        return self._each([task_session.extract for task_session in self.task_sessions])
+        return self._run([task_session.extract for task_session in self.task_sessions])
 
     def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
         jobs = [
-            partial(task_session.classify, spans=asked)
-            for task_session, asked in zip(self.task_sessions, spans)
+            partial(task_session.classify, spans=of_task)
+            for task_session, of_task in zip(self.task_sessions, spans)
         ]
-        return self._each(jobs)
+        return self._run(jobs)
 
     def verify(
         self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
-        said = zip(self.task_sessions, spans, claims)
-        return self._each([partial(d.verify, spans=asked, claims=c) for d, asked, c in said])
+        jobs = [
+            partial(task_session.verify, spans=of_task, claims=claims_of_task)
+            for task_session, of_task, claims_of_task in zip(self.task_sessions, spans, claims)
+        ]
+        return self._run(jobs)
 
     def close(self) -> None:
         if self._steps is not None:
             self._steps.close()  # type: ignore[attr-defined]
             self._steps = None
 
-    def _each(self, jobs: Sequence[Job]) -> List[Any]:
+    def _run(self, jobs: Sequence[Job]) -> List[Any]:
         for task_session, job in zip(self.task_sessions, jobs):
             task_session.job = job
         if not self.keep:
@@ -103,10 +108,18 @@ class LLMSession:
 
 
 class TaskSession:
-    """One task in the memory of one LLM.
+    """One task of a session.
 
-    max_length (int): Positions of the LLM. Demonstrations that leave no room for what is asked are left
-        out, the least similar ones first.
+    If the demonstrations don't leave enough positions for the questions, the least similar ones are left
+    out first.
+
+    prompt_encoder (VoterPromptEncoder): Encodes the prompts.
+    task (Task): The task.
+    max_length (int): Number of positions of the LLM.
+    ids (List[int]): The part of the prompt that all questions share, and the question for the list without
+        its last token.
+    job (Optional[Job]): The next job of the request.
+    answer (Any): The result of the last job.
     """
 
     def __init__(self, prompt_encoder: VoterPromptEncoder, task: Task, max_length: int) -> None:
@@ -116,28 +129,33 @@ class TaskSession:
         self.lists = TextLists(
             prompt_encoder.tokenizer, task.text, task.words, prompt_encoder.end, ordered=True
         )
-        shown = list(task.demonstrations)
-        stem = prompt_encoder.stem(task.shown, shown)
-        while shown and len(stem) > self._most():
-            del shown[0]
-            stem = prompt_encoder.stem(task.shown, shown)
-        # The question for the list is part of what is shared, but for the token behind which it is written.
+        demonstrations = list(task.demonstrations)
+        shared = prompt_encoder.shared_prompt(task.window_text, demonstrations)
+        while demonstrations and len(shared) > self._max_shared():
+            del demonstrations[0]
+            shared = prompt_encoder.shared_prompt(task.window_text, demonstrations)
+        # The question for the list is shared too, except its last token: the list is decoded after it.
         *begin, self._last = prompt_encoder.list_question
-        self.ids = [*stem, *begin]
+        self.ids = [*shared, *begin]
         self.job: Optional[Job] = None
         self.answer: Any = None
-        self._stem: Optional[Node] = None
-        self._listed: Dict[Tuple[Chars, ...], Node] = {}
+        self._shared: Optional[Node] = None
+        self._lists: Dict[Tuple[Chars, ...], Node] = {}
 
-    def _most(self) -> int:
-        """RETURNS (int): Tokens that text and demonstrations may have: behind them a list of all words,
-        each for itself, and a question about all of the text fit."""
+    def _max_shared(self) -> int:
+        """RETURNS (int): The maximum number of tokens in the shared prompt. After it there must be enough
+        positions for a list with each word as an item, and a question about the whole text."""
         every_word = [(k, k + 1) for k in range(len(self.task.words))]
         listed = min(len(self.lists.spell(every_word)), MAX_LIST_TOKENS)
-        return self.max_length - self.prompt_encoder.after - listed - len(self.lists.words.ids)
+        return (
+            self.max_length
+            - self.prompt_encoder.tokens_after_text
+            - listed
+            - len(self.lists.words.ids)
+        )
 
     def request(self, tree: Tree) -> Generator[None, None, None]:
-        """Do job after job, and wait in between, until it is closed."""
+        """A request that runs one job after another and waits in between, until it is closed."""
         while True:
             if self.job is not None:
                 self.answer = yield from self.job(tree)
@@ -145,12 +163,13 @@ class TaskSession:
             yield
 
     def once(self, tree: Tree) -> Generator[None, None, Any]:
-        """Do one job."""
+        """A request that runs one job."""
         assert self.job is not None
-        self._stem, self._listed = None, {}
+        self._shared, self._lists = None, {}
         return (yield from self.job(tree))
 
     def extract(self, tree: Tree) -> Generator[None, None, List[Chars]]:
+        """RETURNS (List[Chars]): The spans of the names that the LLM lists."""
         rule = self.lists.rule
         if not rule.can_list:
             return []
@@ -162,96 +181,117 @@ class TaskSession:
             guess=rule.opening,
             max_tokens=max(min(MAX_LIST_TOKENS, self.max_length - len(self.ids) - 1), 1),
         )
-        listed = [_SpanList(occurrences) for occurrences in rule.spans(answer.state)]
+        listed = [_ListedString(occurrences) for occurrences in rule.spans(answer.state)]
         return [span for span in assign_occurrences(listed) if span[0] >= 0]
 
     def classify(
         self, tree: Tree, spans: Sequence[Chars]
     ) -> Generator[None, None, List[Dict[str, float]]]:
+        """RETURNS (List[Dict[str, float]]): For each span, the probability of each label."""
         if not spans:
             return []
-        # What is asked about a span is its string: once for all places of it.
+        # The question contains the string of a span, so spans with the same string share one answer.
         strings = [self.task.text[slice(*span)] for span in spans]
-        different = list(dict.fromkeys(strings))
-        found = yield from self.types(tree, spans, different)
-        types = dict(zip(different, found))
-        return [types[string] for string in strings]
+        unique = list(dict.fromkeys(strings))
+        found = yield from self.classify_strings(tree, spans, unique)
+        by_string = dict(zip(unique, found))
+        return [by_string[string] for string in strings]
 
-    def types(
+    def classify_strings(
         self, tree: Tree, spans: Sequence[Chars], strings: Sequence[str]
     ) -> Generator[None, None, List[Dict[str, float]]]:
-        """Ask for the types of strings, behind the list of all spans."""
+        """Ask for the types of strings, after the list of all spans.
+
+        tree (Tree): The tree of the request.
+        spans (Sequence[Chars]): All spans to classify.
+        strings (Sequence[str]): The strings.
+        RETURNS (List[Dict[str, float]]): For each string, the probability of each label.
+        """
         after = self._after_list(tree, spans)
         choices = self.prompt_encoder.choices
         questions = [self.prompt_encoder.type_question(string) for string in strings]
-        asked = [_ask(tree, *ends, choices) for ends in _apart(tree, after, questions)]
+        asked = [
+            _score_choices(tree, parent, question, choices)
+            for parent, question in _share_beginning(tree, after, questions)
+        ]
         yield
-        return [dict(zip(self.prompt_encoder.labels, _answered(nodes, choices))) for nodes in asked]
+        labels = self.prompt_encoder.labels
+        return [dict(zip(labels, _choice_probabilities(nodes, choices))) for nodes in asked]
 
     def verify(
         self, tree: Tree, spans: Sequence[Chars], claims: Sequence[Claim]
     ) -> Generator[None, None, List[float]]:
+        """RETURNS (List[float]): For each claim, the probability that it is true."""
         if not claims:
             return []
         after = self._after_list(tree, spans)
-        said = [(self.task.text[start:end], label) for start, end, label in claims]
+        # As in `classify`, claims with the same string and label share one answer.
+        named = [(self.task.text[start:end], label) for start, end, label in claims]
         truth = self.prompt_encoder.truth
-        different = list(dict.fromkeys(said))
-        questions = [self.prompt_encoder.check_question(*claim) for claim in different]
-        either = {-1: np.array(sorted(truth))}
-        asked = [tree.add(*ends, either) for ends in _apart(tree, after, questions)]
+        unique = list(dict.fromkeys(named))
+        questions = [self.prompt_encoder.check_question(*claim) for claim in unique]
+        true_or_false = {-1: np.array(sorted(truth))}
+        asked = [
+            tree.add(parent, question, true_or_false)
+            for parent, question in _share_beginning(tree, after, questions)
+        ]
         yield
         found = {}
-        for claim, node in zip(different, asked):
+        for claim, node in zip(unique, asked):
             scores = node.scores(-1)
             true = scores.log_probs[list(scores.ids).index(truth[0])]
             found[claim] = math.exp(true)
-        return [found[claim] for claim in said]
+        return [found[claim] for claim in named]
 
     def _text(self, tree: Tree) -> Node:
-        """RETURNS (Node): The end of what is shared. It goes through the LLM when it is first asked for."""
-        if self._stem is None:
-            self._stem = tree.root(self.ids)
-        return self._stem
+        """RETURNS (Node): The node of the shared prompt, which is added to the tree at first use."""
+        if self._shared is None:
+            self._shared = tree.root(self.ids)
+        return self._shared
 
     def _after_list(self, tree: Tree, spans: Sequence[Chars]) -> Node:
-        """RETURNS (Node): The end of the text and of the list of all spans that are asked about."""
+        """RETURNS (Node): The node of the list of spans. Questions about the spans are added after it."""
         key = tuple(spans)
-        if key not in self._listed:
-            ids = [self._last, *self.prompt_encoder.after_list(self._spelt(spans))]
-            self._listed[key] = tree.add(self._text(tree), ids)
-        return self._listed[key]
+        if key not in self._lists:
+            ids = [self._last, *self.prompt_encoder.after_list(self._list_tokens(spans))]
+            self._lists[key] = tree.add(self._text(tree), ids)
+        return self._lists[key]
 
-    def _spelt(self, spans: Sequence[Chars]) -> List[int]:
-        """RETURNS (List[int]): The list of the spans, or of the first ones, so that every question about
-        one of them has room behind it."""
+    def _list_tokens(self, spans: Sequence[Chars]) -> List[int]:
+        """Encode the list of spans. If it leaves too few positions for a question about one of the spans,
+        the last spans are left out of it."""
         first = {start: k for k, (start, _) in enumerate(self.task.words)}
         last = {end: k + 1 for k, (_, end) in enumerate(self.task.words)}
         words = [(first[start], last[end]) for start, end in spans]
-        listed = self.lists.spell(words)
-        room = self.max_length - len(self.ids)
-        # Most often there is room for anything that could be asked.
-        if len(listed) + self.prompt_encoder.after + 2 * len(self.lists.words.ids) > room:
+        ids = self.lists.spell(words)
+        free = self.max_length - len(self.ids)
+        # Usually there are enough positions for any question, so that the longest one need not be computed.
+        # A span quoted in a question takes fewer than twice the tokens of the text.
+        most_after = self.prompt_encoder.tokens_after_text + 2 * len(self.lists.words.ids)
+        if len(ids) + most_after > free:
             strings = {self.task.text[slice(*span)] for span in spans}
-            room -= max(self.prompt_encoder.longest_question(string) for string in strings)
-            while words and len(listed) > room:
+            free -= max(self.prompt_encoder.longest_question(string) for string in strings)
+            while words and len(ids) > free:
                 words.pop()
-                listed = self.lists.spell(words)
-        return listed
+                ids = self.lists.spell(words)
+        return ids
 
 
-class _SpanList:
-    """A string of a list: where in the text it stands."""
+class _ListedString:
+    """A string of a decoded list, with its occurrences in the text."""
 
     def __init__(self, occurrences: List[Chars]) -> None:
         self.occurrences = occurrences
 
 
-def _apart(
+def _share_beginning(
     tree: Tree, parent: Node, questions: Sequence[Sequence[int]]
 ) -> List[Tuple[Node, Sequence[int]]]:
-    """RETURNS (List[Tuple[Node, Sequence[int]]]): For each question, the end of what all of them
-    begin with, and what follows."""
+    """Add the common beginning of several questions to the tree.
+
+    RETURNS (List[Tuple[Node, Sequence[int]]]): For each question, the node to add it to, and the tokens
+        that are still missing.
+    """
     shared = common_prefix(questions)
     if len(questions) == 1 or not shared:
         return [(parent, question) for question in questions]
@@ -259,33 +299,35 @@ def _apart(
     return [(begin, question[shared:]) for question in questions]
 
 
-def _ask(
+def _score_choices(
     tree: Tree, parent: Node, question: Sequence[int], choices: Choices
 ) -> Dict[Tuple[int, ...], Node]:
-    """Ask which of some choices is the answer, in one pass: at the question's end, and behind every
-    beginning that several of them share.
+    """Add a question with all its possible answers to the tree, so that one pass scores them all. Next
+    tokens are scored at the end of the question, and after each beginning that several answers share.
 
-    RETURNS (Dict[Tuple[int, ...], Node]): By what was written of the answer.
+    RETURNS (Dict[Tuple[int, ...], Node]): The nodes with scores, by the beginning of the answer.
     """
-    asked: Dict[Tuple[int, ...], Node] = {}
-    asked[()] = tree.add(parent, question, {-1: choices.allowed(())})
-    for begin in sorted(_forks(choices)):
-        asked[begin] = tree.add(asked[()], begin, {-1: choices.allowed(begin)})
-    return asked
+    nodes: Dict[Tuple[int, ...], Node] = {}
+    nodes[()] = tree.add(parent, question, {-1: choices.allowed(())})
+    for begin in sorted(_shared_beginnings(choices)):
+        nodes[begin] = tree.add(nodes[()], begin, {-1: choices.allowed(begin)})
+    return nodes
 
 
-def _forks(choices: Choices) -> List[Tuple[int, ...]]:
-    """RETURNS (List[Tuple[int, ...]]): What is not the beginning of one choice alone."""
+def _shared_beginnings(choices: Choices) -> List[Tuple[int, ...]]:
+    """RETURNS (List[Tuple[int, ...]]): The beginnings after which more than one token is possible."""
     begins = {s[:k] for s in choices.sequences for k in range(1, len(s))}
     return [begin for begin in begins if len(choices.allowed(begin)) > 1]
 
 
-def _answered(asked: Mapping[Tuple[int, ...], Node], choices: Choices) -> Iterator[float]:
-    """YIELDS (float): The probability of each choice; they add up to 1."""
+def _choice_probabilities(
+    nodes: Mapping[Tuple[int, ...], Node], choices: Choices
+) -> Iterator[float]:
+    """YIELDS (float): The probability of each choice. They add up to 1."""
     for sequence in choices.sequences:
         total = 0.0
         for k, token in enumerate(sequence):
-            if sequence[:k] in asked:
-                scores = asked[sequence[:k]].scores(-1)
+            if sequence[:k] in nodes:
+                scores = nodes[sequence[:k]].scores(-1)
                 total += float(scores.log_probs[list(scores.ids).index(token)])
         yield math.exp(total)

@@ -1,4 +1,4 @@
-"""Padded batches of words: what a probe takes in."""
+"""Padded batches of words, the input of a probe."""
 
 from dataclasses import dataclass
 from typing import Iterator, List, Optional, Sequence, Tuple
@@ -10,16 +10,18 @@ from spacy.tokens import Doc
 
 from .words import WordFeatures
 
+# Token attributes that describe what a word looks like.
 SURFACE = (LOWER, PREFIX, SUFFIX, SHAPE)
 
 
 @dataclass
 class WordBatch:
-    """Words of some texts.
+    """Words of a batch of texts.
 
-    hidden (Tensor): float32, shape (texts, words, layers, width); 0 behind a text's end.
-    surface (Tensor): int64, shape (texts, words, 4): hashes of lower-case form, prefix, suffix, shape.
-    lengths (Tensor): int64, shape (texts,).
+    hidden (Tensor): float32, shape (texts, words, layers, width); 0 after the end of a text.
+    surface (Tensor): int64, shape (texts, words, 4): hashes of the lower-case form, prefix, suffix and
+        shape.
+    lengths (Tensor): int64, shape (texts,): number of words.
     attention (Optional[Tensor]): float32, shape (texts, words, max_words, kinds, layers * heads).
     """
 
@@ -30,7 +32,7 @@ class WordBatch:
 
     @property
     def mask(self) -> torch.Tensor:
-        """RETURNS (Tensor): bool, shape (texts, words): True where a word is."""
+        """RETURNS (Tensor): bool, shape (texts, words): False for padding."""
         positions = torch.arange(self.surface.shape[1], device=self.lengths.device)
         return positions[None] < self.lengths[:, None]
 
@@ -38,10 +40,12 @@ class WordBatch:
 def collate(
     features: Sequence[WordFeatures], surfaces: Sequence[np.ndarray], device: torch.device
 ) -> WordBatch:
-    """Pad the words of some texts to one batch.
+    """Pad the words of some texts to a batch.
 
+    features (Sequence[WordFeatures]): One for each text.
     surfaces (Sequence[ndarray]): From `surface`, one for each text.
-    RETURNS (WordBatch): On the device, in float32.
+    device (torch.device): Device of the batch.
+    RETURNS (WordBatch): The batch, in float32.
     """
     lengths = [len(f) for f in features]
     shape = (len(features), max(lengths))
@@ -65,8 +69,12 @@ def collate(
 
 
 def one_word(features: WordFeatures, surfaces: np.ndarray) -> WordBatch:
-    """surfaces (ndarray): The word's row of `surface`.
-    RETURNS (WordBatch): One text of one word, made in fewer calls than `collate` takes."""
+    """Create a batch of one text with one word, in fewer calls than `collate` needs.
+
+    features (WordFeatures): Features of the word.
+    surfaces (ndarray): The word's row of `surface`.
+    RETURNS (WordBatch): The batch, on the device of the features.
+    """
     device = features.hidden.device
     ids = torch.from_numpy(surfaces)[None, None].to(device)
     attention = None if features.attention is None else features.attention[None]
@@ -75,16 +83,19 @@ def one_word(features: WordFeatures, surfaces: np.ndarray) -> WordBatch:
 
 
 def surface(doc: Doc) -> np.ndarray:
-    """RETURNS (ndarray): int64, shape (words, 4), not negative: what a word looks like."""
+    """RETURNS (ndarray): int64, shape (words, 4): non-negative hashes of the SURFACE attributes."""
     if not len(doc):
         return np.zeros((0, len(SURFACE)), dtype=np.int64)
     return (doc.to_array(list(SURFACE)).astype(np.uint64) >> np.uint64(1)).astype(np.int64)
 
 
 def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int]]:
-    """Cut a row of texts into groups of at most `max_words` words, or of one text.
+    """Split a sequence of texts into groups of at most `max_words` words.
 
-    YIELDS (List[int]): Indices; empty texts are left out.
+    A longer text is a group of its own.
+
+    lengths (Sequence[int]): Number of words of each text.
+    YIELDS (List[int]): Indices of the texts of a group, without empty texts.
     """
     group: List[int] = []
     n_words = 0
@@ -99,4 +110,5 @@ def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int
         yield group
 
 
+# Of one text: (start, end, label index) of its mentions, and (start, end) of words without annotation.
 GoldSpans = Tuple[List[Tuple[int, int, int]], List[Tuple[int, int]]]

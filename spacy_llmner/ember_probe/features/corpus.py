@@ -1,4 +1,4 @@
-"""Before training: the LLM reads the corpus once, and what can't be learnt is said."""
+"""Steps before training: read the corpus with the LLM, and warn about entities that can't be learned."""
 
 import warnings
 from typing import Callable, List, Optional, Sequence
@@ -12,20 +12,20 @@ from ...errors import Errors, LLMNERError, Warnings
 from ...pipeline.gold import aligned_entities
 from .words import WordFeatures
 
-# Docs that are read at once while features are cached.
+# Docs per call of `read` while features are cached.
 BATCH = 64
-# Words that the scale of the hidden states is taken from.
+# Approximate size of the sample from which mean and standard deviation of the features are estimated.
 SAMPLE_WORDS = 20000
 
 
 def read_corpus(
     read: Callable[[Sequence[Doc]], List[WordFeatures]], docs: Sequence[Doc]
 ) -> WordFeatures:
-    """Let the LLM read a corpus, shortest texts first, so that its features are cached.
+    """Read a corpus with the LLM, shortest texts first, so that its features are cached.
 
-    read (Callable[[Sequence[Doc]], List[WordFeatures]]): Reads some Docs.
+    read (Callable[[Sequence[Doc]], List[WordFeatures]]): Returns the features of some Docs.
     docs (Sequence[Doc]): The corpus.
-    RETURNS (WordFeatures): Of a sample of words, float32.
+    RETURNS (WordFeatures): Features of a sample of words, float32.
     """
     docs = sorted(docs, key=lambda doc: len(doc.text))
     step = max(sum(len(doc) for doc in docs) // SAMPLE_WORDS, 1)
@@ -39,26 +39,28 @@ def read_corpus(
     return WordFeatures(torch.cat(hidden), torch.cat(attention) if attention else None)
 
 
-def warn_about_lost(
+def warn_about_unlearnable(
     name: str, examples: List[Example], max_words: Optional[int], tokenizer: str
 ) -> None:
-    """Warn about entities that no span of the component can be.
+    """Warn about entities that the component can't predict as spans.
 
-    max_words (Optional[int]): Longest mention that can be learnt, if there is a limit.
-    tokenizer (str): What the pipeline's tokenizer is called.
-    RAISES (LLMNERError): If tokens cut all of them.
+    name (str): Name of the component.
+    examples (List[Example]): The training examples.
+    max_words (Optional[int]): Longest mention, in words, that can be learned; None for no limit.
+    tokenizer (str): Class name of the pipeline's tokenizer.
+    RAISES (LLMNERError): If none of the entities can be aligned with the tokens.
     """
-    total = lost = cut = 0
+    total = too_long = unaligned = 0
     for eg in examples:
         entities, _ = aligned_entities(eg)
         total += len(eg.reference.ents)
-        cut += len(eg.reference.ents) - len(entities)
-        lost += sum(1 for s, e, _ in entities if max_words and e - s > max_words)
-    if lost:
-        message = Warnings.W002.format(n=lost, total=total, max_words=max_words, name=name)
+        unaligned += len(eg.reference.ents) - len(entities)
+        too_long += sum(1 for s, e, _ in entities if max_words and e - s > max_words)
+    if too_long:
+        message = Warnings.W002.format(n=too_long, total=total, max_words=max_words, name=name)
         warnings.warn(message, stacklevel=2)
-    if cut:
-        if cut == total:
+    if unaligned:
+        if unaligned == total:
             raise LLMNERError(Errors.E041.format(name=name, total=total, tokenizer=tokenizer))
-        message = Warnings.W003.format(n=cut, total=total, name=name, tokenizer=tokenizer)
+        message = Warnings.W003.format(n=unaligned, total=total, name=name, tokenizer=tokenizer)
         warnings.warn(message, stacklevel=2)

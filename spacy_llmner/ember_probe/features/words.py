@@ -1,4 +1,4 @@
-"""From the LLM's tokens to a Doc's words: what the probes see of each word."""
+"""Features of a Doc's words, gathered from what the LLM computes for its tokens."""
 
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -12,20 +12,21 @@ from ...llm.loading import LoadedLLM
 from ...llm.tokenization import Encoding, strided_windows
 
 ATTENTION_KINDS = ("current", "next", "both", "adjacency")
-# Keys in the second softmax of the adjacency variant (methods.md 1a.3).
+# Keys in the second softmax of the adjacency variant, as in the code of EMBER's authors.
 ADJACENT_KEYS = 6
 
 
 @dataclass
 class WordFeatures:
-    """What the LLM computed at the words of one Doc.
+    """What the LLM computed for the words of one Doc.
 
-    hidden (Tensor): Shape (words, layers, width): the last token that covers a word's last
-        character, since only that one has seen the whole word.
-    attention (Optional[Tensor]): Shape (words, max_words, kinds, layers * heads). Cell [e, k] is about
-        the span from word e - k to word e: the attention that its last token ("current"), or the
-        token after it ("next"), gives to its first token; both in this order for "both". For
-        "adjacency" max_words is 1, and the cell says how word e looks at the token before it.
+    hidden (Tensor): Shape (words, layers, width). The state of a word is that of the last token that covers
+        the word's last character, since earlier tokens have not seen the whole word.
+    attention (Optional[Tensor]): Shape (words, max_words, kinds, layers * heads). Cell [e, k] describes the
+        span from word e - k to word e, by the attention weights that its last token ("current"), or the
+        token after it ("next"), gives to its first token; for "both", the two kinds in this order. For
+        "adjacency", max_words is 1, and the cell has the weights that word e's first token gives to the
+        token before it, after a second softmax over ADJACENT_KEYS keys.
     """
 
     hidden: torch.Tensor
@@ -37,18 +38,18 @@ class WordFeatures:
 
 @dataclass(frozen=True)
 class WordReader:
-    """How words are read from the LLM.
+    """Settings for reading words from the LLM.
 
     layers (Tuple[int, ...]): Layers whose hidden states are used.
-    attention (Optional[str]): One of ATTENTION_KINDS; None reads no attention.
-    max_words (int): Longest span in words that attention is kept for.
-    key_window (int): Longest span in tokens, likewise.
-    max_length (int): Tokens that go through the LLM at once; longer texts are read in windows.
+    attention (Optional[str]): One of ATTENTION_KINDS; None reads no attention weights.
+    max_words (int): Longest span, in words, for which attention weights are stored.
+    key_window (int): Longest span, in tokens, for which attention weights are stored.
+    max_length (int): Maximum number of tokens per sequence; longer texts are read in windows.
     overlap (int): Tokens of left context that a window repeats.
-    max_batch_tokens (int): Budget of one forward pass.
-    prefix (str): Read in front of every text. Not with attention.
-    read_twice (bool): Read each window two times in a row and take the second copy, in which the LLM
-        has seen what follows. Not with attention.
+    max_batch_tokens (int): Token budget of a forward pass.
+    prefix (str): Text that the LLM reads before every text. Can't be combined with attention.
+    read_twice (bool): Read each window twice in a row and use the states of the second copy, for which the
+        LLM has seen the whole window. Can't be combined with attention.
     """
 
     layers: Tuple[int, ...]
@@ -63,6 +64,7 @@ class WordReader:
 
     @property
     def probed(self) -> FeatureSpec:
+        """RETURNS (FeatureSpec): The layers and the attention window to read."""
         return FeatureSpec(self.layers, self.key_window if self.attention else 0)
 
     def key(self) -> Dict[str, Any]:
@@ -84,42 +86,43 @@ class WordReader:
         """
         encodings = [llm.tokenizer.encode(doc.text) for doc in docs]
         bos, end = llm.tokenizer.bos, llm.tokenizer.end if self.attention else []
-        between = llm.tokenizer.encode("\n").ids if self.read_twice else []
+        separator = llm.tokenizer.encode("\n").ids if self.read_twice else []
         prefix = bos + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
-        front = [] if prefix else bos
+        start = [] if prefix else bos
         size = min(self.max_length, llm.max_length)
-        size -= len(front) + len(prefix) + len(end) + len(between)
+        size -= len(start) + len(prefix) + len(end) + len(separator)
         size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
         parts, texts = [], []
         for i, encoding in enumerate(encodings):
             for window in strided_windows(len(encoding), size, overlap):
                 ids = encoding.ids[window.start : window.end]
-                before = front + ids + between if self.read_twice else front
-                last = end if window.end == len(encoding) else []
-                # A text may have no token: some tokenizers drop characters.
+                before = start + ids + separator if self.read_twice else start
+                after = end if window.end == len(encoding) else []
+                # A text can be without tokens, because some tokenizers drop characters.
                 if ids:
                     parts.append((i, len(before) + window.keep - window.start))
-                    texts.append(before + ids + last)
+                    texts.append(before + ids + after)
         read = read_texts(llm, texts, self.probed, self.max_batch_tokens, prefix)
         pieces: List[List[Features]] = [[] for _ in docs]
         for (i, first), features in zip(parts, read):
-            pieces[i].append(_part(features, first))
+            pieces[i].append(_rows_from(features, first))
         return [
-            self.gather(*word_bounds(doc), encoding, _joined(parts_of, llm, self))
-            for doc, encoding, parts_of in zip(docs, encodings, pieces)
+            self.gather(*word_bounds(doc), encoding, _concatenate(doc_parts, llm, self))
+            for doc, encoding, doc_parts in zip(docs, encodings, pieces)
         ]
 
     def gather(
         self, starts: np.ndarray, ends: np.ndarray, encoding: Encoding, tokens: Features
     ) -> WordFeatures:
-        """Gather the words' rows from the tokens' rows.
+        """Select the words' rows from the tokens' rows.
 
         starts (ndarray): First character of each word, ascending.
         ends (ndarray): One past the last character of each word.
-        tokens (Features): One row for each token of the encoding, and one for the token behind if
-            attention is read.
-        RETURNS (WordFeatures): Zeros where a tokenizer keeps nothing of the text.
+        encoding (Encoding): The tokens.
+        tokens (Features): One row per token of the encoding; with attention, also a row for the token after
+            the last one.
+        RETURNS (WordFeatures): One row per word; zeros if the encoding has no tokens.
         """
         device = tokens.hidden.device
         n_words = len(starts)
@@ -127,25 +130,31 @@ class WordReader:
             hidden = torch.zeros((n_words, *tokens.hidden.shape[1:]), device=device)
             if tokens.attention is None:
                 return WordFeatures(hidden)
-            shape = self._shape(tokens.attention.shape[1] * tokens.attention.shape[2])
+            shape = self._cell_shape(tokens.attention.shape[1] * tokens.attention.shape[2])
             return WordFeatures(hidden, torch.zeros((n_words, *shape), device=device))
         last = encoding.last_tokens(ends).clip(min=0)
         hidden = tokens.hidden[torch.as_tensor(last, device=device)]
         if tokens.attention is None:
             return WordFeatures(hidden)
         first = encoding.first_tokens(starts)
-        return WordFeatures(hidden, self._cells(tokens.attention.flatten(1, 2), first, last))
+        return WordFeatures(
+            hidden, self._attention_cells(tokens.attention.flatten(1, 2), first, last)
+        )
 
-    def _shape(self, n_heads: int) -> Tuple[int, int, int]:
+    def _cell_shape(self, n_heads: int) -> Tuple[int, int, int]:
         if self.attention == "adjacency":
             return (1, 1, n_heads)
         return (self.max_words, 2 if self.attention == "both" else 1, n_heads)
 
-    def _cells(self, rows: torch.Tensor, first: np.ndarray, last: np.ndarray) -> torch.Tensor:
-        """rows (Tensor): Shape (tokens, layers * heads, window)."""
+    def _attention_cells(
+        self, rows: torch.Tensor, first: np.ndarray, last: np.ndarray
+    ) -> torch.Tensor:
+        """rows (Tensor): Shape (tokens, layers * heads, key window).
+        RETURNS (Tensor): Shape (words, max_words, kinds, layers * heads).
+        """
         if self.attention == "adjacency":
-            near = rows[torch.as_tensor(first, device=rows.device)][:, :, :ADJACENT_KEYS]
-            return torch.softmax(near, dim=-1)[:, :, 1][:, None, None]
+            nearby = rows[torch.as_tensor(first, device=rows.device)][:, :, :ADJACENT_KEYS]
+            return torch.softmax(nearby, dim=-1)[:, :, 1][:, None, None]
         kinds = {"current": [0], "next": [1], "both": [0, 1]}[str(self.attention)]
         n = len(first)
         e = np.arange(n)[:, None]
@@ -164,19 +173,20 @@ class WordReader:
 
 
 def word_bounds(doc: Doc) -> Tuple[np.ndarray, np.ndarray]:
-    """RETURNS (Tuple[ndarray, ndarray]): First character of each token of the Doc, and one past its
-    last one."""
+    """RETURNS (Tuple[ndarray, ndarray]): First character of each token of the Doc, and one past its last
+    character.
+    """
     starts = doc.to_array("IDX").astype(np.int64) if len(doc) else np.zeros(0, dtype=np.int64)
     ends = starts + np.array([len(t) for t in doc], dtype=np.int64)
     return starts, ends
 
 
-def _part(features: Features, start: int) -> Features:
+def _rows_from(features: Features, start: int) -> Features:
     attention = None if features.attention is None else features.attention[start:]
     return Features(features.hidden[start:], attention)
 
 
-def _joined(parts: List[Features], llm: LoadedLLM, reader: WordReader) -> Features:
+def _concatenate(parts: List[Features], llm: LoadedLLM, reader: WordReader) -> Features:
     if len(parts) == 1:
         return parts[0]
     if not parts:

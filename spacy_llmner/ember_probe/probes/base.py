@@ -1,4 +1,4 @@
-"""The interface of a probe, and what all probes have in common."""
+"""The interface of a probe."""
 
 from dataclasses import dataclass
 from typing import Any, List, Optional, Protocol, Sequence, Tuple
@@ -18,7 +18,7 @@ class Dims:
 
     n_layers (int): Layers of the LLM.
     width (int): Width of its hidden states.
-    n_heads (int): Attention heads of a layer.
+    n_heads (int): Attention heads per layer.
     n_labels (int): Labels of the component.
     """
 
@@ -29,84 +29,101 @@ class Dims:
 
 
 class ProbeSettings(Protocol):
-    """The settings of an architecture, as its `model` carries them. A frozen dataclass."""
+    """Settings of an architecture: a frozen dataclass, which a component's `model` carries."""
 
     @property
     def streams(self) -> bool:
-        """RETURNS (bool): Whether the probe can follow a text that is still being written."""
+        """RETURNS (bool): Whether the probe can follow a text while it is being written."""
 
     def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
-        """RETURNS (WordReader): Reads from the LLM what the probe needs."""
+        """RETURNS (WordReader): Reads what the probe needs from the LLM."""
 
     def build(self, dims: Dims) -> Any:
-        """RETURNS (Probe): A new probe, not trained yet."""
+        """RETURNS (Probe): A new, untrained probe."""
 
 
 class Probe(Protocol):
-    """Scores the words of texts, and turns scores into mentions. A torch.nn.Module.
+    """A torch.nn.Module that scores the words of texts, and converts the scores to mentions.
 
-    What a row holds is the probe's own business: only its decoder reads it.
+    The format of a row of scores is private to the probe: only its own decoder reads it.
     """
 
     def __call__(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
-        """RETURNS (Tuple[Tensor, ...]): The scores of a batch; each tensor begins with the dimensions
-        (texts, words)."""
+        """Score the words of a batch.
+
+        RETURNS (Tuple[Tensor, ...]): The scores; the first dimensions of each tensor are (texts, words).
+        """
 
     def train(self, mode: bool = True) -> Any:
-        """As that of torch.nn.Module."""
+        """See torch.nn.Module."""
 
     def eval(self) -> Any:
-        """As that of torch.nn.Module."""
+        """See torch.nn.Module."""
 
     def set_dropout(self, drop: float) -> None:
-        """drop (float): The rate while training."""
+        """drop (float): Dropout rate for training."""
 
     def fit_scale(self, sample: WordFeatures) -> None:
-        """Take the mean and spread of the features from a sample of words."""
+        """Estimate the mean and the standard deviation of the features from a sample of words."""
 
     def loss(
         self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
-        """RETURNS (Tuple[float, Tuple[Tensor, ...]]): The loss per word, and the gradients of the scores."""
+        """Compute the loss and its gradient.
+
+        scores (Tuple[Tensor, ...]): From a call of the probe.
+        gold (Sequence[GoldSpans]): The annotation of each text.
+        RETURNS (Tuple[float, Tuple[Tensor, ...]]): The loss per word, and the gradients with respect to the
+            scores.
+        """
 
     def rows(self, scores: Tuple[torch.Tensor, ...], text: int, n_words: int) -> np.ndarray:
-        """RETURNS (ndarray): The scores of one text of the batch: one row per word."""
+        """scores (Tuple[Tensor, ...]): From a call of the probe.
+        text (int): Index of a text in the batch.
+        n_words (int): Number of words of the text.
+        RETURNS (ndarray): The scores of the text, one row per word.
+        """
 
     def decoder(self, threshold: float) -> SegmentDecoder:
-        """threshold (float): Probability at which a mention wins over no mention.
-        RETURNS (SegmentDecoder): Takes the rows of a text, one after the other."""
+        """threshold (float): Probability at which a mention is preferred over no mention.
+        RETURNS (SegmentDecoder): Takes the rows of a text, one by one.
+        """
 
     def within_sentences(self, rows: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
         """starts (Sequence[bool]): Whether each word starts a sentence.
-        RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary."""
+        RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary.
+        """
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): Every mention at least that probable, overlapping ones too."""
+    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): All mentions with at least this probability, also overlapping."""
 
     def stream(self) -> "ProbeStream":
-        """RETURNS (ProbeStream): Follows one text word by word."""
+        """RETURNS (ProbeStream): Scores one text word by word."""
 
 
 class ProbeStream(Protocol):
-    """Scores a text word by word. Each row equals that of the finished text."""
+    """Scores a text word by word. Each row equals the row that `Probe.rows` has for the finished text."""
 
     def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
         """Add the next word.
 
-        word (WordFeatures): One word.
-        surface (ndarray): Its row of `batch.surface`.
-        RETURNS (Optional[ndarray]): The next row that is complete, if there is one.
+        word (WordFeatures): Features of one word.
+        surface (ndarray): The word's row of `batch.surface`.
+        RETURNS (Optional[ndarray]): The next complete row, if there is one.
         """
 
     def end(self) -> Optional[np.ndarray]:
-        """End the text. RETURNS (Optional[ndarray]): The last row, if it is still missing."""
+        """End the text.
+
+        RETURNS (Optional[ndarray]): The last row, unless `push` has returned it already.
+        """
 
 
 def check_sizes(**sizes: Tuple[int, int]) -> None:
-    """Validate the settings of an architecture.
+    """Validate settings of an architecture.
 
-    sizes (Tuple[int, int]): The value of each, and the least it may be.
-    RAISES (LLMNERError): If a value is below the least, or is not a whole number.
+    sizes (Tuple[int, int]): The value and the minimum of each setting.
+    RAISES (LLMNERError): If a value is not an integer, or is less than the minimum.
     """
     settings = {f"model.{setting}": value for setting, (value, _) in sizes.items()}
     least = {f"model.{setting}": least for setting, (_, least) in sizes.items()}

@@ -1,9 +1,9 @@
-"""Few-shot mode: a few labelled sentences, no training. Words get the type of their nearest neighbours.
+"""Few-shot probe: a few labeled sentences, no training. A word gets the type of its nearest neighbors.
 
-EMBER, arXiv 2403.11747 (methods.md 1a.7). The paper takes the type of the one stored word with the
-largest cosine. Here the states are brought to one scale first, a word is compared together with the words
-beside it, and the mean over the five nearest of each type counts. With five sentences for each label that
-more than doubles the F1.
+EMBER's few-shot mode (arXiv 2403.11747) takes the type of the stored word with the largest cosine. This
+probe standardizes the hidden states first, compares a word along with the words next to it, and averages
+the cosines of the five nearest stored words of each type. With five sentences per label, this more than
+doubles the F1.
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,15 @@ from .base import Dims, check_sizes
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
 from .segmentation import IMPOSSIBLE, ScoredSpan, mask_crossing
 
-# Stored words of a type, and stored spans, whose mean cosine counts.
+# Number of nearest stored words of a type (or of nearest stored mentions) whose cosines are averaged.
 NEIGHBOURS = 5
-# Weight of the words on both sides of a word.
+# Weight of the words before and after a word, relative to the word itself.
 NEIGHBOUR_WEIGHT = 0.5
-# From cosines to log-probabilities, so that scores are near to the share of right entities.
+# Factor from cosines to logits, chosen so that scores are close to the fraction of correct entities.
 SHARPNESS = 15.0
+# Standardized states are clipped to -CLIP and CLIP.
 CLIP = 8.0
-# Words compared at once.
+# Words per matrix product with the stored words.
 CHUNK = 1024
 
 Annotated = Union[Example, Tuple[str, Dict[str, Any]]]
@@ -63,7 +64,7 @@ class FewShotSettings:
         return not self.read_twice
 
     def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
-        """RETURNS (WordReader): Reads one layer, and attention if spans are told by it."""
+        """RETURNS (WordReader): Reads one layer, and attention weights if spans depend on them."""
         layer = round(dims.n_layers * 16 / 30) if self.layer is None else self.layer
         return WordReader(
             (layer,),
@@ -84,17 +85,20 @@ def make_ember_few_shot(
     read_twice: bool = False,
     max_words: int = 8,
 ) -> Model:
-    """Registered as `spacy_llmner.EmberFewShot.v1` in `@architectures`.
+    """Create the settings of a few-shot probe.
 
-    layer (Optional[int]): Layer whose hidden states are compared; None is a little above the middle.
-    k (int): Sentences kept for each label, and sentences kept without any entity.
-    attention (Optional[str]): None joins adjacent words of the same type; "next" finds where a mention
-        starts by the attention of the token behind it, as the paper does.
-    read_twice (bool): The LLM reads the text two times in a row, and is probed in the second copy, where
-        it knows the whole text. Better on finished text, at twice the cost; can't stream. Not with
-        attention.
+    Registered as `spacy_llmner.EmberFewShot.v1` in `@architectures`.
+
+    layer (Optional[int]): Layer whose hidden states are compared; None is slightly above the middle.
+    k (int): Sentences stored per label, and sentences stored without any entity.
+    attention (Optional[str]): None joins adjacent words of the same type; "next" finds the start of a
+        mention by the attention of the token after it, as in the paper.
+    read_twice (bool): Let the LLM read the text twice in a row, and use the states of the second copy, for
+        which it has seen the whole text. More accurate on finished text, at twice the cost. Can't stream,
+        and can't be combined with attention.
     max_words (int): Longest mention in words.
     RETURNS (Model): Carries the settings.
+    RAISES (LLMNERError): If a setting is invalid.
     """
     if attention not in (None, "next"):
         known = "null, next"
@@ -108,10 +112,11 @@ def make_ember_few_shot(
 
 
 def as_example(name: str, given: Annotated, tokenizer: Any) -> Example:
-    """Make an Example of a text with its annotation.
+    """Convert a text with its annotation to an Example.
 
-    name (str): Name of the component, for messages.
-    tokenizer (Tokenizer): That of the pipeline.
+    name (str): Name of the component, for error messages.
+    given (Union[Example, Tuple[str, Dict]]): The text with its annotation. An Example is returned as it is.
+    tokenizer (Tokenizer): The pipeline's tokenizer.
     RAISES (LLMNERError): If it is neither an Example nor (text, {"entities": [(start, end, label)]}).
     """
     if isinstance(given, Example):
@@ -126,24 +131,25 @@ def as_example(name: str, given: Annotated, tokenizer: Any) -> Example:
         raise wrong("examples", name, given, must) from e
 
 
-Chosen = Tuple[Example, List[Tuple[int, int, str]], List[Tuple[int, int]]]
+# An Example, its entities as (start, end, label), and (start, end) of the words to leave out.
+ChosenExample = Tuple[Example, List[Tuple[int, int, str]], List[Tuple[int, int]]]
 
 
-def choose(examples: Iterable[Example], k: int) -> List[Chosen]:
-    """Keep the first k sentences of each label, and the first k without any.
+def choose(examples: Iterable[Example], k: int) -> List[ChosenExample]:
+    """Choose the first k sentences of each label, and the first k sentences without entities.
 
-    RETURNS (List[Tuple[Example, List, List]]): Each with its entities, and the words to leave out: those
-        without annotation, and the mentions of a label that has k sentences already.
+    RETURNS (List[Tuple[Example, List, List]]): Each with its entities, and the words to leave out: words
+        without annotation, and mentions of labels that already have k sentences.
     """
     counts: Dict[str, int] = {}
-    chosen: List[Chosen] = []
+    chosen: List[ChosenExample] = []
     for eg in examples:
         if not len(eg.predicted):
             continue
         entities, unknown = aligned_entities(eg)
-        # A text that nothing is known about says nothing, also not that it has no entity.
-        known = sum(end - start for start, end in unknown) < len(eg.predicted)
-        labels = {label for _, _, label in entities} or ({""} if known else set())
+        # A text without any annotation is not an example of a text without entities.
+        is_annotated = sum(end - start for start, end in unknown) < len(eg.predicted)
+        labels = {label for _, _, label in entities} or ({""} if is_annotated else set())
         wanted = {label for label in labels if counts.get(label, 0) < k}
         if not wanted:
             continue
@@ -155,14 +161,14 @@ def choose(examples: Iterable[Example], k: int) -> List[Chosen]:
 
 
 class FewShotProbe(nn.Module):
-    """Nearest neighbours in buffers: nothing in it is trained.
+    """Stores words in buffers, and compares other words with them. Nothing is trained.
 
     settings (FewShotSettings): Variant and sizes.
-    dims (Dims): Of the LLM, and the number of labels.
+    dims (Dims): Sizes of the LLM, and the number of labels.
 
-    Buffers: `mean` and `std` of a state over the stored words; `vectors`, shape (stored words,
-    3 * width), of length 1, and their `types`; `cells`, shape (stored mentions, layers * heads), of
-    length 1: the attention between the ends of mentions, if it is used.
+    Buffers: `mean` and `std`, shape (width,), of the states of the stored words; `vectors`, shape (stored
+    words, 3 * width), unit length, and their `types`; `cells`, shape (stored mentions, layers * heads),
+    unit length: the attention weights between the ends of mentions, if attention is used.
     """
 
     mean: torch.Tensor
@@ -182,8 +188,9 @@ class FewShotProbe(nn.Module):
         self.register_buffer("cells", torch.zeros(0, dims.n_layers * dims.n_heads))
 
     def store(self, batch: WordBatch, gold: Sequence[GoldSpans]) -> None:
-        """Keep the words of annotated texts.
+        """Store the words of annotated texts.
 
+        batch (WordBatch): The words.
         gold (Sequence[GoldSpans]): For each text its mentions, and the words to leave out.
         """
         types = torch.where(batch.mask, self.n_types - 1, -1)
@@ -205,15 +212,16 @@ class FewShotProbe(nn.Module):
             self.cells = F.normalize(torch.stack(cells), dim=-1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """How many words are stored is not known before."""
+        """Resize the buffers first: how many words are stored depends on the examples."""
         for name in ("vectors", "types", "cells"):
             setattr(self, name, torch.empty_like(state_dict[name]))
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
-        """RETURNS (Tuple[Tensor, Tensor]): Log-probabilities of the types, shape (texts, words,
-        labels + 1), "outside" last; and of a mention's length, shape (texts, words, max_words). Without
-        attention that is one zero per word."""
+        """RETURNS (Tuple[Tensor, Tensor]): Log-probabilities of the types, shape (texts, words, labels +
+        1), with "outside" last; and of the length of a mention that ends with the word, shape
+        (texts, words, max_words). Without attention, the latter is one zero per word.
+        """
         z = self.scaled(batch) * batch.mask[..., None]
         types = self.type_scores(self.with_neighbours(z))
         if batch.attention is None:
@@ -221,12 +229,15 @@ class FewShotProbe(nn.Module):
         return types, self.length_scores(batch.attention)
 
     def scaled(self, batch: WordBatch) -> torch.Tensor:
-        """RETURNS (Tensor): Shape (texts, words, width), each word's state on one scale and of length 1."""
+        """RETURNS (Tensor): Shape (texts, words, width): standardized states, scaled to unit length."""
         z = (batch.hidden[:, :, 0] - self.mean) / self.std
         return F.normalize(z.clamp(-CLIP, CLIP), dim=-1)
 
     def with_neighbours(self, z: torch.Tensor) -> torch.Tensor:
-        """Put each word's state together with those of the words beside it, zeros at the ends."""
+        """Concatenate each word's state with those of the words before and after it (zeros at the ends).
+
+        RETURNS (Tensor): Shape (texts, words, 3 * width), unit length.
+        """
         before = F.pad(z, (0, 0, 1, 0))[:, :-1]
         after = F.pad(z, (0, 0, 0, 1))[:, 1:]
         return F.normalize(
@@ -234,20 +245,23 @@ class FewShotProbe(nn.Module):
         )
 
     def type_scores(self, vectors: torch.Tensor) -> torch.Tensor:
-        """vectors (Tensor): Shape (..., 3 * width). RETURNS (Tensor): Shape (..., labels + 1)."""
-        flat = vectors.flatten(0, -2)
-        scores = flat.new_full((len(flat), self.n_types), -1.0)
+        """vectors (Tensor): Shape (..., 3 * width).
+        RETURNS (Tensor): Log-probabilities of the types, shape (..., labels + 1).
+        """
+        rows = vectors.flatten(0, -2)
+        scores = rows.new_full((len(rows), self.n_types), -1.0)
         for label in range(self.n_types):
             stored = self.vectors[self.types == label]
             if len(stored):
-                parts = [_nearest(part, stored) for part in flat.split(CHUNK)]
+                parts = [_nearest(part, stored) for part in rows.split(CHUNK)]
                 scores[:, label] = torch.cat(parts)
         return torch.log_softmax(SHARPNESS * scores, -1).view(*vectors.shape[:-1], -1)
 
     def length_scores(self, attention: torch.Tensor, first: int = 0) -> torch.Tensor:
         """attention (Tensor): Shape (texts, words, max_words, kinds, layers * heads).
-        first (int): Place of the first of the words in its text.
-        RETURNS (Tensor): Shape (texts, words, max_words)."""
+        first (int): Index of the first of these words in its text.
+        RETURNS (Tensor): Log-probabilities of the lengths, shape (texts, words, max_words).
+        """
         cells = F.normalize(attention.flatten(3), dim=-1)
         scores = cells.new_zeros(cells.shape[:-1])
         if len(self.cells):
@@ -258,17 +272,17 @@ class FewShotProbe(nn.Module):
         return torch.log_softmax(scores.masked_fill(positions < lengths, IMPOSSIBLE), -1)
 
     def loss(self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]) -> Any:
-        """RAISES (LLMNERError): Always: nothing is trained."""
+        """RAISES (LLMNERError): Always, since nothing is trained."""
         raise LLMNERError(Errors.E032)
 
     def set_dropout(self, drop: float) -> None:
-        """Nothing is dropped."""
+        """There is no dropout."""
 
     def fit_scale(self, sample: WordFeatures) -> None:
-        """The scale is that of the stored words."""
+        """Nothing to do: `store` computes the scale."""
 
     def rows(self, scores: Tuple[torch.Tensor, ...], text: int, n_words: int) -> np.ndarray:
-        """RETURNS (ndarray): For each word the types' log-probabilities, then those of the lengths."""
+        """RETURNS (ndarray): For each word the log-probabilities of the types, then of the lengths."""
         return torch.cat([s[text, :n_words].float() for s in scores], -1).cpu().numpy()
 
     def decoder(self, threshold: float) -> "FewShotDecoder":
@@ -276,7 +290,7 @@ class FewShotProbe(nn.Module):
         return kind(self.n_types, self.settings.max_words, threshold)
 
     def within_sentences(self, rows: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
-        """Rule out mentions that cross a sentence boundary. RETURNS (ndarray): A changed copy."""
+        """RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary."""
         types, lengths = rows[:, : self.n_types], rows[:, self.n_types :]
         if self.settings.attention is None:
             lengths = np.where(np.array(starts)[:, None], IMPOSSIBLE, lengths)
@@ -284,10 +298,11 @@ class FewShotProbe(nn.Module):
             lengths = mask_crossing(lengths, starts)
         return np.concatenate([types, lengths], axis=1)
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): The mentions that win against no mention with that threshold; with
-        attention also every other start that is at least that probable."""
-        decoder = self.decoder(max(least, 1e-6))
+    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): The mentions that are found at this threshold; with attention, also
+        every mention with another start that has at least this probability.
+        """
+        decoder = self.decoder(max(min_score, 1e-6))
         for row in rows:
             decoder.push(row)
         found = set(decoder.chain.trace())
@@ -297,7 +312,7 @@ class FewShotProbe(nn.Module):
                 if label is None:
                     continue
                 for k in range(min(e + 1, self.settings.max_words)):
-                    if decoder.score(e - k, e + 1, label) >= least:
+                    if decoder.score(e - k, e + 1, label) >= min_score:
                         found.add((e - k, e + 1, label))
         return [ScoredSpan(*key, decoder.score(*key)) for key in sorted(found)]
 
@@ -306,22 +321,27 @@ class FewShotProbe(nn.Module):
 
 
 class FewShotStream:
-    """The probe word by word: each word's row comes when the word after it is known.
+    """Scores a text word by word.
+
+    The row of a word is complete when the word after it is known.
 
     probe (FewShotProbe): Any variant.
     """
 
     def __init__(self, probe: FewShotProbe) -> None:
         self.probe = probe
-        self.nothing = torch.zeros_like(probe.mean)
-        self.before = self.nothing
+        self.zeros = torch.zeros_like(probe.mean)
+        self.before = self.zeros
         self.waiting: Optional[torch.Tensor] = None
         self.attention: Optional[torch.Tensor] = None
         self.n_words = 0
 
     @torch.no_grad()
     def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
-        """Add the next word. RETURNS (Optional[ndarray]): The row of the word before it, if any."""
+        """Add the next word.
+
+        RETURNS (Optional[ndarray]): The row of the word before it, if there is one.
+        """
         batch = one_word(word, surface)
         z = self.probe.scaled(batch)[0, 0]
         row = self._row(z)
@@ -330,8 +350,8 @@ class FewShotStream:
 
     @torch.no_grad()
     def end(self) -> Optional[np.ndarray]:
-        """RETURNS (Optional[ndarray]): The row of the last word, behind which the text ends."""
-        row = self._row(self.nothing)
+        """RETURNS (Optional[ndarray]): The row of the last word."""
+        row = self._row(self.zeros)
         self.waiting = None
         return row
 
@@ -349,6 +369,6 @@ class FewShotStream:
 
 
 def _nearest(vectors: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-    """RETURNS (Tensor): Shape (vectors,): mean cosine to the nearest stored ones."""
+    """RETURNS (Tensor): Shape (vectors,): mean cosine to the nearest stored vectors."""
     cosines = vectors @ stored.T
     return cosines.topk(min(NEIGHBOURS, len(stored)), dim=-1).values.mean(-1)

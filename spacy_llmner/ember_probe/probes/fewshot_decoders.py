@@ -1,4 +1,4 @@
-"""From the few-shot probe's scores to mentions."""
+"""Conversion of the few-shot probe's scores to mentions."""
 
 from typing import Optional
 
@@ -9,8 +9,11 @@ from .segmentation import IMPOSSIBLE
 
 
 class FewShotDecoder(PaperDecoder):
-    """Each typed word that is not in a mention yet ends one, with the likeliest start (exp_08): there is
-    no veto by attention, but a threshold for the type against "outside"."""
+    """Decode as EMBER's few-shot mode does (arXiv 2403.11747).
+
+    From right to left, each typed word that is not part of a mention yet ends one, which has the most
+    probable length. Attention can't veto a mention. The type has to beat "outside" by the threshold.
+    """
 
     def push(self, row: np.ndarray) -> None:
         """row (ndarray): From FewShotProbe.rows."""
@@ -25,17 +28,17 @@ class FewShotDecoder(PaperDecoder):
         return best if row[best] - row[-1] >= self.margin else None
 
     def length_of(self, word: int, label: int) -> int:
-        """RETURNS (int): Words of the mention that ends with this one."""
+        """RETURNS (int): Number of words of the mention that ends with this word."""
         return int(self.rows[word][self.n_types :].argmax()) + 1
 
     def score(self, start: int, end: int, label: int) -> float:
-        """Probability of the type at the end, times that of the length."""
+        """RETURNS (float): Probability of the type at the last word, times that of the length."""
         row = self.rows[end - 1]
         return float(np.exp(row[label] + row[self.n_types + end - start - 1]))
 
 
 class JoinDecoder(FewShotDecoder):
-    """Adjacent words of the same type are one mention."""
+    """Join adjacent words of the same type to one mention."""
 
     def length_of(self, word: int, label: int) -> int:
         length = 1
@@ -47,5 +50,5 @@ class JoinDecoder(FewShotDecoder):
         return length
 
     def score(self, start: int, end: int, label: int) -> float:
-        """Probability of the type at the word that is the least sure."""
+        """RETURNS (float): The lowest probability of the type among the words."""
         return float(np.exp(min(row[label] for row in self.rows[start:end])))

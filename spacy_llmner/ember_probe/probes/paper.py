@@ -1,9 +1,10 @@
-"""The paper's own probes: one layer's hidden states say what type, attention weights say what span.
+"""The paper's own probes: hidden states of one layer give the type, attention weights give the span.
 
-EMBER, arXiv 2403.11747. Two small networks and label propagation, at the level of words: the last
-token of a mention carries its type, the span probe sees the cells of a mention's last token (or the one
-after) and its first. What the authors' code lacks is here by construction: no span starts before
-the text, ends before it starts, crosses a word's border or exceeds `max_words`.
+EMBER (arXiv 2403.11747) has two small networks, whose outputs it combines by label propagation. Here they
+work on words instead of tokens: the last token of a mention carries its type, and the span probe gets the
+attention weights between the last token of a mention (or the token after it) and its first token. Unlike in
+the authors' code, no span can start before the text, end before it starts, cross a word boundary or be
+longer than `max_words`.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class PaperSettings:
         return True
 
     def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
-        """RETURNS (WordReader): Reads one layer, and attention on all of them."""
+        """RETURNS (WordReader): Reads hidden states of one layer, and attention weights of all layers."""
         layer = round(dims.n_layers * 16 / 30) if self.layer is None else self.layer
         return WordReader(
             (layer,),
@@ -57,14 +58,18 @@ def make_ember_paper(
     width: int = 256,
     max_words: int = 8,
 ) -> Model:
-    """Registered as `spacy_llmner.EmberPaper.v1` in `@architectures`.
+    """Create the settings of the paper's probes.
 
-    layer (Optional[int]): Layer whose hidden states are typed; None is a little above the middle.
+    Registered as `spacy_llmner.EmberPaper.v1` in `@architectures`.
+
+    layer (Optional[int]): Layer whose hidden states are classified; None is slightly above the middle.
         `spacy llmner layers` finds the best one.
-    attention (str): "current", "next", "both" or "adjacency": which attention tells spans.
-    width (int): Hidden units of both probes (4096 in the paper).
+    attention (str): Attention weights that the span probe gets: "current", "next", "both" or "adjacency",
+        see WordFeatures.
+    width (int): Hidden units of each probe (4096 in the paper).
     max_words (int): Longest mention in words.
     RETURNS (Model): Carries the settings.
+    RAISES (LLMNERError): If a setting is invalid.
     """
     if attention not in ATTENTION_KINDS:
         known = ", ".join(ATTENTION_KINDS)
@@ -74,10 +79,10 @@ def make_ember_paper(
 
 
 class PaperProbe(nn.Module):
-    """Token-type probe and span probe, each Linear, ReLU, Linear.
+    """Token-type probe and span probe, each of them Linear, ReLU, Linear.
 
     settings (PaperSettings): Sizes and variant.
-    dims (Dims): Of the LLM (the span probe takes layers * heads weights), and the number of labels.
+    dims (Dims): Sizes of the LLM (the span probe has layers * heads inputs), and the number of labels.
     """
 
     def __init__(self, settings: PaperSettings, dims: Dims) -> None:
@@ -85,8 +90,8 @@ class PaperProbe(nn.Module):
         self.settings = settings
         n_weights = dims.n_layers * dims.n_heads * (2 if settings.attention == "both" else 1)
         width = settings.width
-        # Inputs are standardised: another way to write the first layer, but attention weights are so
-        # small that the paper's networks would need many more steps without it.
+        # Standardizing the inputs does not change what the first layer can represent. But attention weights
+        # are so small that the paper's networks would need many more training steps without it.
         self.hidden_scale = Standardize((dims.width,))
         self.attention_scale = Standardize((n_weights,))
         self.n_types = dims.n_labels + 1
@@ -98,23 +103,25 @@ class PaperProbe(nn.Module):
         self.drop = 0.0
 
     def set_dropout(self, drop: float) -> None:
-        """The paper's probes have none; the rate is ignored."""
+        """Ignored: the paper's probes have no dropout."""
 
     def fit_scale(self, sample: WordFeatures) -> None:
-        """Take mean and spread of hidden states and attention weights from a sample of words."""
+        """Estimate mean and standard deviation of states and attention weights from a sample of words."""
         assert sample.attention is not None
         self.hidden_scale.fit(sample.hidden[:, 0].to(self.hidden_scale.mean))
         cells = sample.attention.flatten(2).flatten(0, 1).to(self.hidden_scale.mean)
         self.attention_scale.fit(cells[cells.any(1)])
 
     def margins(self, attention: torch.Tensor) -> torch.Tensor:
-        """RETURNS (Tensor): Shape (texts, words, max_words): what the span probe says of each cell."""
+        """RETURNS (Tensor): Shape (texts, words, max_words): logits of the span probe."""
         return self.spans(self.attention_scale(attention.flatten(3)))[..., 0]
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
-        """RETURNS (Tuple[Tensor, Tensor]): Type logits, shape (texts, words, labels + 1), "outside" last;
-        and span margins, shape (texts, words, max_words): above 0 where the span of k + 1 words that
-        ends here is a mention ("adjacency": where the word continues the one before)."""
+        """RETURNS (Tuple[Tensor, Tensor]): Type logits, shape (texts, words, labels + 1), with "outside"
+        last; and span logits, shape (texts, words, max_words): above 0 if the span of k + 1 words
+        that ends with the word is a mention ("adjacency": if the word continues the mention of the
+        word before).
+        """
         assert batch.attention is not None
         types = self.types(self.hidden_scale(batch.hidden[:, :, 0]))
         margins = self.margins(batch.attention)
@@ -126,8 +133,11 @@ class PaperProbe(nn.Module):
     def loss(
         self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
-        """Cross-entropy of both probes per word: of all words, and of all causal cells (for
-        "adjacency", of the words inside mentions and the one behind: methods.md 1a.3).
+        """Compute the cross-entropy of both probes per word.
+
+        The type probe is trained on all words, and the span probe on all spans. With "adjacency", the span
+        probe is trained only on the words of mentions and the word after each, as in the code of EMBER's
+        authors. Words without annotation don't count.
 
         RETURNS (Tuple[float, Tuple[Tensor, Tensor]]): The loss and the gradients.
         """
@@ -162,7 +172,7 @@ class PaperProbe(nn.Module):
         return self.settings.attention == "adjacency"
 
     def rows(self, scores: Tuple[torch.Tensor, ...], text: int, n_words: int) -> np.ndarray:
-        """RETURNS (ndarray): For each word its types' log-probabilities, then its spans' margins."""
+        """RETURNS (ndarray): For each word the log-probabilities of the types, then its span logits."""
         types = torch.log_softmax(scores[0][text, :n_words].float(), -1)
         return torch.cat([types, scores[1][text, :n_words].float()], -1).cpu().numpy()
 
@@ -172,7 +182,7 @@ class PaperProbe(nn.Module):
         return PaperDecoder(self.n_types, self.settings.max_words, threshold)
 
     def within_sentences(self, rows: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
-        """Rule out mentions that cross a sentence boundary. RETURNS (ndarray): A changed copy."""
+        """RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary."""
         n_types = self.n_types
         if self.adjacency:
             joins = np.where(np.array(starts)[:, None], IMPOSSIBLE, rows[:, n_types:])
@@ -180,8 +190,8 @@ class PaperProbe(nn.Module):
             joins = mask_crossing(rows[:, n_types:], starts)
         return np.concatenate([rows[:, :n_types], joins], axis=1)
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): Every typed span at least that probable, nested ones too."""
+    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): All mentions with at least this probability, also nested ones."""
         decoder = self.decoder(0.5)
         out = []
         for e, row in enumerate(rows):
@@ -190,7 +200,7 @@ class PaperProbe(nn.Module):
             if label is not None:
                 for k in range(min(e + 1, self.settings.max_words)):
                     score = decoder.score(e - k, e + 1, label)
-                    if score >= least:
+                    if score >= min_score:
                         out.append(ScoredSpan(e - k, e + 1, label, score))
         return out
 
@@ -199,12 +209,14 @@ class PaperProbe(nn.Module):
 
 
 class PaperDecoder:
-    """Label propagation with the span probe (methods.md 1a.4): the span probe proposes the best start for
-    each end, the type at the end vetoes or labels, and ends further right go first.
+    """Label propagation with the span probe, as in EMBER (arXiv 2403.11747).
 
-    n_types (int): Labels and "outside".
+    The span probe proposes the best start for each last word. The type of the last word gives the label, or
+    vetoes the mention if it is "outside". Decoding goes from right to left.
+
+    n_types (int): Number of labels, plus 1 for "outside".
     max_words (int): Longest mention.
-    threshold (float): Probability at which the span probe's proposal counts.
+    threshold (float): Probability at which a span of the span probe is accepted.
     """
 
     def __init__(self, n_types: int, max_words: int, threshold: float = 0.5) -> None:
@@ -224,21 +236,21 @@ class PaperDecoder:
             self.chain.push(best + 1, label)
 
     def type_of(self, word: int) -> Optional[int]:
-        """RETURNS (Optional[int]): The most probable type of a word; None is outside."""
+        """RETURNS (Optional[int]): The most probable type of a word; None is "outside"."""
         best = int(self.rows[word][: self.n_types].argmax())
         return None if best == self.n_types - 1 else best
 
     def score(self, start: int, end: int, label: int) -> float:
-        """Probability of the span times that of its type, as the two probes see them."""
+        """RETURNS (float): Probability of the span, times that of the type at its last word."""
         row = self.rows[end - 1]
         return float(np.exp(row[label]) * _sigmoid(row[self.n_types + end - start - 1]))
 
 
 class AdjacencyDecoder(PaperDecoder):
-    """Adjacency propagation: a mention goes left as long as each word continues the one before."""
+    """Adjacency propagation: extend a mention to the left while each word continues the word before."""
 
     def push(self, row: np.ndarray) -> None:
-        """row (ndarray): From PaperProbe.rows, with one margin."""
+        """row (ndarray): From PaperProbe.rows, with one span logit."""
         self.rows.append(row)
         e = len(self.rows) - 1
         label = self.type_of(e)
@@ -253,14 +265,16 @@ class AdjacencyDecoder(PaperDecoder):
         self.chain.push(length, label)
 
     def score(self, start: int, end: int, label: int) -> float:
-        """Probability that all words continue, and the first one doesn't, times that of the type."""
+        """RETURNS (float): Probability that the first word continues no mention and each other word
+        continues the word before, times that of the type at the last word.
+        """
         joins = [_sigmoid(self.rows[i][self.n_types]) for i in range(start + 1, end)]
         opens = 1.0 if start == 0 else 1.0 - _sigmoid(self.rows[start][self.n_types])
         return float(np.exp(self.rows[end - 1][label]) * np.prod(joins) * opens)
 
 
 class PaperStream:
-    """The paper's probes word by word: a word's cells are all there when it comes.
+    """Scores a text word by word. The row of a word is complete when the word is added.
 
     probe (PaperProbe): Any variant.
     """
@@ -271,10 +285,14 @@ class PaperStream:
 
     @torch.no_grad()
     def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
-        """Add the next word. RETURNS (Optional[ndarray]): Its row."""
+        """Add the next word.
+
+        RETURNS (Optional[ndarray]): Its row.
+        """
         batch = one_word(word, surface)
         row = self.probe.rows(self.probe(batch), 0, 1)[0]
-        # Alone in its batch, the word looks like the first of a text.
+        # Alone in its batch, the word is taken for the first word of a text, and its longer spans are
+        # masked. So score them again.
         assert batch.attention is not None
         margins = self.probe.margins(batch.attention)[0, 0].float().cpu().numpy()
         self.n_words += 1
@@ -283,7 +301,7 @@ class PaperStream:
         return row
 
     def end(self) -> Optional[np.ndarray]:
-        """RETURNS (Optional[ndarray]): Nothing is left."""
+        """RETURNS (Optional[ndarray]): None, since `push` has returned all rows."""
         return None
 
 

@@ -1,17 +1,17 @@
-"""Cutting a text into mentions and other words, word by word, knowing what can't change any more."""
+"""Segmentation of a text into mentions and other words, one word at a time."""
 
 from dataclasses import dataclass
 from typing import List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
-# Score of a span that is not there: one that starts before the text, for example.
+# Score of a span that does not exist, for example because it would start before the text.
 IMPOSSIBLE = -1e4
 
 
 @dataclass(frozen=True)
 class ScoredSpan:
-    """A typed span of words.
+    """A labeled span of words.
 
     start (int): First word.
     end (int): One past the last word.
@@ -26,44 +26,53 @@ class ScoredSpan:
 
 
 class SegmentDecoder(Protocol):
-    """Turns a probe's scores into mentions, one word at a time.
+    """Converts a probe's scores to mentions, one word at a time.
 
-    Decoding a whole text is pushing all its words, so a text that is being written and the same
-    text when finished get the same mentions by construction.
+    A whole text is decoded by pushing all its words. Therefore the same text gets the same mentions whether
+    it was streamed or read when finished.
     """
 
     chain: "Chain"
 
     def push(self, row: np.ndarray) -> None:
-        """Add a word. row (ndarray): The probe's scores of the spans that end there."""
+        """Add a word.
+
+        row (ndarray): The probe's scores of the spans that end with the word.
+        """
 
     def score(self, start: int, end: int, label: int) -> float:
         """RETURNS (float): Probability of a mention, given the words pushed so far."""
 
 
 class Chain:
-    """Segmentation by back-pointers: boundary i knows the best segment that ends there.
+    """Segmentation by back-pointers: each boundary points to the start of the best segment that ends there.
+
+    Boundary i is the one after the first i words.
 
     max_words (int): Longest segment.
     """
 
     def __init__(self, max_words: int) -> None:
         self.max_words = max_words
-        # Entry i - 1 is about boundary i: length of the segment ending there, label or None.
+        # Entry i - 1 belongs to boundary i: length of the segment that ends there, and its label or None.
         self.segments: List[Tuple[int, Optional[int]]] = []
 
     def __len__(self) -> int:
         return len(self.segments)
 
     def push(self, length: int, label: Optional[int]) -> None:
-        """Add a word. length (int): Words of the best segment that ends with it."""
+        """Add a word.
+
+        length (int): Number of words of the best segment that ends with it.
+        label (Optional[int]): Label of the segment; None if it is outside all mentions.
+        """
         self.segments.append((length, label))
 
     def trace(self, boundary: Optional[int] = None, until: int = 0) -> List[Tuple[int, int, int]]:
-        """Follow the pointers back from a boundary.
+        """Follow the back-pointers from a boundary.
 
         boundary (Optional[int]): Where to start; None is the end.
-        until (int): Segments that end at or before this boundary are left out.
+        until (int): Leave out segments that end at or before this boundary.
         RETURNS (List[Tuple[int, int, int]]): (start, end, label) of the mentions, in text order.
         """
         i = len(self.segments) if boundary is None else boundary
@@ -76,16 +85,17 @@ class Chain:
         return out[::-1]
 
     def fixed(self, since: int = 0) -> int:
-        """Find the last boundary that every continuation of the text goes through.
+        """Find the last boundary that is part of the best path, however the text continues.
 
-        The next word's segment may reach back to any of the last max_words boundaries. Where the
-        paths from all of them have met, the past can't change any more.
-        since (int): A boundary known to be fixed; the search stops there.
+        The next word's segment can start at any of the last max_words boundaries. Before the boundary where
+        the paths from all of them meet, nothing can change anymore.
+
+        since (int): A boundary that is known to be fixed; the search stops there.
         RETURNS (int): A boundary, at least `since`.
         """
         n = len(self.segments)
         low = max(n - self.max_words + 1, since)
-        # The boundaries behind `low` lead to each other, and at last to it or past it.
+        # The paths from the boundaries after `low` visit one another, then reach `low` or jump over it.
         firsts = (i - length for i, (length, _) in enumerate(self.segments[low:], low + 1))
         heads = {low, *(max(i, since) for i in firsts if i < low)}
         while len(heads) > 1:
@@ -98,8 +108,8 @@ class Chain:
 def mask_crossing(spans: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
     """Rule out spans that cross a boundary.
 
-    spans (ndarray): Shape (words, max_words, ...): cell [e, k] is about the words e - k to e.
-    starts (Sequence[bool]): Whether a boundary is in front of each word.
+    spans (ndarray): Shape (words, max_words, ...): cell [e, k] belongs to the words e - k to e.
+    starts (Sequence[bool]): Whether there is a boundary before each word.
     RETURNS (ndarray): A copy, IMPOSSIBLE where a span has a boundary inside.
     """
     out = spans.copy()

@@ -1,9 +1,9 @@
-"""A semi-Markov model over words: a text is a row of single words outside and of typed mentions.
+"""A semi-Markov model over words, which divides a text into labeled mentions and single words outside them.
 
-Every mention (words e - k to e, label c) has a score; a word outside has the score 0. The
-probability of a segmentation is the exponential of its summed scores, normalised over all
-segmentations with mentions of at most `max_words` words (Sarawagi and Cohen, 2004). Probabilities are
-computed in float64 with numpy: the recursions are long chains of tiny steps.
+Every mention (words e - k to e, label c) has a score; a word outside has the score 0. The probability of a
+segmentation is the exponential of its summed scores, normalized over all segmentations with mentions of at
+most `max_words` words (Sarawagi and Cohen, 2004). Probabilities are computed in float64 with numpy, since
+the recursions are long chains of very small operations.
 """
 
 import math
@@ -13,16 +13,17 @@ import numpy as np
 
 from .segmentation import Chain
 
+# Score of a mention that does not exist, and log-sum over no segmentations.
 NEVER = -1e30
 
 
 def probabilities(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Posterior probability of every mention, by the forward-backward recursions.
+    """Compute the posterior probability of every mention with the forward-backward algorithm.
 
-    scores (ndarray): Shape (batch, words, max_words, labels): cell [b, e, k, c] is the score of the
-        mention of k + 1 words that ends with word e. Mentions that are not there (before the start
-        of the text, or in the padding behind it) have a score of NEVER.
-    RETURNS (Tuple[ndarray, ndarray]): Probabilities, shape of the scores; and the logarithm of the
+    scores (ndarray): Shape (batch, words, max_words, labels): cell [b, e, k, c] is the score of the mention
+        of k + 1 words that ends with word e. Mentions that don't exist (they would start before the text,
+        or end in the padding after it) have the score NEVER.
+    RETURNS (Tuple[ndarray, ndarray]): Probabilities, in the shape of the scores; and the logarithm of the
         partition function, shape (batch,).
     """
     scores = scores.astype(np.float64)
@@ -40,11 +41,12 @@ def probabilities(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 def loss_and_gradient(
     scores: np.ndarray, gold: Sequence[Sequence[Tuple[int, int, int]]]
 ) -> Tuple[float, np.ndarray]:
-    """Negative log-likelihood of the gold segmentations, and its gradient.
+    """Compute the negative log-likelihood of the gold segmentations, and its gradient.
 
-    gold (Sequence[Sequence[Tuple[int, int, int]]]): For each text (start, end, label) of its
-        mentions, which don't overlap and have at most max_words words.
-    RETURNS (Tuple[float, ndarray]): Sum over the texts, and a gradient in the shape of the scores.
+    scores (ndarray): As in `probabilities`.
+    gold (Sequence[Sequence[Tuple[int, int, int]]]): For each text (start, end, label) of its mentions,
+        which don't overlap and have at most max_words words.
+    RETURNS (Tuple[float, ndarray]): The sum over the texts, and the gradient in the shape of the scores.
     """
     gradient, total = probabilities(scores)
     loss = float(total.sum())
@@ -60,8 +62,8 @@ class SemiMarkovDecoder:
     """Viterbi search, word by word.
 
     max_words (int): Longest mention.
-    threshold (float): Probability at which a mention wins against the same words outside, all
-        else being equal. At 0.5 the most probable segmentation is found; below, more mentions.
+    threshold (float): Probability at which a mention is preferred over the same words outside, all else
+        being equal. 0.5 finds the most probable segmentation; a lower threshold finds more mentions.
     """
 
     def __init__(self, max_words: int, threshold: float = 0.5) -> None:
@@ -70,21 +72,21 @@ class SemiMarkovDecoder:
         self.bias = float(np.log(1 - threshold) - np.log(threshold))
         self.rows: List[np.ndarray] = []
         self.best: List[float] = [0.0]
-        # Up to the last word that a score was asked at: log-sums of the spans over the labels, and alpha,
-        # log-sums over the segmentations up to each boundary.
+        # Computed when `score` is called. `spans`: log-sums of the mentions' scores over the labels.
+        # `alpha`: log-sums over the segmentations up to each boundary.
         self.spans: List[List[float]] = []
         self.alpha: List[float] = [0.0]
-        # Log-sums over the segmentations from each boundary on, the last one first.
+        # Log-sums over the segmentations from each boundary to the end, last boundary first.
         self.beta: List[float] = [0.0]
 
     def push(self, row: np.ndarray) -> None:
-        """row (ndarray): Shape (max_words, labels): scores of the mentions that end here."""
+        """row (ndarray): Shape (max_words, labels): scores of the mentions that end with this word."""
         self.rows.append(row)
         self.beta = [0.0]
         scores = row.tolist()
         spans = [max(labels) for labels in scores]
-        befores = self.best[: -len(spans) - 1 : -1]
-        totals = [span + self.bias + before for span, before in zip(spans, befores)]
+        previous = self.best[: -len(spans) - 1 : -1]
+        totals = [span + self.bias + before for span, before in zip(spans, previous)]
         best, outside = max(totals), self.best[-1]
         if best > outside:
             k = totals.index(best)
@@ -95,8 +97,8 @@ class SemiMarkovDecoder:
             self.chain.push(1, None)
 
     def score(self, start: int, end: int, label: int) -> float:
-        """Posterior probability of a mention given the words pushed so far."""
-        self._sum_up()
+        """RETURNS (float): Posterior probability of a mention, given the words pushed so far."""
+        self._update_sums()
         n_words, beta = len(self.rows), self.beta
         while len(beta) <= n_words - end:
             first = n_words - len(beta)
@@ -107,31 +109,32 @@ class SemiMarkovDecoder:
         log = self.alpha[start] + score + beta[n_words - end]
         return math.exp(min(log - self.alpha[-1], 0.0))
 
-    def _sum_up(self) -> None:
-        """Bring the log-sums up to the last word."""
+    def _update_sums(self) -> None:
+        """Update the log-sums to the last word."""
         if new := self.rows[len(self.spans) :]:
             self.spans += _logsumexp(np.array(new, dtype=np.float64), -1).tolist()
         for spans in self.spans[len(self.alpha) - 1 :]:
-            befores = self.alpha[: -len(spans) - 1 : -1]
-            logs = [span + before for span, before in zip(spans, befores)]
+            previous = self.alpha[: -len(spans) - 1 : -1]
+            logs = [span + before for span, before in zip(spans, previous)]
             self.alpha.append(_log_add(self.alpha[-1], *logs))
 
 
 def _over_labels(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """RETURNS (Tuple[ndarray, ndarray]): Log-sum of the scores over the labels, and each label's
-    share of it."""
+    """RETURNS (Tuple[ndarray, ndarray]): Log-sum of the scores over the labels, and the fraction of each
+    label.
+    """
     spans = _logsumexp(scores, -1)
     return spans, np.exp(scores - spans[..., None])
 
 
 def _forward(spans: np.ndarray) -> np.ndarray:
-    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations up to a boundary."""
+    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations up to each boundary."""
     n_batch, n_words, max_words = spans.shape
     # Boundaries before the start of the text are impossible.
     alpha = np.full((n_batch, n_words + max_words), NEVER)
     alpha[:, max_words - 1] = 0.0
     for e in range(n_words):
-        # alpha[:, e + max_words - 1] is boundary e; the mention of k + 1 words starts k before.
+        # alpha[:, e + max_words - 1] is boundary e; a mention of k + 1 words starts at boundary e - k.
         logs = alpha[:, e : e + max_words][:, ::-1] + spans[:, e]
         outside = alpha[:, e + max_words - 1]
         alpha[:, e + max_words] = np.logaddexp(_logsumexp(logs, 1), outside)
@@ -139,9 +142,9 @@ def _forward(spans: np.ndarray) -> np.ndarray:
 
 
 def _backward(spans: np.ndarray) -> np.ndarray:
-    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations from a boundary."""
+    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations from each boundary on."""
     n_batch, n_words, max_words = spans.shape
-    # Mentions by their start: cell [b, s, k] is about words s to s + k.
+    # Mentions by their start: cell [b, s, k] belongs to words s to s + k.
     ends = np.arange(n_words)[:, None] + np.arange(max_words)[None]
     by_start = spans[:, ends.clip(max=n_words - 1), np.arange(max_words)[None]]
     by_start = np.where(ends[None] < n_words, by_start, NEVER)

@@ -1,15 +1,16 @@
-"""Inputs with mean 0 and spread 1, as a layer that is fitted once and then fixed."""
+"""A layer that scales its inputs to mean 0 and standard deviation 1. It is fitted once, not trained."""
 
 from typing import Tuple
 
 import torch
 from torch import nn
 
+# Standardized features are clipped to -CLIP and CLIP.
 CLIP = 8.0
 
 
 class Standardize(nn.Module):
-    """Standardise each feature; what is further out than 8 is cut.
+    """Standardize each feature, and clip it to the range from -8 to 8.
 
     shape (Tuple[int, ...]): Shape of one example.
     """
@@ -23,12 +24,15 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(shape))
 
     def fit(self, sample: torch.Tensor) -> None:
-        """Take mean and spread from a sample, shape (examples, *shape)."""
+        """Estimate mean and standard deviation.
+
+        sample (Tensor): Shape (examples, *shape).
+        """
         self.mean.copy_(sample.mean(0))
-        # Features that hardly change would become noise.
+        # The offset keeps features that hardly vary from becoming noise.
         std = sample.std(0, unbiased=False)
         self.std.copy_(std + 1e-3 * std.mean() + 1e-9)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """RETURNS (Tensor): Shape of x."""
+        """RETURNS (Tensor): The standardized features, in the shape of x."""
         return ((x - self.mean) / self.std).clamp(-CLIP, CLIP)

@@ -1,8 +1,8 @@
-"""The default probe: layers mixed, a small recurrent encoder, span scores, a semi-Markov decoder.
+"""The default probe: a mix of layers, a small recurrent encoder, span scores and a semi-Markov decoder.
 
-It reads the words from left to right, one word behind the LLM: what it says about a word needs the
-word after it and nothing more, so it streams. With `look_right` the encoder reads in both directions, for
-text that is already finished.
+The encoder reads the words from left to right. The scores of a word depend on the next word, but on nothing
+after that, so the probe can stream one word behind the LLM. With `look_right`, the encoder reads in both
+directions, for finished text only.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from .semi_markov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilit
 from .standardize import Standardize
 from .structured_stream import NORM_EPS, StructuredStream
 
-# Without words in front, the LLM is at a loss for the first ones of a text (benchmarks/RESULTS.md).
+# Without a prefix, the LLM's states of the first words of a text are less informative
+# (benchmarks/RESULTS.md).
 PREFIX = "Find the names of people, organizations, places and other things in this text:\n"
 
 
@@ -46,10 +47,10 @@ class StructuredSettings:
         return not (self.look_right or self.read_twice)
 
     def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
-        """RETURNS (WordReader): Reads hidden states only, so the LLM can stop at the last layer."""
+        """RETURNS (WordReader): Reads hidden states only, so the LLM can stop after the last layer."""
         layers = self.layers
         if layers is None:
-            # The middle of the LLM, where names and types are clearest (benchmarks/RESULTS.md).
+            # The middle layers, which are best for finding and typing names (benchmarks/RESULTS.md).
             layers = tuple(sorted({round(dims.n_layers * part / 30) for part in (8, 12, 16, 20)}))
         return WordReader(
             layers,
@@ -70,19 +71,21 @@ def make_ember_probe(
     read_twice: bool = False,
     prefix: str = PREFIX,
 ) -> Model:
-    """Registered as `spacy_llmner.EmberProbe.v1` in `@architectures`.
+    """Create the settings of the default probe.
 
-    layers (Optional[List[int]]): Layers of the LLM that are read (0 are the embeddings); None takes four
-        from a quarter to two thirds of its depth.
+    Registered as `spacy_llmner.EmberProbe.v1` in `@architectures`.
+
+    layers (Optional[List[int]]): Layers of the LLM that are read (0 is the embeddings); None uses four
+        layers from a quarter to two thirds of its depth.
     width (int): Width of the probe's own layers.
     max_words (int): Longest mention in words.
-    look_right (bool): The probe reads finished text in both directions. It can't stream.
-    read_twice (bool): The LLM reads the text two times in a row, and is probed in the second copy, where
-        it knows the whole text. Better on finished text, at twice the cost; can't stream.
-    prefix (str): What the LLM reads in front of every finished text, so that it knows what matters in
-        it; "" for nothing. It is encoded once. While the LLM writes, its prompt stands there instead.
+    look_right (bool): Read finished text in both directions. Can't stream.
+    read_twice (bool): Let the LLM read the text twice in a row, and use the states of the second copy, for
+        which it has seen the whole text. More accurate on finished text, at twice the cost. Can't stream.
+    prefix (str): Text that the LLM reads before every finished text, to know what to look for; "" for none.
+        It is encoded once. In a stream, the LLM's prompt takes its place.
     RETURNS (Model): Carries the settings.
-    RAISES (LLMNERError): If one of them makes no sense.
+    RAISES (LLMNERError): If a setting is invalid.
     """
     check_sizes(width=(width, 2), max_words=(max_words, 1))
     if layers is not None and not (layers and all(is_at_least(0, layer) for layer in layers)):
@@ -99,8 +102,8 @@ class StructuredProbe(nn.Module):
     """Scores every span of up to max_words words for every label.
 
     settings (StructuredSettings): Sizes and direction.
-    dims (Dims): Of the LLM, and the number of labels.
-    n_layers (int): Layers read.
+    dims (Dims): Sizes of the LLM, and the number of labels.
+    n_layers (int): Number of layers that are read.
     """
 
     def __init__(self, settings: StructuredSettings, dims: Dims, n_layers: int) -> None:
@@ -129,17 +132,20 @@ class StructuredProbe(nn.Module):
         self.drop = 0.0
 
     def set_dropout(self, drop: float) -> None:
-        """drop (float): Rate between the layers; the inputs get a quarter of it, whole words
-        more, so that names aren't learnt by heart."""
+        """drop (float): Rate between the layers. A quarter of it applies to the hidden states. Surface
+        features are dropped for whole words: the lower-case form at 1.25 times the rate, so that the
+        probe does not memorize names, and the others at 0.375 times the rate.
+        """
         self.drop = drop
 
     def fit_scale(self, sample: WordFeatures) -> None:
-        """Take mean and spread of each state from a sample of words."""
+        """Estimate mean and standard deviation of the hidden states from a sample of words."""
         self.scale.fit(sample.hidden.to(self.scale.mean))
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
-        """RETURNS (Tuple[Tensor]): One tensor, shape (texts, words, max_words, labels): cell [b, e, k]
-        scores the span of k + 1 words that ends with word e against no mention."""
+        """RETURNS (Tuple[Tensor]): One tensor, shape (texts, words, max_words, labels): cell [b, e, k, c]
+        is the score of the span of k + 1 words that ends with word e, relative to no mention.
+        """
         mask = batch.mask
         z = self.words(batch) * mask[..., None]
         after = _shift(z, 1)
@@ -159,7 +165,9 @@ class StructuredProbe(nn.Module):
         return (scores.masked_fill(impossible[..., None], IMPOSSIBLE),)
 
     def words(self, batch: WordBatch) -> torch.Tensor:
-        """RETURNS (Tensor): Shape (texts, words, width): each word on its own."""
+        """RETURNS (Tensor): Shape (texts, words, width): a vector for each word, without context from the
+        encoder.
+        """
         x = self.scale(batch.hidden).flatten(2)
         z = self.project(_drop_features(x, self.drop / 4, self.training))
         ids = batch.surface % self.settings.surface_rows
@@ -174,8 +182,9 @@ class StructuredProbe(nn.Module):
         return F.dropout(F.gelu(z), self.drop, self.training)
 
     def _encode(self, z: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """RETURNS (Tensor): Shape (texts, words, 2 or 3 times width). The state of the forward encoder
-        is that after the next word (or after a word of zeros at the end of the text)."""
+        """RETURNS (Tensor): Shape (texts, words, 2 or 3 times width). The state of the forward encoder is
+        the one after the next word (at the end of the text, after a word of zeros).
+        """
         encoded, _ = self.forwards(F.pad(z, (0, 0, 0, 1)))
         parts = [F.dropout(encoded[:, 1:], self.drop, self.training), z]
         if self.backwards is not None:
@@ -192,7 +201,7 @@ class StructuredProbe(nn.Module):
     def _score(self, starts: torch.Tensor, ends: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
         hidden = F.gelu(starts + ends + means + self.length)
         if self.training and self.drop:
-            # One mask for all spans of a word: they compete with each other.
+            # All spans that end with a word share a mask, since they compete with one another.
             shape = (*hidden.shape[:-2], 1, hidden.shape[-1])
             kept = torch.rand(shape, device=hidden.device) > self.drop
             hidden = hidden * kept / (1 - self.drop)
@@ -201,10 +210,10 @@ class StructuredProbe(nn.Module):
     def loss(
         self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]
     ) -> Tuple[float, Tuple[torch.Tensor, ...]]:
-        """Negative log-likelihood per word.
+        """Compute the negative log-likelihood per word.
 
-        gold (Sequence[GoldSpans]): For each text its mentions, and the words nothing is known about.
-        RETURNS (Tuple[float, Tuple[Tensor]]): The loss, and the gradient of the scores.
+        gold (Sequence[GoldSpans]): For each text its mentions, and the words without annotation.
+        RETURNS (Tuple[float, Tuple[Tensor]]): The loss, and its gradient with respect to the scores.
         """
         values = scores[0].detach().cpu().numpy()
         max_words = self.settings.max_words
@@ -212,7 +221,7 @@ class StructuredProbe(nn.Module):
         loss, gradient = loss_and_gradient(values, kept)
         for row, (_, unknown) in enumerate(gold):
             for start, end in unknown:
-                # No span that touches an unknown word is right or wrong.
+                # Spans with a word without annotation are neither correct nor wrong.
                 for k in range(max_words):
                     gradient[row, start : end + k, k] = 0.0
         n_words = max(int((values[:, :, 0, 0] > IMPOSSIBLE).sum()), 1)
@@ -220,7 +229,7 @@ class StructuredProbe(nn.Module):
         return loss / n_words, (d_scores,)
 
     def rows(self, scores: Tuple[torch.Tensor, ...], text: int, n_words: int) -> np.ndarray:
-        """RETURNS (ndarray): One row for each word of a text, for `decoder`."""
+        """RETURNS (ndarray): One row per word of a text, for `decoder`."""
         return scores[0][text, :n_words].float().cpu().numpy()
 
     def decoder(self, threshold: float) -> SemiMarkovDecoder:
@@ -230,17 +239,17 @@ class StructuredProbe(nn.Module):
         """Rule out mentions that cross a sentence boundary.
 
         starts (Sequence[bool]): Whether each word starts a sentence.
-        RETURNS (ndarray): A changed copy of the rows.
+        RETURNS (ndarray): A copy of the rows.
         """
         return mask_crossing(rows, starts)
 
-    def all_mentions(self, rows: np.ndarray, least: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): Every span at least that probable, overlapping ones too."""
+    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): All mentions with at least this probability, also overlapping."""
         scores = np.where(rows <= IMPOSSIBLE, NEVER, rows.astype(np.float64))
         posterior = probabilities(scores[None])[0][0]
         return [
             ScoredSpan(int(e - k), int(e) + 1, int(c), float(posterior[e, k, c]))
-            for e, k, c in zip(*np.nonzero(posterior >= least))
+            for e, k, c in zip(*np.nonzero(posterior >= min_score))
         ]
 
     def stream(self) -> StructuredStream:
@@ -248,13 +257,16 @@ class StructuredProbe(nn.Module):
 
 
 def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
-    """Row i gets what stands at i + by; zeros beyond the ends."""
+    """Move row i + by to row i. Rows beyond the ends are zeros."""
     zero = torch.zeros_like(x[:, :1])
     return torch.cat([x[:, 1:], zero], 1) if by > 0 else torch.cat([zero, x[:, :-1]], 1)
 
 
 def _drop_features(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
-    """Drop whole features of a text, since a state that is missing in one word only is guessed."""
+    """Drop the same features in all words of a text.
+
+    If only some words lacked a feature, the probe could guess it from the others.
+    """
     if not training or not rate:
         return x
     kept = torch.rand((x.shape[0], 1, x.shape[2]), device=x.device) > rate

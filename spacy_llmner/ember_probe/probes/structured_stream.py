@@ -1,10 +1,11 @@
-"""The default probe word by word, while a text is being written.
+"""The default probe word by word, for a text that is still being written.
 
-What it does for one word is some fifty small steps, each of which takes longer to begin than to do. So
-they are done in numpy, beside the LLM, which takes half of torch's time on a CPU and spares a GPU as
-many kernels. The LLM has driven all else out of the CPU's caches, code too, so each weight is fetched once
-a word: whatever reads a word stands in one matrix, whatever reads a state of the encoder in another. And
-steps are done in place, by few different functions.
+A word takes about fifty small operations, each of which costs more to launch than to compute. In numpy they
+take half the time that they take in torch on a CPU, and they spare a GPU as many kernel launches. Between
+two words, the LLM evicts everything else from the CPU's caches, code included. So each weight is read only
+once per word: all layers that are applied to a word are stacked into one matrix, and all layers that are
+applied to a state of the encoder into another. For the same reason, operations work in place and use few
+different functions.
 """
 
 import math
@@ -18,85 +19,92 @@ from ..features.words import WordFeatures
 from .segmentation import IMPOSSIBLE
 from .standardize import CLIP
 
-# The epsilon of the LayerNorm.
+# Weight and bias.
+Layer = Tuple[np.ndarray, np.ndarray]
+# Epsilon of the probe's LayerNorm.
 NORM_EPS = 1e-5
-# Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.2.17, divided by the root of 2 pi.
+# Coefficients for the tail of the normal distribution, divided by the square root of 2 pi. Abramowitz and
+# Stegun, Handbook of Mathematical Functions (1964), 26.2.17.
 TAIL = 0.5307027145, -0.7265760135, 0.7107068705, -0.142248368, 0.127414796
 
 
 class StructuredStream:
-    """Each word's row comes when the word after it is known. The same as StructuredProbe.forward.
+    """Scores a text word by word, with the same results as StructuredProbe.forward.
 
-    weights (Mapping[str, Tensor]): The `state_dict` of a StructuredProbe that does not look to the right.
+    The row of a word is complete when the word after it is known.
+
+    weights (Mapping[str, Tensor]): The `state_dict` of a StructuredProbe without `look_right`.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
-        def layer(name: str) -> Tuple[torch.Tensor, torch.Tensor]:
-            return weights[f"{name}.weight"], weights[f"{name}.bias"]
+        arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in weights.items()}
 
-        max_words, head = weights["length"].shape
-        width = weights["norm.weight"].shape[0]
-        self.mean, self.std = (
-            _array(weights["scale.mean"]).ravel(),
-            _array(weights["scale.std"]).ravel(),
-        )
-        self.tables = [_array(weights[f"embed.{k}.weight"]) for k in range(len(SURFACE))]
-        project, embed = layer("project"), layer("embed_project")
-        bias = _array(project[1]) + _array(embed[1])
-        weight = np.concatenate([_array(project[0]), _array(embed[0])], 1)
-        # The norm subtracts the mean, which the weights may as well do.
-        weight -= weight.mean(0)
-        self.project = weight, bias - bias.mean()
+        def layer(name: str) -> Layer:
+            return arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+
+        self.mean, self.std = arrays["scale.mean"].ravel(), arrays["scale.std"].ravel()
+        self.tables = [arrays[f"embed.{k}.weight"] for k in range(len(SURFACE))]
+        # `project` and `embed_project` as one layer for the concatenated inputs. Its weights include the
+        # first step of the LayerNorm after it, which subtracts the mean.
+        project, project_bias = layer("project")
+        embed, embed_bias = layer("embed_project")
+        weight, bias = np.concatenate([project, embed], 1), project_bias + embed_bias
+        self.project = weight - weight.mean(0), bias - bias.mean()
         self.inputs = np.zeros(weight.shape[1], dtype=np.float32)
-        self.norm = _array(weights["norm.weight"]), _array(weights["norm.bias"])
-        start, end = layer("start"), layer("end")
-        # A word's part in the encoder's next state; in a span that starts, ends or goes on with it; in
-        # one that starts after it and one that ends before it.
-        self.read_word = _stacked(
-            (weights["forwards.weight_ih_l0"], weights["forwards.bias_ih_l0"]),
-            (start[0][:, width:], torch.zeros_like(start[1])),
-            (end[0][:, width:], torch.zeros_like(end[1])),
+        self.norm = layer("norm")
+        # `start` and `end` get the encoder's state and the word, concatenated.
+        width = len(arrays["norm.weight"])
+        (start, start_bias), (end, end_bias) = layer("start"), layer("end")
+        # Contributions of a word: to the next state of the encoder; to spans that start with it, end with
+        # it, contain it, start after it or end before it.
+        self.word_layers = _stack(
+            (arrays["forwards.weight_ih_l0"], arrays["forwards.bias_ih_l0"]),
+            (start[:, width:], np.zeros_like(start_bias)),
+            (end[:, width:], np.zeros_like(end_bias)),
             layer("inside"),
             layer("before"),
             layer("after"),
         )
-        # The state's part in the next one, and in a span that starts or ends with its word.
-        self.read_state = _stacked(
-            (weights["forwards.weight_hh_l0"], weights["forwards.bias_hh_l0"]),
-            (start[0][:, :width], start[1]),
-            (end[0][:, :width], end[1]),
+        # Contributions of a state: to the next state; to spans that start or end with its word.
+        self.state_layers = _stack(
+            (arrays["forwards.weight_hh_l0"], arrays["forwards.bias_hh_l0"]),
+            (start[:, :width], start_bias),
+            (end[:, :width], end_bias),
         )
-        self.length = _array(weights["length"])
-        output = layer("output")
-        self.output = _array(output[0]).T, _array(output[1])
+        self.length = arrays["length"]
+        max_words, head = self.length.shape
+        output, output_bias = layer("output")
+        self.output = output.T, output_bias
         self.state = np.zeros(width, dtype=np.float32)
-        self.from_state = _linear(self.state, *self.read_state)
-        self.before = _array(weights["before.bias"])
+        self.from_state = _linear(self.state, *self.state_layers)
+        self.before = arrays["before.bias"]
+        # Contributions of the last word, whose row needs the next word.
         self.waiting: Optional[np.ndarray] = None
-        # Of the last max_words words, the latest first.
+        # Of the last max_words words, latest first: their contributions as starts, and the sums of `inside`
+        # over all words before each of them.
         self.starts = np.zeros((max_words, head), dtype=np.float32)
         self.sums = np.zeros((max_words, head), dtype=np.float32)
         self.sum = np.zeros(head, dtype=np.float32)
-        self.n_inside = np.arange(1, max_words + 1, dtype=np.float32)[:, None]
+        self.lengths = np.arange(1, max_words + 1, dtype=np.float32)[:, None]
         self.n_words = 0
 
     def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
         """Add the next word.
 
-        word (WordFeatures): One word.
-        surface (ndarray): Its row of `batch.surface`.
+        word (WordFeatures): Features of one word.
+        surface (ndarray): The word's row of `batch.surface`.
         RETURNS (Optional[ndarray]): The row of the word before it, if there is one.
         """
         return self._add(self._word(word.hidden.cpu().numpy().ravel(), surface))
 
     def end(self) -> Optional[np.ndarray]:
-        """RETURNS (Optional[ndarray]): The row of the last word, behind which the text ends."""
+        """RETURNS (Optional[ndarray]): The row of the last word."""
         row = None if self.waiting is None else self._add(np.zeros_like(self.state))
         self.waiting = None
         return row
 
     def _word(self, hidden: np.ndarray, surface: np.ndarray) -> np.ndarray:
-        """RETURNS (ndarray): What StructuredProbe.words says of the word, shape (width,)."""
+        """RETURNS (ndarray): The word's vector, as from StructuredProbe.words, shape (width,)."""
         n = len(hidden)
         x = np.subtract(hidden, self.mean, out=self.inputs[:n])
         x /= self.std
@@ -113,11 +121,14 @@ class StructuredStream:
         return _gelu(z)
 
     def _add(self, z: np.ndarray) -> Optional[np.ndarray]:
-        """RETURNS (Optional[ndarray]): The row of the word in front of z."""
-        from_word = _linear(z, *self.read_word)
+        """Add a word's vector.
+
+        RETURNS (Optional[ndarray]): The row of the word before it.
+        """
+        from_word = _linear(z, *self.word_layers)
         n_gates = 3 * len(z)
         self._step(from_word[:n_gates], self.from_state[:n_gates])
-        self.from_state = _linear(self.state, *self.read_state)
+        self.from_state = _linear(self.state, *self.state_layers)
         parts = from_word[n_gates:].reshape(5, -1)
         row = None
         if self.waiting is not None:
@@ -128,20 +139,25 @@ class StructuredStream:
         return row
 
     def _step(self, word: np.ndarray, state: np.ndarray) -> None:
-        """Move the encoder on by a word, as nn.GRU does."""
+        """Update the encoder's state as nn.GRU does."""
         width = len(self.state)
-        both = word[: 2 * width] + state[: 2 * width]
-        opened = 0.5 * np.tanh(0.5 * both) + 0.5  # the logistic function
-        reset, keep = opened[:width], opened[width:]
+        logits = word[: 2 * width] + state[: 2 * width]
+        gates = 0.5 * np.tanh(0.5 * logits) + 0.5  # the logistic function
+        reset, update = gates[:width], gates[width:]
         new = np.tanh(word[2 * width :] + reset * state[2 * width :])
-        self.state = new + keep * (self.state - new)
+        self.state = new + update * (self.state - new)
 
     def _row(self, start: np.ndarray, end: np.ndarray, parts: np.ndarray) -> np.ndarray:
-        """parts (ndarray): The word's own, shape (5, head)."""
+        """start (ndarray): Contribution of the encoder's state to spans that start with the word.
+        end (ndarray): Contribution of the encoder's state and the next word to spans that end with the
+            word.
+        parts (ndarray): Contributions of the word itself, shape (5, head).
+        RETURNS (ndarray): Scores of the spans that end with the word, shape (max_words, labels).
+        """
         _shift_in(self.starts, start + parts[0] + self.before)
         _shift_in(self.sums, self.sum)
         self.sum = self.sum + parts[2]
-        means = (self.sum - self.sums) / self.n_inside
+        means = (self.sum - self.sums) / self.lengths
         weight, bias = self.output
         hidden = _gelu(self.starts + (end + parts[1]) + means + self.length)
         scores = hidden @ weight + bias
@@ -158,7 +174,7 @@ def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    """RETURNS (ndarray): x times the share of the normal distribution that is below x."""
+    """RETURNS (ndarray): GELU: x times the probability that a standard normal variable is less than x."""
     size = np.abs(x)
     t = 0.2316419 * size
     t += 1.0
@@ -175,16 +191,12 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 
 def _shift_in(rows: np.ndarray, row: np.ndarray) -> None:
-    """Put a row in front of the others, in place; the last one falls out."""
+    """Insert a row before the others, in place, and drop the last row."""
     rows[1:] = rows[:-1]
     rows[0] = row
 
 
-def _stacked(*layers: Tuple[torch.Tensor, torch.Tensor]) -> Tuple[np.ndarray, np.ndarray]:
-    """RETURNS (Tuple[ndarray, ndarray]): Weight and bias of layers that read the same, as of one layer."""
+def _stack(*layers: Layer) -> Layer:
+    """RETURNS (Layer): Layers with the same input as one layer."""
     weights, biases = zip(*layers)
-    return _array(torch.cat(weights)), _array(torch.cat(biases))
-
-
-def _array(x: torch.Tensor) -> np.ndarray:
-    return x.detach().float().cpu().numpy()
+    return np.concatenate(weights), np.concatenate(biases)

@@ -6,9 +6,9 @@ from typing import Optional, Tuple, Union
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Some more text.
+    """The next piece of the text.
 
-    text (str): The piece; all pieces together are the text.
+    text (str): The piece. All pieces concatenated are the text.
     """
 
     text: str
@@ -16,16 +16,16 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class EntityEvent:
-    """News about an entity.
+    """A new, changed or final entity.
 
     start (int): First character in the text so far.
     end (int): One past its last character.
-    label (str): Its type.
-    score (float): Probability given the text so far.
-    text (str): The entity.
-    status (str): "found": new, and may still change. "revised": takes the place of `replaces`.
-        "dropped": taken back. "final": will not change, whatever follows.
-    replaces (Optional[Tuple[int, int, str]]): Start, end and label that a revision takes back.
+    label (str): Its label.
+    score (float): Probability, given the text so far.
+    text (str): Text of the entity.
+    status (str): "found": a new entity, which can still change. "revised": replaces the entity in
+        `replaces`. "dropped": withdrawn. "final": can't change anymore, however the text continues.
+    replaces (Optional[Tuple[int, int, str]]): Start, end and label of the entity that this one replaces.
     """
 
     start: int

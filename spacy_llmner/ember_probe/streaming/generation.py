@@ -1,4 +1,4 @@
-"""Streaming: entities appear while the LLM writes, from the states it computes for writing."""
+"""Generation with entities: a probe reads the hidden states that the LLM computes for writing."""
 
 from numbers import Integral, Real
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Union
@@ -19,24 +19,26 @@ from .events import Event, TextPiece
 from .live_text import LiveText
 from .prompt import Prompt, encode_prompt
 
-# Divided by less, scores become infinite.
-LEAST = 1e-6
+# Temperature and repetition penalty divide the logits, which would be infinite with a smaller value.
+TINY = 1e-6
 
 
 class EmberStream:
-    """One generation; iterate over it once to get its events.
+    """One generation. Iterate over it once to get its events.
 
-    predictor (Predictor): A trained probe that does not look to the right.
+    predictor (Predictor): A trained probe that can stream.
     prompt (Prompt): A text to continue, or messages for the LLM's chat template.
-    max_new_tokens (int): Tokens to generate at most.
-    stop (Union[str, Sequence[str]]): Strings that end the generation; they stay in the text.
-    temperature (float): 0 always takes the most probable token; else at least 1e-6.
-    top_p (float): With a temperature: the smallest set of tokens with that probability is drawn from.
-    repetition_penalty (float): Above 1, tokens that were there become less probable.
-    seed (int): Of the draws; no global seed is touched.
+    max_new_tokens (int): Maximum number of tokens to generate.
+    stop (Union[str, Sequence[str]]): Strings that end the generation; they remain in the text.
+    temperature (float): 0 for greedy decoding, otherwise at least 1e-6.
+    top_p (float): With a temperature, sample from the smallest set of tokens with at least this
+        probability.
+    repetition_penalty (float): Values above 1 make tokens that have already occurred less probable.
+    seed (int): Seed for sampling; the global seed is not changed.
 
-    After the last event, `doc` is the annotated Doc and `text` its text: the prompt (of messages the
-    last one) and what was generated.
+    After the last event, `doc` is the annotated Doc and `text` its text: the prompt (of messages, the last
+    one) and what was generated. `stop_reason` is "end" (the LLM ended the text), "stop" (a stop string),
+    "length" or "cancelled".
     """
 
     def __init__(
@@ -51,16 +53,16 @@ class EmberStream:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """RAISES (LLMNERError): If a setting has a value that makes no sense."""
+        """RAISES (LLMNERError): If a setting has an invalid value."""
         check_values("stream", {"max_new_tokens": max_new_tokens}, least={"max_new_tokens": 0})
-        for setting, value, fits, must in (
-            ("temperature", temperature, lambda x: x == 0 or x >= LEAST, f"0 or at least {LEAST}"),
+        for setting, value, is_valid, must in (
+            ("temperature", temperature, lambda x: x == 0 or x >= TINY, f"0 or at least {TINY}"),
             ("top_p", top_p, lambda x: 0 < x <= 1, "above 0, and at most 1"),
-            ("repetition_penalty", repetition_penalty, lambda x: x >= LEAST, f"at least {LEAST}"),
+            ("repetition_penalty", repetition_penalty, lambda x: x >= TINY, f"at least {TINY}"),
         ):
-            if not (isinstance(value, Real) and fits(value)):
+            if not (isinstance(value, Real) and is_valid(value)):
                 raise wrong(setting, "stream", value, must)
-        if not _is_seed(seed):
+        if not _is_valid_seed(seed):
             raise wrong("seed", "stream", seed, "a whole number from -2**63 to 2**64 - 1")
         self.predictor = predictor
         self.prompt = prompt
@@ -77,7 +79,7 @@ class EmberStream:
             self._processors.append(TemperatureLogitsWarper(float(temperature)))
             if top_p < 1.0:
                 self._processors.append(TopPLogitsWarper(float(top_p)))
-        self._draw = temperature > 0
+        self._sample = temperature > 0
         self._seed = int(seed)
 
     @property
@@ -86,7 +88,10 @@ class EmberStream:
         return self._live.text
 
     def cancel(self) -> None:
-        """End the generation after the current token, from any thread. The Doc is still made."""
+        """End the generation after the current token.
+
+        Can be called from any thread. The Doc is still created.
+        """
         self._cancelled = True
 
     def __iter__(self) -> Iterator[Event]:
@@ -97,8 +102,8 @@ class EmberStream:
         prompt = encode_prompt(llm, self.prompt)
         ids = list(prompt.ids)
         end = llm.tokenizer.end if self.predictor.reader.attention else []
-        room = llm.max_length - len(end) - len(ids)
-        if room < 0:
+        n_left = llm.max_length - len(end) - len(ids)
+        if n_left < 0:
             most = llm.max_length - len(end)
             raise LLMNERError(Errors.E080.format(tokens=len(ids), name=llm.spec.name, most=most))
         logits, features = steps.feed(ids)
@@ -109,8 +114,8 @@ class EmberStream:
         if prompt.separator:
             yield TextPiece(prompt.separator)
         start = len(live.text)
-        room = min(self.max_new_tokens, room)
-        self.stop_reason = None if room > 0 else "length"
+        n_left = min(self.max_new_tokens, n_left)
+        self.stop_reason = None if n_left > 0 else "length"
         written = ""
         while self.stop_reason is None:
             token = self._choose(logits, ids, generator)
@@ -122,9 +127,9 @@ class EmberStream:
                 yield TextPiece(piece)
             written += piece
             ids.append(token)
-            room -= 1
-            self.stop_reason = self._why_stop(written, piece, room)
-            # The token's own states come from the step that reads it to write the next one.
+            n_left -= 1
+            self.stop_reason = self._find_stop_reason(written, piece, n_left)
+            # The token's hidden states come from the step that reads it to predict the next token.
             if self.stop_reason is None:
                 logits, features = steps.feed([token])
             else:
@@ -138,33 +143,35 @@ class EmberStream:
             yield TextPiece(rest)
         yield from events
 
-    def _why_stop(self, written: str, piece: str, room: int) -> Optional[str]:
-        """room (int): Tokens that could still be written.
-        RETURNS (Optional[str]): Why nothing is written behind this piece, if so."""
+    def _find_stop_reason(self, written: str, piece: str, n_left: int) -> Optional[str]:
+        """n_left (int): Number of tokens that can still be generated.
+        RETURNS (Optional[str]): Why the generation ends after this piece, or None if it goes on.
+        """
         if any(s in written[-len(s) - len(piece) :] for s in self.stop):
             return "stop"
         if self._cancelled:
             return "cancelled"
-        return None if room else "length"
+        return None if n_left else "length"
 
     def _choose(self, logits: torch.Tensor, ids: List[int], generator: torch.Generator) -> int:
         if len(self._processors):
             inputs: Any = torch.tensor([ids], device=logits.device)
             values: Any = logits[None].float()
             logits = self._processors(inputs, values)[0]
-        if self._draw:
+        if self._sample:
             return int(torch.multinomial(torch.softmax(logits, -1), 1, generator=generator))
         return int(logits.argmax())
 
 
-def _is_seed(seed: Any) -> bool:
+def _is_valid_seed(seed: Any) -> bool:
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
     return whole and -(2**63) <= int(seed) < 2**64
 
 
 def _stop_strings(stop: Any) -> List[str]:
-    """RETURNS (List[str]): Those that are not empty.
-    RAISES (LLMNERError): If they are no strings."""
+    """RETURNS (List[str]): The strings that are not empty.
+    RAISES (LLMNERError): If `stop` is neither a string nor a list of strings.
+    """
     strings = [stop] if isinstance(stop, str) else stop
     strings = list(strings) if isinstance(strings, Iterable) else [strings]
     if not all(isinstance(s, str) for s in strings):

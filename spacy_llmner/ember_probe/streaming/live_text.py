@@ -17,16 +17,17 @@ from ..predictor import Predictor
 from ..probes.segmentation import ScoredSpan
 from .events import EntityEvent
 
+# Start, end and label index of a mention, in words.
 Key = Tuple[int, int, int]
 
 
 class Word(NamedTuple):
-    """A token of spaCy's in a piece of text.
+    """A spaCy token in a part of the text.
 
     start (int): First character.
     end (int): One past the last character.
-    is_space (bool): As a Token says.
-    is_punct (bool): As a Token says.
+    is_space (bool): As in Token.
+    is_punct (bool): As in Token.
     surface (ndarray): Its row of `batch.surface`.
     """
 
@@ -38,9 +39,9 @@ class Word(NamedTuple):
 
 
 class LiveText:
-    """Follows a text token by token: pieces to words, words to scores, scores to events.
+    """Follows a text token by token. Tokens become words, words become scores, and scores become events.
 
-    predictor (Predictor): A trained probe that does not look to the right.
+    predictor (Predictor): A trained probe that can stream.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -49,36 +50,41 @@ class LiveText:
         self.reader = predictor.reader
         self.text = ""
         self.pieces = PieceDecoder(self.llm.tokenizer.hf)
-        # Tokens whose character is not complete yet.
+        # Tokens that are part of an incomplete character.
         self.pending: List[Tuple[int, Features]] = []
-        # Tokens that carry text: ids, characters, features (each with a first dimension of 1).
+        # Tokens with text: ids, character offsets, and features (each with a first dimension of 1).
         self.ids: List[int] = []
         self.starts: List[int] = []
         self.ends: List[int] = []
         self.hidden: List[torch.Tensor] = []
         self.attention: List[torch.Tensor] = []
-        # Words that can't change any more, and where the rest of the text starts.
+        # Words that can't change anymore (start and end characters), the indices of those that are
+        # whitespace, and where the text after them starts.
         self.words: List[Tuple[int, int]] = []
         self.spaces: Set[int] = set()
-        self.released = 0
-        # Most words of a text come again: what was between two spaces, and the words in it.
-        self.known: Dict[str, List[Word]] = {}
+        self.consumed = 0
+        # The words of each string that has been tokenized, since most strings between spaces occur again.
+        self.word_cache: Dict[str, List[Word]] = {}
         self.probe = predictor.probe.stream()
         self.decoder = predictor.probe.decoder(predictor.threshold)
         self.rows: List[np.ndarray] = []
+        # The last boundary that is part of the best path, however the text continues.
         self.fixed = 0
+        # Events of entities that are not final, and of those that are (by characters).
         self.shown: Dict[Key, EntityEvent] = {}
         self.finals: Dict[Tuple[int, int, str], EntityEvent] = {}
 
     def add_text(self, text: str) -> None:
-        """Add text that no token carries, such as what stands between question and answer."""
+        """Add text without tokens, such as the separator between question and answer."""
         self.text += text
 
     def add_prompt(self, encoding: Encoding, text: str, features: Features) -> List[EntityEvent]:
-        """Add a text that the LLM has read at once.
+        """Add a text that the LLM has read in one pass.
 
-        features (Features): Of the tokens of the encoding.
-        RETURNS (List[EntityEvent]): The entities in it.
+        encoding (Encoding): The text's tokens.
+        text (str): The text.
+        features (Features): Features of these tokens.
+        RETURNS (List[EntityEvent]): Events of the entities in it.
         """
         offset = len(self.text)
         self.text += text
@@ -95,9 +101,10 @@ class LiveText:
     ) -> List[EntityEvent]:
         """Add a token that the LLM has read.
 
-        features (Features): Of that token.
-        piece (Optional[str]): What `pieces` said of it, if it was asked before the LLM read it.
-        RETURNS (List[EntityEvent]): What is new.
+        token (int): The token's id.
+        features (Features): Features of this token.
+        piece (Optional[str]): The result of `pieces.push`, if that has been called for the token.
+        RETURNS (List[EntityEvent]): New events.
         """
         self.pending.append((token, features))
         if piece is None:
@@ -110,10 +117,10 @@ class LiveText:
     def finish(self, end: Optional[Features] = None) -> Tuple[Doc, List[EntityEvent]]:
         """End the text.
 
-        end (Optional[Features]): Of the token behind the text, if the LLM has read one.
-        RETURNS (Tuple[Doc, List[EntityEvent]]): The annotated Doc, and what is new.
+        end (Optional[Features]): Features of the end token after the text, if the LLM has read one.
+        RETURNS (Tuple[Doc, List[EntityEvent]]): The annotated Doc, and new events.
         """
-        self._add_piece("")  # a character that was cut
+        self._add_piece("")  # the tokens of an incomplete character
         if end is not None and end.attention is not None:
             self.attention.append(end.attention)
         events = self._update(ended=True)
@@ -125,8 +132,8 @@ class LiveText:
         if same and [(t.idx, t.idx + len(t)) for t in doc] == self.words:
             rows = np.array(self.rows)
         else:
-            # The whole text is cut into other words or tokens than its parts were.
-            rows = self._rows_of(doc, encoding)
+            # The whole text has other words or tokens than its parts had.
+            rows = self._rescore(doc, encoding)
         if len(doc):
             self.predictor.annotate(doc, rows)
         return doc, events + self._last_events(doc)
@@ -134,10 +141,10 @@ class LiveText:
     def _add_piece(self, piece: str) -> None:
         start = len(self.text)
         self.text += piece
-        inner = len(piece) - len(piece.lstrip())
+        n_leading = len(piece) - len(piece.lstrip())
         for token, features in self.pending:
             self.ids.append(token)
-            self.starts.append(start + (inner if inner < len(piece) else 0))
+            self.starts.append(start + (n_leading if n_leading < len(piece) else 0))
             self.ends.append(len(self.text))
             self.hidden.append(features.hidden)
             if features.attention is not None:
@@ -149,40 +156,40 @@ class LiveText:
         if not (words or ended):
             return []
         n_before = len(self.rows)
-        offset = self.released
+        offset = self.consumed
         for word in words:
             if word.is_space:
                 self.spaces.add(len(self.words))
             self.words.append((offset + word.start, offset + word.end))
-            self._add_row(self.probe.push(self._last_word(), word.surface))
+            self._add_row(self.probe.push(self._last_word_features(), word.surface))
         if words:
-            self.released = self.words[-1][1]
+            self.consumed = self.words[-1][1]
             # A single space belongs to the word before it.
-            if self.text[self.released : self.released + 1] == " ":
-                self.released += 1
+            if self.text[self.consumed : self.consumed + 1] == " ":
+                self.consumed += 1
         if ended:
             self._add_row(self.probe.end())
         return self._events(ended) if ended or len(self.rows) > n_before else []
 
     def _new_words(self, ended: bool) -> List[Word]:
-        """RETURNS (List[Word]): Words of the text behind what is released that can't change any more."""
-        tail = self.text[self.released :]
+        """RETURNS (List[Word]): The words after the consumed text that can't change anymore."""
+        tail = self.text[self.consumed :]
         if ended:
             return self._words_in(tail)
         tokenizer = self.predictor.tokenizer
         if isinstance(tokenizer, Tokenizer):
-            # spaCy's rules look at what stands between two spaces. The last piece may still grow.
+            # spaCy's rules apply to the strings between spaces. Only the last string can still grow.
             closed = len(tail)
             while closed and not tail[closed - 1].isspace():
                 closed -= 1
             head = tail[:closed].rstrip()
-            if head not in self.known:
-                self.known[head] = self._words_in(head)
-            return self.known[head]
+            if head not in self.word_cache:
+                self.word_cache[head] = self._words_in(head)
+            return self.word_cache[head]
         words = self._words_in(tail)
         if getattr(tokenizer, "segmenter", None) == "char":
             return words[:-1]
-        # Other segmenters may change their mind until a clause ends.
+        # Other segmenters can change their words until a clause ends.
         closed = max((i + 1 for i, word in enumerate(words[:-1]) if word.is_punct), default=0)
         return words[:closed]
 
@@ -196,22 +203,22 @@ class LiveText:
     def _encoding(self) -> Encoding:
         return Encoding(self.ids, np.array(self.starts, dtype=int), np.array(self.ends, dtype=int))
 
-    def _last_word(self) -> WordFeatures:
-        """RETURNS (WordFeatures): One row, from no more tokens than it needs."""
+    def _last_word_features(self) -> WordFeatures:
+        """RETURNS (WordFeatures): Features of the last word, gathered from as few tokens as possible."""
         if self.hidden and not self.attention:
-            # That of the last token which begins in front of the word's end, as `gather` has it.
+            # The last token that starts before the word's end, as in WordReader.gather.
             last = bisect.bisect_left(self.starts, self.words[-1][1]) - 1
             return WordFeatures(self.hidden[max(last, 0)])
         words = self.words[-self.reader.max_words :] if self.attention else self.words[-1:]
         first = max(bisect.bisect_right(self.ends, words[0][0]), 0)
         last = bisect.bisect_left(self.starts, words[-1][1])
-        # One token more on both sides: a word of white space may be part of the token behind it.
+        # One more token on both sides: a word of whitespace can be part of the token after it.
         first = max(min(first, last) - 1, 0)
         last = min(last + 1, len(self.starts))
         part = slice(first, last)
-        tokens = Features(torch.cat(self.hidden[part])) if last else Features(self._no_state())
+        tokens = Features(torch.cat(self.hidden[part])) if last else Features(self._no_states())
         if self.attention:
-            # One more row: the token behind the word looks back at it.
+            # One more row: the attention weights from the token after the word.
             tokens.attention = torch.cat(self.attention[first : last + 1])
         encoding = Encoding(self.ids[part], np.array(self.starts[part]), np.array(self.ends[part]))
         bounds = np.array(words)
@@ -219,12 +226,12 @@ class LiveText:
         attention = None if features.attention is None else features.attention[-1:]
         return WordFeatures(features.hidden[-1:], attention)
 
-    def _no_state(self) -> torch.Tensor:
+    def _no_states(self) -> torch.Tensor:
         return torch.zeros((0, len(self.reader.layers), self.llm.width), device=self.llm.device)
 
-    def _rows_of(self, doc: Doc, encoding: Encoding) -> np.ndarray:
-        """Score the words of a whole text, from what the LLM said when it read its tokens."""
-        tokens = Features(torch.cat(self.hidden) if self.hidden else self._no_state())
+    def _rescore(self, doc: Doc, encoding: Encoding) -> np.ndarray:
+        """Score the words of the whole text, with the features that the LLM has computed meanwhile."""
+        tokens = Features(torch.cat(self.hidden) if self.hidden else self._no_states())
         if self.attention:
             tokens.attention = torch.cat(self.attention)
         starts, ends = word_bounds(doc)
@@ -236,23 +243,23 @@ class LiveText:
             self.decoder.push(row)
 
     def _events(self, ended: bool) -> List[EntityEvent]:
-        """Compare the best segmentation with what was shown."""
+        """Compare the best segmentation with the entities that were shown."""
         chain = self.decoder.chain
         fixed = len(chain) if ended else chain.fixed(since=self.fixed)
-        now = [m for m in chain.trace(until=self.fixed) if not self._in_space(m)]
-        gone = [key for key in self.shown if key not in now]
+        current = [m for m in chain.trace(until=self.fixed) if not self._has_space_at_edge(m)]
+        removed = [key for key in self.shown if key not in current]
         events = []
-        for key in now:
+        for key in current:
             is_final = key[1] <= fixed
             if key in self.shown and not is_final:
                 continue
-            taken = [old for old in gone if old[0] < key[1] and key[0] < old[1]]
-            replaces = self._characters(taken[0]) if taken else None
-            status = "final" if is_final else "revised" if taken else "found"
-            gone = [old for old in gone if old not in taken]
-            for old in taken:
+            overlapped = [old for old in removed if old[0] < key[1] and key[0] < old[1]]
+            replaces = self._char_span(overlapped[0]) if overlapped else None
+            status = "final" if is_final else "revised" if overlapped else "found"
+            removed = [old for old in removed if old not in overlapped]
+            for old in overlapped:
                 self.shown.pop(old)
-            for old in taken[1:]:
+            for old in overlapped[1:]:
                 events.append(self._event(old, "dropped"))
             event = self._event(key, status, replaces)
             events.append(event)
@@ -260,14 +267,14 @@ class LiveText:
                 self.shown.pop(key, None)
             else:
                 self.shown[key] = event
-        for old in gone:
+        for old in removed:
             self.shown.pop(old)
             events.append(self._event(old, "dropped"))
         self.fixed = fixed
         return events
 
     def _last_events(self, doc: Doc) -> List[EntityEvent]:
-        """Say what the whole text changed after all (tokens that were cut otherwise)."""
+        """Correct the final events, if the whole text has other words or tokens and so other entities."""
         final = {(e.start_char, e.end_char, e.label_): e for e in doc.ents}
         events = []
         for key in set(self.finals) - set(final):
@@ -282,7 +289,7 @@ class LiveText:
     def _event(
         self, key: Key, status: str, replaces: Optional[Tuple[int, int, str]] = None
     ) -> EntityEvent:
-        start, end, label = self._characters(key)
+        start, end, label = self._char_span(key)
         score = self.decoder.score(*key)
         found = self.predictor.span(ScoredSpan(*key, score))
         event = EntityEvent(start, end, label, found.score, self.text[start:end], status, replaces)
@@ -290,9 +297,9 @@ class LiveText:
             self.finals[(start, end, label)] = event
         return event
 
-    def _characters(self, key: Key) -> Tuple[int, int, str]:
+    def _char_span(self, key: Key) -> Tuple[int, int, str]:
         start, end, label = key
         return self.words[start][0], self.words[end - 1][1], self.predictor.labels[label]
 
-    def _in_space(self, key: Key) -> bool:
+    def _has_space_at_edge(self, key: Key) -> bool:
         return key[0] in self.spaces or key[1] - 1 in self.spaces

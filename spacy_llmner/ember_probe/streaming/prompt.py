@@ -1,4 +1,4 @@
-"""Prompts of a stream: texts to continue, or messages."""
+"""The prompt of a stream: a text to continue, or chat messages."""
 
 from typing import Any, Dict, List, Mapping, Sequence, Union
 
@@ -12,13 +12,13 @@ Prompt = Union[str, Sequence[Dict[str, str]]]
 
 
 class EncodedPrompt:
-    """A prompt as the LLM reads it, and the part of it that is text for entities.
+    """A prompt as token ids, and the part of it in which entities are found.
 
-    ids (List[int]): All ids: sink or template, text, template.
-    first (int): Where the text's tokens start.
+    ids (List[int]): All token ids: BOS or chat template, text, chat template.
+    first (int): Index of the text's first token.
     encoding (Encoding): The text's tokens.
     text (str): The text.
-    separator (str): What stands between it and the answer.
+    separator (str): Text between it and the answer.
     """
 
     def __init__(
@@ -31,18 +31,19 @@ class EncodedPrompt:
         self.separator = separator
 
     def cut(self, features: Features) -> Features:
-        """RETURNS (Features): Of the text's tokens only."""
+        """RETURNS (Features): The features of the text's tokens only."""
         part = slice(self.first, self.first + len(self.encoding))
         attention = None if features.attention is None else features.attention[part]
         return Features(features.hidden[part], attention)
 
 
 def encode_prompt(llm: LoadedLLM, prompt: Prompt) -> EncodedPrompt:
-    """Encode a text with the sink in front, or messages with the LLM's chat template, in which no message
-    can end its turn.
+    """Encode a text after the BOS token, or messages with the LLM's chat template.
 
-    RETURNS (EncodedPrompt): Of messages, the last one's content is the text.
-    RAISES (LLMNERError): If it is neither, or the LLM's chat template can't write it.
+    Control tokens in the content of a message are read as plain text, so a message can't end its own turn.
+
+    RETURNS (EncodedPrompt): With messages, `text` is the content of the last one.
+    RAISES (LLMNERError): If the prompt is neither, or the LLM's chat template can't render it.
     """
     if isinstance(prompt, str):
         encoding = llm.tokenizer.encode(prompt)

@@ -1,4 +1,4 @@
-"""Entities in a generation that the user runs with transformers' `generate`."""
+"""Entities in a generation that users run themselves with transformers' `generate`."""
 
 import queue
 from contextlib import contextmanager
@@ -17,14 +17,16 @@ from .live_text import LiveText
 
 
 class EmberStreamer(BaseStreamer):
-    """A streamer for people who call `generate` themselves.
+    """A streamer for transformers' `generate`. Created by EmberProbe.streamer().
 
-    Made by EmberProbe.streamer(). Call `streamer.model.generate(..., streamer=streamer)` inside the
-    `with` block and in its thread; `model` is a view of the shared LLM. Iterate over the streamer to get
-    the events (in another thread while they come, or afterwards); then `doc` is the annotated Doc. It
-    follows one generation of one text; when the block is left, there are no more events.
-    The last token of a generation that is cut by its length is never read by the LLM; its word is
-    scored from the token before.
+    Call `streamer.model.generate(..., streamer=streamer)` inside the `with` block, in the same thread;
+    `model` is a view of the shared LLM. Iterate over the streamer to get the events, in another thread
+    while the text is being written or after that. After the last event, `doc` is the annotated Doc. A
+    streamer follows a single generation of a single text, and there are no more events once the block is
+    left.
+
+    If a generation ends because of its maximum length, the LLM never reads its last token; the word of this
+    token is scored with the features of the token before.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -40,20 +42,21 @@ class EmberStreamer(BaseStreamer):
         self._read: Any = None
 
     def put(self, value: torch.Tensor) -> None:
-        """Called by `generate`: with the prompt first, then with each new token.
+        """Called by `generate`, first with the prompt, then with each new token.
 
-        RAISES (LLMNERError): If this is not what the streamer was made for."""
+        RAISES (LLMNERError): If the streamer can't follow the generation.
+        """
         if self.doc is not None:
-            raise self._lost("it has followed a generation already")
+            raise self._error("it has followed a generation already")
         if value.dim() and len(value) > 1:
-            raise self._lost(f"{len(value)} texts are written at once")
+            raise self._error(f"{len(value)} texts are written at once")
         ids = value.reshape(-1).tolist()
         if not self._prompt:
             self._prompt = ids
             return
         features = self._read()
         if features is None:
-            raise self._lost("the LLM does not run through it")
+            raise self._error("the LLM does not run through it")
         if self._last is None:
             self._add_prompt(features)
         else:
@@ -73,19 +76,19 @@ class EmberStreamer(BaseStreamer):
         self.close()
 
     def close(self) -> None:
-        """Let those who iterate know that nothing more comes."""
+        """Signal the end of the events to iterators."""
         self._queue.put(None)
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self._queue.get()) is not None:
             yield event
-        self.close()  # for whoever else does
+        self.close()  # for other iterators
 
-    def _lost(self, reason: str) -> LLMNERError:
+    def _error(self, reason: str) -> LLMNERError:
         return LLMNERError(Errors.E042.format(reason=reason, name=self.name))
 
     def _add_prompt(self, features: Features) -> None:
-        """The prompt's special tokens carry no text; the rest is its decoded text."""
+        """Add the prompt's decoded text, without special tokens."""
         special = set(self.llm.tokenizer.hf.all_special_ids)
         for i, token in enumerate(self._prompt):
             if token not in special:
@@ -112,7 +115,10 @@ class EmberStreamer(BaseStreamer):
 
 @contextmanager
 def follow_generation(predictor: Predictor) -> Iterator[EmberStreamer]:
-    """Tap the LLM for the generations made inside the block. YIELDS (EmberStreamer): The streamer."""
+    """Read the features of generations inside the block.
+
+    YIELDS (EmberStreamer): The streamer.
+    """
     streamer = EmberStreamer(predictor)
     with tap_generation(streamer.llm, predictor.reader.probed) as read:
         streamer._read = read

@@ -161,7 +161,7 @@ def test_incomplete(pool, file, broken, tmp_path):
         (tmp_path / file).write_bytes(broken)
     other = DemonstrationPool(FakeEncoder())
     with pytest.raises(
-        LLMNERError, match="no complete pool of labelled texts .*initialize it again"
+        LLMNERError, match="Can't load the pool of labelled texts .*initialize it again"
     ):
         other.from_disk(tmp_path)
     assert len(other) == 0  # nothing was replaced
@@ -181,7 +181,7 @@ def test_files_of_two_pools(pool, tmp_path):
         with pytest.raises(LLMNERError, match="there are 6 texts, spans of"):
             DemonstrationPool(FakeEncoder()).from_disk(tmp_path / "pool")
         found.write_bytes(whole)
-    with pytest.raises(LLMNERError, match="The given bytes holds? no complete pool"):
+    with pytest.raises(LLMNERError, match="the pool of labelled texts from the given bytes"):
         DemonstrationPool(FakeEncoder()).from_bytes(b"\x80")
 
 

@@ -111,7 +111,7 @@ def test_weights_from_a_real_tagger_change_the_ranking():
 
 
 @pytest.mark.parametrize("weights", [{"verb": 1.0}, {"noun": -1.0}, {"noun": float("nan")}])
-def test_senseless_weights(weights):
+def test_invalid_weights(weights):
     with pytest.raises(LLMNERError, match="`pos_weights` of 'x' .* 0 or more for propn, noun"):
         check_weights("x", weights)
 

@@ -65,7 +65,7 @@ def test_saved_by_name(nlp, trained, tmp_path):
     (other / "cfg").write_text((trained / "cfg").read_text())
     (other.parent / "config.cfg").write_text((trained.parent / "config.cfg").read_text())
     changed = {"components.el4ner_ensemble.llms.tuned.adapter": str(other)}
-    with pytest.raises(LLMMismatchError, match="another one than at initialization"):
+    with pytest.raises(LLMMismatchError, match="not the adapter used at initialization"):
         spacy.load(tmp_path, config=changed)(TEXTS[0])
 
 

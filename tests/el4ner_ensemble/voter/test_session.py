@@ -27,7 +27,7 @@ def make_tasks():
 
 def voter_of(folder, **settings):
     voter = make_voter(make_llm(folder, device="cpu"), **settings)
-    voter.join("v", 64, "el4ner_ensemble")
+    voter.register("v", 64, "el4ner_ensemble")
     return voter
 
 
@@ -68,12 +68,12 @@ def test_keeping_changes_nothing_but_the_work(voter):
             # The question for the list is read with the text, but for its last token.
             assert (
                 len(task_session.ids)
-                == len(prompt_encoder.stem(task.shown, DEMOS)) + len(question) - 1
+                == len(prompt_encoder.shared_prompt(task.window_text, DEMOS)) + len(question) - 1
             )
             shared += (
                 2 * (len(task_session.ids) - instruction)
                 + 1
-                + len(prompt_encoder.behind_list(spelt))
+                + len(prompt_encoder.after_list(spelt))
             )
     assert tokens2 - tokens == shared
 
@@ -117,8 +117,10 @@ def test_demonstrations_are_cut_first(voter):
 
     lists = TaskSession(prompt_encoder, task, 4096).lists
     # Behind the text: a list (here as short as conftest.py makes it), and a question about all of it.
-    behind = prompt_encoder.behind + session.MAX_LIST_TOKENS + len(lists.words.ids)
-    both, one, bare = (len(prompt_encoder.stem(task.shown, DEMOS[k:])) for k in range(3))
+    behind = prompt_encoder.tokens_after_text + session.MAX_LIST_TOKENS + len(lists.words.ids)
+    both, one, bare = (
+        len(prompt_encoder.shared_prompt(task.window_text, DEMOS[k:])) for k in range(3)
+    )
     assert shown(both + behind) == both
     assert shown(both + behind - 1) == one  # the most similar one stays
     assert shown(one + behind) == one
@@ -128,13 +130,13 @@ def test_demonstrations_are_cut_first(voter):
 def test_the_room_of_a_text(voter):
     room = voter.capacity(ASKED)
     assert 0 < 3 * room <= 4096
-    lengths = voter.lengths(TEXTS[0], words_of(TEXTS[0]))
+    lengths = voter.word_lengths(TEXTS[0], words_of(TEXTS[0]))
     assert len(lengths) == len(words_of(TEXTS[0])) and sum(lengths) > len(lengths)
 
 
 def test_prompts_make_another_voter(roomy):
     one, other = voter_of(roomy[1]), voter_of(roomy[1], chat=False)
-    assert one.memory == other.memory and one.identity != other.identity
+    assert one.llm_key == other.llm_key and one.identity != other.identity
     assert answers(one, True)[0][1] != answers(other, True)[0][1]
 
 
@@ -146,7 +148,7 @@ def test_a_small_context(tiny_models, monkeypatch, keep):
     asked = LabelSet({"PER": "person", "LOC": "place"})
     words = words_of("Bo , Ada , Al , Zoe , Ida and Ole saw a cat , a dog and a cow in a bus .")
     text = "Bo , Ada , Al , Zoe , Ida and Ole saw a cat , a dog and a cow in a bus ."
-    room, lengths = voter.capacity(asked), voter.lengths(text, words)
+    room, lengths = voter.capacity(asked), voter.word_lengths(text, words)
     words = [word for k, word in enumerate(words) if sum(lengths[: k + 1]) <= room]
     assert len(words) > 10
     task = Task(text, words, list(DEMOS))
@@ -163,7 +165,7 @@ def test_a_small_context(tiny_models, monkeypatch, keep):
     # As if many voters had listed everything.
     union = sorted((a, b) for a, _ in words for _, b in words if a < b)
     task_session = at_work.task_sessions[0]
-    listed = task_session._spelt(union)
+    listed = task_session._list_tokens(union)
     assert len(task_session.lists.spell([(0, 1)])) < len(listed) < 256
     (types,) = at_work.classify([union])
     claims = [(start, end, "PER") for start, end in union]

@@ -277,7 +277,7 @@ def test_full_disk(llm, docs, tmp_path, monkeypatch, reads):
             self.file.write(data[:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    cache.writer = FullDisk(cache.writer)
+    cache.data_file = FullDisk(cache.data_file)
     reads.clear()
     with pytest.warns(UserWarning, match="No space left.*is kept and used") as caught:
         features = cache.read(llm, READER, docs)
@@ -289,7 +289,7 @@ def test_full_disk(llm, docs, tmp_path, monkeypatch, reads):
         warnings.simplefilter("error")
         cache.read(llm, READER, docs)
     assert len(reads) == len(docs) - 2
-    cache.writer.file.flush()
+    cache.data_file.file.flush()
     monkeypatch.undo()
     later = FeatureCache(tmp_path, llm, READER)
     assert later.index.keys() == {doc_key(doc) for doc in docs[:2]}

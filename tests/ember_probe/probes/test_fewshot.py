@@ -221,7 +221,7 @@ def test_messages(tiny_llm):
         ember.predict([spacy.blank("en")("Tea")])
     with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberFewShot.v1"):
         make_nlp(tiny_llm).get_pipe("ember_probe").fit(DATA)
-    with pytest.raises(LLMNERError, match="'both' is no attention"):
+    with pytest.raises(LLMNERError, match="'both' is not a valid attention"):
         make_ember_few_shot(attention="both")
     with pytest.raises(LLMNERError, match="model.attention"):
         make_ember_few_shot(attention="next", read_twice=True)

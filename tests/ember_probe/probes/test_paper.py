@@ -221,7 +221,7 @@ def trace(probe, rows):
 
 
 def test_both_is_current_and_next(tiny_llm):
-    """The published code puts "next" twice into "both" (methods.md 1a.3)."""
+    """The published code puts "next" twice into "both"."""
     llm = make_llm(tiny_llm, device="cpu").load()
     doc = spacy.blank("en")("Mira Stone met Oskar Blum in Varnholm.")
     cells = {}
@@ -249,5 +249,5 @@ def test_one_configurable_layer_is_typed():
 
 
 def test_unknown_attention_is_refused():
-    with pytest.raises(LLMNERError, match="'previous' is no attention.*current, next, both"):
+    with pytest.raises(LLMNERError, match="'previous' is not a valid attention.*next, both"):
         make_ember_paper(attention="previous")

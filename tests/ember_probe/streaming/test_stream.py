@@ -274,7 +274,7 @@ def test_one_stop_string(trained):
         ("stop", None, "a text, or a list of texts"),
     ],
 )
-def test_senseless_settings(trained, setting, value, must):
+def test_invalid_settings(trained, setting, value, must):
     match = f"`{setting}` of 'stream' is {value!r}, but must be {must}"
     with pytest.raises(LLMNERError, match=match):
         stream_of(trained, **{setting: value})
@@ -389,9 +389,9 @@ def test_messages_need_a_template(trained):
 
 
 def test_probes_that_see_the_whole_text_cannot_stream(trained_right):
-    with pytest.raises(LLMNERError, match="reads finished text only"):
+    with pytest.raises(LLMNERError, match="can only read finished texts"):
         stream_of(trained_right)
-    with pytest.raises(LLMNERError, match="reads finished text only"):
+    with pytest.raises(LLMNERError, match="can only read finished texts"):
         trained_right.get_pipe("ember_probe").streamer()
 
 
