@@ -42,14 +42,14 @@ class Errors(metaclass=WithCodes):
         "No LLM is set. Set `paths.llm` in the config (`--paths.llm NAME` on the command line, "
         "`spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or "
         "`components.{component}.llm.name` to a local folder, a name listed by `spacy llmner info`, or a "
-        "hub id."
+        "hub id. (Where `llm` is a plain name in the config, leave out `.name`.)"
     )
     E002 = (
         "The LLM '{name}' is in the catalogue but not downloaded yet. Download it with: {command}"
     )
     E003 = (
         "Can't find the LLM {name}: it is not a folder with a config.json, not in the catalogue ({known}) "
-        "and not in the local hub cache ({reason}). Correct the name, or download a small LLM with: "
+        "and not in the local hub cache ({reason}).{hint} Correct the name, or download a small LLM with: "
         "python -m spacy llmner download {first}"
     )
     E004 = (
@@ -93,6 +93,10 @@ class Errors(metaclass=WithCodes):
     E043 = (
         "The LLM '{name}' computes NaN or infinite values in {dtype}. Set `dtype` in its block to "
         "'bfloat16' or 'float32', and check that its weight files are complete."
+    )
+    E112 = (
+        "The tokenizer of '{name}' has {n} tokens, but the LLM has embeddings for only {rows}: the token "
+        "'{token}' (id {first}) has none, for example. Use the tokenizer that belongs to the LLM."
     )
 
     # Downloading and converting a model of the catalogue
@@ -498,6 +502,10 @@ class Warnings(metaclass=WithCodes):
         "'{name}' skips {n} of {total} windows of the training data, because not all entities in them are "
         "known: {unknown} contain tokens that are not annotated or that cut an entity, and {cut} end "
         "inside an entity (to include the latter, raise `window`)."
+    )
+    W014 = (
+        "'{name}' was saved by version 0.1.0, whose fingerprint covers only samples of the LLM's weights. "
+        "To have all weights compared from now on, save the pipeline again with nlp.to_disk."
     )
     W050 = (
         "No example in '{path}' has an entity ({where} is empty in all of them), so the examples can't "

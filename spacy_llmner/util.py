@@ -4,7 +4,10 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Sequence, Tuple
+
+# The first character of a span of text, and one past its last character.
+CharSpan = Tuple[int, int]
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from spacy_llmner.el4ner_ensemble.interfaces import Chars, Claim, LabelSet, Session, Task, Voter
+from spacy_llmner.el4ner_ensemble.interfaces import Claim, LabelSet, Session, Task, Voter
+from spacy_llmner.util import CharSpan
 
 
 class CachingVoter:
@@ -57,15 +58,15 @@ class _CachingSession:
     def tokens(self) -> int:
         return 0 if self._session is None else self._session.tokens
 
-    def extract(self) -> List[Sequence[Chars]]:
+    def extract(self) -> List[Sequence[CharSpan]]:
         return self._cached(list(self.keys), lambda session: session.extract())
 
-    def classify(self, spans: Sequence[Sequence[Chars]]) -> List[Sequence[Mapping[str, float]]]:
+    def classify(self, spans: Sequence[Sequence[CharSpan]]) -> List[Sequence[Mapping[str, float]]]:
         keys = [(*key, tuple(of_task)) for key, of_task in zip(self.keys, spans)]
         return self._cached(keys, lambda session: session.classify(spans))
 
     def verify(
-        self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
+        self, spans: Sequence[Sequence[CharSpan]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
         keys = [(*key, tuple(of_task)) for key, of_task in zip(self.keys, spans)]
         new = [

@@ -26,9 +26,10 @@ from benchmarks.lib.common import clock_of, read_examples, save
 from spacy_llmner.decoding.engine import Tree
 from spacy_llmner.el4ner_ensemble.call_counts import CallCounts
 from spacy_llmner.el4ner_ensemble.component import EL4NER
-from spacy_llmner.el4ner_ensemble.interfaces import Chars, Claim
+from spacy_llmner.el4ner_ensemble.interfaces import Claim
 from spacy_llmner.el4ner_ensemble.voter.llm_voter import LLMVoter
 from spacy_llmner.el4ner_ensemble.voter.session import LLMSession, TaskSession
+from spacy_llmner.util import CharSpan
 
 
 class NaiveSession(LLMSession):
@@ -41,11 +42,11 @@ class NaiveSession(LLMSession):
         super().__init__(*args, keep=False)
         self.prompts = prompts
 
-    def extract(self) -> List[List[Chars]]:
+    def extract(self) -> List[List[CharSpan]]:
         self.prompts["list"] += len(self.task_sessions)
         return super().extract()
 
-    def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
+    def classify(self, spans: Sequence[Sequence[CharSpan]]) -> List[List[Dict[str, float]]]:
         self.prompts["type"] += sum(map(len, spans))
         return [
             [
@@ -56,7 +57,7 @@ class NaiveSession(LLMSession):
         ]
 
     def verify(
-        self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
+        self, spans: Sequence[Sequence[CharSpan]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
         self.prompts["check"] += sum(map(len, claims))
         return [
@@ -74,7 +75,7 @@ class NaiveSession(LLMSession):
         return self.engine.run([task_session.once])[0]
 
     def _type(
-        self, task_session: TaskSession, spans: Sequence[Chars], span: Chars, tree: Tree
+        self, task_session: TaskSession, spans: Sequence[CharSpan], span: CharSpan, tree: Tree
     ) -> Generator[None, None, Any]:
         return (
             yield from task_session.classify_strings(
@@ -86,7 +87,7 @@ class NaiveSession(LLMSession):
 class StageSession(NaiveSession):
     """A session with one prompt for the types of all spans of a text."""
 
-    def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
+    def classify(self, spans: Sequence[Sequence[CharSpan]]) -> List[List[Dict[str, float]]]:
         self.prompts["type"] += sum(1 for of_task in spans if of_task)
         return LLMSession.classify(self, spans)
 
@@ -107,7 +108,7 @@ class NaiveVoter(LLMVoter):
 
     def session(self, tasks: Any, label_set: Any, *, keep: bool) -> NaiveSession:
         encoder = self._prompt_encoder(label_set)
-        return self.kind(self.prompt_counts, self._decoder(), encoder, tasks)
+        return self.kind(self.prompt_counts, self._make_engine(), encoder, tasks)
 
 
 def main(

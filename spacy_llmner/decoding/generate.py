@@ -6,9 +6,10 @@ from typing import Any, Callable, Generator, Iterable, List, Optional, Sequence,
 import numpy as np
 
 from .constraints import Constraint
-from .engine import Node, Scores, Tree
+from .engine import Node, Scores, Steps, Tree
 
-Branch = Generator[None, None, Any]
+# A generator that runs within a request: see `engine.Steps`.
+Branch = Steps
 
 
 @dataclass

@@ -4,10 +4,10 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Protocol, Sequence, Tuple
 
+from ..util import CharSpan
+
 logger = logging.getLogger("spacy_llmner")
 
-# The first character of a span, and one past its last character.
-Chars = Tuple[int, int]
 # A span with a label: "this span is an entity of this type".
 Claim = Tuple[int, int, str]
 # The label that a voter gives to a span that is not an entity.
@@ -20,12 +20,12 @@ class Demonstration:
 
     text (str): The text.
     entities (Tuple[Claim, ...]): Its entities, in the order of the text.
-    others (Tuple[Chars, ...]): Spans of the text that are not entities.
+    others (Tuple[CharSpan, ...]): Spans of the text that are not entities.
     """
 
     text: str
     entities: Tuple[Claim, ...]
-    others: Tuple[Chars, ...] = ()
+    others: Tuple[CharSpan, ...] = ()
 
 
 @dataclass
@@ -33,14 +33,14 @@ class Task:
     """A text, or a window of a longer text, in which the voters find entities.
 
     text (str): The whole text of the Doc. All character offsets refer to it.
-    words (List[Chars]): The words of the window. Spans start and end at word boundaries only.
+    words (List[CharSpan]): The words of the window. Spans start and end at word boundaries only.
     demonstrations (List[Demonstration]): The demonstrations in the prompt, the most similar one last.
     failed (Dict[str, str]): The voters that failed on this task, by name, with the reason.
     calls (int): The number of LLM calls so far, see CallCounts.
     """
 
     text: str
-    words: List[Chars]
+    words: List[CharSpan]
     demonstrations: List[Demonstration] = field(default_factory=list)
     failed: Dict[str, str] = field(default_factory=dict)
     calls: int = 0
@@ -84,26 +84,28 @@ class Session(Protocol):
     passes: int
     tokens: int
 
-    def extract(self) -> Sequence[Sequence[Chars]]:
+    def extract(self) -> Sequence[Sequence[CharSpan]]:
         """List the entities (stages 1 and 2).
 
-        RETURNS (Sequence[Sequence[Chars]]): For each task, the spans that the voter takes for entities.
+        RETURNS (Sequence[Sequence[CharSpan]]): For each task, the spans that the voter takes for entities.
         """
 
-    def classify(self, spans: Sequence[Sequence[Chars]]) -> Sequence[Sequence[Mapping[str, float]]]:
+    def classify(
+        self, spans: Sequence[Sequence[CharSpan]]
+    ) -> Sequence[Sequence[Mapping[str, float]]]:
         """Classify spans (stage 3).
 
-        spans (Sequence[Sequence[Chars]]): For each task, the spans that any voter found.
+        spans (Sequence[Sequence[CharSpan]]): For each task, the spans that any voter found.
         RETURNS (Sequence[Sequence[Mapping[str, float]]]): For each span, the probability of each label.
             NONE stands for "no entity".
         """
 
     def verify(
-        self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
+        self, spans: Sequence[Sequence[CharSpan]], claims: Sequence[Sequence[Claim]]
     ) -> Sequence[Sequence[float]]:
         """Verify claims (stage 4).
 
-        spans (Sequence[Sequence[Chars]]): For each task, the spans that were classified.
+        spans (Sequence[Sequence[CharSpan]]): For each task, the spans that were classified.
         claims (Sequence[Sequence[Claim]]): For each task, claims about some of these spans.
         RETURNS (Sequence[Sequence[float]]): For each claim, the probability that it is true.
         """
@@ -158,11 +160,11 @@ class Voter(Protocol):
         saved (Mapping[str, Any]): The saved values.
         """
 
-    def word_lengths(self, text: str, words: Sequence[Chars]) -> Sequence[int]:
+    def word_lengths(self, text: str, words: Sequence[CharSpan]) -> Sequence[int]:
         """Measure words, in the unit of `capacity`.
 
         text (str): The text of a Doc.
-        words (Sequence[Chars]): Its words.
+        words (Sequence[CharSpan]): Its words.
         RETURNS (Sequence[int]): The length of each word in tokens.
         """
 

@@ -7,7 +7,8 @@ from typing import Any, Dict, Iterable, List, Optional
 from spacy.tokens import Doc, Span
 
 from ..pipeline.predictions import Prediction
-from .interfaces import Chars, Task
+from ..util import CharSpan
+from .interfaces import Task
 from .stages import Decision
 
 
@@ -16,14 +17,14 @@ class TracedPrediction(Prediction):
     """A prediction with its provenance.
 
     failed (Dict[str, str]): The voters that were left out for a part of the Doc, with the reason.
-    traces (Dict[Chars, Dict[str, Any]]): The provenance of each span, by its characters. Empty if
+    traces (Dict[CharSpan, Dict[str, Any]]): The provenance of each span, by its characters. Empty if
         `provenance` is off.
     rejected (Optional[List[Dict[str, Any]]]): The rejected spans with their provenance. None if
         `provenance` is off.
     """
 
     failed: Dict[str, str] = field(default_factory=dict)
-    traces: Dict[Chars, Dict[str, Any]] = field(default_factory=dict)
+    traces: Dict[CharSpan, Dict[str, Any]] = field(default_factory=dict)
     rejected: Optional[List[Dict[str, Any]]] = None
 
     def write_extensions(self, doc: Doc, spans_key: str) -> None:

@@ -18,8 +18,9 @@ from typing import (
 )
 
 from ..errors import DocumentError, Errors, LLMNERError
+from ..util import CharSpan
 from .call_counts import CallCounts
-from .interfaces import NONE, Chars, LabelSet, Task, Voter
+from .interfaces import NONE, LabelSet, Task, Voter
 from .polling import VoterPoll
 from .vote_calibration import corrected
 from .voter.llm_voter import ModelResidency
@@ -112,13 +113,13 @@ class Ensemble:
 
     def pre_extract(
         self, tasks: Sequence[Task], progress: Optional[Callable[[int], Any]] = None
-    ) -> List[Dict[str, List[Chars]]]:
+    ) -> List[Dict[str, List[CharSpan]]]:
         """Run stage 1: find spans without demonstrations.
 
         tasks (Sequence[Task]): The tasks, which have no demonstrations yet.
         progress (Optional[Callable[[int], Any]]): Called with the number of tasks that a voter has read
             since the last call.
-        RETURNS (List[Dict[str, List[Chars]]]): For each task, the spans found by each voter. Voters that
+        RETURNS (List[Dict[str, List[CharSpan]]]): For each task, the spans found by each voter. Voters that
             failed on the task are missing.
         """
         return self._extract(self._poll(tasks, keep=False, progress=progress), "pre_extraction")
@@ -135,15 +136,15 @@ class Ensemble:
         with closing(self._polls(tasks)) as polls:
             return [decisions for poll in polls for decisions in self._stages(poll)]
 
-    def poll(self, tasks: Sequence[Task]) -> List[Dict[Chars, SpanVotes]]:
+    def poll(self, tasks: Sequence[Task]) -> List[Dict[CharSpan, SpanVotes]]:
         """Run stages 2 and 3, without counting the votes.
 
         tasks (Sequence[Task]): The tasks with their demonstrations.
-        RETURNS (List[Dict[Chars, SpanVotes]]): For each task, the votes about each span that was found,
+        RETURNS (List[Dict[CharSpan, SpanVotes]]): For each task, the votes about each span that was found,
             without the factors in `settings`.
         RAISES (LLMNERError): See `decide`.
         """
-        out: List[Dict[Chars, SpanVotes]] = []
+        out: List[Dict[CharSpan, SpanVotes]] = []
         with closing(self._polls(tasks)) as polls:
             for poll in polls:
                 unions = [union_of(by_voter) for by_voter in self._propose(poll)]
@@ -246,13 +247,13 @@ class Ensemble:
             out.append(decisions)
         return out
 
-    def _propose(self, poll: VoterPoll) -> List[Dict[str, List[Chars]]]:
+    def _propose(self, poll: VoterPoll) -> List[Dict[str, List[CharSpan]]]:
         proposed = self._extract(poll, "extraction")
         self.check_any_left(poll.tasks)
         return proposed
 
-    def _extract(self, poll: VoterPoll, stage: str) -> List[Dict[str, List[Chars]]]:
-        out: List[Dict[str, List[Chars]]] = [{} for _ in poll.tasks]
+    def _extract(self, poll: VoterPoll, stage: str) -> List[Dict[str, List[CharSpan]]]:
+        out: List[Dict[str, List[CharSpan]]] = [{} for _ in poll.tasks]
         answers = poll.ask_all(stage, lambda session, rows: session.extract(), check=_check_spans)
         for name, of_voter in answers.items():
             for row, spans in enumerate(of_voter):
@@ -260,7 +261,7 @@ class Ensemble:
                     out[row][name] = self._inside(poll.tasks[row], spans)
         return out
 
-    def _inside(self, task: Task, spans: Sequence[Chars]) -> List[Chars]:
+    def _inside(self, task: Task, spans: Sequence[CharSpan]) -> List[CharSpan]:
         """Drop spans that don't start and end at word boundaries, and trim punctuation."""
         starts = {start: k for k, (start, _) in enumerate(task.words)}
         ends = {end: k for k, (_, end) in enumerate(task.words)}
@@ -280,7 +281,7 @@ class Ensemble:
         return sorted(out)
 
     def _classify(
-        self, poll: VoterPoll, unions: Sequence[Sequence[Chars]]
+        self, poll: VoterPoll, unions: Sequence[Sequence[CharSpan]]
     ) -> List[List[SpanVotes]]:
         votes: List[List[SpanVotes]] = [[{} for _ in u] for u in unions]
         answers = poll.ask_all(
@@ -315,7 +316,7 @@ class Ensemble:
         return out
 
     def _verify(
-        self, poll: VoterPoll, unions: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Any]]
+        self, poll: VoterPoll, unions: Sequence[Sequence[CharSpan]], claims: Sequence[Sequence[Any]]
     ) -> List[Dict[Any, float]]:
         out: List[Dict[Any, float]] = [{} for _ in poll.tasks]
         if self.settings.verifier is None:
@@ -336,8 +337,8 @@ class Ensemble:
         return out
 
 
-def union_of(proposed: Mapping[str, Sequence[Chars]]) -> List[Chars]:
-    """RETURNS (List[Chars]): The union of the spans that the voters found, in the order of the text."""
+def union_of(proposed: Mapping[str, Sequence[CharSpan]]) -> List[CharSpan]:
+    """RETURNS (List[CharSpan]): The union of the spans that the voters found, in the order of the text."""
     return sorted({span for spans in proposed.values() for span in spans})
 
 
@@ -346,7 +347,7 @@ def _has_letter(task: Task, word: int) -> bool:
     return any(c.isalnum() for c in task.text[start:end])
 
 
-def _check_spans(answer: Sequence[Chars]) -> None:
+def _check_spans(answer: Sequence[CharSpan]) -> None:
     for start, end in answer:
         # These raise if a boundary is not a whole number.
         index(start)

@@ -8,7 +8,8 @@ from spacy.tokens import Doc
 from ..errors import LLMNERError
 from ..pipeline.windows import cut_into_windows, may_start_sentence
 from ..retrieval.examples import LabelledText
-from .interfaces import Chars, LabelSet, Task, Voter
+from ..util import CharSpan
+from .interfaces import LabelSet, Task, Voter
 from .pos_weights import span_weight
 from .voter.llm_voter import ModelResidency
 
@@ -45,7 +46,7 @@ def read_tasks(
 
 def word_shares(
     text: str,
-    words: Sequence[Chars],
+    words: Sequence[CharSpan],
     voters: Sequence[Voter],
     residency: ModelResidency,
     label_set: LabelSet,
@@ -54,7 +55,7 @@ def word_shares(
     """Compute the share of a window that each word takes, for the voter for which it is the largest.
 
     text (str): The text.
-    words (Sequence[Chars]): Its words.
+    words (Sequence[CharSpan]): Its words.
     voters (Sequence[Voter]): The voters.
     residency (ModelResidency): Decides which LLMs are in memory.
     label_set (LabelSet): The requested labels.
@@ -96,10 +97,10 @@ class DocTasks:
         """RETURNS (LabelledText): The query for demonstrations of a task."""
         return LabelledText(task.window_text, doc_id=self.doc_id)
 
-    def weights(self, spans: Sequence[Chars], weights: Mapping[str, Any]) -> List[float]:
+    def weights(self, spans: Sequence[CharSpan], weights: Mapping[str, Any]) -> List[float]:
         """Weigh spans by the part of speech of their head, see `span_weight`.
 
-        spans (Sequence[Chars]): Spans of the Doc.
+        spans (Sequence[CharSpan]): Spans of the Doc.
         weights (Mapping[str, Any]): The weights from `check_weights`.
         RETURNS (List[float]): The weight of each span.
         """

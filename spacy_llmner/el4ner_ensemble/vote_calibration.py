@@ -13,7 +13,8 @@ from itertools import product
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 from ..pipeline.spans import Mention, filter_overlapping
-from .interfaces import NONE, Chars
+from ..util import CharSpan
+from .interfaces import NONE
 from .voting import count_votes
 
 Factors = Dict[str, Dict[str, float]]
@@ -29,13 +30,13 @@ ROUNDS = 2
 class VotedText(NamedTuple):
     """A text with the votes about its spans.
 
-    probabilities (Mapping[Chars, Mapping[str, Mapping[str, float]]]): By span, voter and label, the
+    probabilities (Mapping[CharSpan, Mapping[str, Mapping[str, float]]]): By span, voter and label, the
         probability that the voter gave.
-    gold (Mapping[Chars, str]): The label of each annotated entity, by span.
+    gold (Mapping[CharSpan, str]): The label of each annotated entity, by span.
     """
 
-    probabilities: Mapping[Chars, Mapping[str, Mapping[str, float]]]
-    gold: Mapping[Chars, str]
+    probabilities: Mapping[CharSpan, Mapping[str, Mapping[str, float]]]
+    gold: Mapping[CharSpan, str]
 
 
 class VoteCalibration(NamedTuple):
@@ -157,7 +158,7 @@ def _factors(ratios: Factors, strength: float, none: float) -> Factors:
 
 
 def _voted(
-    probabilities: Mapping[Chars, Mapping[str, Mapping[str, float]]],
+    probabilities: Mapping[CharSpan, Mapping[str, Mapping[str, float]]],
     weights: Mapping[str, float],
     labels: Sequence[str],
     how: str,

@@ -4,6 +4,7 @@ The method is EMBER (arXiv 2403.11747).
 """
 
 from dataclasses import asdict
+from threading import Lock
 from typing import (
     Any,
     Callable,
@@ -46,6 +47,7 @@ from .streaming.streamer import EmberStreamer, follow_generation
 
 # Words per forward pass of the probe, padding included.
 PADDED_WORDS = 8192
+_MOVING = Lock()
 
 
 @Language.factory("ember_probe", default_config=DEFAULT_CONFIG, **FACTORY_META)
@@ -174,7 +176,6 @@ class EmberProbe(LLMNERPipe):
         self._check_settings()
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
-        predictor.probe.eval()
         # Features take about 10 to 100 KB per word, so only those of a few thousand words are in memory.
         for indices in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
             group_docs = [docs[i] for i in indices]
@@ -198,9 +199,9 @@ class EmberProbe(LLMNERPipe):
         """RETURNS (Predictor): The trained probe with its LLM and the current settings.
         RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
-        probe: Any = self.trained_probe()
+        probe = self.trained_probe()
         llm = self.shared_llm()
-        probe.to(llm.device)
+        self._move_probe(llm.device)
         return Predictor(
             name=self.name,
             llm=llm,
@@ -213,6 +214,13 @@ class EmberProbe(LLMNERPipe):
             spans_key=self.cfg["spans_key"],
             overwrite=self.cfg["overwrite"],
         )
+
+    def _move_probe(self, device: torch.device) -> None:
+        # Only if it is elsewhere: `to` rebuilds the list of the GRU's weights, which other threads use.
+        with _MOVING:
+            tensors = [*self.module.parameters(), *self.module.buffers()]
+            if any(tensor.device != device for tensor in tensors):
+                self.module.to(device)
 
     def update(
         self,

@@ -1,20 +1,24 @@
 """Load an LLM's weights and tokenizer from a folder or a hub id."""
 
-import hashlib
 import json
+import warnings
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, build_hf_headers, get_session
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..errors import Errors, LLMNERError, LLMNotFoundError
+from ..errors import Errors, LLMNERError, LLMNotFoundError, Warnings
 from ..models import catalogue
 from .attention import ATTENTION
+from .fingerprint import fingerprint_of, sampled_fingerprint_of
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
@@ -43,6 +47,7 @@ class LoadedLLM:
     model (PreTrainedModel): A causal LM of transformers.
     tokenizer (LLMTokenizer): Encodes text to ids with exact character offsets.
     fingerprint (str): Identifies the weights, independent of their dtype and device.
+    sampled_fingerprint (str): The same as version 0.1.0 computed it, from samples of the weights.
     views (Dict[ViewKey, Module]): The views created so far. See `llm/views.py`.
     prefixes (WeakKeyDictionary[Module, Dict[Tuple[int, ...], KVCache]]): By view: the cached keys and
         values of prefixes.
@@ -52,6 +57,7 @@ class LoadedLLM:
     model: Any
     tokenizer: LLMTokenizer
     fingerprint: str
+    sampled_fingerprint: str = ""
     views: Dict[ViewKey, nn.Module] = field(default_factory=dict, repr=False)
     prefixes: Prefixes = field(default_factory=WeakKeyDictionary, repr=False)
 
@@ -82,6 +88,21 @@ class LoadedLLM:
         """RETURNS (str): The name of the model's attribute for its decoder."""
         name = self.model.base_model_prefix  # for Gemma3, the prefix of its multimodal class
         return name if hasattr(self.model, name) else "model"
+
+    def has_fingerprint(self, saved: str, name: str) -> bool:
+        """Compare the LLM with a saved fingerprint. Warn if it is one of version 0.1.0, which covers only
+        samples of the weights.
+
+        saved (str): The fingerprint.
+        name (str): What was saved with it, for messages.
+        RETURNS (bool): Whether it is the fingerprint of this LLM.
+        """
+        if saved == self.fingerprint:
+            return True
+        if saved != self.sampled_fingerprint:
+            return False
+        warnings.warn(Warnings.W014.format(name=name), stacklevel=2)
+        return True
 
     def check_finite(self, values: Any) -> None:
         """Check the LLM's output for NaN.
@@ -130,14 +151,32 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     RAISES (MemoryError): If it does not fit into memory.
     """
     path = resolve_path(spec.name, spec.revision)
+    # Tensors created in inference mode could never be trained on, and another component may want that.
+    with torch.inference_mode(False):
+        model, hf_tokenizer = _from_pretrained(spec, path)
+    _check_tokenizer(spec, hf_tokenizer, model)
+    weights = (path, spec.revision, model.config)
+    return LoadedLLM(
+        spec,
+        model,
+        LLMTokenizer(hf_tokenizer),
+        fingerprint_of(*weights),
+        sampled_fingerprint_of(*weights),
+    )
+
+
+def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
+    """RETURNS (Tuple[PreTrainedModel, PreTrainedTokenizer]): The frozen model and its tokenizer."""
+    # Without an answer, transformers would ask on the standard input whether to run a folder's own code.
+    settings: Dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
     try:
-        hf_tokenizer = AutoTokenizer.from_pretrained(path, revision=spec.revision, use_fast=True)
+        hf_tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
-            revision=spec.revision,
             torch_dtype=DTYPES[spec.dtype],
             attn_implementation=ATTENTION,
             output_loading_info=True,
+            **settings,
         )
     except Exception as e:
         if _out_of_memory(e):  # not the folder's fault
@@ -146,33 +185,84 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     if info["missing_keys"]:  # transformers initializes them at random
         reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
         raise LLMNERError(Errors.E004.format(path=path, reason=reason))
-    if not hf_tokenizer.is_fast:
-        raise LLMNERError(Errors.E011.format(name=spec.name))
     if not hasattr(model.config, "num_hidden_layers"):  # text and images in one model
         reason = f"no list of decoder layers was found in {type(model).__name__}"
         raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, reason=reason))
-    model.eval().requires_grad_(False).to(spec.device)
-    fingerprint = fingerprint_of(path, spec.revision, model)
-    return LoadedLLM(spec, model, LLMTokenizer(hf_tokenizer), fingerprint)
+    return model.eval().requires_grad_(False).to(spec.device), hf_tokenizer
+
+
+def _check_tokenizer(spec: LLMSpec, hf_tokenizer: Any, model: Any) -> None:
+    """RAISES (LLMNERError): If a tokenizer has no offsets, or encodes text to ids without an embedding."""
+    if not hf_tokenizer.is_fast:
+        raise LLMNERError(Errors.E011.format(name=spec.name))
+    n_rows = model.get_input_embeddings().weight.shape[0]
+    if len(hf_tokenizer) <= n_rows:
+        return
+    # Text is never encoded to special tokens: some LLMs, such as Gemma 3, have more of these than rows.
+    special = set(hf_tokenizer.all_special_ids) | {
+        i for i, token in hf_tokenizer.added_tokens_decoder.items() if token.special
+    }
+    vocab = hf_tokenizer.get_vocab()
+    beyond = {i: token for token, i in vocab.items() if i >= n_rows and i not in special}
+    if beyond:
+        first = min(beyond)
+        raise LLMNERError(
+            Errors.E112.format(
+                name=spec.name, n=len(vocab), rows=n_rows, token=beyond[first], first=first
+            )
+        )
 
 
 def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
     """RETURNS (LLMNERError): An error that explains why transformers can't load the LLM."""
     try:
-        config = AutoConfig.from_pretrained(path, revision=spec.revision)
+        config = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=False)
     except Exception:
         config = None
+    reason = f"{type(error).__name__}: {error}"
+    folder = Path(path)
+    if folder.is_dir() and config is None and "auto_map" in _read_json(folder / "config.json"):
+        reason = "its config.json asks for code of its own (auto_map), which is not run"
+        model_type = _read_json(folder / "config.json").get("model_type", "unknown")
+        return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
     causal = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # such as BERT
         reason = "it is not a causal LM whose attention can be replaced"
         return LLMNERError(Errors.E007.format(model_type=config.model_type, reason=reason))
-    reason = f"{type(error).__name__}: {error}"
-    if Path(path).is_dir():
+    if folder.is_dir():
+        if _is_broken_generation_config(folder):
+            reason = f"generation_config.json has invalid values: {error}"
         return LLMNERError(Errors.E004.format(path=path, reason=reason))
-    name = f"'{spec.name}'" + (f" of revision '{spec.revision}'" if spec.revision else "")
+    return _not_found(spec.name, spec.revision, reason)
+
+
+def _is_broken_generation_config(folder: Path) -> bool:
+    if not (folder / "generation_config.json").exists():
+        return False
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except Exception:
+        return True
+    return False
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _not_found(name: str, revision: Optional[str], reason: str) -> LLMNotFoundError:
     known = [n for n, m in catalogue.CATALOGUE.items() if m.kind == "causal-lm"]
+    nearest = get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
+    shown = f"'{name}'" + (f" of revision '{revision}'" if revision else "")
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return LLMNotFoundError(
-        Errors.E003.format(name=name, known=", ".join(known), reason=reason, first=known[0])
+        Errors.E003.format(
+            name=shown, known=", ".join(known), reason=reason, hint=hint, first=known[0]
+        )
     )
 
 
@@ -184,34 +274,8 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def fingerprint_of(path: str, revision: Optional[str], model: Any) -> str:
-    """Hash the model's dimensions and samples of its weight files. This takes only a few reads, even for
-    70 B parameters.
-
-    Hashing the values in memory would not work, since they depend on the dtype they were loaded in.
-    RETURNS (str): 16 hexadecimal digits.
-    """
-    config = model.config
-    digest = hashlib.sha256()
-    shape = [config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size]
-    digest.update(json.dumps(shape).encode())
-    if not Path(path).is_dir():
-        from transformers.utils import cached_file
-
-        path = str(Path(str(cached_file(path, "config.json", revision=revision))).parent)
-    files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
-    for file in files:
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as f:
-            for start in range(0, size, max(size // 8, 1 << 16)):
-                f.seek(start)
-                digest.update(f.read(1 << 16))
-    return digest.hexdigest()[:16]
-
-
 def resolve_path(name: str, revision: Optional[str] = None) -> str:
-    """Find an LLM's weights without using the network.
+    """Find an LLM's weights. A hub id that is not in the local cache is looked up on the hub, once.
 
     name (str): Local folder, name from the catalogue, or hub id.
     revision (Optional[str]): Revision of a hub id.
@@ -220,9 +284,17 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
     RAISES (LLMNotFoundError): If the LLM is not there. For a name from the catalogue, the message has the
         command that downloads it.
     """
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise LLMNotFoundError(Errors.E004.format(path=name, reason="no config.json"))
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            reason = "no config.json"
+            if (folder / "adapter_config.json").exists():
+                base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+                reason = (
+                    f"{reason}, but an adapter_config.json: this is a LoRA adapter of '{base}'. Merge it "
+                    "into that model (peft's merge_and_unload), and use the folder of the merged model"
+                )
+            raise LLMNotFoundError(Errors.E004.format(path=name, reason=reason))
         return name
     if name in catalogue.CATALOGUE:
         path = catalogue.path_of(name)
@@ -230,4 +302,28 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
             command = catalogue.CATALOGUE[name].command
             raise LLMNotFoundError(Errors.E002.format(name=name, command=command))
         return str(path)
+    missing = _missing_on_hub(name, revision)
+    if missing is not None:
+        raise _not_found(name, revision, missing)
     return name
+
+
+def _missing_on_hub(name: str, revision: Optional[str]) -> Optional[str]:
+    """Look for a hub id. transformers would ask for several files and repeat each request for a minute.
+
+    RETURNS (Optional[str]): Why it can't be had; None if it is in the local cache or on the hub, or if
+        transformers has to find out.
+    """
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return None
+        url = hf_hub_url(name, "config.json", revision=revision)
+    except HFValidationError:
+        return "not a valid hub id"
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is switched off by HF_HUB_OFFLINE"
+    try:
+        answer = get_session().head(url, headers=build_hf_headers(), timeout=10)
+    except Exception as e:
+        return f"the hub can't be reached: {type(e).__name__}"
+    return f"the hub answers {answer.status_code}" if answer.status_code >= 400 else None

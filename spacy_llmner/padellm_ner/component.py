@@ -310,9 +310,6 @@ class PaDeLLM(AdapterPipe):
         self.start_adapter(llm)
         self.check_corpus(examples)
 
-    def labels_of(self, eg: Example) -> List[str]:
-        return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
-
     def make_training_batch(self, examples: List[Example]) -> List[Packed]:
         return [packed for eg in examples for packed in self._packed(eg)]
 

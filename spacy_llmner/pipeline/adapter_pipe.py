@@ -103,6 +103,9 @@ class AdapterPipe(LLMNERPipe):
         """RETURNS (Any): The component's prompt encoder for an LLM."""
         raise NotImplementedError
 
+    def labels_of(self, eg: Example) -> List[str]:
+        return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
+
     def build(self) -> Adapter:
         return Adapter(self.cfg["shapes"])
 

@@ -172,7 +172,9 @@ class LLMNERPipe(TrainablePipe):
             raise LLMNotFoundError(Errors.E001.format(component=self.name))
         llm = self.llm.load()
         trained = self.cfg["llm"]
-        if trained and trained["fingerprint"] != llm.fingerprint:
+        if not trained or trained["fingerprint"] == llm.fingerprint:
+            return llm
+        if not llm.has_fingerprint(trained["fingerprint"], self.name):
             raise LLMMismatchError(
                 Errors.E008.format(
                     name=self.name,
@@ -182,6 +184,8 @@ class LLMNERPipe(TrainablePipe):
                     given_print=llm.fingerprint,
                 )
             )
+        # So that saving the pipeline again saves the present fingerprint.
+        self.cfg["llm"] = {**trained, "fingerprint": llm.fingerprint}
         return llm
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:

@@ -18,7 +18,6 @@ from ..llm.packing import Packed
 from ..llm.registry import LLM
 from ..pipeline.adapter_pipe import AdapterCache, check_llm
 from ..pipeline.base import FACTORY_META
-from ..pipeline.gold import gold_mentions
 from ..pipeline.labels import check_labels, doc_labels
 from ..pipeline.predictions import Prediction
 from ..pipeline.settings import fill_settings
@@ -319,9 +318,6 @@ class RAIT(ExamplePipe):
             self.add_examples((eg.reference for eg in examples), progress=len(examples) > 1000)
         self.start_adapter(llm)
         self.check_corpus(examples)
-
-    def labels_of(self, eg: Example) -> List[str]:
-        return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
 
     def make_prompt_encoder(self, llm: LoadedLLM) -> ConversationEncoder:
         check_llm(self.name, self.settings.adapter, llm)

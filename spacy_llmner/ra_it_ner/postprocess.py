@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Sequence, Tuple
 
 from ..pipeline.spans import Mention, assign_occurrences
-
-Offsets = Tuple[int, int]
+from ..util import CharSpan
 
 
 @dataclass
@@ -20,7 +19,7 @@ class ListedString:
     log_prob (float): Log-probability that the LLM lists it, over the allowed tokens.
     """
 
-    occurrences: List[Offsets]
+    occurrences: List[CharSpan]
     log_prob: float
 
 
@@ -36,7 +35,7 @@ def mentions_of(
     RETURNS (Tuple[List[Mention], int]): The mentions, and the number of strings that were dropped
         because no occurrence was left for them.
     """
-    best: Dict[Offsets, float] = {}
+    best: Dict[CharSpan, float] = {}
     n_lost = 0
     first = assign_occurrences(listed) if ordered else []
     for k, answer in enumerate(listed):
@@ -74,8 +73,8 @@ def parse_list(answer: str) -> List[str]:
 
 
 def find_strings(
-    text: str, strings: Sequence[str], bounds: Sequence[Offsets]
-) -> List[List[Offsets]]:
+    text: str, strings: Sequence[str], bounds: Sequence[CharSpan]
+) -> List[List[CharSpan]]:
     """Find the occurrences of strings in a text that begin and end at word boundaries.
 
     text (str): The text.

@@ -15,8 +15,8 @@ from ..errors import Errors, LLMNERError, LLMNotFoundError, wrong
 from ..llm.spec import LLMSpec
 from ..llm.tokenization import trim_offsets
 from ..models import catalogue
-from ..util import batches_by_length
-from .pooling import Chars, fill_spans, span_mean, unit
+from ..util import CharSpan, batches_by_length
+from .pooling import fill_spans, span_mean, unit
 
 DEFAULT = "all-minilm-l6-v2"
 # Number of texts that are tokenized and sorted by length together.
@@ -89,7 +89,7 @@ class SentenceEncoder:
         return out
 
     def encode_spans(
-        self, texts: Sequence[str], spans: Sequence[Sequence[Chars]]
+        self, texts: Sequence[str], spans: Sequence[Sequence[CharSpan]]
     ) -> List[np.ndarray]:
         """Embed spans in the context of their texts. The vector of a span is the mean of the vectors of its
         tokens, including tokens that are only partly inside. A span beyond the model's window is embedded

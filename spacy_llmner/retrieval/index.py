@@ -258,7 +258,11 @@ class ExampleIndex:
 
     def _check_encoder(self) -> None:
         made_by = self._made_by
-        if made_by and made_by["fingerprint"] != self.encoder.fingerprint:
+        if not made_by or made_by["fingerprint"] == self.encoder.fingerprint:
+            return
+        if made_by["fingerprint"] == getattr(self.encoder, "former_fingerprint", None):
+            self._made_by = {**made_by, "fingerprint": self.encoder.fingerprint}
+        else:
             message = Errors.E052.format(
                 trained=made_by["name"],
                 trained_print=made_by["fingerprint"],

@@ -12,7 +12,8 @@ from ..llm.hidden_states import FeatureSpec, read_texts
 from ..llm.loading import LoadedLLM
 from ..llm.registry import LLM, as_llm
 from ..llm.tokenization import Encoding
-from .pooling import Chars, fill_spans, span_mean, unit
+from ..util import CharSpan
+from .pooling import fill_spans, span_mean, unit
 
 # Number of texts that are read together. Their hidden states are in memory at the same time.
 CHUNK = 64
@@ -88,7 +89,7 @@ class LLMEncoder:
         return out
 
     def encode_spans(
-        self, texts: Sequence[str], spans: Sequence[Sequence[Chars]]
+        self, texts: Sequence[str], spans: Sequence[Sequence[CharSpan]]
     ) -> List[np.ndarray]:
         """Embed spans in the context of their texts. The vector of a span is the mean of the vectors of its
         tokens, including tokens that are only partly inside. A span beyond the first 512 tokens is embedded
@@ -112,6 +113,12 @@ class LLMEncoder:
         """RETURNS (str): The fingerprint of the LLM's weights, and the layer. Loads the LLM."""
         llm = self.llm.load()
         return f"{llm.fingerprint}-{self._layer_of(llm)}"
+
+    @property
+    def former_fingerprint(self) -> str:
+        """RETURNS (str): The fingerprint that version 0.1.0 saved for the same weights."""
+        llm = self.llm.load()
+        return f"{llm.sampled_fingerprint}-{self._layer_of(llm)}"
 
     @property
     def width(self) -> int:

@@ -5,8 +5,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-# The first character of a span, and one past its last character.
-Chars = Tuple[int, int]
+from ..util import CharSpan
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -20,7 +19,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def span_mean(
-    tokens: torch.Tensor, starts: np.ndarray, ends: np.ndarray, span: Chars
+    tokens: torch.Tensor, starts: np.ndarray, ends: np.ndarray, span: CharSpan
 ) -> Optional[np.ndarray]:
     """Compute the vector of a span: the mean of the vectors of the tokens that overlap it.
 
@@ -38,7 +37,10 @@ def span_mean(
 
 
 def fill_spans(
-    found: Sequence[List[Any]], texts: Sequence[str], spans: Sequence[Sequence[Chars]], encoder: Any
+    found: Sequence[List[Any]],
+    texts: Sequence[str],
+    spans: Sequence[Sequence[CharSpan]],
+    encoder: Any,
 ) -> List[np.ndarray]:
     """Embed the spans that have no vector like texts, and normalize all vectors.
 

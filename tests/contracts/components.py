@@ -36,6 +36,7 @@ class Component:
     exact (bool): The trained pipeline finds exactly the entities of its training texts.
     data (Any): What the trained pipeline was trained on.
     n_llms (int): LLMs of the trained pipeline.
+    text (str): A text in which the trained pipeline finds entities, some of them in tokens 1 to 3 or 5.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Component:
     exact: bool = False
     data: Any = tuple(TRAIN)
     n_llms: int = 1
+    text: str = TEXTS[0]
 
     @property
     def llm_setting(self) -> str:
@@ -79,7 +81,7 @@ COMPONENTS = [
     Component(
         "ember_probe",
         make_ember_probe,
-        layer=lambda pipe: pipe.shared_llm().decoder.layers[-1].mlp,
+        layer=lambda pipe: pipe.shared_llm().decoder.layers[0].mlp,
         exact=True,
     ),
     Component(
@@ -112,6 +114,7 @@ COMPONENTS = [
         open=True,
         trainable=False,
         n_llms=2,
+        text=TEXTS[4],
     ),
 ]
 BY_NAME = {component.name: component for component in COMPONENTS}

@@ -115,17 +115,18 @@ def test_n_process(trained):
 
 def test_disabled(component, trained, saved):
     """It leaves nothing on a Doc, and comes back as it was."""
-    before = trained(TEXTS[0])
+    text = component.text
+    before = trained(text)
     assert before.ents
     with trained.select_pipes(disable=[component.name]):
-        docs = [trained(TEXTS[0]), *trained.pipe(TEXTS[:1])]
-    docs += trained.pipe(TEXTS[:1], disable=[component.name])
+        docs = [trained(text), *trained.pipe([text])]
+    docs += trained.pipe([text], disable=[component.name])
     loaded = spacy.load(saved, disable=[component.name])
-    docs += [loaded(TEXTS[0]), spacy.load(saved, exclude=[component.name])(TEXTS[0])]
+    docs += [loaded(text), spacy.load(saved, exclude=[component.name])(text)]
     for doc in docs:
         assert not doc.ents and not doc.spans and doc._.llmner_examples is None
     loaded.enable_pipe(component.name)
-    assert_same_docs([trained(TEXTS[0]), loaded(TEXTS[0])], [before, before])
+    assert_same_docs([trained(text), loaded(text)], [before, before])
 
 
 @kinds()
@@ -215,9 +216,9 @@ def test_one_bad_document_costs_no_other(component, trained, pipe, monkeypatch):
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_overwrite(component, trained, pipe, monkeypatch, overwrite):
     """Entities that overlap old ones are left out of doc.ents, but not of doc.spans."""
-    alone = trained(TEXTS[0])
+    alone = trained(component.text)
     monkeypatch.setitem(pipe.cfg, "overwrite", overwrite)
-    doc = trained.make_doc(TEXTS[0])
+    doc = trained.make_doc(component.text)
     doc.ents = [Span(doc, 1, 4, label="OLD"), Span(doc, 5, 6, label="OLD")]
     old = entities(doc)
     taken = [{1, 2, 3, 5}.intersection(range(ent.start, ent.end)) for ent in alone.ents]
@@ -244,7 +245,7 @@ def test_overwrite(component, trained, pipe, monkeypatch, overwrite):
     "el4ner_ensemble/trained",
 )
 def test_spans_with_scores(nlp):
-    doc = nlp(TEXTS[0])
+    doc = nlp(BY_NAME[nlp.pipe_names[0]].text)
     group = doc.spans["llmner"]
     assert len(group.attrs["scores"]) == len(group) >= len(doc.ents) > 0
     found = {(s.start, s.end, s.label_): x for s, x in zip(group, group.attrs["scores"])}
@@ -262,19 +263,19 @@ def test_spans_with_scores(nlp):
         assert len(doc.ents) == 3
 
 
-def test_spans_key(trained, pipe, monkeypatch):
+def test_spans_key(component, trained, pipe, monkeypatch):
     monkeypatch.setitem(pipe.cfg, "spans_key", "mine")
-    doc = trained(TEXTS[0])
+    doc = trained(component.text)
     assert "llmner" not in doc.spans and doc.ents
     found = scores(doc, "mine")
     for ent, key in zip(doc.ents, entities(doc)):
         assert ent._.score == found[key]
 
 
-def test_nothing_heavy_on_the_doc(trained):
-    doc = trained(TEXTS[0])
+def test_nothing_heavy_on_the_doc(component, trained):
+    doc = trained(component.text)
     assert doc.tensor.size == 0
-    assert len(doc.to_bytes()) < len(spacy.blank("en")(TEXTS[0]).to_bytes()) + 1500
+    assert len(doc.to_bytes()) < len(spacy.blank("en")(component.text).to_bytes()) + 1500
 
 
 @pytest.mark.parametrize(
@@ -303,30 +304,36 @@ def test_lower_thresholds_find_more(nlp, monkeypatch, setting):
     assert n == sorted(n) and n[-1] > n[0]
 
 
+SENTENCES = [
+    ("王小明在北京大学学习。", [(0, 3, "PER"), (4, 8, "ORG")]),
+    ("他住在上海。", [(3, 5, "LOC")]),
+]
+WITH_EXAMPLES = [
+    ("林小燕在成都住。", [(0, 3, "PER"), (4, 6, "LOC")]),
+    ("她喜欢茶。", []),
+    ("从成都到海城。", [(1, 3, "LOC"), (4, 6, "LOC")]),
+]
+WORDS = {"PER": "人名", "ORG": "组织", "LOC": "地点"}
 CHINESE = {
-    "ember_probe": {"width": 32},
-    "padellm_ner": {
-        "template": "published_zh",
-        "label_words": {"PER": "名称", "ORG": "组织", "LOC": "地点"},
-    },
-    "ra_it_ner": {
-        "conversation": "published_zh",
-        "label_words": {"PER": "人名", "ORG": "组织", "LOC": "地点"},
-        "system": "",
-    },
+    "ember_probe": (SENTENCES, {"width": 32}),
+    "padellm_ner": (SENTENCES, {"template": "published_zh", "label_words": WORDS}),
+    "ra_it_ner": (
+        WITH_EXAMPLES,
+        {
+            "conversation": "published_zh",
+            "label_words": WORDS,
+            "system": "",
+            "cfg": {"random_k": True, "least_negatives": 1},
+        },
+    ),
 }
 
 
 @only(TRAINABLE)
 def test_chinese(component, make):
     """By characters; the LLM reads the published prompts in Chinese."""
-    data = [
-        ("王小明在北京大学学习。", [(0, 3, "PER"), (4, 8, "ORG")]),
-        ("他住在上海。", [(3, 5, "LOC")]),
-        ("她喜欢茶。", []),
-        ("从成都到海城。", [(1, 3, "LOC"), (4, 6, "LOC")]),
-    ]
-    nlp = initialized(make(lang="zh", **CHINESE[component.name]), data)
+    data, settings = CHINESE[component.name]
+    nlp = initialized(make(lang="zh", **settings), data)
     examples, sgd = make_examples(nlp, data), make_sgd(0.01, grad_clip=1.0)
     for _ in range(40):
         nlp.update(examples, sgd=sgd)

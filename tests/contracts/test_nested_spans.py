@@ -37,7 +37,7 @@ def test_nested_spans(nlp):
         shown = pipe_of(nlp).index.examples
         assert shown[0].entities == ((0, 10, "LOC"), (0, 15, "ORG"), (23, 33, "LOC"))
     sgd = make_sgd(0.02, grad_clip=1.0)
-    for _ in range(45):
+    for _ in range(45 if pipe_of(nlp).name == "ra_it_ner" else 30):
         nlp.update(examples, sgd=sgd)
     for text, spans in NESTED:
         doc = nlp(text)

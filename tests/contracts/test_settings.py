@@ -168,10 +168,11 @@ def test_no_llm_set(component):
     nlp = spacy.blank("en")
     config = {"llms": {"a": {"@misc": "spacy_llmner.Voter.v1"}}} if "llms" in component.llm else {}
     pipe = nlp.add_pipe(component.name, config=config)
-    with pytest.raises(LLMNERError, match="no labels") as raised:
-        nlp("Some text")
-    assert "fit(" not in str(raised.value)
-    assert ("spacy train" in str(raised.value)) is not component.open
+    if component.name != "ra_it_ner":  # which looks for its LLM first
+        with pytest.raises(LLMNERError, match="no labels") as raised:
+            nlp("Some text")
+        assert "fit(" not in str(raised.value)
+        assert ("spacy train" in str(raised.value)) is not component.open
     match = rf"{component.name}\.{component.llm}"
     with pytest.raises(LLMNotFoundError, match=match):
         initialized(nlp)

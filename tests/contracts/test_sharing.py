@@ -68,7 +68,8 @@ def break_forward(nlp, layer):
 def pair(component, make, trained):
     """A pipeline with two instances of the component. RETURNS (Tuple[Language, Language]): It, and
     another one with the second instance alone."""
-    config = make(cfg={"spans_key": "second"}).get_pipe_config(component.name)
+    cfg = {} if component.trainable else {"labels": ["THING", "TEA"]}
+    config = make(cfg={"spans_key": "second", **cfg}).get_pipe_config(component.name)
     alone = spacy.blank("en")
     alone.add_pipe(config.pop("factory"), name="second", config=config)
     initialized(alone, THINGS)

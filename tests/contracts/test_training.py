@@ -163,7 +163,7 @@ def test_loss_falls(component, nlp):
 
 
 @only(TRAINABLE)
-def test_gradients_add_up(nlp):
+def test_gradients_add_up(component, nlp):
     """Two updates without an optimizer leave the sum of their gradients; one step uses it up."""
     pipe = pipe_of(nlp)
     examples = make_examples(nlp)
@@ -175,7 +175,9 @@ def test_gradients_add_up(nlp):
     nlp.update(second, sgd=False)
     assert same_state(before, state_of(nlp))
     for name, grad in gradients(pipe).items():
-        assert torch.allclose(grad, a[name] + b[name], atol=1e-6), name
+        # The many questions of ra_it_ner add up in another order.
+        atol = 3e-6 if component.name == "ra_it_ner" else 1e-6
+        assert torch.allclose(grad, a[name] + b[name], atol=atol), name
     pipe.finish_update(make_sgd())
     after = state_of(nlp)
     assert not same_state(before, after)
@@ -320,9 +322,10 @@ def test_windows_that_are_not_learnt_are_reported(component, make, recwarn):
     match = f"'{component.name}' .* 3 of {n} windows .* 3 contain tokens that are not annotated"
     with pytest.warns(UserWarning, match=match):
         nlp.initialize(lambda: [*known, *bare, *misaligned])
-    with pytest.raises(
-        LLMNERError, match=f"'{component.name}' cannot learn anything .*of 3 windows of text, 3 "
-    ):
+    match = f"'{component.name}' cannot learn anything .*of 3 windows of text, 3 "
+    if component.name == "ra_it_ner":  # it counts only entities that can be learnt
+        match = "None of the training examples"
+    with pytest.raises(LLMNERError, match=match):
         nlp.initialize(lambda: [*bare, *misaligned])
 
 

@@ -94,6 +94,14 @@ def test_unknown_names_in_cfg(setting, value, match):
         pipe.initialize(lambda: make_examples(nlp))
 
 
+def test_labels_that_cannot_be_encoded():
+    match = (
+        r"`labels` of 'el4ner.*' is \['PER', '\\ud800'\], but must be words that UTF-8 can encode"
+    )
+    with pytest.raises(LLMNERError, match=match):
+        make_mock_nlp({"a": MockVoter()}, labels=["PER", "\ud800"])
+
+
 def test_some_pos_weights_in_cfg():
     nlp, pipe = make_mock_nlp({"a": MockVoter({"Oskar": {"PER": 1.0}})})
     pipe.cfg["pos_weights"] = {"noun": 3.0}

@@ -104,8 +104,8 @@ def test_stream_does_not_wait_for_other_labels(wild, monkeypatch):
     """What is written first is told first, while the LLM goes on with the rest."""
     pipe = wild.get_pipe("padellm_ner")
     made = []
-    decoder = pipe._decoder
-    monkeypatch.setattr(pipe, "_engine", lambda: made.append(decoder()) or made[-1])
+    engine = pipe._engine
+    monkeypatch.setattr(pipe, "_engine", lambda: made.append(engine()) or made[-1])
     early = 0
     for text in TEXTS:
         passes = [made[-1][0].passes for _ in pipe.stream(text)]
@@ -148,7 +148,8 @@ def test_stream_may_be_left(trained):
 def test_mentions_without_a_place_are_counted(trained_published, caplog, monkeypatch):
     """They are dropped and logged, never guessed."""
     monkeypatch.setattr(
-        "spacy_llmner.padellm_ner.postprocess.place", lambda written: [(-1, -1)] * len(written)
+        "spacy_llmner.padellm_ner.postprocess.assign_occurrences",
+        lambda decoded: [(-1, -1)] * len(decoded),
     )
     with caplog.at_level(logging.DEBUG, "spacy_llmner"):
         doc = trained_published(TEXTS[0])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.padellm_ner.templates import max_text_tokens
+from spacy_llmner.padellm_ner.templates import TEMPLATES, max_text_tokens
 from spacy_llmner.pipeline.windows import drop_unreadable, read_windows
 from tests.helpers import NASTY
 from tests.padellm_ner.helpers import make_prompt_encoder
@@ -15,9 +15,14 @@ NLP = spacy.blank("en")
 TEXT = "Ada met Bo. They left Bonn! Nobody came? Rain fell on Rome. Bo and Ada spoke."
 
 
+@pytest.fixture(scope="module", params=sorted(TEMPLATES))
+def prompt_encoder(request, tiny_tokenizers):
+    return make_prompt_encoder(tiny_tokenizers["byte-level"], request.param)
+
+
 @pytest.fixture(scope="module")
-def tokenizer(compact):
-    return compact.tokenizer
+def tokenizer(tiny_tokenizers):
+    return make_prompt_encoder(tiny_tokenizers["byte-level"]).tokenizer
 
 
 def texts_of(doc, windows):

@@ -23,8 +23,8 @@ from ...pipeline.windows import may_start_sentence
 from ...retrieval.encoder import SentenceEncoder
 from ...retrieval.examples import LabelledText, PoolText
 from ...retrieval.index import META, ExampleIndex, incomplete_pool
-from ...util import replaced
-from ..interfaces import Chars, Demonstration
+from ...util import CharSpan, replaced
+from ..interfaces import Demonstration
 
 SPANS, VECTORS = "spans.json", "spans.safetensors"
 
@@ -35,11 +35,11 @@ class PoolSpans(NamedTuple):
     proposed (List[Tuple[int, int, List[str]]]): The spans found without demonstrations: the first
         character, one past the last, and the names of the voters that found the span. For annotated
         spans (`pre_extract = "gold"`) the only name is "".
-    others (List[Chars]): Spans that are not entities.
+    others (List[CharSpan]): Spans that are not entities.
     """
 
     proposed: List[Tuple[int, int, List[str]]]
-    others: List[Chars]
+    others: List[CharSpan]
 
 
 class DemonstrationPool:
@@ -70,11 +70,13 @@ class DemonstrationPool:
         """RETURNS (List[int]): The number of proposed spans of each text."""
         return [len(spans.proposed) for spans in self.spans]
 
-    def fill(self, texts: Sequence[PoolText], proposed: Sequence[Dict[str, List[Chars]]]) -> None:
+    def fill(
+        self, texts: Sequence[PoolText], proposed: Sequence[Dict[str, List[CharSpan]]]
+    ) -> None:
         """Replace the texts of the pool, and embed the new ones and their spans.
 
         texts (Sequence[PoolText]): The texts, from `choose_texts`.
-        proposed (Sequence[Dict[str, List[Chars]]]): For each text, the spans found by each voter.
+        proposed (Sequence[Dict[str, List[CharSpan]]]): For each text, the spans found by each voter.
         """
         self.clear()
         self.index.add([text.example for text in texts])
@@ -243,8 +245,8 @@ def _pool_text(part: Span, doc_id: str) -> PoolText:
     return PoolText(example, [(start - first, end - first) for start, end in words], begins)
 
 
-def _spans(text: PoolText, by_voter: Dict[str, List[Chars]]) -> PoolSpans:
-    names: Dict[Chars, List[str]] = {}
+def _spans(text: PoolText, by_voter: Dict[str, List[CharSpan]]) -> PoolSpans:
+    names: Dict[CharSpan, List[str]] = {}
     for name, spans in by_voter.items():
         for span in spans:
             names.setdefault(span, []).append(name)
@@ -259,5 +261,5 @@ def _spans(text: PoolText, by_voter: Dict[str, List[Chars]]) -> PoolSpans:
     return PoolSpans(proposed, others)
 
 
-def _touches(span: Chars, entities: Iterable[Tuple[int, int, str]]) -> bool:
+def _touches(span: CharSpan, entities: Iterable[Tuple[int, int, str]]) -> bool:
     return any(span[0] < end and start < span[1] for start, end, _ in entities)

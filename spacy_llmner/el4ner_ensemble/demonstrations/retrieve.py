@@ -6,7 +6,8 @@ from typing import Any, Dict, List, Mapping, Sequence
 import numpy as np
 
 from ...retrieval.examples import LabelledText
-from ..interfaces import Chars, Demonstration
+from ...util import CharSpan
+from ..interfaces import Demonstration
 from ..task_windows import DocTasks
 from .pool import DemonstrationPool
 from .span_similarity import span_similarity
@@ -48,13 +49,13 @@ class Demonstrator:
     def choose(
         self,
         queries: Sequence[LabelledText],
-        spans: Sequence[Sequence[Chars]] = (),
+        spans: Sequence[Sequence[CharSpan]] = (),
         weights: Sequence[Sequence[float]] = (),
     ) -> List[List[Demonstration]]:
         """Choose demonstrations for texts. A text or a near duplicate is never its own demonstration.
 
         queries (Sequence[LabelledText]): The texts.
-        spans (Sequence[Sequence[Chars]]): The spans of each text. Only needed if `by_spans` is true.
+        spans (Sequence[Sequence[CharSpan]]): The spans of each text. Only needed if `by_spans` is true.
         weights (Sequence[Sequence[float]]): The weights of these spans.
         RETURNS (List[List[Demonstration]]): The demonstrations for each text, the most similar one last.
         """
@@ -90,14 +91,14 @@ class Demonstrator:
 def add_demonstrations(
     demonstrator: Demonstrator,
     docs_tasks: Sequence[DocTasks],
-    spans: Sequence[List[Chars]],
+    spans: Sequence[List[CharSpan]],
     pos_weights: Mapping[str, Any],
 ) -> None:
     """Choose demonstrations for the tasks of Docs, and add them to the tasks.
 
     demonstrator (Demonstrator): Chooses the demonstrations.
     docs_tasks (Sequence[DocTasks]): The tasks of each Doc.
-    spans (Sequence[List[Chars]]): The spans that were found in each task without demonstrations.
+    spans (Sequence[List[CharSpan]]): The spans that were found in each task without demonstrations.
     pos_weights (Mapping[str, Any]): The weights from `check_weights`.
     """
     tasks = [(doc_tasks, task) for doc_tasks in docs_tasks for task in doc_tasks.tasks]

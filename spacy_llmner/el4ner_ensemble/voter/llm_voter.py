@@ -24,7 +24,8 @@ from ...llm.loading import LoadedLLM
 from ...llm.registry import LLM, as_llm, make_llm
 from ...llm.tokenization import LLMTokenizer
 from ...llm.word_tokens import word_tokens
-from ..interfaces import Chars, LabelSet, Task
+from ...util import CharSpan
+from ..interfaces import LabelSet, Task
 from .prompt_files import AUTO, Prompts, parse_prompts, read_prompts
 from .prompt_tokens import VoterPromptEncoder
 from .saved_adapter import SavedAdapter
@@ -104,7 +105,7 @@ class LLMVoter:
         return {
             "llm": self.llm.spec.name,
             "fingerprint": llm.fingerprint,
-            "prompts": self._prompt_text(label_set.lang, self._chats),
+            "prompts": self._prompt_text(label_set.lang, self._uses_chat),
             "settings": self._settings,
             "adapter": adapter,
         }
@@ -116,7 +117,7 @@ class LLMVoter:
             self._saved.pop("prompts", None)
         self._prompt_encoders = {}
 
-    def word_lengths(self, text: str, words: Sequence[Chars]) -> List[int]:
+    def word_lengths(self, text: str, words: Sequence[CharSpan]) -> List[int]:
         encoded = word_tokens(self.limits.tokenizer, text, words, inside=True)
         ends = [-1, *encoded.last.tolist()]
         return [end - before for before, end in zip(ends, ends[1:])]
@@ -141,7 +142,9 @@ class LLMVoter:
 
     def session(self, tasks: Sequence[Task], label_set: LabelSet, *, keep: bool) -> LLMSession:
         prompt_encoder = self._prompt_encoder(label_set)
-        engine = self._decoder(prefix=prompt_encoder.instruction, max_slots=self.max_batch_tokens)
+        engine = self._make_engine(
+            prefix=prompt_encoder.instruction, max_slots=self.max_batch_tokens
+        )
         return LLMSession(engine, prompt_encoder, tasks, keep=keep)
 
     def unload(self) -> None:
@@ -155,7 +158,7 @@ class LLMVoter:
         assert self._limits is not None
         return self._limits
 
-    def _decoder(self, **settings: Any) -> DecodingEngine:
+    def _make_engine(self, **settings: Any) -> DecodingEngine:
         llm = self._load()
         return DecodingEngine(llm, self._attached(llm)[0], **settings)
 
@@ -190,7 +193,7 @@ class LLMVoter:
             self._prompts(self._prompt_text())
         llm = self.llm.load()
         known = self._saved.get("fingerprint", llm.fingerprint)
-        if known != llm.fingerprint:
+        if not llm.has_fingerprint(known, self.name):
             raise LLMMismatchError(
                 Errors.E067.format(
                     name=self.name,
@@ -207,14 +210,14 @@ class LLMVoter:
     def _prompt_encoder(self, label_set: LabelSet) -> VoterPromptEncoder:
         key = (tuple(label_set.types.items()), label_set.lang)
         if key not in self._prompt_encoders:
-            prompts = self._prompts(self._prompt_text(label_set.lang, self._chats))
+            prompts = self._prompts(self._prompt_text(label_set.lang, self._uses_chat))
             tokenizer = self.limits.tokenizer
-            encoder = VoterPromptEncoder(prompts, tokenizer, label_set, self._chats, self.name)
+            encoder = VoterPromptEncoder(prompts, tokenizer, label_set, self._uses_chat, self.name)
             self._prompt_encoders = {key: encoder}
         return self._prompt_encoders[key]
 
     @property
-    def _chats(self) -> bool:
+    def _uses_chat(self) -> bool:
         has_template = bool(self.limits.tokenizer.hf.chat_template)
         if self.chat and not has_template:
             raise LLMNERError(Errors.E068.format(name=self.name, llm=self.llm.spec.name))

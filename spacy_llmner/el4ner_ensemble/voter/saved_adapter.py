@@ -41,7 +41,7 @@ class SavedAdapter:
         """
         if llm not in self._cache.by_llm:
             try:
-                self._cache.by_llm[llm] = self._read(llm)
+                self._cache.by_llm[llm] = self._read(llm, name)
             except LLMMismatchError as e:
                 raise LLMMismatchError(self._broken(name, str(e))) from None
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
@@ -49,9 +49,9 @@ class SavedAdapter:
                 raise LLMNotFoundError(reason) from e
         return self._cache.by_llm[llm]
 
-    def _read(self, llm: LoadedLLM) -> Tuple[Any, str]:
+    def _read(self, llm: LoadedLLM, name: str) -> Tuple[Any, str]:
         cfg = srsly.read_json(self.folder / "cfg")
-        if cfg["llm"]["fingerprint"] != llm.fingerprint:
+        if not llm.has_fingerprint(cfg["llm"]["fingerprint"], name):
             reason = f"it was trained on '{cfg['llm']['name']}', another LLM"
             raise LLMMismatchError(reason)
         components = load_config(self.folder.parent / "config.cfg", interpolate=True)["components"]

@@ -5,7 +5,6 @@ import sys
 from functools import partial
 from typing import (
     Any,
-    Callable,
     Dict,
     Generator,
     Iterator,
@@ -19,14 +18,14 @@ from typing import (
 import numpy as np
 
 from ...decoding.constraints import Choices
-from ...decoding.engine import DecodingEngine, Node, Tree
+from ...decoding.engine import DecodingEngine, Node, Request, Tree
 from ...decoding.generate import common_prefix, decode
 from ...decoding.json_lists import TextLists
 from ...pipeline.spans import assign_occurrences
-from ..interfaces import Chars, Claim, Task
+from ...util import CharSpan
+from ..interfaces import Claim, Task
 from .prompt_tokens import VoterPromptEncoder
 
-Job = Callable[[Tree], Generator[None, None, Any]]
 # Maximum number of tokens in a list that the LLM writes, the end token included. It is lower if the LLM has
 # too few positions. A longer list is cut off, and the names that are complete by then are used.
 MAX_LIST_TOKENS = 256
@@ -69,10 +68,10 @@ class LLMSession:
     def tokens(self) -> int:
         return self.engine.tokens
 
-    def extract(self) -> List[List[Chars]]:
+    def extract(self) -> List[List[CharSpan]]:
         return self._run([task_session.extract for task_session in self.task_sessions])
 
-    def classify(self, spans: Sequence[Sequence[Chars]]) -> List[List[Dict[str, float]]]:
+    def classify(self, spans: Sequence[Sequence[CharSpan]]) -> List[List[Dict[str, float]]]:
         jobs = [
             partial(task_session.classify, spans=of_task)
             for task_session, of_task in zip(self.task_sessions, spans)
@@ -80,7 +79,7 @@ class LLMSession:
         return self._run(jobs)
 
     def verify(
-        self, spans: Sequence[Sequence[Chars]], claims: Sequence[Sequence[Claim]]
+        self, spans: Sequence[Sequence[CharSpan]], claims: Sequence[Sequence[Claim]]
     ) -> List[List[float]]:
         jobs = [
             partial(task_session.verify, spans=of_task, claims=claims_of_task)
@@ -93,7 +92,7 @@ class LLMSession:
             self._steps.close()  # type: ignore[attr-defined]
             self._steps = None
 
-    def _run(self, jobs: Sequence[Job]) -> List[Any]:
+    def _run(self, jobs: Sequence[Request]) -> List[Any]:
         for task_session, job in zip(self.task_sessions, jobs):
             task_session.job = job
         if not self.keep:
@@ -118,7 +117,7 @@ class TaskSession:
     max_length (int): Number of positions of the LLM.
     ids (List[int]): The part of the prompt that all questions share, and the question for the list without
         its last token.
-    job (Optional[Job]): The next job of the request.
+    job (Optional[Request]): The next job of the request.
     answer (Any): The result of the last job.
     """
 
@@ -137,10 +136,10 @@ class TaskSession:
         # The question for the list is shared too, except its last token: the list is decoded after it.
         *begin, self._last = prompt_encoder.list_question
         self.ids = [*shared, *begin]
-        self.job: Optional[Job] = None
+        self.job: Optional[Request] = None
         self.answer: Any = None
         self._shared: Optional[Node] = None
-        self._lists: Dict[Tuple[Chars, ...], Node] = {}
+        self._lists: Dict[Tuple[CharSpan, ...], Node] = {}
 
     def _max_shared(self) -> int:
         """RETURNS (int): The maximum number of tokens in the shared prompt. After it there must be enough
@@ -168,8 +167,8 @@ class TaskSession:
         self._shared, self._lists = None, {}
         return (yield from self.job(tree))
 
-    def extract(self, tree: Tree) -> Generator[None, None, List[Chars]]:
-        """RETURNS (List[Chars]): The spans of the names that the LLM lists."""
+    def extract(self, tree: Tree) -> Generator[None, None, List[CharSpan]]:
+        """RETURNS (List[CharSpan]): The spans of the names that the LLM lists."""
         rule = self.lists.rule
         if not rule.can_list:
             return []
@@ -185,7 +184,7 @@ class TaskSession:
         return [span for span in assign_occurrences(listed) if span[0] >= 0]
 
     def classify(
-        self, tree: Tree, spans: Sequence[Chars]
+        self, tree: Tree, spans: Sequence[CharSpan]
     ) -> Generator[None, None, List[Dict[str, float]]]:
         """RETURNS (List[Dict[str, float]]): For each span, the probability of each label."""
         if not spans:
@@ -198,12 +197,12 @@ class TaskSession:
         return [by_string[string] for string in strings]
 
     def classify_strings(
-        self, tree: Tree, spans: Sequence[Chars], strings: Sequence[str]
+        self, tree: Tree, spans: Sequence[CharSpan], strings: Sequence[str]
     ) -> Generator[None, None, List[Dict[str, float]]]:
         """Ask for the types of strings, after the list of all spans.
 
         tree (Tree): The tree of the request.
-        spans (Sequence[Chars]): All spans to classify.
+        spans (Sequence[CharSpan]): All spans to classify.
         strings (Sequence[str]): The strings.
         RETURNS (List[Dict[str, float]]): For each string, the probability of each label.
         """
@@ -219,7 +218,7 @@ class TaskSession:
         return [dict(zip(labels, _choice_probabilities(nodes, choices))) for nodes in asked]
 
     def verify(
-        self, tree: Tree, spans: Sequence[Chars], claims: Sequence[Claim]
+        self, tree: Tree, spans: Sequence[CharSpan], claims: Sequence[Claim]
     ) -> Generator[None, None, List[float]]:
         """RETURNS (List[float]): For each claim, the probability that it is true."""
         if not claims:
@@ -249,7 +248,7 @@ class TaskSession:
             self._shared = tree.root(self.ids)
         return self._shared
 
-    def _after_list(self, tree: Tree, spans: Sequence[Chars]) -> Node:
+    def _after_list(self, tree: Tree, spans: Sequence[CharSpan]) -> Node:
         """RETURNS (Node): The node of the list of spans. Questions about the spans are added after it."""
         key = tuple(spans)
         if key not in self._lists:
@@ -257,7 +256,7 @@ class TaskSession:
             self._lists[key] = tree.add(self._text(tree), ids)
         return self._lists[key]
 
-    def _list_tokens(self, spans: Sequence[Chars]) -> List[int]:
+    def _list_tokens(self, spans: Sequence[CharSpan]) -> List[int]:
         """Encode the list of spans. If it leaves too few positions for a question about one of the spans,
         the last spans are left out of it."""
         first = {start: k for k, (start, _) in enumerate(self.task.words)}
@@ -280,7 +279,7 @@ class TaskSession:
 class _ListedString:
     """A string of a decoded list, with its occurrences in the text."""
 
-    def __init__(self, occurrences: List[Chars]) -> None:
+    def __init__(self, occurrences: List[CharSpan]) -> None:
         self.occurrences = occurrences
 
 

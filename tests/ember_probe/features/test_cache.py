@@ -279,7 +279,7 @@ def test_full_disk(llm, docs, tmp_path, monkeypatch, reads):
 
     cache.data_file = FullDisk(cache.data_file)
     reads.clear()
-    with pytest.warns(UserWarning, match="No space left.*is kept and used") as caught:
+    with pytest.warns(UserWarning, match="No space left.*are kept and used") as caught:
         features = cache.read(llm, READER, docs)
     assert len(caught) == 1
     assert len(reads) == len(docs) - 2
