@@ -507,6 +507,10 @@ class Warnings(metaclass=WithCodes):
         "'{name}' was saved by version 0.1.0, whose fingerprint covers only samples of the LLM's weights. "
         "To have all weights compared from now on, save the pipeline again with nlp.to_disk."
     )
+    W015 = (
+        "Another library has registered the attribute `span._.{name}`, so it doesn't show what the "
+        "components of spacy-llmner found. Use `span._.llmner_{name}`."
+    )
     W050 = (
         "No example in '{path}' has an entity ({where} is empty in all of them), so the examples can't "
         "help. To read entities from span groups, use --spans-key KEY."

@@ -190,7 +190,7 @@ class ChatSession:
         self.console.print(Text(_clean(shown.text[shown.start :].strip())), soft_wrap=True)
         for ent in stream.doc.ents if stream.doc is not None else []:
             if ent.start_char >= shown.start:
-                line = f"- {ent.label_}: {_clean(ent.text)} ({ent._.score:.2f})"
+                line = f"- {ent.label_}: {_clean(ent.text)} ({ent._.llmner_score:.2f})"
                 self.console.print(line, markup=False, soft_wrap=True)
 
 

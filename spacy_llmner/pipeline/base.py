@@ -21,7 +21,7 @@ from ..errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNo
 from ..llm.loading import LoadedLLM
 from ..llm.registry import LLM, as_llm
 from ..llm.spec import is_forked
-from .extensions import set_extensions
+from .extensions import set_extensions, warn_about_taken_names
 from .predictions import Prediction, write_prediction
 from .settings import Settings
 
@@ -228,6 +228,7 @@ class LLMNERPipe(TrainablePipe):
         docs (Iterable[Doc]): The Docs, modified in place.
         scores (Sequence[Prediction]): The predictions from `predict`.
         """
+        warn_about_taken_names()
         for doc, found in zip(docs, scores):
             write_prediction(doc, found, self.cfg["spans_key"], self.cfg["overwrite"], self.name)
 

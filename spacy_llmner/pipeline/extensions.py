@@ -1,18 +1,62 @@
-"""The extension attributes of the components' entities: `span._.score` and `span._.method`."""
+"""The extension attributes of the components' entities.
 
-from typing import Optional, Tuple
+`span._.llmner_score` and `span._.llmner_method` say how certain the component was and which one it was,
+`doc._.llmner_entities` lists all entities as plain values. `span._.score` and `span._.method` are
+short for the first two, unless another library has registered these names.
+"""
 
-from spacy.tokens import Span
+import warnings
+from typing import Any, Dict, List, Optional, Tuple
 
+from spacy.tokens import Doc, Span
+
+from ..errors import Warnings
 from .scorers import chars, span_offsets
+
+
+def get_score(span: Span) -> Optional[float]:
+    """RETURNS (Optional[float]): The probability of a span, if a component has found it."""
+    return _found_by(span)[0]
+
+
+def get_method(span: Span) -> Optional[str]:
+    """RETURNS (Optional[str]): The name of the component that has found a span."""
+    return _found_by(span)[1]
+
+
+def get_entities(doc: Doc) -> List[Dict[str, Any]]:
+    """RETURNS (List[Dict[str, Any]]): For each of doc.ents "start" and "end" in characters, "label", and
+    "score" and "method", which are None for entities of other components. Made for
+    `doc.to_json(underscore=["llmner_entities"])`.
+    """
+    out = []
+    for ent in doc.ents:
+        score, method = _found_by(ent)
+        offsets = {"start": ent.start_char, "end": ent.end_char, "label": ent.label_}
+        out.append({**offsets, "score": score, "method": method})
+    return out
+
+
+# Not lambdas: a process that is spawned by `nlp.pipe` gets them pickled.
+_SHORT_NAMES = {"score": get_score, "method": get_method}
 
 
 def set_extensions() -> None:
     """Register the extension attributes, if they aren't yet."""
-    if not Span.has_extension("score"):
-        Span.set_extension("score", getter=lambda span: _found_by(span)[0])
-    if not Span.has_extension("method"):
-        Span.set_extension("method", getter=lambda span: _found_by(span)[1])
+    for name, getter in _SHORT_NAMES.items():
+        if not Span.has_extension(f"llmner_{name}"):
+            Span.set_extension(f"llmner_{name}", getter=getter)
+        if not Span.has_extension(name):
+            Span.set_extension(name, getter=getter)
+    if not Doc.has_extension("llmner_entities"):
+        Doc.set_extension("llmner_entities", getter=get_entities)
+
+
+def warn_about_taken_names() -> None:
+    """Warn if another library has registered a short name, before or after this one."""
+    for name, getter in _SHORT_NAMES.items():
+        if Span.get_extension(name)[2] is not getter:
+            warnings.warn(Warnings.W015.format(name=name), stacklevel=2)
 
 
 def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:

@@ -282,7 +282,7 @@ class LiveText:
             events.append(replace(old, status="dropped"))
         for key in set(final) - set(self.finals):
             ent = final[key]
-            score = ent._.score or 0.0
+            score = ent._.llmner_score or 0.0
             events.append(EntityEvent(*key, score, ent.text, "final"))
         return sorted(events, key=lambda e: (e.start, e.status != "dropped"))
 
