@@ -11,6 +11,7 @@ this small find little: the purpose is to see which stages help.
 on these (0 drops nothing). The same is done for single LLMs.
 """
 
+import json
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -19,7 +20,6 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import spacy
-import srsly
 import typer
 from spacy.training import Example
 
@@ -109,8 +109,8 @@ def main(
             "tokens": pipe.call_counts.tokens / len(examples),
             "alike": label_overlap(pipe, examples),
         }
-        made = {variant: {**score(examples, found, threshold), **counts}}
-        made[f"{variant}, not verified"] = score(examples, found, 0.0)
+        new_rows = {variant: {**score(examples, found, threshold), **counts}}
+        new_rows[f"{variant}, not verified"] = score(examples, found, 0.0)
         if variant == "ensemble":
             conditions["stages"] = {
                 "before": pre_extracted(pipe, examples),
@@ -119,17 +119,17 @@ def main(
             }
             with temporary_settings(pipe, vote="probability"):
                 found = run(pipe, examples)
-            made[f"{variant}, by probability"] = score(examples, found, threshold)
-            made[f"{variant}, by probability, not verified"] = score(examples, found, 0.0)
+            new_rows[f"{variant}, by probability"] = score(examples, found, threshold)
+            new_rows[f"{variant}, by probability, not verified"] = score(examples, found, 0.0)
         if variant in ("ensemble", "sentence retrieval", *LLMS):
-            made[f"{variant}, fitted"] = fitted(pipe, fitted_on, examples)
-        for name_of_row, row in made.items():
+            new_rows[f"{variant}, fitted"] = fitted(pipe, fitted_on, examples)
+        for name_of_row, row in new_rows.items():
             print(
                 f"{name_of_row:40}",
                 {x: y and round(y, 1) for x, y in row.items() if x != "each"},
                 flush=True,
             )
-        rows.update(made)
+        rows.update(new_rows)
         # After each variant, since each takes long.
         save(f"el4ner_ablation_{name}", {**conditions, "variants": rows})
 
@@ -143,7 +143,7 @@ def earlier_variants(result: str, conditions: Dict[str, Any]) -> Dict[str, Any]:
     RAISES (ValueError): If the earlier result was measured with other texts or settings.
     """
     path = RESULTS / f"{result}.json"
-    earlier = srsly.read_json(path) if path.exists() else {"variants": {}, **conditions}
+    earlier = json.loads(path.read_text()) if path.exists() else {"variants": {}, **conditions}
     different = [x for x in conditions if x != "seconds_pool" and earlier[x] != conditions[x]]
     conditions.update({x: earlier[x] for x in ("stages",) if x in earlier})
     if different:

@@ -97,11 +97,11 @@ class ForcedEngine(DecodingEngine):
 
     def _pass(self, tokens: Any, passes: Any) -> None:
         super()._pass(tokens, passes)
-        asked = [(node, k) for node, k in tokens if k in node.ask]
+        scored = [(node, k) for node, k in tokens if k in node.ask]
         self._token_in_slot.update(
             (int(node.path[node.first + k]), node.ids[k]) for node, k in tokens
         )
-        for node, k in asked:
+        for node, k in scored:
             slots = node.path[: node.first + k + 1]
             before = tuple(self._token_in_slot[int(slot)] for slot in slots)
             scores = node.answers[k]

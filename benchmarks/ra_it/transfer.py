@@ -195,8 +195,8 @@ def span(ent: Any) -> Tuple[int, int, str]:
 def normalized(ent: Any) -> Tuple[str, str]:
     """RETURNS (Tuple[str, str]): Text and label as UniversalNER compares them: the text in lower case,
     without punctuation and articles."""
-    kept = "".join(c for c in ent.text.lower() if c not in string.punctuation)
-    words = [w for w in kept.split() if w not in ("a", "an", "the")]
+    text = "".join(c for c in ent.text.lower() if c not in string.punctuation)
+    words = [w for w in text.split() if w not in ("a", "an", "the")]
     return " ".join(words), ent.label_
 
 

@@ -43,16 +43,19 @@ def main(data: Path, pool: int = 300, queries: int = 60) -> None:
     encoder = CachingEncoder(make_sentence_encoder())
     results: Dict[str, Any] = {}
     everything = ExampleIndex(encoder)
-    for name, examples, asked in read_sets(data):
-        examples, asked = sample(examples, pool), sample([a for a in asked if a.entities], queries)
+    for name, examples, query_texts in read_sets(data):
+        examples, query_texts = (
+            sample(examples, pool),
+            sample([a for a in query_texts if a.entities], queries),
+        )
         start = perf_counter()
         index = ExampleIndex(encoder)
         index.add(examples)
         seconds = perf_counter() - start
-        found = measure(index, asked)
+        found = measure(index, query_texts)
         found["texts_per_second"] = round(len(index) / seconds, 1)
         found["leaks"] = leaks(index)
-        results[name] = {"pool": len(index), "queries": len(asked), **found}
+        results[name] = {"pool": len(index), "queries": len(query_texts), **found}
         print(name, json.dumps(results[name]), flush=True)
         everything.add(index.examples)
     means = {
@@ -90,19 +93,21 @@ class CachingEncoder:
         return np.stack([self.cached[text] for text in texts])
 
 
-def measure(index: ExampleIndex, asked: List[LabelledText]) -> Dict[str, Any]:
+def measure(index: ExampleIndex, query_texts: List[LabelledText]) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): By strategy, the share of retrieved examples that have a label of the
     query; by gate, the share of examples that pass, and of these with a label of the query."""
     same: Dict[str, float] = {}
     for name, strategy in STRATEGIES.items():
-        found = Retriever(index, strategy).find(asked)
-        same[name] = share(shares_label(q, r.example) for q, rs in zip(asked, found) for r in rs)
+        found = Retriever(index, strategy).find(query_texts)
+        same[name] = share(
+            shares_label(q, r.example) for q, rs in zip(query_texts, found) for r in rs
+        )
     gates = {}
     for name, (gate, threshold) in GATES.items():
-        found = Retriever(index, Strategy(gate=gate, threshold=threshold)).find(asked)
-        passed = [(q, r.example) for q, rs in zip(asked, found) for r in rs]
+        found = Retriever(index, Strategy(gate=gate, threshold=threshold)).find(query_texts)
+        passed = [(q, r.example) for q, rs in zip(query_texts, found) for r in rs]
         gates[name] = {
-            "passed": round(len(passed) / (2 * len(asked)), 4),
+            "passed": round(len(passed) / (2 * len(query_texts)), 4),
             "same_label": share(shares_label(q, e) for q, e in passed),
         }
     return {"same_label": same, "gates": gates}
@@ -121,8 +126,8 @@ def leaks(index: ExampleIndex) -> int:
     n = 0
     for strategy in STRATEGIES.values():
         # Without doc_id, so that only the texts can be compared.
-        asked = [LabelledText(e.text, e.entities) for e in own]
-        for query, found in zip(asked, Retriever(twice, strategy).find(asked)):
+        query_texts = [LabelledText(e.text, e.entities) for e in own]
+        for query, found in zip(query_texts, Retriever(twice, strategy).find(query_texts)):
             n += sum(r.example.hash == query.hash or r.similarity > 0.98 for r in found)
     return n
 
