@@ -206,9 +206,9 @@ def test_defaults():
     [
         (
             {"kind": "closest"},
-            "'closest' is no kind of retrieval. Possible: nearest, random, mixed",
+            "'closest' is not a valid kind of retrieval. Choose one of: nearest, random, mixed",
         ),
-        ({"gate": "door"}, "'door' is no gate. Possible: none, bm25"),
+        ({"gate": "door"}, "'door' is not a valid gate. Choose one of: none, bm25"),
         ({"k": -1}, "`k` of the retrieval strategy is -1, but must be 0 or more"),
         ({"kind": "diverse", "candidates": 1}, "`candidates`.*at least k"),
         ({"kind": "bm25_rank", "k": 0, "candidates": 0}, "`candidates`.*1 or more"),
