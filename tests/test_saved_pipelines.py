@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import spacy
 
+from spacy_llmner.el4ner_ensemble.voter import session
+
 ARCHIVE = Path(__file__).parent / "data" / "saved_by_0.1.0.zip"
 PIPELINES = (
     "ember_probe",
@@ -27,6 +29,12 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     zipfile.ZipFile(ARCHIVE).extractall(folder)
     return folder / "saved_by_0.1.0"
+
+
+@pytest.fixture(autouse=True)
+def usual_lists(monkeypatch):
+    """The tests of the ensemble shorten them for the whole session."""
+    monkeypatch.setattr(session, "MAX_LIST_TOKENS", 256)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -66,7 +66,8 @@ def test_calibrate(folder):
     assert result.exit_code == 0, result.output
     assert "Reading 3 texts" in result.output
     assert (
-        "F 0.0 -> 100.0 on these texts, not verified; errs counts 1, knows counts" in result.output
+        "F 0.0 -> 100.0 on these texts, without verification. Vote weights: errs 1, knows"
+        in result.output
     )
     assert f"Saved {folder / 'out' / 'calibrated'}" in result.output.replace("\n", "")
     nlp = spacy.load(folder / "out" / "calibrated")
@@ -127,7 +128,7 @@ def test_ra_it_ner_says_when_examples_help(folder, tiny_llm, monkeypatch):
 
     monkeypatch.setattr(RAIT, "calibrate", fitted)
     result = run(folder / "open", folder / "dev.spacy", folder / "out")
-    assert "ra_it_ner: examples are shown from a similarity of 0.62 on" in result.output
+    assert "ra_it_ner: examples are shown if their similarity is at least 0.62" in result.output
     assert (
         json.loads((folder / "out" / "ra_it_ner" / "cfg").read_text())["example_threshold"] == 0.625
     )
@@ -142,7 +143,7 @@ def test_bad_input(folder):
     outside.set_ents([], default="outside")
     DocBin(docs=[outside]).to_disk(folder / "outside.spacy")
     for model, data, message in (
-        ("bare", "dev.spacy", "nothing to calibrate in the pipeline (sentencizer)"),
+        ("bare", "dev.spacy", "no component that can be calibrated. It has: sentencizer"),
         ("nlp", "none.spacy", "Can't find the data"),
         ("none", "dev.spacy", "Can't find the pipeline"),
         ("nlp", "outside.spacy", "can't be calibrated: of 1 texts, 1 are annotated and 0"),
