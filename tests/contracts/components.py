@@ -36,6 +36,7 @@ class Component:
     exact (bool): The trained pipeline finds exactly the entities of its training texts.
     data (Any): What the trained pipeline was trained on.
     n_llms (int): LLMs of the trained pipeline.
+    texts (Tuple[str]): Texts whose entities are compared; fewer for the slowest component.
     text (str): A text in which the trained pipeline finds entities, some of them in tokens 1 to 3 or 5.
     """
 
@@ -50,6 +51,7 @@ class Component:
     exact: bool = False
     data: Any = tuple(TRAIN)
     n_llms: int = 1
+    texts: Tuple[str, ...] = (*TEXTS, UNSEEN)
     text: str = TEXTS[0]
 
     @property
@@ -114,6 +116,7 @@ COMPONENTS = [
         open=True,
         trainable=False,
         n_llms=2,
+        texts=(*TEXTS[2:5], UNSEEN),
         text=TEXTS[4],
     ),
 ]
@@ -160,7 +163,7 @@ def llms_of(pipe):
     return [handle.load() for handle in handles_of(pipe)]
 
 
-def found_in(nlp, texts=TEXTS, key="llmner"):
+def found_in(nlp, texts, key="llmner"):
     """RETURNS (List[Dict]): Scores by characters and label, and `doc._.llmner_examples`."""
     return [answer(doc, key) for doc in nlp.pipe(texts)]
 

@@ -18,7 +18,6 @@ from tests.contracts.components import (
     ADAPTERS,
     BY_NAME,
     TRAINABLE,
-    UNSEEN,
     assert_same_answers,
     found_in,
     initialized,
@@ -39,7 +38,6 @@ from tests.helpers import (
     state_of,
 )
 
-SOME = [*TEXTS, UNSEEN]
 # Kinds of pipelines. They find all entities of their training texts, or more than this share.
 LEARNT = {
     "ember_probe/trained": 1.0,
@@ -61,28 +59,28 @@ LEARNT = {
 @pytest.mark.parametrize("kind", LEARNT)
 def test_overfitting_IO(kind, pipelines, tmp_path):
     name = kind.split("/")[0]
-    nlp = pipelines(*kind.split("/"))
-    share = share_found(nlp, BY_NAME[name].data)
+    nlp, component = pipelines(*kind.split("/")), BY_NAME[name]
+    share = share_found(nlp, component.data)
     assert share == 1.0 or share > LEARNT[kind]
-    expected = found_in(nlp, SOME)
+    expected = found_in(nlp, component.texts)
     nlp.to_disk(tmp_path)
     loaded = spacy.load(tmp_path)
-    assert_same_answers(found_in(loaded, SOME), expected, 1e-5)
+    assert_same_answers(found_in(loaded, component.texts), expected, 1e-5)
     assert loaded.get_pipe(name).labels == ("LOC", "PER")
     fresh = spacy.util.load_model_from_config(nlp.config)
     fresh.from_bytes(nlp.to_bytes())
-    assert_same_answers(found_in(fresh, SOME), expected, 1e-5)
+    assert_same_answers(found_in(fresh, component.texts), expected, 1e-5)
     if name in TRAINABLE:
         # Bytes are those of the same weights, however often they were saved.
         assert same_state(state_of(fresh), state_of(loaded))
         assert same_state(state_of(fresh), state_of(nlp))
 
 
-def test_pickle(trained):
+def test_pickle(component, trained):
     """Of a pipeline that was used: the LLM is in memory, but not in the pickle."""
-    expected = found_in(trained, SOME)
+    expected = found_in(trained, component.texts)
     data = pickle.dumps(trained)
-    assert_same_answers(found_in(pickle.loads(data), SOME), expected, 1e-5)
+    assert_same_answers(found_in(pickle.loads(data), component.texts), expected, 1e-5)
     pool.clear()
     assert abs(len(pickle.dumps(trained)) - len(data)) < 1000
 
@@ -144,11 +142,11 @@ def test_unpickled_in_another_process(pipelines, tmp_path):
 
 def test_source(component, trained):
     """A sourced component shares the LLM; the pipeline it is from can go."""
-    expected = found_in(trained, SOME)
+    expected = found_in(trained, component.texts)
     n_loaded = len(pool.loaded())
     nlp = spacy.blank("en")
     nlp.add_pipe(component.name, source=trained)
-    assert_same_answers(found_in(nlp, SOME), expected, 1e-5)
+    assert_same_answers(found_in(nlp, component.texts), expected, 1e-5)
     assert len(pool.loaded()) == n_loaded
     assert llms_of(pipe_of(nlp)) == llms_of(pipe_of(trained))
 
@@ -158,7 +156,7 @@ def test_from_bytes_in_use(component, pipe, trained):
     other = initialized(spacy.util.load_model_from_config(trained.config), component.data[:2])
     other(TEXTS[0])
     pipe_of(other).from_bytes(pipe.to_bytes())
-    assert_same_answers(found_in(other, SOME), found_in(trained, SOME), 1e-5)
+    assert_same_answers(found_in(other, component.texts), found_in(trained, component.texts), 1e-5)
 
 
 FILES = {
@@ -258,7 +256,7 @@ def test_repoint_to_a_moved_llm(component, trained, saved, llm, tmp_path, by_var
         config.to_disk(saved / "config.cfg")
         setting = "paths.llm"
     nlp = spacy.load(saved, config={setting: str(moved)})
-    assert_same_answers(found_in(nlp, SOME), found_in(trained, SOME), 1e-5)
+    assert_same_answers(found_in(nlp, component.texts), found_in(trained, component.texts), 1e-5)
 
 
 WORDS = {"PER": "person"}

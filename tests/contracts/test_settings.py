@@ -166,7 +166,10 @@ def test_labels_with_the_same_word(component, make):
 
 def test_no_llm_set(component):
     nlp = spacy.blank("en")
-    config = {"llms": {"a": {"@misc": "spacy_llmner.Voter.v1"}}} if "llms" in component.llm else {}
+    config = {}
+    if "llms" in component.llm:
+        encoder = {"@misc": "el4ner_tests.Encoder.v1"}
+        config = {"llms": {"a": {"@misc": "spacy_llmner.Voter.v1"}}, "encoder": encoder}
     pipe = nlp.add_pipe(component.name, config=config)
     if component.name != "ra_it_ner":  # which looks for its LLM first
         with pytest.raises(LLMNERError, match="no labels") as raised:

@@ -42,13 +42,13 @@ def test_the_llm_stays_as_it_was(component, make, llm):
     for _ in range(3):
         nlp.update(make_examples(nlp), sgd=make_sgd())
     pipe = pipe_of(nlp)
-    found = found_in(nlp)
+    found = found_in(nlp, component.texts)
     before.check()
     break_forward(nlp, component.layer(pipe))
     before.check()
     assert all(a is b for a, b in zip(llms_of(pipe), before.llms, strict=True))
     before.check()
-    assert_same_answers(found_in(nlp), found, 1e-6)
+    assert_same_answers(found_in(nlp, component.texts), found, 1e-6)
 
 
 def fail(*args, **kwargs):
@@ -89,18 +89,18 @@ def test_two_in_one_pipeline(component, pair, trained):
     nlp, alone = pair
     first, second = nlp.get_pipe(component.name), nlp.get_pipe("second")
     assert llms_of(second)[0] is llms_of(first)[0]
-    docs = list(nlp.pipe(TEXTS))
+    docs = list(nlp.pipe(component.texts))
     assert all(set(doc.spans) == {"llmner", "second"} for doc in docs)
     for doc in docs:
         methods = [doc.spans[key].attrs["method"] for key in ("llmner", "second")]
         assert methods == [component.name, "second"]
     assert {span.label_ for doc in docs for span in doc.spans["second"]} == {"THING"}
     for one, key, other in ((trained, "llmner", component.name), (alone, "second", "second")):
-        expected = found_in(one, TEXTS, key)
+        expected = found_in(one, component.texts, key)
         for doc, (found, _) in zip(docs, expected, strict=True):
             assert scores(doc, key) == pytest.approx(found, abs=1e-5)
         with nlp.select_pipes(enable=[other]):
-            assert_same_answers(found_in(nlp, TEXTS, key), expected, 1e-5)
+            assert_same_answers(found_in(nlp, component.texts, key), expected, 1e-5)
 
 
 # A function that is called with what the LLM answered.
@@ -112,13 +112,18 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("where", ["forward", "answers", "loss"])
+@pytest.mark.parametrize(
+    ("component", "where"),
+    [(name, where) for name in READS for where in ("forward", "answers")]
+    + [(name, "loss") for name in TRAINABLE],
+    indirect=["component"],
+)
 def test_an_exception_inside_changes_nothing(component, pair, monkeypatch, where):
     """Neither the LLM, nor what the component or others on the same LLM find."""
     nlp, _ = pair
     pipe = nlp.get_pipe(component.name)
     before = Untouched(llms_of(pipe))
-    found = [found_in(nlp, TEXTS, key) for key in ("llmner", "second")]
+    found = [found_in(nlp, component.texts, key) for key in ("llmner", "second")]
     with monkeypatch.context() as patched:
         if where == "forward":
             break_forward(nlp, component.layer(pipe))
@@ -126,44 +131,43 @@ def test_an_exception_inside_changes_nothing(component, pair, monkeypatch, where
             patched.setattr(READS[component.name], fail)
             with pytest.raises(RuntimeError, match="spilt"):
                 nlp(TEXTS[0])
-        elif component.trainable:
+        else:
             patched.setattr(pipe, "get_loss", fail)
             with pytest.raises(RuntimeError, match="spilt"):
                 nlp.update(make_examples(nlp), sgd=make_sgd())
     assert all(a is b for a, b in zip(llms_of(pipe), before.llms, strict=True))
     before.check()
     for key, expected in zip(("llmner", "second"), found):
-        assert_same_answers(found_in(nlp, TEXTS, key), expected, 1e-6)
+        assert_same_answers(found_in(nlp, component.texts, key), expected, 1e-6)
 
 
-def test_two_threads_at_first_use(trained):
+def test_two_threads_at_first_use(component, trained):
     """Both prepare the LLM for the component: neither disturbs the other, nor torch."""
-    expected = found_in(trained)
-    for _ in range(2):
-        nlp = pickle.loads(pickle.dumps(trained))
-        start = threading.Barrier(2)
+    expected = found_in(trained, component.texts)
+    nlp = pickle.loads(pickle.dumps(trained))
+    start = threading.Barrier(2)
 
-        def read(_):
-            start.wait()  # noqa: B023
-            return found_in(nlp)  # noqa: B023
+    def read(_):
+        start.wait()
+        return found_in(nlp, component.texts)
 
-        with ThreadPoolExecutor(2) as threads:
-            for found in threads.map(read, range(2)):
-                assert_same_answers(found, expected, 1e-5)
-        assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(read, range(2)):
+            assert_same_answers(found, expected, 1e-5)
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
 
 
 def test_unload_frees_the_weights(component, trained, pipe):
     """Though the component, and the encoder of its examples, have used them."""
-    found = found_in(trained)
+    found = found_in(trained, component.texts)
     held = [weakref.ref(next(llm.model.parameters())) for llm in llms_of(pipe)]
     for handle in handles_of(pipe):
         handle.unload()
     gc.collect()
     assert all(parameter() is None for parameter in held)
-    assert_same_answers(found_in(trained), found)
+    assert_same_answers(found_in(trained, component.texts), found)
     pool.clear()
-    assert_same_answers(found_in(trained), found)
+    assert_same_answers(found_in(trained, component.texts), found)
     if component.exact:
         assert entities(trained(TEXTS[0])) == component.data[0][1]
     pool.clear()
@@ -197,7 +201,7 @@ def test_cuda_in_a_child_process(trained, pipe, monkeypatch, device, how):
 @only(ADAPTERS)
 def test_new_weights_replace_old_ones(component, fresh):
     """`initialize` is seen where the adapter before was in use."""
-    found_in(fresh)
+    found_in(fresh, component.texts)
     scrambled(fresh)
-    changed = found_in(fresh)
-    assert changed != found_in(initialized(fresh))
+    changed = found_in(fresh, component.texts)
+    assert changed != found_in(initialized(fresh), component.texts)
