@@ -4,7 +4,7 @@
 
 Each line of a data file is a JSON array: the text, and [start, end, mention, label] for each mention. The
 indices can count characters, or words separated by spaces, and the end can be inclusive or exclusive. The
-script detects this by comparing with the strings of the mentions. It must be the same in the whole file.
+script detects this by comparing with the strings of the mentions. All lines must use the same indexing.
 """
 
 import json

@@ -15,8 +15,8 @@ Every message of spacy-llmner begins with a code in square brackets: `[LLMNER012
 `[LLMNER-W010]` for a warning. The codes are stable across versions, so you can search for them. Words in
 braces, such as `{name}`, are replaced by the values that caused the message.
 
-All errors are a `spacy_llmner.LLMNERError`, which is a `ValueError`. Of these, only a `DocumentError`,
-which concerns a single document, is passed to spaCy's error handlers.
+Every error is a `spacy_llmner.LLMNERError`, which is a `ValueError`. Only a `DocumentError`, which concerns
+a single document, is passed to spaCy's error handlers.
 
 This page is generated from `spacy_llmner/errors.py` by `scripts/make_error_docs.py`.
 """

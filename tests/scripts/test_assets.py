@@ -1,11 +1,14 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 import srsly
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
 
-from tests.scripts.helpers import ROOT, convert
+from spacy_llmner.cli.convert import convert
+
+ROOT = Path(__file__).parents[2]
 
 ASSETS = sorted((ROOT / "assets").glob("*.jsonl"))
 
@@ -16,7 +19,7 @@ def test_corpora_of_the_project_are_converted_without_loss(path, tmp_path):
     output = tmp_path / "out.spacy"
     nested = path.stem.startswith("nested")
     labels = {"PERSON", "ORG", "LOC", "PRODUCT", "EVENT", "WORK"}
-    convert.convert(path, output, lang, nested=nested, labels=labels)
+    convert(path, output, lang, nested=nested, labels=labels)
     docs = list(DocBin().from_disk(output).get_docs(Vocab()))
     lines = list(srsly.read_jsonl(path))
     assert [doc.text for doc in docs] == [line["text"] for line in lines]

@@ -6,7 +6,7 @@ from spacy.scorer import get_ner_prf
 from spacy.tokens import Span
 from spacy.training import Corpus, Example
 
-from tests.scripts.helpers import ADA, ents, fails_at, run, write
+from tests.corpora.helpers import ADA, ents, fails, fails_at, run, write
 
 
 def test_jsonl(tmp_path):
@@ -105,7 +105,8 @@ def bad(**changes):
         ("[1, 2]", "not a JSON object"),
         ({"spans": []}, 'the key "text" is missing'),
         ({"text": "Ada"}, 'the key "spans" is missing'),
-        ({"text": 3, "spans": []}, 'the key "text" is not a str'),
+        ({"text": 3, "spans": []}, 'the key "text" is not a string'),
+        ({**ADA, "answer": "yes"}, "the answer 'yes' is not"),
         ({"text": "Ada", "spans": {}}, 'the key "spans" is not a list'),
         ({"text": " ", "spans": []}, "the text is empty"),
         ('{"text": "a \\ud800 b", "spans": []}', "surrogate"),
@@ -118,16 +119,66 @@ def bad(**changes):
         (bad(start="0"), "whole numbers"),
         (bad(end=3.0), "whole numbers"),
         (bad(start=False), "whole numbers"),
-        (bad(end=4), "white space: 'Ada '"),
-        (bad(start=3, end=7), "white space: ' met'"),
         (bad(label=""), "label"),
         (bad(label=None), "label"),
-        ({"text": "Ada", "spans": bad()["spans"] * 2}, "listed twice"),
     ],
 )
 def test_bad_jsonl_line(tmp_path, line, reason):
     path = write(tmp_path / "a.jsonl", ADA, "", line, ADA)
     fails_at(path, 3, reason, "--format", "jsonl")
+
+
+def test_prodigy_answers(tmp_path):
+    """Only accepted texts are gold."""
+    rows = [
+        {**ADA, "answer": "accept", "_view_id": "ner_manual", "_input_hash": 1},
+        {**ADA, "answer": "reject", "_view_id": "ner_manual", "_input_hash": 2},
+        {"text": "Bo met Ada.", "answer": "ignore", "_input_hash": 3},
+        {"text": "Rain again.", "answer": "accept", "_input_hash": 4},
+        {**ADA, "answer": "accept", "_view_id": "ner", "_input_hash": 5},
+        {**ADA, "answer": "accept", "_view_id": "ner", "_is_binary": True, "_input_hash": 6},
+        {**ADA, "answer": "accept", "_session_id": "of someone else", "_input_hash": 1},
+    ]
+    for row in rows:  # as Prodigy writes them
+        row["tokens"] = [{"text": "Ada", "start": 0, "end": 3, "id": 0, "ws": True}]
+    path = write(tmp_path / "a.jsonl", *rows)
+    result, docs = run(path)
+    assert [(doc.text, ents(doc)) for doc in docs] == [
+        ("Ada met Bo.", [("Ada", "PERSON")]),
+        ("Rain again.", []),
+    ]
+    assert all(token.ent_iob_ == "O" for token in docs[1])
+    for line in (
+        '1 texts left out: rejected ("answer": "reject")',
+        '1 texts left out: ignored ("answer": "ignore")',
+        "2 texts left out: the answer is only about one suggestion",
+        "1 annotations left out: the text was annotated before",
+    ):
+        assert line in result.stdout
+    fails(write(path, *rows[1:3]), "contains no texts that can be used: 1 texts left out: rejected")
+
+
+def test_overlapping_spans_of_prodigy(tmp_path):
+    spans = [{"start": 0, "end": 12, "label": "ORG"}, {"start": 8, "end": 12, "label": "LOC"}]
+    row = {"text": "Bank of Bonn", "spans": spans, "answer": "accept", "_view_id": "spans_manual"}
+    path = write(tmp_path / "a.jsonl", row)
+    _, (doc,) = run(path, "--nested")
+    assert [(s.text, s.label_) for s in doc.spans["sc"]] == [
+        ("Bank of Bonn", "ORG"),
+        ("Bonn", "LOC"),
+    ]
+    fails_at(path, 1, "overlap (use --nested to allow it)")
+
+
+def test_white_space_and_duplicates(tmp_path):
+    spans = [(0, 3), (0, 4), (3, 8), (7, 8), (3, 4), (12, 14)]
+    spans = [{"start": start, "end": end, "label": "X"} for start, end in spans]
+    path = write(tmp_path / "a.jsonl", {"text": "Ada met\u200b Bo.\n\n", "spans": spans})
+    result, (doc,) = run(path)
+    assert ents(doc) == [("Ada", "X"), ("met", "X")]
+    assert "2 spans trimmed" in result.stdout
+    assert "1 spans left out: they are annotated twice" in result.stdout
+    assert "3 spans left out: they contain only white space" in result.stdout
 
 
 def test_label_that_is_not_allowed(tmp_path):

@@ -1,11 +1,11 @@
 import re
 
 import pytest
-from corpora import read_conll, spans_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scripts.helpers import ents, fails_at, run, write
+from spacy_llmner.corpora.conll import read_tagged, spans_of
+from tests.corpora.helpers import ents, fails_at, run, write
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_conll(tmp_path, separator, end):
     assert [ents(doc) for doc in docs] == [[("Ada", "PER")], [("Bonn", "LOC")], []]
     assert all(token.ent_iob_ for doc in docs for token in doc)
     assert "3 docs, 1 of them without entities" in result.stdout
-    assert list(read_conll(path)) == [
-        [("Ada", "B-PER"), ("sings", "O")],
-        [("In", "O"), ("Bonn", "I-LOC")],
-        [("Rain", "O")],
+    assert list(read_tagged(path)) == [
+        (1, [("Ada", "B-PER"), ("sings", "O")]),
+        (1, [("In", "O"), ("Bonn", "I-LOC")]),
+        (2, [("Rain", "O")]),
     ]
 
 
