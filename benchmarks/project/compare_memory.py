@@ -52,7 +52,7 @@ def main(
 
 def measure(data: Path, models: List[str], texts: int) -> Dict[str, Any]:
     torch.set_num_threads(1)
-    nlp = assemble(models)
+    nlp, _ = assemble(models)
     reset_peak()
     docs = list(nlp.pipe(eg.predicted for eg in read_examples(nlp, data)[:texts]))
     gc.collect()

@@ -18,7 +18,7 @@ def calibrate_cli(
     data_path: Path = typer.Argument(
         ...,
         metavar="DATA",
-        help="Held-out data in .spacy format, used neither for training nor testing",
+        help="Held-out data in .spacy format, not used for training or testing",
     ),
     output: Path = typer.Argument(..., metavar="OUT", help="Folder for the calibrated pipeline"),
     limit: int = typer.Option(0, "--limit", min=0, help="Maximum number of docs; 0 for all"),
@@ -26,7 +26,7 @@ def calibrate_cli(
         -1,
         "--gpu-id",
         "-g",
-        help="GPU of spaCy's own arrays, or -1. The LLM uses its own `device` setting",
+        help="GPU for spaCy's own arrays, or -1 for none. The LLM uses its own `device` setting",
     ),
     code_path: Optional[Path] = typer.Option(None, "--code", "-c", help="Python file to import"),
 ) -> None:
@@ -35,9 +35,12 @@ def calibrate_cli(
     with exit_on_error():
         check_data_path(data_path)
         nlp = load_pipeline(model, gpu_id)
+        pipes = find_pipes(nlp)
         examples = read_examples(nlp, data_path)
         examples = examples[:limit] if limit else examples
-        output.parent.mkdir(parents=True, exist_ok=True)  # fails before minutes of reading
+        for pipe in pipes.values():
+            pipe.check_calibration(examples)
+        output.parent.mkdir(parents=True, exist_ok=True)  # fails before reading takes minutes
         typer.echo(f"Reading {len(examples)} texts. This can take minutes.")
         for name, result in calibrate(nlp, examples).items():
             typer.echo(f"{name}: {_describe_result(result)}")
@@ -45,27 +48,36 @@ def calibrate_cli(
     typer.echo(f"Saved {output}")
 
 
+def find_pipes(nlp: Language) -> Dict[str, Any]:
+    """Find the components of a pipeline that can be calibrated.
+
+    nlp (Language): The pipeline.
+    RETURNS (Dict[str, Any]): The components by name, in the order of the pipeline.
+    RAISES (LLMNERError): If there are none.
+    """
+    pipes = {name: pipe for name, pipe in nlp.pipeline if hasattr(pipe, "calibrate")}
+    if not pipes:
+        raise LLMNERError(Errors.E104.format(known=", ".join(nlp.pipe_names) or "none"))
+    return pipes
+
+
 def calibrate(nlp: Language, examples: List[Example]) -> Dict[str, Any]:
-    """Run `calibrate` of all components of a pipeline that have it, in the order of the pipeline. The texts
-    for a component are annotated by the components before it.
+    """Call `calibrate` of all components that have this method, in the order of the pipeline. The texts for
+    a component are annotated by the components before it.
 
     nlp (Language): The pipeline.
     examples (List[Example]): Annotated texts that were held out from training.
     RETURNS (Dict[str, Any]): The result of `calibrate`, by component.
     RAISES (LLMNERError): If no component can be calibrated, or no text has an entity.
     """
-    found: Dict[str, Any] = {}
+    results: Dict[str, Any] = {}
     names = list(nlp.pipe_names)
-    for k, name in enumerate(names):
-        pipe: Any = nlp.get_pipe(name)
-        if hasattr(pipe, "calibrate"):
-            with nlp.select_pipes(enable=names[:k]):
-                texts = ((eg.predicted.copy(), eg.reference) for eg in examples)
-                seen = [Example(*pair) for pair in nlp.pipe(texts, as_tuples=True)]
-            found[name] = pipe.calibrate(seen)
-    if not found:
-        raise LLMNERError(Errors.E104.format(known=", ".join(names) or "none"))
-    return found
+    for name, pipe in find_pipes(nlp).items():
+        with nlp.select_pipes(enable=names[: names.index(name)]):
+            texts = ((eg.predicted.copy(), eg.reference) for eg in examples)
+            seen = [Example(*pair) for pair in nlp.pipe(texts, as_tuples=True)]
+        results[name] = pipe.calibrate(seen)
+    return results
 
 
 def _describe_result(result: Any) -> str:

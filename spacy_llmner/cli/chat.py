@@ -16,35 +16,40 @@ from ..ember_probe.streaming.events import EntityEvent, TextPiece
 from ..ember_probe.streaming.generation import EmberStream
 from ..ember_probe.streaming.prompt import Prompt, encode_prompt
 from ..errors import Errors, LLMNERError
-from ._util import colors_of, exit_on_error, load_pipeline
+from ._util import clean, colors_of, exit_on_error, load_pipeline
 
 FACTORY = "ember_probe"
-# Control characters, which a terminal could interpret as commands.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+COMMANDS = {
+    "/help": "lists the commands",
+    "/reset": "forgets the conversation",
+    "/quit": "ends the chat",
+}
+COMMAND = re.compile(r"/\w+")
 
 # Start and end in characters, and label.
 Key = Tuple[int, int, str]
 
 
 def chat_cli(
-    pipeline: str = typer.Argument(..., help="Pipeline with an ember_probe: folder or package"),
+    pipeline: str = typer.Argument(..., help="Pipeline with an ember_probe: a folder or package"),
     llm: Optional[str] = typer.Option(
         None, "--llm", help="LLM to use instead of the one in the config"
     ),
     max_new_tokens: int = typer.Option(
-        200, "--max-new-tokens", min=1, help="Maximum tokens per answer"
+        200, "--max-new-tokens", min=1, help="Maximum number of tokens per answer"
     ),
     system: Optional[str] = typer.Option(None, "--system", help="System message"),
     plain: bool = typer.Option(
-        False, "--plain", help="Continue each text, without the chat template"
+        False, "--plain", help="Continue each text without the chat template"
     ),
     temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 for greedy decoding"),
     once: Optional[str] = typer.Option(None, "--once", help="Answer this prompt and exit"),
 ) -> None:
     """
     Chat with the LLM of a pipeline. Entities are highlighted while it writes; underlined entities can
-    still change. Ctrl-C ends an answer, /quit ends the chat. If the input is not a terminal, each line is a
-    prompt. If the output is not a terminal, each answer is followed by a list of its entities.
+    still change. Ctrl-C ends an answer. /help lists the commands, /reset forgets the conversation, and
+    /quit ends the chat. If the input is not a terminal, each line is a prompt or a command. If the output
+    is not a terminal, each answer is followed by a list of its entities.
     """
     console = Console(highlight=False)
     with exit_on_error():
@@ -54,9 +59,13 @@ def chat_cli(
             chat.ask(once)
             return
         if sys.stdin.isatty():
-            console.print("Ctrl-C ends an answer, /quit the chat.", style="dim")
-        for prompt in typed_lines():
-            chat.ask(prompt)
+            commands = ", ".join(f"{name} {does}" for name, does in COMMANDS.items())
+            console.print(f"Ctrl-C ends an answer. {commands}.", style="dim")
+        for line in typed_lines():
+            if COMMAND.fullmatch(line):
+                chat.run_command(line)
+            else:
+                chat.ask(line)
 
 
 def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
@@ -131,10 +140,31 @@ class ChatSession:
         self.temperature = temperature
         self.llm = ember.shared_llm()
         self.plain = plain or not self.llm.tokenizer.hf.chat_template
-        self.messages: List[Dict[str, str]] = []
-        if system and not self.plain:
-            self.messages.append({"role": "system", "content": system})
+        self.system = system
         self.colors = colors_of(ember.labels)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all messages except the system message."""
+        self.messages: List[Dict[str, str]] = []
+        if self.system and not self.plain:
+            self.messages.append({"role": "system", "content": self.system})
+
+    def run_command(self, command: str) -> None:
+        """Run one of the COMMANDS, except /quit, and show what it did.
+
+        command (str): The command. If there is no such command, a hint is shown.
+        """
+        if command == "/reset":
+            self.reset()
+            lines = ["There is no conversation: each text is continued on its own."]
+            lines = lines if self.plain else ["The conversation is forgotten."]
+        elif command == "/help":
+            lines = [f"{name} {does}" for name, does in COMMANDS.items()]
+        else:
+            lines = [Errors.E117.format(command=command)]
+        for line in lines:
+            self.console.print(line, style="dim", markup=False, soft_wrap=True)
 
     def ask(self, text: str) -> EmberStream:
         """Show the answer while it is written, and add it to the messages.
@@ -187,10 +217,10 @@ class ChatSession:
         return Live(Text(), console=self.console)
 
     def _print(self, shown: "RenderedStream", stream: EmberStream) -> None:
-        self.console.print(Text(_clean(shown.text[shown.start :].strip())), soft_wrap=True)
+        self.console.print(Text(clean(shown.text[shown.start :].strip())), soft_wrap=True)
         for ent in stream.doc.ents if stream.doc is not None else []:
             if ent.start_char >= shown.start:
-                line = f"- {ent.label_}: {_clean(ent.text)} ({ent._.llmner_score:.2f})"
+                line = f"- {ent.label_}: {clean(ent.text)} ({ent._.llmner_score:.2f})"
                 self.console.print(line, markup=False, soft_wrap=True)
 
 
@@ -241,11 +271,11 @@ class RenderedStream:
                 continue
             color = self.colors.get(label, "white")
             style = f"black on {color}" if final else f"dim underline {color}"
-            out.append(_clean(self.text[reached:start]))
-            out.append(_clean(self.text[start:end]), style=style)
+            out.append(clean(self.text[reached:start]))
+            out.append(clean(self.text[start:end]), style=style)
             out.append(f" {label} ", style=f"bold {style}" if final else f"dim {color}")
             reached = end
-        return out.append(_clean(self.text[reached:]))
+        return out.append(clean(self.text[reached:]))
 
 
 @contextmanager
@@ -267,7 +297,3 @@ def _tail(text: Text, console: Console) -> Text:
     """RETURNS (Text): The last lines, as many as the console can redraw."""
     lines = text.wrap(console, console.width)
     return Text("\n").join(lines[-max(console.height - 2, 1) :])
-
-
-def _clean(text: str) -> str:
-    return CONTROL.sub("\ufffd", text)

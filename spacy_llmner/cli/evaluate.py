@@ -4,50 +4,28 @@ It works with every spaCy pipeline that sets doc.ents, so that different compone
 """
 
 import json
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Dict, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from spacy import displacy
 from spacy.cli._util import import_code
-from spacy.displacy.templates import TPL_PAGE
-from spacy.language import Language
 from spacy.pipeline.spancat import spancat_score
 from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc
-from spacy.training import Example
 from tqdm import tqdm
 
-from ..pipeline.scorers import looked_for, set_f
-from ._util import check_data_path, colors_of, exit_on_error, load_pipeline, percent, read_examples
+from ..pipeline.scorers import looked_for, set_f, trim_example
+from ._util import check_data_path, exit_on_error, load_pipeline, percent, read_examples
+from .entity_errors import errors_by_kind, find_errors
+from .evaluate_page import evaluation_page
+from .evaluation import Evaluation, label_colors, score_rows
 
-# Start and end in characters, and the label.
-Entity = Tuple[int, int, str]
 # The terminal only shows the beginning of a long document.
 SHOWN_CHARS = 400
-
-
-@dataclass
-class Evaluation:
-    """The result of an evaluation.
-
-    nlp (Language): The pipeline.
-    examples (List[Example]): The reference Docs with the predicted Docs.
-    scores (Dict[str, Any]): spaCy's scores, and "speed" (words per second), "seconds", "seconds_load" and
-        the counts "n_docs", "n_words", "n_failed", "n_ents_gold" and "n_ents_predicted".
-    spans_key (Optional[str]): The key of the span group that was evaluated as well, if any.
-    """
-
-    nlp: Language
-    examples: List[Example]
-    scores: Dict[str, Any]
-    spans_key: Optional[str]
 
 
 def evaluate_cli(
@@ -59,7 +37,7 @@ def evaluate_cli(
         -1,
         "--gpu-id",
         "-g",
-        help="GPU of spaCy's own arrays, or -1. The LLM uses its own `device` setting",
+        help="GPU for spaCy's own arrays, or -1 for none. The LLM uses its own `device` setting",
     ),
     limit: int = typer.Option(0, "--limit", min=0, help="Maximum number of docs; 0 for all"),
     limit_html: int = typer.Option(
@@ -82,7 +60,7 @@ def evaluate_cli(
         )
         for path, text in (
             (output, lambda: json.dumps(result.scores, indent=2, default=_plain)),
-            (html, lambda: to_html(result, limit_html)),
+            (html, lambda: evaluation_page(result, limit_html)),
         ):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +112,7 @@ def evaluate(
         eg.predicted = doc
         n_done += 1
     seconds = perf_counter() - start
-    examples = [looked_for(eg) for eg in examples]
+    examples = [trim_example(looked_for(eg), spans_key) for eg in examples]
     n_words = sum(len(eg.predicted) for eg in examples)
     scores = Scorer(nlp).score(examples)
     # Also score a pipeline whose component has no scorer, e.g. a function.
@@ -151,70 +129,7 @@ def evaluate(
         n_ents_gold=sum(len(eg.reference.ents) for eg in examples),
         n_ents_predicted=sum(len(eg.predicted.ents) for eg in examples),
     )
-    return Evaluation(nlp, examples, scores, spans_key)
-
-
-def differences(eg: Example, spans_key: Optional[str] = None) -> Tuple[List[Entity], List[Entity]]:
-    """Compare the predicted entities with the reference.
-
-    eg (Example): The Docs.
-    spans_key (Optional[str]): Compare doc.spans[spans_key] instead of doc.ents.
-    RETURNS (Tuple[List[Entity], List[Entity]]): The missed and the spurious entities, in the order of the
-        text. An entity with a wrong boundary or label counts as both.
-    """
-    gold, predicted = _entities(eg.reference, spans_key), _entities(eg.predicted, spans_key)
-    return sorted(gold - predicted), sorted(predicted - gold)
-
-
-def to_html(result: Evaluation, limit: int) -> str:
-    """Create a web page with the predicted entities in displaCy's style, and the errors below each text.
-
-    result (Evaluation): The evaluation.
-    limit (int): Maximum number of Docs in the page.
-    RETURNS (str): The page.
-    """
-    options = {"colors": label_colors(result)}
-    scores = [percent(result.scores[f"ents_{x}"]) for x in "prf"]
-    parts = [
-        f"<h2>{escape(_name(result.nlp))}</h2>",
-        f"<p>precision {scores[0]}, recall {scores[1]}, F {scores[2]}, "
-        f"{len(result.examples[:limit])} of {len(result.examples)} documents</p>",
-    ]
-    for eg in result.examples[:limit]:
-        ents = [{"start": a, "end": b, "label": x} for a, b, x in sorted(_entities(eg.predicted))]
-        manual = {"text": eg.reference.text, "ents": ents, "title": None}
-        figure = displacy.render(manual, style="ent", manual=True, jupyter=False, options=options)
-        lines = "".join(
-            f'<p style="margin: 0; color: #b00020">{name}: {escape(", ".join(listed))}</p>'
-            for name, listed in _errors(eg, result.spans_key)
-        )
-        parts.append(f'<figure style="margin: 0 0 3rem">{figure}{lines}</figure>')
-    writing = result.nlp.vocab.writing_system.get("direction", "ltr")
-    page = TPL_PAGE.format(content="\n".join(parts), lang=result.nlp.lang, dir=writing)
-    # displaCy's page template declares no encoding.
-    return page.strip().replace("<head>", '<head>\n        <meta charset="utf-8">', 1)
-
-
-def label_colors(result: Evaluation) -> Dict[str, str]:
-    """RETURNS (Dict[str, str]): The color of each label in the predictions or the reference."""
-    docs = [doc for eg in result.examples for doc in (eg.reference, eg.predicted)]
-    return colors_of(ent.label_ for doc in docs for ent in doc.ents)
-
-
-def _entities(doc: Doc, spans_key: Optional[str] = None) -> Set[Entity]:
-    spans: Iterable = doc.ents if spans_key is None else doc.spans.get(spans_key, [])
-    return {(span.start_char, span.end_char, span.label_) for span in spans}
-
-
-def _errors(eg: Example, spans_key: Optional[str]) -> List[Tuple[str, List[str]]]:
-    """RETURNS (List[Tuple[str, List[str]]]): The missed and the spurious entities. Empty lists are left
-    out."""
-    text = eg.reference.text
-    return [
-        (name, [f"{text[start:end]} ({label})" for start, end, label in listed])
-        for name, listed in zip(("missed", "spurious"), differences(eg, spans_key))
-        if listed
-    ]
+    return Evaluation(model, data_path, nlp, examples, scores, spans_key)
 
 
 def _print(console: Console, result: Evaluation, show: int) -> None:
@@ -236,27 +151,22 @@ def _print(console: Console, result: Evaluation, show: int) -> None:
     with_ents = [eg for eg in result.examples if eg.reference.ents or eg.predicted.ents]
     for eg in with_ents[:show]:
         console.print(_marked(eg.predicted, colors, in_color=console.color_system is not None))
-        for name, listed in _errors(eg, result.spans_key):
-            console.print(f"  {name}: {', '.join(listed)}", style="red", markup=False)
+        errors = errors_by_kind(eg, find_errors(eg, result.spans_key))
+        for kind, described in errors.items():
+            console.print(f"  {kind}: {', '.join(described)}", style="red", markup=False)
         console.print()
 
 
 def _table(result: Evaluation, spans_key: Optional[str]) -> Table:
-    prefix = "ents" if spans_key is None else f"spans_{spans_key}"
     table = Table(title="doc.ents" if spans_key is None else f"doc.spans[{spans_key!r}]")
     table.add_column("label")
     for column in ("P", "R", "F", "in the data", "predicted"):
         table.add_column(column, justify="right")
-    gold, predicted = (
-        [label for eg in result.examples for _, _, label in _entities(getattr(eg, side), spans_key)]
-        for side in ("reference", "predicted")
-    )
-    for label, prf in sorted((result.scores[f"{prefix}_per_type"] or {}).items()):
-        counts = (str(gold.count(label)), str(predicted.count(label)))
-        table.add_row(Text(label), *(percent(prf[x]) for x in "prf"), *counts)
+    *rows, total = score_rows(result, spans_key)
+    for label, prf, *counts in rows:
+        table.add_row(Text(label), *prf, *map(str, counts))
     table.add_section()
-    micro = (percent(result.scores[f"{prefix}_{x}"]) for x in "prf")
-    table.add_row("all", *micro, str(len(gold)), str(len(predicted)), style="bold")
+    table.add_row(total.label, *total.prf, *map(str, total[2:]), style="bold")
     return table
 
 
@@ -274,10 +184,6 @@ def _marked(doc: Doc, colors: Dict[str, str], in_color: bool) -> Text:
         end = ent.end_char
     rest = doc.text[end : max(end, SHOWN_CHARS)]
     return text.append(rest + ("…" if end + len(rest) < len(doc.text) else ""))
-
-
-def _name(nlp: Language) -> str:
-    return f"{nlp.meta['lang']}_{nlp.meta['name']}: {', '.join(nlp.pipe_names)}"
 
 
 def _plain(value: Any) -> Any:

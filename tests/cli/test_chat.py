@@ -1,6 +1,7 @@
 import io
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import spacy
@@ -99,6 +100,43 @@ def test_conversation_is_remembered(ember):
     assert chat.console.file.getvalue().startswith(answer[:5])
     chat.ask("And then?")
     assert [m["role"] for m in chat.messages] == ["system"] + 2 * ["user", "assistant"]
+
+
+def test_reset(pipelines, ember):
+    args = (pipelines["chat"], "--max-new-tokens", 5, "--system", "Be nice.")
+    once = run(*args, input="Who came?\n").output
+    again = run(*args, input="Who came?\n/reset\nWho came?\n").output
+    assert again == f"{once}The conversation is forgotten.\n{once}"
+    assert run(*args, input="Who came?\nWho came?\n").output != once + once
+    chat = ChatSession(ember, piped(), max_new_tokens=5, system="Be nice.")
+    chat.ask("Who came?")
+    chat.run_command("/reset")
+    assert chat.messages == [{"role": "system", "content": "Be nice."}]
+    plain = run(*args, "--plain", input="/reset\n")
+    assert plain.output == "There is no conversation: each text is continued on its own.\n"
+
+
+def test_help_and_unknown_commands(pipelines, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ChatSession, "ask", lambda self, text: asked.append(text))
+    result = run(pipelines["chat"], input="/help\n/rest\n/etc/hosts\n/quit\nOne\n")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["/help", "/reset", "/quit"]
+    assert lines[3:] == [
+        "[LLMNER117] Unknown command '/rest'. Type /help to see the commands.",
+    ]
+    assert asked == ["/etc/hosts"]
+
+
+def test_greeting_names_the_commands(pipelines, monkeypatch):
+    monkeypatch.setattr(module, "typed_lines", lambda: [])
+    monkeypatch.setattr(module, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    greeting = " ".join(run(pipelines["chat"]).output.split())
+    assert greeting == (
+        "Ctrl-C ends an answer. /help lists the commands, /reset forgets the conversation, /quit ends "
+        "the chat."
+    )
 
 
 def test_oldest_messages_are_forgotten(ember):

@@ -3,13 +3,18 @@
 import json
 import mmap
 import os
+import re
 
 import pytest
 import spacy
-from spacy.tokens import DocBin
+from spacy.scorer import get_ner_prf
+from spacy.tokens import DocBin, Span
+from spacy.training import Example
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
+from spacy_llmner.cli.compare import assemble
+from spacy_llmner.cli.compare_page import comparison_page
 from spacy_llmner.cli.peak import peak_mb, reset_peak
 from spacy_llmner.llm import registry as pool
 from tests.helpers import TEXTS, TRAIN, make_examples
@@ -17,7 +22,7 @@ from tests.helpers import TEXTS, TRAIN, make_examples
 
 @pytest.fixture
 def folders(tiny_llm, tmp_path):
-    """Two pipelines that ask the same LLM without training, and annotated texts."""
+    """Two untrained pipelines with the same LLM, and annotated texts."""
     shared = {"@misc": "spacy_llmner.LLM.v1", "name": tiny_llm, "device": "cpu"}
     for name, threshold in (("one", 0.0), ("other", 0.2)):
         nlp = spacy.blank("en")
@@ -46,17 +51,61 @@ def test_compare(folders):
     assert list(scores) == ["ra_it_ner", "ra_it_ner_1", "combined"]
     for r in scores.values():
         assert r["docs_per_second"] > 0 and 0 <= r["ents_f"] <= 1
+    assert scores["ra_it_ner_1"]["name"] == ["other", "ra_it_ner", "llama"]
     assert "docs/s" in result.output and "…" not in result.output  # nothing is cut
-    header = next(line for line in result.output.splitlines() if "combined" in line)
-    assert header.split() == ["ra_it_ner", "ra_it_ner_1", "combined"]
+    lines = [line.split() for line in result.output.splitlines()]
+    assert lines[lines.index(["one", "other"]) :][:3] == [
+        ["one", "other"],
+        ["ra_it_ner", "ra_it_ner"],
+        ["llama", "llama", "combined"],
+    ]
     page = html.read_text()
+    assert "<title>Comparison on test.spacy</title>" in page
     # Each text as it should be, as both marked it, and combined.
-    assert page.count("<tr>") == 4 * len(TRAIN)
-    assert page.count("<th>ra_it_ner_1</th>") == len(TEXTS)
+    assert page.count("<article>") == len(TRAIN) and page.count("<section>") == 4 * len(TRAIN)
+    name = '<b class="name">other<small>ra_it_ner</small><small>llama</small></b>'
+    assert page.count(name) == len(TEXTS) + 1  # also in the table of scores
+    assert "<script" not in page and "Content-Security-Policy" in page
+
+
+def test_equal_names_are_numbered(folders, other_llm):
+    """Pipelines of one folder name, component and LLM; one has another LLM."""
+    models = []
+    for parent in ("x", "y", "z"):
+        nlp = spacy.load(folders / "one")
+        if parent == "z":
+            nlp.config["components"]["ra_it_ner"]["llm"]["name"] = other_llm
+        (folders / parent).mkdir()
+        nlp.to_disk(folders / parent / "probe")
+        models.append(str(folders / parent / "probe"))
+    nlp, names = assemble(models)
+    assert nlp.pipe_names == list(names)
+    assert list(names.values()) == [
+        ["probe (1)", "ra_it_ner", "llama"],
+        ["probe (2)", "ra_it_ner", "llama"],
+        ["probe", "ra_it_ner", "other"],
+        ["combined"],
+    ]
+
+
+def test_page(folders, tmp_path):
+    """Texts with errors come first, and everything is escaped."""
+    nlp = spacy.blank("en")
+    gold, found = nlp.make_doc("Bo <i>& Ann"), nlp.make_doc("Bo <i>& Ann")
+    gold.set_ents([Span(gold, 0, 1, label="PER")], default="outside")
+    found.set_ents([Span(found, 0, 1, label="LOC")], default="outside")
+    examples = [Example(gold, gold), Example(found, gold)]
+    scores = {**get_ner_prf(examples), "docs_per_second": 1.0}
+    results = {"a": {"name": ["<b>", "ner", "llm"], "examples": examples, **scores}}
+    page = comparison_page(nlp, tmp_path / "<data>.spacy", results)
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["Document 2", "Document 1"]
+    assert "<b>wrong label</b> Bo (PER -&gt; LOC)" in page
+    assert "&lt;data&gt;.spacy" in page and "<data>" not in page and "<i>&" not in page
+    assert '<b class="name">&lt;b&gt;<small>ner</small><small>llm</small></b>' in page
 
 
 def test_documents_with_labels_of_their_own(folders):
-    """The components have none, so the first text too is asked for those of its Doc."""
+    """The components have no labels, so those of the Docs are requested, even for the first text."""
     for name in ("one", "other"):
         nlp = spacy.load(folders / name)
         nlp.get_pipe("ra_it_ner").set_labels([])
@@ -82,7 +131,7 @@ def test_peaks(folders):
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells it")
 def test_a_peak_is_of_its_own_time():
-    """What was given back before the measurement is not in it, what was given back meanwhile is."""
+    """Memory that was freed before the measurement doesn't count. Memory that is freed during it does."""
     big = pages(40 << 20)
     reset_peak()
     high = peak_mb()
@@ -95,7 +144,7 @@ def test_a_peak_is_of_its_own_time():
 
 
 def pages(n):
-    """RETURNS (mmap): Bytes that the system gets back when it is closed, which malloc may put off."""
+    """RETURNS (mmap): Memory that is returned to the system when it is closed. (malloc may keep it.)"""
     block = mmap.mmap(-1, n)
     for start in range(0, n, mmap.PAGESIZE):
         block[start] = 1
@@ -103,7 +152,7 @@ def pages(n):
 
 
 def test_pipelines_that_combine(folders):
-    """Their own llmner_combine is no component to compare, whatever it is called."""
+    """The llmner_combine of a pipeline is not compared, whatever its name."""
     for model, name in (("one", "combined"), ("other", "llmner_combine")):
         nlp = spacy.load(folders / model)
         config = {"keys": ["llmner"], "min_votes": 1, "spans_key": "both"}
@@ -119,7 +168,7 @@ def test_pipelines_that_combine(folders):
 def test_limit(folders):
     html = folders / "page.html"
     assert not run(folders / "test.spacy", folders / "one", "--limit", 2, "--html", html).exit_code
-    assert html.read_text().count("<th>reference</th>") == 2
+    assert html.read_text().count('<b class="name">reference</b>') == 2
 
 
 def test_a_pipeline_of_something_else(folders):

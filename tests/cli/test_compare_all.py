@@ -1,4 +1,4 @@
-"""`spacy llmner compare` with `el4ner_ensemble`: alone, behind a tagger, and with all other components."""
+"""`spacy llmner compare` with `el4ner_ensemble`: alone, after a tagger, and with all other components."""
 
 import json
 
@@ -14,12 +14,12 @@ from spacy_llmner.llm import registry as pool
 from tests.helpers import TRAIN, make_examples
 
 OTHERS = ["ember_probe", "padellm_ner", "ra_it_ner"]
-NOT_SCORES = ("docs_per_second", "peak_mb", "gpu_peak_mb")
+NOT_SCORES = ("name", "docs_per_second", "peak_mb", "gpu_peak_mb")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_lists():
-    """Random LLMs list all that they may."""
+    """Keep the lists of the random LLMs short, since they would fill them."""
     usual, session.MAX_LIST_TOKENS = session.MAX_LIST_TOKENS, 16
     yield
     session.MAX_LIST_TOKENS = usual
@@ -100,13 +100,13 @@ def test_an_ensemble_with_its_pool(folders):
     gold = {(k, *ent) for k, (_, ents) in enumerate(TRAIN) for ent in ents}
     assert found
     assert one["ents_p"] == pytest.approx(len(found & gold) / len(found))
-    nlp = assemble([str(folders / "el4ner_ensemble")])
+    nlp, _ = assemble([str(folders / "el4ner_ensemble")])
     assert len(nlp.get_pipe("el4ner_ensemble").pool) == len(TRAIN)
 
 
 def test_a_tagger_in_front(folders):
-    """It works for the ensemble behind it, and the order stays."""
-    nlp = assemble([str(folders / "tagged")])
+    """The ensemble after the tagger uses its tags, and the order of the components stays the same."""
+    nlp, _ = assemble([str(folders / "tagged")])
     assert nlp.pipe_names == ["tags", "el4ner_ensemble", "combined"]
     doc = nlp("Nobody saw Varnholm.")
     assert [token.pos_ for token in doc] == ["ADV", "ADV", "PROPN", "ADV"]
@@ -118,13 +118,13 @@ def test_a_tagger_in_front(folders):
 
 
 def test_each_ensemble_has_its_own_tagger(folders):
-    """Two pipelines call different taggers alike."""
+    """Two pipelines have different taggers with the same name."""
     other = spacy.load(folders / "tagged")
     other.get_pipe("tags").clear()
     other.get_pipe("tags").add([[{}]], {"POS": "PRON"})
     other.to_disk(folders / "other tags")
     noted = []
-    nlp = assemble([str(folders / "tagged"), str(folders / "other tags")])
+    nlp, _ = assemble([str(folders / "tagged"), str(folders / "other tags")])
     for name in nlp.pipe_names:
         pipe = nlp.get_pipe(name)
         if name.startswith("el4ner"):
@@ -134,7 +134,7 @@ def test_each_ensemble_has_its_own_tagger(folders):
             )
     nlp("Varnholm sings")
     assert noted == [["PROPN", "ADV"], ["PRON", "PRON"]]
-    three = assemble([str(folders / name) for name in ("tagged", "other tags", "other tags")])
+    three, _ = assemble([str(folders / name) for name in ("tagged", "other tags", "other tags")])
     assert three.pipe_names == [
         *("tags", "el4ner_ensemble"),
         *("tags_2", "el4ner_ensemble_1", "el4ner_ensemble_2"),
@@ -143,12 +143,12 @@ def test_each_ensemble_has_its_own_tagger(folders):
 
 
 def test_all_four(folders):
-    """With one LLM; each finds what it finds alone."""
+    """With one LLM, each component finds the same as when it runs alone."""
     pool.clear()
     names = [*OTHERS, "el4ner_ensemble"]
     assert list(run(folders, *names)) == [*names, "combined"]
     assert len(pool.loaded()) == 1
-    nlp = assemble([str(folders / name) for name in names])
+    nlp, _ = assemble([str(folders / name) for name in names])
     together = list(nlp.pipe(text for text, _ in TRAIN))
     for name in names:
         alone = list(spacy.load(folders / name).pipe(text for text, _ in TRAIN))
@@ -158,6 +158,6 @@ def test_all_four(folders):
 
 
 def test_two_ensembles(folders):
-    """The same one twice finds the same twice."""
+    """If an ensemble is compared with itself, both find the same."""
     one, other, both = map(scores_of, run(folders, *["el4ner_ensemble"] * 2).values())
     assert one == other == both

@@ -1,4 +1,4 @@
-"""`spacy llmner calibrate`: held-out texts, and a pipeline that knows more behind them."""
+"""`spacy llmner calibrate`: calibration on held-out texts improves a pipeline."""
 
 import json
 
@@ -23,7 +23,7 @@ NAMES = {"Mira": "PER", "Bonn": "LOC", "Rome": "LOC"}
 
 
 def knows(right):
-    """A voter that finds all names, and says so surely what is right."""
+    """A voter that finds all names, and gives this probability to the correct label."""
     return MockVoter(
         {
             name: {label: right, "PER" if label == "LOC" else "LOC": 1.0 - right}
@@ -38,7 +38,7 @@ spacy.registry.misc("calibrate_tests.Errs.v1", func=lambda: knows(0.1))
 
 @pytest.fixture
 def folder(tmp_path):
-    """An ensemble of one who knows and one who is surer of what is wrong, and held-out texts."""
+    """An ensemble of a good voter and a bad one that is more confident, and held-out texts."""
     nlp = spacy.blank("en")
     llms = {
         "errs": {"@misc": "calibrate_tests.Errs.v1"},
@@ -85,7 +85,7 @@ def test_limit(folder, monkeypatch):
 
 
 def test_each_in_its_place():
-    """Texts come to a component as those in front of it leave them, and only they."""
+    """Texts for a component are annotated by the components before it, and by no others."""
     nlp = spacy.blank("en")
     seen = {}
 
@@ -127,6 +127,7 @@ def test_ra_it_ner_says_when_examples_help(folder, tiny_llm, monkeypatch):
         return 0.625
 
     monkeypatch.setattr(RAIT, "calibrate", fitted)
+    monkeypatch.setattr(RAIT, "check_calibration", lambda pipe, examples: examples)
     result = run(folder / "open", folder / "dev.spacy", folder / "out")
     assert "ra_it_ner: examples are shown if their similarity is at least 0.62" in result.output
     assert (
@@ -150,4 +151,5 @@ def test_bad_input(folder):
     ):
         result = run(folder / model, folder / data, folder / "out")
         assert result.exit_code == 1 and message in result.output.replace("\n", " ")
+        assert "Reading" not in result.output
     assert not (folder / "out").exists()
