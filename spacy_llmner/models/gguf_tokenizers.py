@@ -31,7 +31,7 @@ def save_tokenizer(fields: Mapping[str, Any], path: Path, max_length: int) -> No
     build_tokenizer(fields).save(str(path / "tokenizer.json"))
     special = special_tokens(fields)
     config = {
-        # The generic class adds nothing to tokenizer.json: no BOS, no token_type_ids.
+        # The generic class adds nothing to tokenizer.json, such as a BOS token or token_type_ids.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_length,
@@ -117,7 +117,7 @@ def sentencepiece_bpe(
 
 
 def merges_from_scores(scores: Mapping[str, float]) -> List[Tuple[str, str]]:
-    """List the merges of a sentencepiece vocabulary. sentencepiece merges the two neighbors whose
+    """List the merges of a sentencepiece vocabulary. sentencepiece merges the two neighboring tokens whose
     concatenation has the highest score. BPE needs all pairs in that order, so every split of a token into
     two tokens becomes a pair.
 
@@ -151,8 +151,8 @@ def special_tokens(fields: Mapping[str, Any]) -> Dict[str, str]:
 def _add_tokens(
     tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int], normalized: bool = False
 ) -> None:
-    # With normalized=True, tokens are matched in the normalized text, as in sentencepiece: only there do
-    # runs of spaces match their tokens.
+    # With normalized=True, tokens are matched in the normalized text, as in sentencepiece. Otherwise, runs
+    # of spaces would not match their tokens.
     for kind in (CONTROL, USER_DEFINED):
         special = kind == CONTROL
         added = [

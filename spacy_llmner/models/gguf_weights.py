@@ -1,8 +1,8 @@
 """Convert the weights of a GGUF file to config.json and model.safetensors.
 
-transformers has its own conversion, but the files must be the same with every version of transformers:
-components store the fingerprint of the weights they were trained on. transformers also takes minutes for a
-vocabulary as large as Gemma's.
+transformers has its own conversion. But the files must be the same with every version of transformers,
+since components store the fingerprint of the weights that they were trained on. Besides, transformers takes
+minutes for a vocabulary as large as Gemma's.
 """
 
 import errno
@@ -117,8 +117,8 @@ def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
     }
     if name == "llama":
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config}
-    # The following values are not in the file, but are the same in every Gemma 3: every sixth layer has
-    # full attention, the others have a sliding window.
+    # The following values are not in the file, but are the same for every Gemma 3. Every sixth layer has
+    # full attention, and the others have a sliding window.
     n_layers = config["num_hidden_layers"]
     config["layer_types"] = [
         "sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(n_layers)
@@ -143,7 +143,8 @@ def _rename(name: str, architecture: str) -> str:
 def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]) -> numpy.ndarray:
     # Revert the changes that llama.cpp makes to the weights when it creates a GGUF file.
     if config["model_type"] == "llama":
-        # llama.cpp rotates neighboring dimensions of a head, transformers the first half with the second.
+        # llama.cpp rotates neighboring dimensions of a head together. transformers rotates each dimension
+        # of the first half together with one of the second half.
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         for projection, n_heads in heads.items():
             if projection in name:
@@ -155,7 +156,7 @@ def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]
 
 
 def _float32(value: float) -> float:
-    # As float32, 1e-05 is 9.999999747378752e-06. Write the shorter number.
+    # As a float32, 1e-05 is 9.999999747378752e-06. Write the shorter number.
     return float(str(numpy.float32(value)))
 
 

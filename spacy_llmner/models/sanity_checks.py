@@ -1,4 +1,4 @@
-"""Check whether a model was converted correctly, with cheap tests that a wrong conversion fails."""
+"""Check whether a model was converted correctly, with quick tests that a wrong conversion fails."""
 
 import json
 from pathlib import Path

