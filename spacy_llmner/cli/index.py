@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -19,13 +18,17 @@ from spacy.util import compile_infix_regex
 from tqdm import tqdm
 from wasabi import Printer
 
+from ..corpora.annotated_text import LeftOut
+from ..corpora.prodigy import check_answer
+from ..corpora.rows import check_not_spacy_v2
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.registry import make_llm
 from ..pipeline.windows import cut_into_windows, may_start_sentence
 from ..retrieval.bm25 import CJK
 from ..retrieval.encoder import DEFAULT, Encoder, make_sentence_encoder
-from ..retrieval.examples import LabelledText, PoolText, labelled_text
+from ..retrieval.examples import LabelledText, PoolText, labelled_text, trim_entities
 from ..retrieval.llm_encoder import make_llm_encoder
+from ..util import is_blank, scratch_folder
 from ._util import exit_on_error
 
 # Maximum number of words in an example: about one window of the components, 256 tokens.
@@ -80,7 +83,8 @@ def index_cli(
             progress=True,
         )
     left_out = n_read - len(index)
-    more = f", {left_out} duplicate, blank, unannotated or cut texts left out" if left_out else ""
+    why = "duplicate, blank, rejected, unannotated or cut"
+    more = f", {left_out} {why} texts left out" if left_out else ""
     seconds = perf_counter() - start
     msg.good(f"{len(index)} examples in {seconds:.0f} s{more}", str(output))
     labels = index.labels()
@@ -156,7 +160,7 @@ def _encoder(
 def _check_writable(folder: Path) -> None:
     """RAISES (OSError): If the folder is not writable, or can't be created."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with TemporaryDirectory(dir=there):
+    with scratch_folder(there):
         pass
 
 
@@ -177,7 +181,8 @@ def count_texts(corpus: Path) -> int:
 
 
 def read_labelled(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Parts]:
-    """Read a corpus: a .jsonl file line by line, a folder file by file.
+    """Read a corpus: a .jsonl file line by line, a folder file by file. White space at the borders of
+    entities is removed, with one warning.
 
     corpus (Path): A .spacy file, a folder of .spacy files, or a .jsonl file.
     spans_key (Optional[str]): Key in doc.spans to read entities from, instead of doc.ents.
@@ -187,13 +192,33 @@ def read_labelled(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Par
         starts or ends inside an entity.
     RAISES (LLMNERError): If the corpus doesn't exist or can't be read.
     """
+    n = total = empty = 0
+    for text, doc in _read_texts(corpus, spans_key):
+        if text is None:
+            yield [None]
+            continue
+        example = trim_entities(text)
+        total += len(text.entities)
+        n += len(set(text.entities) - set(example.entities))
+        empty += len(text.entities) - len(example.entities)
+        yield [example] if doc is None else _parts(example, doc)
+    if n:
+        message = Warnings.W017.format(name="spacy llmner index", n=n, total=total, empty=empty)
+        warnings.warn(message, stacklevel=2)
+
+
+def _read_texts(
+    corpus: Path, spans_key: Optional[str]
+) -> Iterator[Tuple[Optional[LabelledText], Optional[Doc]]]:
+    """YIELDS (Tuple[Optional[LabelledText], Optional[Doc]]): Each text, None if it is not annotated, and
+    its words, None if it is short.
+    """
     if _is_jsonl(corpus):
         tokenizer = _tokenizer()
         for example in _read_jsonl(corpus):
             # A text has at most as many words as characters.
-            yield (
-                _parts(example, tokenizer(example.text)) if len(example.text) > WORDS else [example]
-            )
+            long = example is not None and len(example.text) > WORDS
+            yield example, tokenizer(example.text) if example and long else None
         return
     vocab = spacy.blank("xx").vocab
     for path in _doc_files(corpus):
@@ -201,12 +226,12 @@ def read_labelled(corpus: Path, spans_key: Optional[str] = None) -> Iterator[Par
             known = all(t.ent_iob for t in doc) if spans_key is None else spans_key in doc.spans
             # An unannotated Doc would be shown as a text without entities.
             example = labelled_text(doc, spans_key, f"{path.name}:{number}")
-            yield _parts(example, doc) if known else [None]
+            yield example if known else None, doc
 
 
 def _parts(example: LabelledText, doc: Doc) -> Parts:
     """Split a text into parts that fit into a prompt, between sentences as in the components."""
-    tokens = [token for token in doc if not token.is_space]
+    tokens = [token for token in doc if not is_blank(token.text)]
     begins = partial(may_start_sentence, tokens, known=doc.has_annotation("SENT_START"))
     windows = cut_into_windows([1 / WORDS] * len(tokens), begins)
     if len(windows) < 2:
@@ -233,6 +258,7 @@ def _is_jsonl(corpus: Path) -> bool:
 
 
 def _doc_files(corpus: Path) -> Any:
+    check_not_spacy_v2(corpus)
     if corpus.is_file() and corpus.suffix != FILE_TYPE:
         raise LLMNERError(Errors.E056.format(path=corpus, reason=f"it is not a {FILE_TYPE} file"))
     # spaCy's own warning about an empty folder is less specific than this error.
@@ -253,13 +279,15 @@ def _open_docs(path: Path) -> DocBin:
         raise LLMNERError(Errors.E056.format(path=path, reason=f"{type(e).__name__}: {e}")) from e
 
 
-def _read_jsonl(path: Path) -> Iterator[LabelledText]:
+def _read_jsonl(path: Path) -> Iterator[Optional[LabelledText]]:
+    """YIELDS (Optional[LabelledText]): Each text, None if an annotator has not accepted it in Prodigy."""
     with path.open("rb") as file_:
         for number, line in enumerate(file_, 1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line.decode("utf-8-sig"))
+                check_answer(entry)
                 text = entry["text"]
                 if not isinstance(text, str):
                     raise ValueError("the text is not a string")
@@ -269,6 +297,9 @@ def _read_jsonl(path: Path) -> Iterator[LabelledText]:
                         raise ValueError(
                             f"the span {start} to {end}, '{label}', is not in the text"
                         )
+            except LeftOut:
+                yield None
+                continue
             except (ValueError, KeyError, TypeError, AttributeError) as e:
                 reason = f"line {number}: {type(e).__name__}: {e}"
                 raise LLMNERError(Errors.E056.format(path=path, reason=reason)) from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
-import spacy
 import torch
 import torch.nn.functional as F
 import typer
@@ -27,8 +26,8 @@ from ..ember_probe.features.words import WordReader
 from ..errors import Errors, LLMNERError
 from ..llm.loading import LoadedLLM
 from ..llm.registry import make_llm
-from ..pipeline.gold import aligned_entities
-from ._util import check_data_path, exit_on_error, read_examples
+from ..pipeline.gold import gold_mentions
+from ._util import blank_pipeline, check_data_path, exit_on_error, read_examples
 
 # Docs in a batch of the LLM.
 READ_BATCH = 32
@@ -46,7 +45,7 @@ class LayerScore:
     """The scores of a probe on one layer, measured on the dev data.
 
     layer (int): Index of the layer. 0 is the embeddings.
-    depth (float): Depth of the layer, as a share of the LLM's depth.
+    depth (float): Depth of the layer, as a fraction of the LLM's depth.
     ents_p (float): Precision, from 0 to 1.
     ents_r (float): Recall, from 0 to 1.
     ents_f (float): F-score, from 0 to 1.
@@ -119,11 +118,11 @@ def sweep(
     RETURNS (List[LayerScore]): The scores of each layer, starting with the embeddings.
     RAISES (LLMNERError): If a file doesn't exist or can't be used, or the training data have no entities.
     """
-    nlp = _blank(lang)
+    nlp = blank_pipeline(lang)
     for path in (train_path, dev_path):
         check_data_path(path)
     train, dev = (read_examples(nlp, path)[:limit] for path in (train_path, dev_path))
-    labels = sorted({label for eg in train for _, _, label in aligned_entities(eg)[0]})
+    labels = sorted({label for eg in train for _, _, label in gold_mentions(eg)[0]})
     if not labels:
         raise LLMNERError(Errors.E023.format(name="layers"))
     types = torch.from_numpy(np.concatenate([_types(eg, labels) for eg in train]))
@@ -238,15 +237,8 @@ def joined(types: Sequence[int], n_labels: int) -> List[Tuple[int, int, int]]:
     return out
 
 
-def _blank(lang: str) -> spacy.Language:
-    try:
-        return spacy.blank(lang)
-    except ImportError as e:
-        raise LLMNERError(Errors.E106.format(lang=lang, reason=e)) from None
-
-
 def _types(eg: Example, labels: List[str]) -> np.ndarray:
-    entities, unknown = aligned_entities(eg)
+    entities, unknown = gold_mentions(eg)
     types = np.full(len(eg.predicted), len(labels))
     for start, end, label in entities:
         types[start:end] = labels.index(label)

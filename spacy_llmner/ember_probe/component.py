@@ -27,7 +27,7 @@ from thinc.api import Model, Optimizer
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
 from ..pipeline.base import FACTORY_META, LLMNERPipe, isolated_seed
-from ..pipeline.gold import aligned_entities
+from ..pipeline.gold import gold_mentions, warn_about_white_space
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
@@ -126,8 +126,6 @@ class EmberProbe(LLMNERPipe):
         check_settings(
             name, threshold=settings["threshold"], max_batch_tokens=self.max_batch_tokens
         )
-        # Don't store `nlp` itself: a pipeline that sources this component would keep it alive.
-        self.tokenizer = nlp.tokenizer
         super().__init__(
             nlp,
             llm,
@@ -148,8 +146,8 @@ class EmberProbe(LLMNERPipe):
 
     @property
     def threshold(self) -> float:
-        """RETURNS (float): The threshold in `cfg`, clipped away from 0 and 1, both of which
-        `spacy find-threshold` tries. At 0, every span that could be an entity would be one.
+        """RETURNS (float): The threshold in `cfg`, clipped so that it is never 0 or 1, which
+        `spacy find-threshold` tries as well. At 0, every possible span would become an entity.
         """
         return min(max(self.cfg["threshold"], MIN_THRESHOLD), 1 - MIN_THRESHOLD)
 
@@ -176,7 +174,7 @@ class EmberProbe(LLMNERPipe):
         self._check_settings()
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
-        # Features take about 10 to 100 KB per word, so only those of a few thousand words are in memory.
+        # Features take about 10 to 100 KB per word, so only a few thousand words are processed at a time.
         for indices in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
             group_docs = [docs[i] for i in indices]
             features = self.read(group_docs)
@@ -189,6 +187,10 @@ class EmberProbe(LLMNERPipe):
                     rows = predictor.probe.rows(scores, row, len(group_docs[i]))
                     out[indices[i]] = predictor.decode(group_docs[i], rows)
         return out
+
+    def check_cfg(self) -> None:
+        super().check_cfg()
+        platt_scaling.check(self.name, self.cfg["calibration"])
 
     def _check_settings(self) -> None:
         # Users can change settings at any time.
@@ -216,7 +218,7 @@ class EmberProbe(LLMNERPipe):
         )
 
     def _move_probe(self, device: torch.device) -> None:
-        # Only if it is elsewhere: `to` rebuilds the list of the GRU's weights, which other threads use.
+        # Move it only if needed: `to` rebuilds the list of the GRU's weights, which other threads may use.
         with _MOVING:
             tensors = [*self.module.parameters(), *self.module.buffers()]
             if any(tensor.device != device for tensor in tensors):
@@ -269,13 +271,13 @@ class EmberProbe(LLMNERPipe):
         examples (Iterable[Example]): The batch.
         scores (Tuple[Tensor, ...]): Output of the probe for the batch.
         RETURNS (Tuple[float, Tuple[Tensor, ...]]): The loss per word, and the gradients.
-        RAISES (LLMNERError): If an example has a label that the component does not know.
+        RAISES (LLMNERError): If an example has a label that the component doesn't have.
         """
         assert self.module is not None
         return self.module.loss(scores, [self._gold(eg) for eg in examples])
 
     def _gold(self, eg: Example) -> GoldSpans:
-        entities, unknown = aligned_entities(eg)
+        entities, unknown = gold_mentions(eg)
         label_ids = {label: i for i, label in enumerate(self.labels)}
         new_labels = sorted({label for _, _, label in entities if label not in label_ids})
         if new_labels:
@@ -291,11 +293,11 @@ class EmberProbe(LLMNERPipe):
     ) -> None:
         """Create an untrained probe for the labels, and read the corpus with the LLM.
 
-        A few-shot probe is fitted instead, see `fit`.
+        If the model is a few-shot probe, this calls `fit` instead.
 
         get_examples (Callable[[], Iterable[Example]]): Returns the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels; None takes the labels of the examples.
+        labels (Optional[List[str]]): The labels. None uses the labels of the examples.
         RAISES (LLMNERError): If there are no examples, entities or labels, or if an example has a label
             that is not in `labels`.
         """
@@ -317,6 +319,7 @@ class EmberProbe(LLMNERPipe):
         with isolated_seed(llm.device):
             self.module = self.build().to(llm.device)
         tokenizer = type(self.tokenizer).__name__
+        warn_about_white_space(self.name, [eg.reference for eg in examples])
         warn_about_unlearnable(self.name, examples, getattr(settings, "max_words", None), tokenizer)
         docs = [eg.predicted for eg in examples]
         # Without a cache, read only what `fit_scale` needs.
@@ -335,6 +338,7 @@ class EmberProbe(LLMNERPipe):
         if not isinstance(settings, FewShotSettings):
             raise LLMNERError(Errors.E033.format(name=self.name, model=self.model.name))
         converted = [as_example(self.name, eg, self.tokenizer) for eg in examples]
+        warn_about_white_space(self.name, [eg.reference for eg in converted])
         chosen = choose(converted, settings.k)
         labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})
         if not labels:
@@ -357,7 +361,7 @@ class EmberProbe(LLMNERPipe):
         self.module = probe.eval()
 
     def _start_training(self) -> None:
-        """Cache what the LLM reads, from now until the next `score`."""
+        """Cache the features of all Docs that are read from now on, until the next call of `score`."""
         if self.cache is None:
             self.cache = open_cache(self.feature_cache, self.shared_llm(), self.reader)
         self._training = True
@@ -369,8 +373,8 @@ class EmberProbe(LLMNERPipe):
             template.
         settings: `max_new_tokens`, `stop`, `temperature`, `top_p`, `repetition_penalty`, `seed`; see
             EmberStream.
-        RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent objects. After the last one,
-            its `doc` is the annotated Doc.
+        RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent objects. After the last
+            object, its attribute `doc` is the annotated Doc.
         RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
         self._check_streams()
@@ -395,8 +399,8 @@ class EmberProbe(LLMNERPipe):
         """Score annotated examples. During training, also fit the calibration (Platt scaling) on them.
 
         The training loop scores the development corpus and then saves the pipeline, so the saved pipeline
-        is calibrated on the development corpus. Scoring ends the training until the next `update`: a
-        pipeline that was loaded, or that has been scored already, keeps its calibration.
+        is calibrated on the development corpus. Only the first call after an `update` fits the
+        calibration. A pipeline that was just loaded, or that was scored already, keeps its calibration.
 
         RETURNS (Dict[str, Any]): The scorer's results.
         """

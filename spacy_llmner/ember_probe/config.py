@@ -34,6 +34,6 @@ DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
 def check_settings(name: str, **settings: Any) -> None:
     """Validate settings of the component `name`.
 
-    RAISES (LLMNERError): About the first invalid value.
+    RAISES (LLMNERError): For the first invalid value.
     """
     check_values(name, settings, shares=("threshold",), least={"max_batch_tokens": 1})

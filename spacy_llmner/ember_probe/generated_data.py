@@ -1,8 +1,8 @@
 """Training data from generated text: the LLM writes a text, and another pipeline annotates it.
 
-While streaming, a probe meets longer texts than the short annotated sentences it was trained on, and the
-LLM's own words. EMBER (arXiv 2403.11747) therefore trains on generated text. Only the tokens that the LLM
-wrote count in training.
+While streaming, a probe reads the LLM's own words, and longer texts than the short annotated sentences
+that it was trained on. Therefore EMBER (arXiv 2403.11747) trains on generated text. Only the tokens that
+the LLM wrote count in training.
 """
 
 from typing import Iterable, Iterator, List, Tuple, Union
@@ -38,7 +38,7 @@ def generate_examples(
         a penalty, small LLMs repeat themselves.
     batch_size (int): Prompts per batch.
     YIELDS (Example): A text with the entities of its continuation. The prompt's tokens are not annotated
-        (their `ent_iob` is 0). Prompts that are too long for the LLM, or that it does not continue, are
+        (their `ent_iob` is 0). Prompts that are too long for the LLM, or that it doesn't continue, are
         left out.
     """
     loaded = _load(llm)
@@ -71,7 +71,7 @@ def continue_prompts(
     if not rows:
         return continuations
     longest = max(len(ids) for ids in rows.values())
-    # All texts start with this token already, so padding with it does not change the repetition penalty.
+    # All texts already start with this token, so padding with it doesn't change the repetition penalty.
     pad = (bos or ends or [0])[0]
     inputs = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in rows.values()])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows.values()])
@@ -100,8 +100,9 @@ def continue_prompts(
 def mask_prompt(doc: Doc, n_chars: int) -> Doc:
     """Copy a Doc with its entities, and remove the annotation of its beginning.
 
-    n_chars (int): Characters of the beginning. A token or an entity that starts in it counts as part of it.
-    RETURNS (Doc): A Doc with no annotation but entities; `ent_iob` is 0 for the tokens of the beginning.
+    n_chars (int): Number of characters in the beginning. A token or an entity that starts inside the
+        beginning counts as part of it.
+    RETURNS (Doc): A Doc with entities only. `ent_iob` is 0 for the tokens of the beginning.
     """
     out = Doc(doc.vocab, *_words(doc))
     n_tokens = sum(1 for token in doc if token.idx < n_chars)

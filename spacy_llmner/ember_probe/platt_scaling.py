@@ -1,14 +1,30 @@
-"""Platt scaling: calibrate scores on entities that are known to be correct or wrong."""
+"""Platt scaling: calibrate scores on entities of which it is known whether they are correct."""
 
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import wrong
+
 # Slope and offset of the log-odds.
 Calibration = Tuple[float, float]
 IDENTITY: Calibration = (1.0, 0.0)
-# With fewer scored entities, nothing is fitted.
+# With fewer scored entities than this, nothing is fitted.
 MIN_ENTITIES = 20
+
+
+def check(name: str, calibration: Any) -> None:
+    """Validate the calibration of the component `name`.
+
+    RAISES (LLMNERError): If it is not two numbers, the first of them positive.
+    """
+    try:
+        slope, _ = np.array(calibration, dtype=np.float64).tolist()
+        if slope > 0 and np.isfinite(calibration).all():
+            return
+    except (TypeError, ValueError):
+        pass
+    raise wrong("calibration", name, calibration, "two numbers: a positive slope, and an offset")
 
 
 def apply(calibration: Sequence[float], score: float) -> float:
@@ -60,7 +76,7 @@ def _loss(x: np.ndarray, correct: np.ndarray, prior: np.ndarray, w: np.ndarray) 
 
 
 def _logit(p: Any) -> Any:
-    # Clip so little that `invert` can undo a calibration that pushed scores towards 0 or 1.
+    # Clip as little as possible, so that `invert` can undo a calibration that pushed scores towards 0 or 1.
     p = np.clip(p, 1e-12, 1 - 1e-12)
     return np.log(p) - np.log1p(-p)
 

@@ -5,6 +5,7 @@ from typing import List, Tuple
 import numpy as np
 from spacy.tokens import Doc
 
+from ..util import is_blank
 from .probes.base import Probe
 from .probes.segmentation import ScoredSpan
 
@@ -14,7 +15,7 @@ def decode(
 ) -> Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]:
     """Find the best non-overlapping mentions, and all mentions that are probable enough.
 
-    No mention crosses a sentence boundary, if the Doc has them, or starts or ends with whitespace.
+    No mention starts or ends with a blank word. If the Doc has sentence boundaries, no mention crosses one.
 
     doc (Doc): The Doc.
     rows (ndarray): The probe's scores, one row per word.
@@ -26,20 +27,14 @@ def decode(
     if doc.has_annotation("SENT_START"):
         rows = probe.within_sentences(rows, [bool(t.is_sent_start) for t in doc])
     decoder = probe.decoder(threshold)
-    for row in rows:
-        decoder.push(row)
+    blank = [is_blank(token.text) for token in doc]
+    for row, is_blank_word in zip(rows, blank):
+        decoder.push(row, is_blank_word)
     chosen = decoder.chain.trace()
-    found = {(m.start, m.end, m.label): m.score for m in probe.all_mentions(rows, threshold)}
+    found = {(m.start, m.end, m.label): m.score for m in probe.all_mentions(rows, blank, threshold)}
     missing = [m for m in chosen if m not in found]
     if missing:
-        posterior = probe.all_mentions(rows, 0.0)
+        posterior = probe.all_mentions(rows, blank, 0.0)
         scores = {(m.start, m.end, m.label): m.score for m in posterior}
         found.update({m: scores.get(m, 0.0) for m in missing})
-    spaces = {token.i for token in doc if token.is_space}
-    kept = [
-        ScoredSpan(*key, score)
-        for key, score in sorted(found.items())
-        if not (key[0] in spaces or key[1] - 1 in spaces)
-    ]
-    keys = {(m.start, m.end, m.label) for m in kept}
-    return [m for m in chosen if m in keys], kept
+    return chosen, [ScoredSpan(*key, score) for key, score in sorted(found.items())]

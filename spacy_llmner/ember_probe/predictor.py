@@ -1,4 +1,4 @@
-"""A trained probe with all that inference needs, for finished texts and streams alike."""
+"""A trained probe with everything that inference needs, for finished texts and for streams."""
 
 from dataclasses import dataclass
 from typing import Callable, Sequence, Tuple

@@ -6,6 +6,7 @@ from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example
 
+from .gold import trim_mentions, warn_about_white_space
 from .labels import doc_labels
 
 
@@ -20,11 +21,13 @@ def llmner_score(examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
         on.
     RETURNS (Dict[str, Any]): `ents_p`, `ents_r`, `ents_f`, `ents_per_type`, `ents_set_f` (see
         `set_f`) and `ents_ece`, the expected calibration error of the entities' scores (None if there
-        are no scores). With `train_spans` also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`,
-        for all spans found.
+        are no scores). With `train_spans`, also `spans_p`, `spans_r`, `spans_f` and `spans_per_type`,
+        which are computed for all spans found.
     """
-    examples = [looked_for(eg) for eg in examples]
     key, gold_key = kwargs.get("spans_key", "llmner"), kwargs.get("train_spans")
+    examples = list(examples)
+    warn_about_white_space("the scorer", [eg.reference for eg in examples], gold_key)
+    examples = [trim_example(looked_for(eg), gold_key) for eg in examples]
     scores = get_ner_prf(examples)
     scores["ents_set_f"] = set_f(examples)
     scores["ents_ece"] = calibration_error(scored_entities(examples, key))
@@ -66,8 +69,24 @@ def looked_for(eg: Example) -> Example:
     return Example(doc, eg.reference)
 
 
+def trim_example(eg: Example, spans_key: Optional[str] = None) -> Example:
+    """Remove white space from the borders of all entities. See `trim_mentions`.
+
+    eg (Example): The example.
+    spans_key (Optional[str]): A group in doc.spans that is trimmed, too.
+    RETURNS (Example): The example with trimmed entities; the example itself if nothing was removed.
+    """
+    docs = [trim_mentions(doc) for doc in (eg.predicted, eg.reference)]
+    if spans_key is not None:
+        docs = [trim_mentions(doc, spans_key) for doc in docs]
+    same = docs[0] is eg.predicted and docs[1] is eg.reference
+    return eg if same else Example(*docs)
+
+
 def _without_gold(eg: Example, key: str, gold_key: str) -> Example:
-    """RETURNS (Example): The example without a span group with the references' key on the predicted Doc."""
+    """RETURNS (Example): The example. The span group with the references' key is removed from its
+    predicted Doc.
+    """
     if gold_key == key or gold_key not in eg.predicted.spans:
         return eg
     doc = eg.predicted.copy()
@@ -105,7 +124,8 @@ def scored_entities(examples: Iterable[Example], spans_key: str) -> List[Tuple[f
     for eg in examples:
         if not eg.reference.has_annotation("ENT_IOB"):
             continue
-        gold = {(e.start_char, e.end_char, e.label_) for e in eg.reference.ents}
+        ents = trim_mentions(eg.reference).ents
+        gold = {(e.start_char, e.end_char, e.label_) for e in ents}
         scores = span_scores(eg.predicted, spans_key)
         for ent in eg.predicted.ents:
             key = ent.start_char, ent.end_char, ent.label_
@@ -133,8 +153,8 @@ def chars(span: Span) -> List[Any]:
 def span_offsets(group: SpanGroup) -> List[List[Any]]:
     """Get the character offsets and labels of the spans in a group.
 
-    In the groups of our components, the offsets are stored. So they are also right if tokens were
-    merged or split, after which the spans themselves are wrong.
+    The components of this package store the offsets in their groups. So these stay correct if tokens
+    are merged or split, while the spans themselves become wrong.
 
     RETURNS (List[List]): The result of `chars` for each span.
     """
@@ -143,8 +163,8 @@ def span_offsets(group: SpanGroup) -> List[List[Any]]:
 
 
 def calibration_error(scored: List[Tuple[float, bool]], n_bins: int = 10) -> Any:
-    """Compute the expected calibration error: the mean of |share correct - mean score| over bins of
-    similar scores, weighted by their sizes (Naeini et al., 2015).
+    """Compute the expected calibration error: the mean of |fraction correct - mean score| over bins of
+    similar scores, weighted by the sizes of the bins (Naeini et al., 2015).
 
     scored (List[Tuple[float, bool]]): See `scored_entities`.
     n_bins (int): The number of bins of equal width.

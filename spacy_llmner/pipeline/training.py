@@ -12,6 +12,7 @@ from spacy.tokens import Doc
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.packing import Packed, target_columns
 from ..llm.word_tokens import WordTokens
+from ..util import is_blank
 from .gold import GoldMentions
 from .windows import Window
 
@@ -42,8 +43,8 @@ def known_windows(
 ) -> Iterator[Tuple[WordTokens, MentionsByLabel]]:
     """Select the windows of a Doc that can be used for training, with their mentions.
 
-    Windows that are not completely annotated, and windows whose end cuts a mention, are left out,
-    since their mentions can't be counted.
+    Windows that are not completely annotated, and windows whose end cuts a mention, are left out, since
+    it is not known how many mentions they contain.
 
     doc (Doc): The Doc.
     windows (Iterable[Window]): Its windows.
@@ -68,7 +69,7 @@ def training_windows(
         known = not any(i in word for start, end in unknown for i in range(start, end))
         part = TrainingWindow(window.words, {}, known, cut=False)
         for start, end, label in mentions:
-            positions = [word.get(i, -1) for i in range(start, end) if not doc[i].is_space]
+            positions = [word.get(i, -1) for i in range(start, end) if not is_blank(doc[i].text)]
             if max(positions, default=-1) < 0:
                 continue
             if -1 in positions:

@@ -8,6 +8,7 @@ from spacy.tokens import Doc, Token
 
 from ..llm.tokenization import LLMTokenizer
 from ..llm.word_tokens import WordTokens, word_tokens
+from ..util import is_blank
 
 logger = logging.getLogger("spacy_llmner")
 
@@ -39,7 +40,7 @@ def read_windows(doc: Doc, tokenizer: LLMTokenizer, size: int) -> List[Window]:
     size (int): Maximum number of LLM tokens in a window. A longer word is a window of its own.
     RETURNS (List[Window]): The windows. Every word is in exactly one of them.
     """
-    tokens = [token for token in doc if not token.is_space]
+    tokens = [token for token in doc if not is_blank(token.text)]
     words = word_tokens(tokenizer, doc.text, [(t.idx, t.idx + len(t)) for t in tokens], inside=True)
     known = doc.has_annotation("SENT_START")
     out: List[Window] = []
@@ -62,8 +63,8 @@ def cut_into_windows(
 ) -> List[Tuple[int, int]]:
     """Split words into windows, at sentence boundaries where possible.
 
-    shares (Sequence[float]): For each word, the share of a window that it takes. A word with more
-        than 1 is left out.
+    shares (Sequence[float]): For each word, the fraction of a window that it fills. A word with a
+        fraction above 1 is left out.
     begins (Callable[[int], bool]): Whether a sentence can begin with a word.
     RETURNS (List[Tuple[int, int]]): The first word, and one past the last, of each window.
     """
@@ -109,18 +110,18 @@ def may_start_sentence(tokens: Sequence[Token], k: int, known: bool) -> bool:
     """Decide whether a sentence can begin with a token.
 
     Without sentence boundaries on the Doc, a sentence begins on a new line, or after a full stop and
-    the quotes and brackets that close with it. The full stop of an abbreviation such as "U.S." is not
-    one.
+    the quotes and brackets that close with it. The full stop of an abbreviation such as "U.S." doesn't
+    count.
 
     tokens (Sequence[Token]): Tokens of a Doc.
     k (int): The index of the token in `tokens`.
-    known (bool): Whether the Doc has sentence boundaries, which are used then.
+    known (bool): Whether the Doc has sentence boundaries. If so, they are used.
     RETURNS (bool): Whether a sentence can begin with token k.
     """
     if known:
         return bool(tokens[k].is_sent_start)
     gap = tokens[k].nbor(-1)
-    if gap.is_space and "\n" in gap.text:
+    if is_blank(gap.text) and "\n" in gap.text:
         return True
     if _closes(tokens[k]):
         return False
@@ -135,4 +136,4 @@ def _closes(token: Token) -> bool:
     sides is a closing one if there is no space before it.
     """
     gap = token.nbor(-1)
-    return token.text in CLOSING and not gap.whitespace_ and not gap.is_space
+    return token.text in CLOSING and not gap.whitespace_ and not is_blank(gap.text)

@@ -99,7 +99,7 @@ class BM25:
 
     def _look_up(self, query: str) -> Tuple[np.ndarray, np.ndarray, List[int]]:
         """RETURNS (Tuple[ndarray, ndarray, List[int]]): The ids of the known words in a query, ascending;
-        the number of times that each occurs; and the same number for each unknown word."""
+        how often each of them occurs; and how often each unknown word occurs."""
         counts = Counter(words_of(query))
         known = sorted((self._ids[w], n) for w, n in counts.items() if w in self._ids)
         words = np.array([w for w, _ in known], dtype=np.int32)
@@ -114,7 +114,7 @@ class BM25:
         if self._idf is None:
             having = np.array(self._n_texts, dtype=np.float64)
             idf = np.log(len(self) - having + 0.5) - np.log(having + 0.5)
-            # Otherwise a shared word would lower the score if more than half of the texts contain it.
+            # Otherwise, a shared word would lower the score if more than half of the texts contain it.
             idf[idf < 0] = EPSILON * idf.mean() if len(idf) else 0.0
             self._idf = idf
         return self._idf

@@ -53,7 +53,7 @@ class Encoder(Protocol):
 
 
 class SentenceEncoder:
-    """A handle on a sentence transformer. Creating, copying and pickling it loads nothing.
+    """A handle on a sentence transformer. Creating, copying or pickling it loads nothing.
 
     The weights are loaded at first use. All handles in a process share them.
 
@@ -93,7 +93,7 @@ class SentenceEncoder:
     ) -> List[np.ndarray]:
         """Embed spans in the context of their texts. The vector of a span is the mean of the vectors of its
         tokens, including tokens that are only partly inside. A span beyond the model's window is embedded
-        like a text.
+        like a text of its own.
 
         texts (Sequence[str]): The texts.
         spans (Sequence[Sequence[Tuple[int, int]]]): For each text, the spans: the first character, and one
@@ -281,7 +281,7 @@ def _command(name: str) -> str:
 
 
 def _from_pretrained(path: str) -> Tuple[Any, Any]:
-    """Load a tokenizer and a model like the `transformer` component of spacy-transformers."""
+    """Load a tokenizer and a model as the `transformer` component of spacy-transformers does."""
     import transformers
     from transformers import tokenization_utils
 
@@ -294,8 +294,8 @@ def _from_pretrained(path: str) -> Tuple[Any, Any]:
 
 
 class _Complete:
-    """Like AutoModel, but raises an error if weights are missing. transformers would set them to random
-    numbers."""
+    """Like AutoModel, but raises an error if weights are missing. transformers would initialize these at
+    random."""
 
     @staticmethod
     def from_pretrained(path: str, config: Any) -> Any:
@@ -312,7 +312,7 @@ class _Complete:
 def _window(path: str, tokenizer: Any, config: Any) -> int:
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)]
     if tokenizer.model_max_length > limits[1]:
-        # The tokenizer has no limit, and models like RoBERTa don't use their first two positions.
+        # The tokenizer sets no limit, and models like RoBERTa don't use their first two positions.
         limits[1] -= 2
     if (Path(path) / SETTINGS).exists():
         import srsly

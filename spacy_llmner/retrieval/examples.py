@@ -1,11 +1,13 @@
-"""Labelled texts, which are stored in an index and are also the queries to it."""
+"""Labelled texts, which are stored in an index. Queries to the index are labelled texts as well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import FrozenSet, List, NamedTuple, Optional, Tuple
 
 from spacy.tokens import Doc
+
+from ..util import trimmed
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,20 @@ def labelled_text(doc: Doc, spans_key: Optional[str] = None, doc_id: str = "") -
     """Create a labelled text from a Doc.
 
     doc (Doc): The Doc.
-    spans_key (Optional[str]): The entities are the spans of this group in doc.spans. If the Doc doesn't
-        have the group, there are none. None for doc.ents.
+    spans_key (Optional[str]): The doc.spans group with the entities. If the Doc doesn't have this group,
+        the text has no entities. None for doc.ents.
     doc_id (str): Identifies the document that the text is from.
-    RETURNS (LabelledText): The text, with sorted entities and without duplicates among them.
+    RETURNS (LabelledText): The text with its entities, sorted and without duplicates.
     """
     spans = doc.ents if spans_key is None else doc.spans.get(spans_key, ())
     entities = {(span.start_char, span.end_char, span.label_) for span in spans}
     return LabelledText(doc.text, tuple(sorted(entities)), doc_id)
+
+
+def trim_entities(example: LabelledText) -> LabelledText:
+    """RETURNS (LabelledText): The text with its entities without white space at their borders. Entities
+    that consist of white space are removed.
+    """
+    spans = [(trimmed(example.text, start, end), x) for start, end, x in example.entities]
+    entities = {(start, end, x) for (start, end), x in spans if start < end}
+    return replace(example, entities=tuple(sorted(entities)))

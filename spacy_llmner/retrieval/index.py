@@ -38,7 +38,7 @@ META, EXAMPLES, VECTORS = "meta.json", "examples.jsonl", "vectors.safetensors"
 VERSION = 1
 # Similarities are rounded before they are compared, because the last bits of a vector depend on its batch.
 DECIMALS = 5
-# Number of nearest neighbors to search in addition to k, since some of them can be excluded.
+# Number of nearest neighbors to search for in addition to k, since some of them can be excluded.
 SPARE = 8
 # Number of queries in one search.
 SEARCH_BATCH = 256
@@ -59,7 +59,7 @@ class Hit:
 
 
 def _locked(method: Method) -> Method:
-    """Let only one thread at a time into the methods of an index, since FAISS doesn't allow adding vectors
+    """Let only one thread at a time use the methods of an index, since FAISS doesn't allow adding vectors
     during a search."""
 
     @wraps(method)
@@ -99,7 +99,7 @@ class ExampleIndex:
     @property
     def vectors(self) -> np.ndarray:
         """RETURNS (ndarray): The vectors of the examples, each of length 1. float32, shape (examples,
-        width). Read only, and not valid any more after examples are added."""
+        width). They are read-only, and become invalid when examples are added."""
         if self._store is None:
             return np.zeros((0, 0), dtype=np.float32)
         return self._store.vectors
@@ -156,14 +156,15 @@ class ExampleIndex:
     def search(
         self, queries: Sequence[LabelledText], k: int, *, max_similarity: float = 0.98
     ) -> List[List[Hit]]:
-        """Find the most similar examples. The query itself is excluded: examples from the same document
-        (if its doc_id is known), with the same text, or with a similarity above `max_similarity`.
+        """Find the most similar examples. Examples that count as the query itself are excluded: those from
+        the same document (if its doc_id is known), with the same text, or with a similarity above
+        `max_similarity`.
 
         queries (Sequence[LabelledText]): The queries.
         k (int): Maximum number of examples for each query.
         max_similarity (float): An example with a higher cosine similarity counts as the query itself.
-        RETURNS (List[List[Hit]]): For each query, the examples, the most similar first, and by number if
-            they are equally similar. Empty for a blank query, or if the index is empty.
+        RETURNS (List[List[Hit]]): For each query, the examples, the most similar first. Equally similar
+            ones are sorted by number. Empty for a blank query, or if the index is empty.
         RAISES (LLMMismatchError): If the index was built with another encoder.
         """
         out: List[List[Hit]] = [[] for _ in queries]
@@ -180,16 +181,16 @@ class ExampleIndex:
                 unfinished = []
                 for row, (similarities, numbers) in zip(rows, zip(*found)):
                     hits = self._allowed(queries[row], similarities, numbers, max_similarity)
-                    # There can be more examples that are as similar as the last one found, and have lower
-                    # numbers.
+                    # There can be more examples that are as similar as the last one that was found, but
+                    # have lower numbers.
                     lowest = round(float(similarities[-1]), DECIMALS)
                     enough = len(hits) >= k and hits[k - 1].similarity > lowest
                     if enough or (exact and n == len(self)):
                         out[row] = hits[:k]
                     else:
                         unfinished.append(row)
-                # Search more neighbors of queries that are close to many duplicates. Approximate search
-                # isn't made for that many.
+                # Search for more neighbors of queries that are close to many duplicates. Approximate search
+                # isn't made for so many.
                 rows, n, exact = unfinished, 4 * n, True
         return out
 
@@ -199,7 +200,7 @@ class ExampleIndex:
 
     @_locked
     def encode(self, queries: Sequence[LabelledText]) -> np.ndarray:
-        """Embed queries. The vector of a text that is in the index is taken from there.
+        """Embed queries. The vector of a text that is in the index is taken from the index.
 
         queries (Sequence[LabelledText]): The queries.
         RETURNS (ndarray): The vectors. float32, shape (queries, width).
@@ -246,8 +247,8 @@ class ExampleIndex:
             if number < 0 or similarity > max_similarity:
                 continue
             example = self.examples[number]
-            # The doc_id of an example from `spacy llmner index` is its file, so the hash of the example is
-            # compared too: it can be the whole document.
+            # The doc_id of an example from `spacy llmner index` names its file. So compare the hash of the
+            # example as well, since the example can be the whole document.
             same_document = (
                 query.doc_id in (example.doc_id, example.hash) if query.doc_id else False
             )
@@ -362,8 +363,8 @@ class ExampleIndex:
 
 
 def incomplete_pool(path: Union[str, Path], error: Exception) -> LLMNERError:
-    """Create an error about the examples in a saved pipeline. It doesn't advise to run `spacy llmner
-    index`, as the errors of the index do, since this can't rebuild them.
+    """Create an error about the examples in a saved pipeline. Unlike the errors of the index, it doesn't
+    advise running `spacy llmner index`, since this command can't rebuild these examples.
 
     path (Union[str, Path]): What the examples were loaded from.
     error (Exception): The reason.

@@ -15,15 +15,15 @@ from ..llm.tokenization import Encoding
 from ..util import CharSpan
 from .pooling import fill_spans, span_mean, unit
 
-# Number of texts that are read together. Their hidden states are in memory at the same time.
+# Number of texts whose hidden states are in memory at the same time.
 CHUNK = 64
-# Maximum number of tokens of a text. The rest changes the vector of the text little.
+# Maximum number of tokens of a text that are read. The rest would hardly change the vector of the text.
 WINDOW = 512
-# The default layer, as a share of the LLM's depth (docs/decisions.md).
+# The default layer, as a fraction of the LLM's depth (docs/decisions.md).
 DEPTH = 5 / 6
-# All vectors of a decoder LLM point in nearly the same direction, so any two texts have a cosine near 1.
-# Therefore vectors are standardized with the mean and the standard deviation of the token vectors of these
-# made-up texts. The deviation of a few dimensions is very large.
+# All vectors of a decoder LLM point in nearly the same direction, so any two texts have a cosine near 1. In
+# addition, a few dimensions have a very large standard deviation. Therefore vectors are standardized with
+# the mean and the standard deviation of the token vectors of these made-up texts.
 COMMON = (
     "The council of Northby voted on Tuesday to repair the old harbour wall before winter.",
     "She opened the window, looked at the rain, and decided to stay at home.",
@@ -49,7 +49,7 @@ _STATISTICS: WeakKeyDictionary[LoadedLLM, Dict[int, Tuple[torch.Tensor, torch.Te
 
 
 class LLMEncoder:
-    """Embeds texts by the mean of the LLM's hidden states in one layer. Creating, copying and pickling it
+    """Embeds texts as the mean of the LLM's hidden states in one layer. Creating, copying or pickling it
     loads nothing.
 
     llm (LLM): A handle on the shared LLM.
@@ -93,7 +93,7 @@ class LLMEncoder:
     ) -> List[np.ndarray]:
         """Embed spans in the context of their texts. The vector of a span is the mean of the vectors of its
         tokens, including tokens that are only partly inside. A span beyond the first 512 tokens is embedded
-        like a text.
+        like a text of its own.
 
         texts (Sequence[str]): The texts.
         spans (Sequence[Sequence[Tuple[int, int]]]): For each text, the spans: the first character, and one
@@ -150,8 +150,8 @@ class LLMEncoder:
             ids = [[*bos, *encoding.ids[:longest]] for encoding in chunk]
             features = read_texts(llm, ids, probed, self.batch_tokens)
             for number, (encoding, read) in enumerate(zip(chunk, features), first):
-                # The BOS token is left out: in every LLM, the state of the first token is far from all
-                # others.
+                # The BOS token is left out: in every LLM, the state of the first token is very different
+                # from all others.
                 yield number, encoding, read.hidden[len(bos) :, 0].cpu()
 
     def _common(self, llm: LoadedLLM) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -42,7 +42,7 @@ def fill_spans(
     spans: Sequence[Sequence[CharSpan]],
     encoder: Any,
 ) -> List[np.ndarray]:
-    """Embed the spans that have no vector like texts, and normalize all vectors.
+    """Embed the spans without a vector like texts of their own, and normalize all vectors.
 
     found (Sequence[List[Optional[ndarray]]]): For each text, the result of `span_mean` for each span. The
         missing vectors are filled in.

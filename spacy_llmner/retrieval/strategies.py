@@ -25,8 +25,8 @@ from .examples import LabelledText
 from .index import ExampleIndex, Hit
 
 KINDS = ("nearest", "random", "mixed", "diverse", "bm25_rank")
-# The default threshold of each gate. "none" doesn't use it, and that of "bm25" is as published. With the
-# others, about as many of the two nearest examples pass as with "bm25" (docs/decisions.md).
+# The default threshold of each gate. "none" doesn't use it. That of "bm25" is as published. The others let
+# about as many of the two nearest examples pass as "bm25" does (docs/decisions.md).
 THRESHOLDS: Dict[str, float] = {"none": 20.0, "bm25": 20.0, "bm25_relative": 0.2, "cosine": 0.55}
 
 
@@ -35,9 +35,9 @@ class Strategy:
     """How examples are chosen for a query.
 
     kind (str): "nearest" chooses the k nearest examples. "random" chooses k random examples. With "mixed",
-        each of the k is the next nearest with the probability `mix`, or else a random example. "diverse"
-        chooses k random examples among the `candidates` nearest, and "bm25_rank" those k with the highest
-        BM25 score.
+        each of the k examples is the next nearest with the probability `mix`, and otherwise a random one.
+        "diverse" chooses k random examples among the `candidates` nearest ones, and "bm25_rank" chooses
+        the k of these with the highest BM25 score.
     k (int): Number of examples.
     candidates (int): For "diverse" and "bm25_rank": number of nearest examples to choose from.
     mix (float): For "mixed": probability of the next nearest example. Between 0 and 1.
@@ -74,8 +74,8 @@ class Retrieved:
 
     example (LabelledText): The example.
     similarity (float): The cosine similarity to the query.
-    gate_score (float): The score that the gate compared with its threshold. Without a gate, the BM25 score
-        for "bm25_rank", and the similarity for other kinds.
+    gate_score (float): The score that the gate compared with its threshold. Without a gate, it is the BM25
+        score for "bm25_rank", and the similarity for other kinds.
     """
 
     example: LabelledText
@@ -103,7 +103,7 @@ class Retriever:
         queries (Sequence[LabelledText]): The queries.
         seed (int): Seed of the random choices.
         RETURNS (List[List[Retrieved]]): For each query, up to k examples, the most similar first (the
-            highest BM25 score first for "bm25_rank"). The query itself is excluded, see
+            highest BM25 score first for "bm25_rank"). The query itself is excluded. See
             `ExampleIndex.search`.
         """
         strategy = self.strategy
@@ -132,7 +132,7 @@ class Retriever:
         rng = _generator(seed, query.text)
         if strategy.kind == "diverse":
             k = min(strategy.k, len(hits))
-            # Sorted as they were found: the most similar first.
+            # Keep the order in which they were found: the most similar first.
             return [hits[i] for i in sorted(rng.choice(len(hits), k, replace=False))] if k else []
         n_nearest = 0
         if strategy.kind == "mixed":
@@ -144,7 +144,7 @@ class Retriever:
     def _draw(
         self, query: LabelledText, vector: Any, rng: np.random.Generator, k: int, but: List[Hit]
     ) -> List[Hit]:
-        """RETURNS (List[Hit]): Up to k random examples, without the query and the examples in `but`."""
+        """RETURNS (List[Hit]): Up to k random examples, except for the query and the examples in `but`."""
         n = len(self.index)
         taken = {self.index.examples[hit.number].hash for hit in but}
         # A few draws are nearly always enough.

@@ -17,9 +17,9 @@ HNSW_SEARCH = 128
 IVF_PROBES = 32
 # With fewer vectors than this, "ivf" searches exactly, since that is fast enough.
 IVF_SMALLEST = 10_000
-# The lists are built again when the index has this many times the vectors.
+# The lists are built again when the number of vectors has grown by this factor.
 IVF_GROWTH = 4
-# Number of vectors for each list that k-means needs to find the centers.
+# Number of vectors per list that k-means needs to find the centers.
 IVF_SAMPLE = 64
 SEED = 0
 
@@ -28,8 +28,8 @@ class VectorStore:
     """Vectors that can be searched. They are numbered from 0, in the order in which they are added.
 
     kind (str): "exact"; "hnsw", which searches a graph; or "ivf", which searches lists of vectors around
-        centers. "ivf" is built faster than "hnsw" and misses fewer neighbors, but it has the vectors in
-        memory twice.
+        centers. "ivf" is faster to build than "hnsw" and misses fewer neighbors, but it stores the vectors
+        in memory twice.
     width (int): The length of a vector.
     """
 
@@ -54,8 +54,8 @@ class VectorStore:
 
     @property
     def vectors(self) -> np.ndarray:
-        """RETURNS (ndarray): All vectors. float32, shape (vectors, width). Read only, and not valid any
-        more after vectors are added."""
+        """RETURNS (ndarray): All vectors. float32, shape (vectors, width). They are read-only, and become
+        invalid when vectors are added."""
         if not len(self):
             return np.zeros((0, self.width), dtype=np.float32)
         values = faiss.rev_swig_ptr(self.flat.get_xb(), len(self) * self.width)
@@ -78,7 +78,7 @@ class VectorStore:
         k (int): Number of vectors to find for each query.
         exact (bool): Search exactly, whatever the kind.
         RETURNS (Tuple[ndarray, ndarray]): The similarities and numbers of the vectors, shape (queries, k)
-            each. The number is -1 where no more vectors were found.
+            each. The number is -1 if fewer than k vectors were found.
         """
         if is_forked():
             # FAISS's thread pool doesn't survive a fork, and neither does torch's.
@@ -94,13 +94,13 @@ class VectorStore:
         return self.lists.search(queries, k, params=faiss.SearchParametersIVF(nprobe=IVF_PROBES))
 
     def prepare(self) -> None:
-        """Do the work that the first search would do otherwise: for "ivf", build the lists."""
+        """Do what the first search would do otherwise: for "ivf", build the lists."""
         n = len(self)
         if self.kind != "ivf" or n < IVF_SMALLEST:
             return
         vectors = self.vectors
         if self.lists is None or n >= IVF_GROWTH * self._n_listed_for:
-            # The number that FAISS recommends for up to a million vectors.
+            # This is the number of lists that FAISS recommends for up to a million vectors.
             n_lists = int(4 * n**0.5)
             sample = vectors
             if n > IVF_SAMPLE * n_lists:
@@ -113,8 +113,8 @@ class VectorStore:
             self.lists.add(vectors[self.lists.ntotal :])
 
     def to_arrays(self) -> Dict[str, np.ndarray]:
-        """Serialize the vectors, with the graph or the lists, so that a search finds the same neighbors
-        after loading.
+        """Serialize the vectors and the graph or the lists, so that a search finds the same neighbors after
+        loading.
 
         RETURNS (Dict[str, ndarray]): Arrays for `from_arrays`.
         """

@@ -67,7 +67,7 @@ def test_licence_is_asked_for(run):
 
 
 def test_a_folder_is_there_already(run, downloads, tmp_path):
-    """So `spacy project run all . --vars.llm FOLDER` runs."""
+    """A project must run with a folder: `spacy project run all . --vars.llm FOLDER`."""
     result = run("download", str(tmp_path))
     assert result.exit_code == 0
     assert "nothing to download" in result.stdout

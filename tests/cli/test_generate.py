@@ -68,9 +68,12 @@ def test_messages(prompts, tiny_llm, annotator, tmp_path):
         assert message in result.output
         assert not out.exists()
 
-    fails("whose name ends in .spacy", out=tmp_path / "out.bin")
+    fails("must end in .spacy", out=tmp_path / "out.bin")
     fails("Can't find the prompts", source=tmp_path / "none.txt")
     fails("Can't find the pipeline", pipeline=tmp_path / "none")
+    v2 = tmp_path / "v2.json"
+    v2.write_text('[{"id": 0, "paragraphs": []}]')
+    fails("is in the JSON format of spaCy v2", source=v2)
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     fails("contains no prompts", source=empty)

@@ -2,6 +2,8 @@ import errno
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import spacy
@@ -97,7 +99,7 @@ def test_folder_and_kind(run, encoder, tmp_path):
     write(tmp_path / "corpus" / "a.spacy", TEXTS[:2])
     write(tmp_path / "corpus" / "b.spacy", [*TEXTS[1:], " "])
     result = run(tmp_path / "corpus", "--kind", "hnsw", "--device", "cpu")
-    assert "2 duplicate, blank, unannotated or cut texts left out" in " ".join(
+    assert "2 duplicate, blank, rejected, unannotated or cut texts left out" in " ".join(
         result.output.split()
     )
     index = saved(tmp_path, encoder)
@@ -110,7 +112,7 @@ LONG_ZH = "".join(f"王小明第{number}天在北京大学学习。" for number 
 
 
 def assert_cut(index, text, name):
-    """Into whole sentences, whose entities are where they were."""
+    """The examples are whole sentences, and their entities have correct offsets."""
     parts = [e for e in index.examples if e.doc_id == LabelledText(text).hash]
     assert len(parts) > 2 and len(parts) == len(index)
     assert "".join("".join(p.text.split()) for p in parts) == "".join(text.split())
@@ -122,7 +124,7 @@ def assert_cut(index, text, name):
 
 @pytest.mark.parametrize("kind", ["spacy", "spans", "jsonl"])
 def test_long_texts_are_cut(run, encoder, tmp_path, kind):
-    """Else they fit into no prompt."""
+    """Long texts would not fit into a prompt."""
     if kind == "jsonl":
         spans = [{"start": m.start(), "end": m.end(), "label": "NAME"} for m in NAME.finditer(LONG)]
         path, args = jsonl(tmp_path / "long.jsonl", {"text": LONG, "spans": spans}), []
@@ -139,7 +141,7 @@ def test_long_texts_are_cut(run, encoder, tmp_path, kind):
 
 
 def test_long_chinese_texts_are_cut(run, encoder, tmp_path):
-    """Though no spaces are between the words."""
+    """Chinese texts are cut as well, although there are no spaces between words."""
     spans = [
         {"start": m.start(), "end": m.end(), "label": "NAME"}
         for m in re.finditer("王小明", LONG_ZH)
@@ -152,7 +154,7 @@ def test_parts_that_cut_an_entity_are_left_out(run, encoder, tmp_path):
     text = "a " * 200
     spans = [{"start": 250, "end": 265, "label": "NAME"}]
     result = run(jsonl(tmp_path / "long.jsonl", {"text": text, "spans": spans}, {"text": "Bo"}))
-    assert "2 duplicate, blank, unannotated or cut texts left out" in " ".join(
+    assert "2 duplicate, blank, rejected, unannotated or cut texts left out" in " ".join(
         result.output.split()
     )
     assert [e.text for e in saved(tmp_path, encoder).examples] == ["Bo"]
@@ -187,9 +189,18 @@ def test_jsonl(run, encoder, tmp_path):
     ]
 
 
+def test_only_accepted_texts_of_prodigy(run, encoder, tmp_path):
+    answers = ("reject", "accept", "ignore")
+    rows = [{"text": text, "spans": [], "answer": x} for text, x in zip(TEXTS, answers)]
+    path = jsonl(tmp_path / "c.jsonl", *rows, {**rows[0], "answer": "accept", "_view_id": "ner"})
+    result = run(path)
+    assert "3 duplicate, blank, rejected," in " ".join(result.output.split())
+    assert [example.text for example in saved(tmp_path, encoder).examples] == [TEXTS[1]]
+
+
 @pytest.mark.parametrize("layer", [None, 2])
 def test_llm(run, tiny_llm, other_llm, tmp_path, layer):
-    """The index fits a component with the same LLM and layer; the message of another names its own."""
+    """A component with the same LLM and layer can use the index. For others, the message has a command."""
     chosen = [] if layer is None else ["--layer", str(layer)]
     corpus = write(tmp_path / "train.spacy")
     result = run(corpus, "--llm", tiny_llm, *chosen, "--device", "cpu", encoder=None)
@@ -210,7 +221,7 @@ def test_one_encoder(run, tiny_llm, tmp_path):
     for args, encoder in ((["--llm", tiny_llm], "e"), (["--layer", "2"], None)):
         result = run(corpus, *args, encoder=encoder)
         assert result.exit_code == 1
-        assert "Use either --encoder, or --llm with or without --layer" in " ".join(
+        assert "Use either --encoder, or --llm (with or without --layer)" in " ".join(
             result.output.split()
         )
     assert (
@@ -255,8 +266,11 @@ def test_messages(run, tmp_path):
     fails("it is not a .spacy file", tmp_path / "text.txt")
     (tmp_path / "bad.spacy").write_bytes(b"nonsense")
     fails("Can't read the corpus", tmp_path / "bad.spacy")
+    (tmp_path / "v2.json").write_text('[{"id": 0, "paragraphs": []}]')
+    fails("is in the JSON format of spaCy v2", tmp_path / "v2.json")
     for line in (
         "{nonsense",
+        {"text": "Bo", "answer": "yes"},
         "[1]",
         {"spans": []},
         {"text": 5},
@@ -272,7 +286,7 @@ def test_messages(run, tmp_path):
 
 @pytest.mark.parametrize("out", ["good.spacy", "good.spacy/index"])
 def test_no_place_to_write_to(encoder, tmp_path, monkeypatch, out):
-    """It is told before a minute was spent."""
+    """The error is raised before any text is encoded."""
     good = write(tmp_path / "good.spacy")
     monkeypatch.setattr("spacy_llmner.retrieval.encoder.SentenceEncoder.encode", None)
     with pytest.raises(LLMNERError, match="Can't write the index to .*good.spacy.* \\(.*folder"):
@@ -291,3 +305,37 @@ def test_a_full_disk(run, encoder, tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "Can't write the index to" in result.output and "No space left" in result.output
     assert len(saved(tmp_path, encoder)) == 3
+
+
+# Writes half of an index, says so, and waits.
+STOPPED = """
+import sys
+from pathlib import Path
+from spacy_llmner.cli.index import build_index
+from spacy_llmner.retrieval import index
+
+def half(arrays, path):
+    Path(path).write_bytes(b"half")
+    print("half", flush=True)
+    sys.stdin.read()
+
+index.save_file = half
+build_index(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_killed(run, encoder, tmp_path):
+    """The old index can be read, and the next run deletes what the killed one left."""
+    corpus = write(tmp_path / "corpus" / "a.spacy")
+    assert run(corpus).exit_code == 0
+    out = tmp_path / "out"
+    files = sorted(file.name for file in out.iterdir())
+    command = [sys.executable, "-c", STOPPED, *map(str, (corpus, out, encoder))]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf8") as process:
+        assert process.stdout.readline() == "half\n"
+        process.kill()
+    assert list(out.glob(".llmner-*/vectors.safetensors"))
+    assert len(saved(tmp_path, encoder)) == 3
+    assert run(corpus).exit_code == 0
+    assert sorted(file.name for file in out.iterdir()) == files

@@ -66,7 +66,7 @@ def test_find_threshold(run, folder, corpus):
 
 
 def test_package(run, folder, tmp_path):
-    """What is packaged loads, with the LLM's name and not its weights."""
+    """A package can be loaded. It has the LLM's name, but not its weights."""
     run("package", folder, tmp_path, "--name", "entities", "--version", "1.2.3", "--build", "none")
     made = tmp_path / "en_entities-1.2.3"
     meta = json.loads((made / "meta.json").read_text())
@@ -87,7 +87,7 @@ def test_debug_data(run, corpus, tiny_llm, tmp_path):
     paths = ("--paths.train", corpus, "--paths.dev", corpus, "--paths.llm", tiny_llm)
     feature_cache = ("--components.ember_probe.feature_cache", "off")
     filled = tmp_path / "filled.cfg"
-    run("init", "fill-config", CONFIG, filled)  # it says which tokenizer the language has
+    run("init", "fill-config", CONFIG, filled)  # it adds the tokenizer of the language
     out = run(
         "debug", "data", filled, *paths, *feature_cache, code=1
     )  # so few examples are an error
@@ -95,7 +95,7 @@ def test_debug_data(run, corpus, tiny_llm, tmp_path):
 
 
 def test_fill_config(run, tmp_path):
-    """The project's config lacks nothing that spaCy would add but the language's tokenizer."""
+    """The project's config is complete, except for the tokenizer of the language."""
     run("init", "fill-config", CONFIG, tmp_path / "filled.cfg")
     filled = spacy.util.load_config(tmp_path / "filled.cfg", interpolate=False)
     config = spacy.util.load_config(CONFIG, interpolate=False)
@@ -111,7 +111,7 @@ def test_debug_config(run, config, corpus, tiny_llm, tmp_path):
 
 
 def test_chinese(run, tiny_llm, tmp_path):
-    """The config takes the tokenizer of the language that is given."""
+    """The config uses the tokenizer of the chosen language."""
     doc = spacy.blank("zh")("林小燕住在成都。")
     doc.ents = [doc.char_span(0, 3, label="PER")]
     DocBin(docs=[doc]).to_disk(tmp_path / "zh.spacy")

@@ -5,7 +5,7 @@ from spacy.training import Example
 
 from spacy_llmner.ember_probe.generated_data import continue_prompts, generate_examples, mask_prompt
 from spacy_llmner.llm.registry import make_llm
-from spacy_llmner.pipeline.gold import aligned_entities
+from spacy_llmner.pipeline.gold import gold_mentions
 from tests.ember_probe.helpers import TEXTS, make_nlp, make_sgd, same_state, state_of, train
 
 PROMPTS = [*TEXTS, "Mira"]
@@ -36,7 +36,7 @@ def test_only_what_was_written_is_annotated(llm, annotator):
             if token.idx < len(prompt):
                 assert token.ent_iob == 0
         assert all(ent.start_char >= len(prompt) for ent in eg.reference.ents)
-        entities, unknown = aligned_entities(eg)
+        entities, unknown = gold_mentions(eg)
         assert (0, 1) in unknown
         assert len(entities) == len(eg.reference.ents)
     assert any(eg.reference.ents for eg in examples)

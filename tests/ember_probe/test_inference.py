@@ -1,9 +1,11 @@
 """Long texts, sentences, and the threshold."""
 
+import numpy as np
 import pytest
 import spacy
 from spacy.language import Language
 
+from spacy_llmner.ember_probe.probes.segmentation import IMPOSSIBLE
 from tests.ember_probe.helpers import (
     TEXTS,
     assert_valid,
@@ -17,7 +19,7 @@ UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea
 
 
 def test_features_of_a_few_texts_are_held_at_once(trained, monkeypatch):
-    """However large the batch of Docs is."""
+    """This is independent of the size of the batch of Docs."""
     pipe, sizes = trained.get_pipe("ember_probe"), []
     read = pipe.read
     monkeypatch.setattr(pipe, "read", lambda docs: sizes.append(sum(map(len, docs))) or read(docs))
@@ -72,3 +74,19 @@ def test_lower_threshold_finds_more(unsure, monkeypatch):
     for doc in unsure.pipe(TEXTS):
         chosen = set(entities(doc))
         assert all(s >= 0.2 or key in chosen for key, s in scores(doc).items())
+
+
+@pytest.mark.parametrize("blanks", ["\u3000\u3000\u3000\x85\x85\x85", " \n ", "\u200b \ufeff "])
+def test_blank_words_do_not_hide_a_mention(tiny_llm, blanks):
+    """The most probable spans begin and end with white space. The best of the others is found."""
+    nlp = train(make_nlp(tiny_llm), steps=0)
+    ember = nlp.get_pipe("ember_probe")
+    doc = nlp.make_doc(f"{blanks}Oslo{blanks}")
+    n = next(token.i for token in doc if token.text.strip("\u200b\ufeff") == "Oslo")
+    rows = np.full((len(doc), 8, len(ember.labels)), IMPOSSIBLE)
+    for end in range(len(doc)):
+        rows[end, : end + 1] = 4.0
+    rows[n, 0] = 1.0
+    prediction = ember.predictor().decode(doc, rows)
+    assert [(s.start, s.end) for s in prediction.ents] == [(n, n + 1)]
+    assert {(s.start, s.end) for s in prediction.spans} == {(n, n + 1)}

@@ -9,7 +9,7 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.pipeline.gold import aligned_entities
+from spacy_llmner.pipeline.gold import gold_mentions
 from tests.ember_probe.helpers import (
     TRAIN,
     make_examples,
@@ -96,7 +96,7 @@ def test_entity_cut_by_a_token_is_masked(nlp):
     reference = Doc(nlp.vocab, words=words, spaces=spaces)
     reference.set_ents([Span(reference, 0, 2, label="PER"), Span(reference, 3, 4, label="PER")])
     eg = Example(predicted, reference)
-    assert aligned_entities(eg) == ([(2, 3, "PER")], [(0, 2)])
+    assert gold_mentions(eg) == ([(2, 3, "PER")], [(0, 2)])
     pipe = nlp.get_pipe("ember_probe")
     pipe.module.train()
     scores = pipe.module(pipe.predictor().batch([predicted], pipe.read([predicted])))
@@ -126,7 +126,7 @@ def test_unknown_words_where_spaces_are_cut_otherwise(words):
     reference = Doc(vocab, words=["a", " ", "b"], spaces=[True, False, False])
     reference.set_ents([Span(reference, 2, 3, label="X")], missing=[reference[0:2]])
     predicted = Doc(vocab, words=words, spaces=[False] * len(words))
-    found, unknown = aligned_entities(Example(predicted, reference))
+    found, unknown = gold_mentions(Example(predicted, reference))
     covered = {i for start, end in unknown for i in range(start, end)}
     mentions = {i for start, end, _ in found for i in range(start, end)}
     assert 0 in covered and not covered & mentions

@@ -167,7 +167,7 @@ def test_stream_is_lazy(nlp, pipe):
 
 @contextmanager
 def use_params(pipe, params):
-    """spaCy steps through the generator itself: it is no context manager."""
+    """spaCy steps through the generator itself: it is not a context manager."""
     steps = pipe.use_params(params)
     next(steps)
     yield
@@ -265,7 +265,7 @@ def test_bytes_of_something_else(pipe, data):
 
 @pytest.mark.parametrize("text", ["We met Ada Mira .", "Ada Mira met Ada Mira and Mira"])
 def test_scores_after_tokens_were_merged(nlp, pipe, text):
-    """By `merge_entities` or the like, behind the component: token numbers change."""
+    """Components such as `merge_entities` change the token indices after the component."""
     (doc,) = run(nlp, pipe, [text])
     (other,) = run(nlp, pipe, [text])
     expected = [(e.text, e._.score, e._.method) for e in doc.ents]
@@ -276,7 +276,7 @@ def test_scores_after_tokens_were_merged(nlp, pipe, text):
     with doc.retokenize() as retokenizer:
         retokenizer.split(doc[0], [doc[0].text[:1], doc[0].text[1:]], [(doc[0], 0), (doc[0], 1)])
     assert [(e.text, e._.score, e._.method) for e in doc.ents] == expected
-    # What was merged is a mention that was not found; what is behind it keeps its score.
+    # The merged tokens are a mention that was not found. The entities after it keep their scores.
     assert [e._.score for e in other.ents if e.text == "Mira"] == [0.75] * text.count(" and ")
     assert scored_entities([Example(other, other)], "sc") == [(0.75, True)] * text.count(" and ")
 

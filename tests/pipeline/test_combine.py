@@ -63,9 +63,9 @@ def test_votes(doc, min_votes, ents):
 
 
 def test_scores_of_entities(doc):
-    """`ent._.score` is the mean, not what one of the groups says."""
+    """`ent._.score` is the mean, not the score of one of the groups."""
     nlp = spacy.blank("en")
-    # Any component of spacy-llmner makes `_.score` known.
+    # Any component of spacy-llmner registers `_.score`.
     nlp.add_pipe("ra_it_ner", config={"labels": ["PER"]})
     combine(doc)
     assert [ent._.score for ent in doc.ents] == pytest.approx([0.5, 1.0 / 3, 0.3])
@@ -88,7 +88,7 @@ def test_what_makes_no_sense(doc):
 
 
 def ruled(nlp, ents):
-    """Put a ruler in front, and two components that find the same without an LLM."""
+    """Add a ruler, and after it two components that find the same without an LLM."""
 
     @Language.component("found_by_two", assigns=["doc.ents"])
     def found_by_two(doc):
@@ -110,7 +110,7 @@ def ruled(nlp, ents):
     "ents", [[("Ada", "PER")], [("in Bonn", "PLACE")], [("Bo in", "OTHER")], [("Bo", "PER")]]
 )
 def test_entities_of_others_stay(ents):
-    """Also those that too few components have found, too."""
+    """Even entities that too few of the combined components found."""
     nlp = ruled(spacy.blank("en"), ents)
     nlp.add_pipe("llmner_combine", config={"keys": ["a", "b"], "overwrite": False})
     doc = nlp(TEXT)
@@ -142,7 +142,7 @@ def test_components_that_write_the_same_group(doc):
 
 
 def test_settings_of_a_saved_pipeline_count(doc, tmp_path):
-    """Groups that were named after the components were made, as in the README."""
+    """The keys of the groups were changed after the components were created, as in the README."""
     nlp = spacy.blank("en")
     for name, key in (("one", "a"), ("two", "b")):
         nlp.add_pipe("ra_it_ner", name=name).cfg["spans_key"] = key
@@ -155,7 +155,7 @@ def test_settings_of_a_saved_pipeline_count(doc, tmp_path):
 
 
 def test_groups_without_scores(doc):
-    """As those of a `span_ruler`, whose spans are certain."""
+    """Spans of groups without scores, such as those of a `span_ruler`, have the score 1."""
     doc.spans["c"] = [Span(doc, 0, 2, label="PER"), Span(doc, 2, 3, label="VERB")]
     combine(doc, min_votes=1)
     group = doc.spans["combined"]
@@ -165,7 +165,7 @@ def test_groups_without_scores(doc):
 
 
 def test_behind_merged_tokens():
-    """By `merge_entities` or the like: the groups' token numbers are wrong then."""
+    """After components such as `merge_entities`, the token indices in the groups are wrong."""
     doc = spacy.blank("en")("Mira Hale saw Ada and Bo")
     for key in ("a", "b"):
         spans = [Span(doc, 1, 2, label="PER"), Span(doc, 3, 4, label="PER")]

@@ -31,7 +31,7 @@ def test_both_names(nlp):
 
 
 def test_name_taken_by_another_library(nlp, score_of_another_library):
-    """Its attribute stays as it is, ours can still be had, and a warning says so."""
+    """Its attribute doesn't change. Ours is still available under its long name, and there is a warning."""
     with pytest.warns(UserWarning, match="registered the attribute `span._.score`.*llmner_score"):
         doc = nlp(TEXTS[0])
     assert doc.ents

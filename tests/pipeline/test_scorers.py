@@ -57,7 +57,7 @@ def test_without_annotation(nlp):
 
 
 def test_f_of_sets_of_strings(nlp):
-    """Where a string stands does not matter, nor how often; its label does."""
+    """Neither the position nor the number of occurrences of a string matters, but its label does."""
     doc, reference = nlp("Rome saw Rome and Varnholm"), nlp("Rome saw Rome and Varnholm")
     doc.set_ents([Span(doc, 2, 3, "LOC"), Span(doc, 4, 5, "PER")])
     reference.set_ents([Span(reference, i, i + 1, "LOC") for i in (0, 2, 4)])
@@ -95,7 +95,7 @@ def test_calibration_error(scored, expected):
 
 
 def test_labels_that_were_not_looked_for(nlp):
-    """What a corpus says about its own labels with doc._.llmner_labels: others are not wrong in it."""
+    """If doc._.llmner_labels lists the labels of a corpus, predictions of other labels are not errors."""
     found = [(0, 2, "PER", 0.9), (3, 5, "LOC", 0.6), (6, 7, "LOC", 0.8)]
     eg = make_example(nlp, found, [(0, 2, "PER")])
     eg.reference.spans["gold"] = list(eg.reference.ents)
@@ -111,7 +111,7 @@ def test_labels_that_were_not_looked_for(nlp):
 
 
 def test_gold_spans_on_the_predicted_doc(nlp):
-    """What was found counts, not what another component or the corpus wrote under the same key."""
+    """Only predictions count, not spans that another component or the corpus wrote under the same key."""
     eg = make_example(nlp, [(0, 2, "PER", 0.9)], [(3, 5, "PER")])
     eg.reference.spans["gold"] = [Span(eg.reference, 3, 5, "PER")]
     expected = llmner_score([eg], spans_key="sc", train_spans="gold")

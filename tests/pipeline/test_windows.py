@@ -132,7 +132,7 @@ def test_nothing_to_read(tokenizer, text):
 
 
 def test_white_space_is_no_text(tokenizer):
-    """Long runs of it, which have tokens of their own, are not read."""
+    """Long runs of white space, which have tokens of their own, are not read."""
     doc = NLP("\n \n" * 40 + "Ada" + "\n \n" * 40 + "Bo" + "\n \n" * 40)
     windows = read_windows(doc, tokenizer, 20)
     assert_cover(doc, windows, 20)
@@ -158,7 +158,8 @@ def test_max_text_tokens(prompt_encoder):
 def test_no_room_for_a_text(tiny_tokenizers):
     words = {"X": "a very long description of this label " * 20}
     prompt_encoder = make_prompt_encoder(tiny_tokenizers["byte-level"], "compact", words)
-    with pytest.raises(LLMNERError, match="'ner' is too long.* for the label 'X' leave.*reads 64"):
+    match = "'ner' is too long.* for the label 'X', .* leaves.*reads at most 64"
+    with pytest.raises(LLMNERError, match=match):
         max_text_tokens(prompt_encoder, ["X", "Y"], 64, "ner")
     with pytest.raises(LLMNERError, match="the label 'a long label a long .*\\.\\.\\.'"):
         max_text_tokens(prompt_encoder, ["Y", "a long label " * 40], 64, "ner")
@@ -166,7 +167,7 @@ def test_no_room_for_a_text(tiny_tokenizers):
 
 @pytest.mark.parametrize("gap", [" ", "  "])
 def test_abbreviations_end_no_window(tokenizer, gap):
-    """Nor does a double space, so that no name is cut there; a full stop further in front does."""
+    """Neither does a double space. So no name is cut there. The window ends at an earlier full stop."""
     doc = NLP(f"Rain fell on Bern. The{gap}U.S.{gap}Army and J.{gap}K.{gap}Lund came")
     longest = n_tokens(tokenizer, NLP(doc.text[doc.text.index("The") :])) + 1
     for size in range(longest, n_tokens(tokenizer, doc)):

@@ -110,5 +110,5 @@ def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int
         yield group
 
 
-# Of one text: (start, end, label index) of its mentions, and (start, end) of words without annotation.
+# For one text: (start, end, label index) of each mention, and (start, end) of words without annotation.
 GoldSpans = Tuple[List[Tuple[int, int, int]], List[Tuple[int, int]]]

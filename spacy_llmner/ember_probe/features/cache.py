@@ -1,4 +1,4 @@
-"""Features on disk, so that a frozen LLM reads a corpus once instead of once per epoch."""
+"""Cache features on disk, so that a frozen LLM reads a corpus once instead of once per epoch."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ MAX_HALF = 60000.0
 
 
 class FeatureCache:
-    """Word features by the LLM's fingerprint, the reader's settings and the Doc's words.
+    """Stores word features. The key is the LLM's fingerprint, the reader's settings and the Doc's words.
 
     folder (Path): Parent folder of all caches; each combination of LLM and reader has a subfolder.
     llm (LoadedLLM): Its fingerprint is part of the key.
@@ -30,8 +30,8 @@ class FeatureCache:
 
     A subfolder contains pairs of files: a `.bin` file with the features of one Doc after the other, in
     float16, and a `.jsonl` file with a line for each Doc that the `.bin` file contains completely. Every
-    process appends to its own pair, and writes a line after the data it describes, so a crash or a full
-    disk never damages what was cached before.
+    process appends to its own pair of files. It writes a line only after the data that the line describes,
+    so a crash or a full disk never damages what was cached before.
     """
 
     def __init__(self, folder: Path, llm: LoadedLLM, reader: WordReader) -> None:
@@ -120,7 +120,7 @@ class FeatureCache:
         self.index[key] = (Path(self.data_file.name), start, shapes)
 
     def _can_append(self) -> bool:
-        """RETURNS (bool): Whether this process has files to append to. A forked process needs its own."""
+        """RETURNS (bool): Whether this process has its own files. A fork can't use those of its parent."""
         own = self.data_file is not None and self.pid == os.getpid()
         return own and Path(self.data_file.name).exists() and Path(self.index_file.name).exists()
 

@@ -9,7 +9,7 @@ from spacy.training import Example
 from tqdm import tqdm
 
 from ...errors import Errors, LLMNERError, Warnings
-from ...pipeline.gold import aligned_entities
+from ...pipeline.gold import gold_mentions, trim_mentions
 from .words import WordFeatures
 
 # Docs per call of `read` while features are cached.
@@ -52,9 +52,10 @@ def warn_about_unlearnable(
     """
     total = too_long = unaligned = 0
     for eg in examples:
-        entities, _ = aligned_entities(eg)
-        total += len(eg.reference.ents)
-        unaligned += len(eg.reference.ents) - len(entities)
+        entities, _ = gold_mentions(eg)
+        n = len(trim_mentions(eg.reference).ents)
+        total += n
+        unaligned += n - len(entities)
         too_long += sum(1 for s, e, _ in entities if max_words and e - s > max_words)
     if too_long:
         message = Warnings.W002.format(n=too_long, total=total, max_words=max_words, name=name)

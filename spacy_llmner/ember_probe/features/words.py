@@ -23,10 +23,10 @@ class WordFeatures:
     hidden (Tensor): Shape (words, layers, width). The state of a word is that of the last token that covers
         the word's last character, since earlier tokens have not seen the whole word.
     attention (Optional[Tensor]): Shape (words, max_words, kinds, layers * heads). Cell [e, k] describes the
-        span from word e - k to word e, by the attention weights that its last token ("current"), or the
-        token after it ("next"), gives to its first token; for "both", the two kinds in this order. For
-        "adjacency", max_words is 1, and the cell has the weights that word e's first token gives to the
-        token before it, after a second softmax over ADJACENT_KEYS keys.
+        span from word e - k to word e. It contains the attention weights that the last token of the span
+        ("current"), or the token after it ("next"), gives to the first token of the span. "both" has the
+        two kinds in this order. For "adjacency", max_words is 1, and the cell contains the weights that the
+        first token of word e gives to the token before it, after a second softmax over ADJACENT_KEYS keys.
     """
 
     hidden: torch.Tensor
@@ -99,7 +99,7 @@ class WordReader:
                 ids = encoding.ids[window.start : window.end]
                 before = start + ids + separator if self.read_twice else start
                 after = end if window.end == len(encoding) else []
-                # A text can be without tokens, because some tokenizers drop characters.
+                # A text can have no tokens, because some tokenizers drop characters.
                 if ids:
                     parts.append((i, len(before) + window.keep - window.start))
                     texts.append(before + ids + after)

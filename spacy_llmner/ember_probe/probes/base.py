@@ -94,15 +94,21 @@ class Probe(Protocol):
         RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary.
         """
 
-    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): All mentions with at least this probability, also overlapping."""
+    def all_mentions(
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+    ) -> List[ScoredSpan]:
+        """rows (ndarray): The rows of a text.
+        blank (Sequence[bool]): Whether each word is blank. No mention begins or ends with such a word.
+        min_score (float): The lowest probability of a mention.
+        RETURNS (List[ScoredSpan]): All mentions that are probable enough. They can overlap.
+        """
 
     def stream(self) -> "ProbeStream":
         """RETURNS (ProbeStream): Scores one text word by word."""
 
 
 class ProbeStream(Protocol):
-    """Scores a text word by word. Each row equals the row that `Probe.rows` has for the finished text."""
+    """Scores a text word by word. The rows are the same as those of `Probe.rows` for the finished text."""
 
     def push(self, word: WordFeatures, surface: np.ndarray) -> Optional[np.ndarray]:
         """Add the next word.

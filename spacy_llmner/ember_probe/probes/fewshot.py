@@ -1,4 +1,4 @@
-"""Few-shot probe: a few labeled sentences, no training. A word gets the type of its nearest neighbors.
+"""The few-shot probe: it stores a few labeled sentences, and compares words with them. Nothing is trained.
 
 EMBER's few-shot mode (arXiv 2403.11747) takes the type of the stored word with the largest cosine. This
 probe standardizes the hidden states first, compares a word along with the words next to it, and averages
@@ -28,7 +28,7 @@ from torch import nn
 
 from ...errors import Errors, LLMNERError, wrong
 from ...pipeline.base import settings_model
-from ...pipeline.gold import aligned_entities
+from ...pipeline.gold import gold_mentions
 from ..features.batch import GoldSpans, WordBatch, one_word
 from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes
@@ -64,7 +64,7 @@ class FewShotSettings:
         return not self.read_twice
 
     def reader(self, dims: Dims, max_batch_tokens: int = 2048) -> WordReader:
-        """RETURNS (WordReader): Reads one layer, and attention weights if spans depend on them."""
+        """RETURNS (WordReader): Reads one layer, and the attention weights if they determine the spans."""
         layer = round(dims.n_layers * 16 / 30) if self.layer is None else self.layer
         return WordReader(
             (layer,),
@@ -89,10 +89,10 @@ def make_ember_few_shot(
 
     Registered as `spacy_llmner.EmberFewShot.v1` in `@architectures`.
 
-    layer (Optional[int]): Layer whose hidden states are compared; None is slightly above the middle.
+    layer (Optional[int]): Layer whose hidden states are compared; None for a layer just above the middle.
     k (int): Sentences stored per label, and sentences stored without any entity.
     attention (Optional[str]): None joins adjacent words of the same type; "next" finds the start of a
-        mention by the attention of the token after it, as in the paper.
+        mention with the attention weights of the token after it, as in the paper.
     read_twice (bool): Let the LLM read the text twice in a row, and use the states of the second copy, for
         which it has seen the whole text. More accurate on finished text, at twice the cost. Can't stream,
         and can't be combined with attention.
@@ -146,7 +146,7 @@ def choose(examples: Iterable[Example], k: int) -> List[ChosenExample]:
     for eg in examples:
         if not len(eg.predicted):
             continue
-        entities, unknown = aligned_entities(eg)
+        entities, unknown = gold_mentions(eg)
         # A text without any annotation is not an example of a text without entities.
         is_annotated = sum(end - start for start, end in unknown) < len(eg.predicted)
         labels = {label for _, _, label in entities} or ({""} if is_annotated else set())
@@ -166,9 +166,9 @@ class FewShotProbe(nn.Module):
     settings (FewShotSettings): Variant and sizes.
     dims (Dims): Sizes of the LLM, and the number of labels.
 
-    Buffers: `mean` and `std`, shape (width,), of the states of the stored words; `vectors`, shape (stored
-    words, 3 * width), unit length, and their `types`; `cells`, shape (stored mentions, layers * heads),
-    unit length: the attention weights between the ends of mentions, if attention is used.
+    It has these buffers: `mean` and `std` of the states of the stored words, shape (width,); `vectors`, of
+    unit length, shape (stored words, 3 * width), and their `types`; and, if attention is used, `cells`: the
+    attention weights between the ends of mentions, of unit length, shape (stored mentions, layers * heads).
     """
 
     mean: torch.Tensor
@@ -298,13 +298,15 @@ class FewShotProbe(nn.Module):
             lengths = mask_crossing(lengths, starts)
         return np.concatenate([types, lengths], axis=1)
 
-    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
+    def all_mentions(
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+    ) -> List[ScoredSpan]:
         """RETURNS (List[ScoredSpan]): The mentions that are found at this threshold; with attention, also
         every mention with another start that has at least this probability.
         """
         decoder = self.decoder(max(min_score, 1e-6))
-        for row in rows:
-            decoder.push(row)
+        for row, is_blank in zip(rows, blank):
+            decoder.push(row, is_blank)
         found = set(decoder.chain.trace())
         if self.settings.attention is not None:
             for e in range(len(rows)):
@@ -312,7 +314,7 @@ class FewShotProbe(nn.Module):
                 if label is None:
                     continue
                 for k in range(min(e + 1, self.settings.max_words)):
-                    if decoder.score(e - k, e + 1, label) >= min_score:
+                    if decoder.score(e - k, e + 1, label) >= min_score and not blank[e - k]:
                         found.add((e - k, e + 1, label))
         return [ScoredSpan(*key, decoder.score(*key)) for key in sorted(found)]
 

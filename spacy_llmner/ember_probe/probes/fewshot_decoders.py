@@ -5,31 +5,25 @@ from typing import Optional
 import numpy as np
 
 from .paper import PaperDecoder
-from .segmentation import IMPOSSIBLE
+from .segmentation import IMPOSSIBLE, mask_blank_row
 
 
 class FewShotDecoder(PaperDecoder):
     """Decode as EMBER's few-shot mode does (arXiv 2403.11747).
 
-    From right to left, each typed word that is not part of a mention yet ends one, which has the most
-    probable length. Attention can't veto a mention. The type has to beat "outside" by the threshold.
+    Decoding goes from right to left. Each word that has a type and is not part of a mention yet ends a new
+    mention of the most probable length. Attention can't veto a mention. The type must be more probable than
+    "outside", by a margin that depends on the threshold.
     """
 
-    def push(self, row: np.ndarray) -> None:
-        """row (ndarray): From FewShotProbe.rows."""
-        self.rows.append(row)
-        label = self.type_of(len(self.rows) - 1)
-        length = 1 if label is None else self.length_of(len(self.rows) - 1, label)
-        self.chain.push(length, label)
-
-    def type_of(self, word: int) -> Optional[int]:
+    def probable_type(self, word: int) -> Optional[int]:
         row = self.rows[word][: self.n_types]
         best = int(row[:-1].argmax())
         return best if row[best] - row[-1] >= self.margin else None
 
     def length_of(self, word: int, label: int) -> int:
-        """RETURNS (int): Number of words of the mention that ends with this word."""
-        return int(self.rows[word][self.n_types :].argmax()) + 1
+        spans = mask_blank_row(self.rows[word][self.n_types :], self.blank[: word + 1])
+        return int(spans.argmax()) + 1
 
     def score(self, start: int, end: int, label: int) -> float:
         """RETURNS (float): Probability of the type at the last word, times that of the length."""
@@ -38,16 +32,16 @@ class FewShotDecoder(PaperDecoder):
 
 
 class JoinDecoder(FewShotDecoder):
-    """Join adjacent words of the same type to one mention."""
+    """Joins adjacent words of the same type to one mention."""
 
     def length_of(self, word: int, label: int) -> int:
         length = 1
         while length < min(self.chain.max_words, word + 1):
             opens = self.rows[word - length + 1][self.n_types] <= IMPOSSIBLE
-            if opens or self.type_of(word - length) != label:
+            if opens or self.probable_type(word - length) != label:
                 break
             length += 1
-        return length
+        return self.without_leading_blanks(word, length)
 
     def score(self, start: int, end: int, label: int) -> float:
         """RETURNS (float): The lowest probability of the type among the words."""

@@ -3,8 +3,8 @@
 EMBER (arXiv 2403.11747) has two small networks, whose outputs it combines by label propagation. Here they
 work on words instead of tokens: the last token of a mention carries its type, and the span probe gets the
 attention weights between the last token of a mention (or the token after it) and its first token. Unlike in
-the authors' code, no span can start before the text, end before it starts, cross a word boundary or be
-longer than `max_words`.
+the authors' code, a span can't start before the text, end before it starts, cut a word, or be longer than
+`max_words`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ...pipeline.base import settings_model
 from ..features.batch import GoldSpans, WordBatch, one_word
 from ..features.words import ATTENTION_KINDS, WordFeatures, WordReader
 from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, Chain, ScoredSpan, mask_crossing
+from .segmentation import IMPOSSIBLE, Chain, ScoredSpan, mask_blank_row, mask_crossing
 from .standardize import Standardize
 
 
@@ -62,7 +62,7 @@ def make_ember_paper(
 
     Registered as `spacy_llmner.EmberPaper.v1` in `@architectures`.
 
-    layer (Optional[int]): Layer whose hidden states are classified; None is slightly above the middle.
+    layer (Optional[int]): Layer whose hidden states are classified; None for a layer just above the middle.
         `spacy llmner layers` finds the best one.
     attention (str): Attention weights that the span probe gets: "current", "next", "both" or "adjacency",
         see WordFeatures.
@@ -79,7 +79,7 @@ def make_ember_paper(
 
 
 class PaperProbe(nn.Module):
-    """Token-type probe and span probe, each of them Linear, ReLU, Linear.
+    """A token-type probe and a span probe. Each of them consists of Linear, ReLU, Linear.
 
     settings (PaperSettings): Sizes and variant.
     dims (Dims): Sizes of the LLM (the span probe has layers * heads inputs), and the number of labels.
@@ -91,7 +91,7 @@ class PaperProbe(nn.Module):
         n_weights = dims.n_layers * dims.n_heads * (2 if settings.attention == "both" else 1)
         width = settings.width
         # Standardizing the inputs does not change what the first layer can represent. But attention weights
-        # are so small that the paper's networks would need many more training steps without it.
+        # are so small that the paper's networks would need many more training steps otherwise.
         self.hidden_scale = Standardize((dims.width,))
         self.attention_scale = Standardize((n_weights,))
         self.n_types = dims.n_labels + 1
@@ -118,9 +118,9 @@ class PaperProbe(nn.Module):
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
         """RETURNS (Tuple[Tensor, Tensor]): Type logits, shape (texts, words, labels + 1), with "outside"
-        last; and span logits, shape (texts, words, max_words): above 0 if the span of k + 1 words
-        that ends with the word is a mention ("adjacency": if the word continues the mention of the
-        word before).
+        last; and span logits, shape (texts, words, max_words): logit k is above 0 if the span of k + 1
+        words that ends with the word is a mention. For "adjacency", the only logit is above 0 if the
+        word continues the mention of the word before.
         """
         assert batch.attention is not None
         types = self.types(self.hidden_scale(batch.hidden[:, :, 0]))
@@ -190,17 +190,19 @@ class PaperProbe(nn.Module):
             joins = mask_crossing(rows[:, n_types:], starts)
         return np.concatenate([rows[:, :n_types], joins], axis=1)
 
-    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): All mentions with at least this probability, also nested ones."""
+    def all_mentions(
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+    ) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): All mentions with at least this probability. They can be nested."""
         decoder = self.decoder(0.5)
         out = []
         for e, row in enumerate(rows):
-            decoder.push(row)
+            decoder.push(row, blank[e])
             label = decoder.type_of(e)
             if label is not None:
                 for k in range(min(e + 1, self.settings.max_words)):
                     score = decoder.score(e - k, e + 1, label)
-                    if score >= min_score:
+                    if score >= min_score and not blank[e - k]:
                         out.append(ScoredSpan(e - k, e + 1, label, score))
         return out
 
@@ -224,21 +226,46 @@ class PaperDecoder:
         self.n_types = n_types
         self.margin = float(np.log(threshold) - np.log1p(-threshold))
         self.rows: List[np.ndarray] = []
+        self.blank: List[bool] = []
 
-    def push(self, row: np.ndarray) -> None:
-        """row (ndarray): From PaperProbe.rows."""
+    def push(self, row: np.ndarray, blank: bool = False) -> None:
+        """row (ndarray): From PaperProbe.rows.
+        blank (bool): Whether the word is blank.
+        """
         self.rows.append(row)
-        label = self.type_of(len(self.rows) - 1)
-        best = int(row[self.n_types :].argmax())
-        if label is None or row[self.n_types + best] < self.margin:
-            self.chain.push(1, None)
+        self.blank.append(blank)
+        e = len(self.rows) - 1
+        label = self.type_of(e)
+        length = 0 if label is None else self.length_of(e, label)
+        if length:
+            self.chain.push(length, label)
         else:
-            self.chain.push(best + 1, label)
+            self.chain.push(1, None)
+
+    def length_of(self, word: int, label: int) -> int:
+        """RETURNS (int): Number of words of the mention that ends with this word; 0 if there is none."""
+        spans = mask_blank_row(self.rows[word][self.n_types :], self.blank[: word + 1])
+        best = int(spans.argmax())
+        return 0 if spans[best] < self.margin else best + 1
 
     def type_of(self, word: int) -> Optional[int]:
+        """RETURNS (Optional[int]): The type of a mention that ends with this word; None if the word is
+        blank, or "outside".
+        """
+        return None if self.blank[word] else self.probable_type(word)
+
+    def probable_type(self, word: int) -> Optional[int]:
         """RETURNS (Optional[int]): The most probable type of a word; None is "outside"."""
         best = int(self.rows[word][: self.n_types].argmax())
         return None if best == self.n_types - 1 else best
+
+    def without_leading_blanks(self, word: int, length: int) -> int:
+        """RETURNS (int): Number of words of a mention that ends with this word, without the blank words
+        that it begins with.
+        """
+        while self.blank[word - length + 1]:
+            length -= 1
+        return length
 
     def score(self, start: int, end: int, label: int) -> float:
         """RETURNS (float): Probability of the span, times that of the type at its last word."""
@@ -249,20 +276,13 @@ class PaperDecoder:
 class AdjacencyDecoder(PaperDecoder):
     """Adjacency propagation: extend a mention to the left while each word continues the word before."""
 
-    def push(self, row: np.ndarray) -> None:
-        """row (ndarray): From PaperProbe.rows, with one span logit."""
-        self.rows.append(row)
-        e = len(self.rows) - 1
-        label = self.type_of(e)
-        if label is None:
-            self.chain.push(1, None)
-            return
+    def length_of(self, word: int, label: int) -> int:
         length = 1
-        while length < min(self.chain.max_words, e + 1):
-            if self.rows[e - length + 1][self.n_types] < self.margin:
+        while length < min(self.chain.max_words, word + 1):
+            if self.rows[word - length + 1][self.n_types] < self.margin:
                 break
             length += 1
-        self.chain.push(length, label)
+        return self.without_leading_blanks(word, length)
 
     def score(self, start: int, end: int, label: int) -> float:
         """RETURNS (float): Probability that the first word continues no mention and each other word
@@ -291,8 +311,8 @@ class PaperStream:
         """
         batch = one_word(word, surface)
         row = self.probe.rows(self.probe(batch), 0, 1)[0]
-        # Alone in its batch, the word is taken for the first word of a text, and its longer spans are
-        # masked. So score them again.
+        # Since the word is alone in its batch, it was scored like the first word of a text, and its longer
+        # spans were masked. So score its spans again.
         assert batch.attention is not None
         margins = self.probe.margins(batch.attention)[0, 0].float().cpu().numpy()
         self.n_words += 1

@@ -28,16 +28,18 @@ class ScoredSpan:
 class SegmentDecoder(Protocol):
     """Converts a probe's scores to mentions, one word at a time.
 
-    A whole text is decoded by pushing all its words. Therefore the same text gets the same mentions whether
-    it was streamed or read when finished.
+    A whole text is decoded by pushing all its words. So a streamed text gets the same mentions as a
+    finished one.
     """
 
     chain: "Chain"
 
-    def push(self, row: np.ndarray) -> None:
+    def push(self, row: np.ndarray, blank: bool = False) -> None:
         """Add a word.
 
         row (ndarray): The probe's scores of the spans that end with the word.
+        blank (bool): Whether the word is blank: white space, or without width. A mention can contain such
+            words, but can't begin or end with one.
         """
 
     def score(self, start: int, end: int, label: int) -> float:
@@ -47,14 +49,14 @@ class SegmentDecoder(Protocol):
 class Chain:
     """Segmentation by back-pointers: each boundary points to the start of the best segment that ends there.
 
-    Boundary i is the one after the first i words.
+    Boundary i comes after the first i words.
 
     max_words (int): Longest segment.
     """
 
     def __init__(self, max_words: int) -> None:
         self.max_words = max_words
-        # Entry i - 1 belongs to boundary i: length of the segment that ends there, and its label or None.
+        # Entry i - 1 is for boundary i: the length of the segment that ends there, and its label or None.
         self.segments: List[Tuple[int, Optional[int]]] = []
 
     def __len__(self) -> int:
@@ -85,17 +87,17 @@ class Chain:
         return out[::-1]
 
     def fixed(self, since: int = 0) -> int:
-        """Find the last boundary that is part of the best path, however the text continues.
+        """Find the last boundary that stays part of the best path, however the text continues.
 
-        The next word's segment can start at any of the last max_words boundaries. Before the boundary where
-        the paths from all of them meet, nothing can change anymore.
+        The segment of the next word can start at any of the last max_words boundaries. Nothing can change
+        before the boundary where the paths from all of these meet.
 
         since (int): A boundary that is known to be fixed; the search stops there.
         RETURNS (int): A boundary, at least `since`.
         """
         n = len(self.segments)
         low = max(n - self.max_words + 1, since)
-        # The paths from the boundaries after `low` visit one another, then reach `low` or jump over it.
+        # The paths from the boundaries after `low` first pass through each other, then reach or skip `low`.
         firsts = (i - length for i, (length, _) in enumerate(self.segments[low:], low + 1))
         heads = {low, *(max(i, since) for i in firsts if i < low)}
         while len(heads) > 1:
@@ -110,11 +112,42 @@ def mask_crossing(spans: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
 
     spans (ndarray): Shape (words, max_words, ...): cell [e, k] belongs to the words e - k to e.
     starts (Sequence[bool]): Whether there is a boundary before each word.
-    RETURNS (ndarray): A copy, IMPOSSIBLE where a span has a boundary inside.
+    RETURNS (ndarray): A copy of the spans, with IMPOSSIBLE where a span contains a boundary.
     """
     out = spans.copy()
     since = 0
     for e, start in enumerate(starts):
         since = e if start else since
         out[e, e - since + 1 :] = IMPOSSIBLE
+    return out
+
+
+def mask_blank(spans: np.ndarray, blank: Sequence[bool]) -> np.ndarray:
+    """Rule out spans that begin or end with a blank word.
+
+    spans (ndarray): Shape (words, max_words, ...), as in `mask_crossing`.
+    blank (Sequence[bool]): Whether each word is blank.
+    RETURNS (ndarray): A copy, IMPOSSIBLE where a span begins or ends with a blank word.
+    """
+    out, is_blank = spans.copy(), np.array(blank, dtype=bool)
+    out[is_blank] = IMPOSSIBLE
+    for k in range(1, spans.shape[1]):
+        out[k:, k][is_blank[:-k]] = IMPOSSIBLE
+    return out
+
+
+def mask_blank_row(row: np.ndarray, blank: Sequence[bool]) -> np.ndarray:
+    """Apply `mask_blank` to the last word of a text.
+
+    row (ndarray): Shape (max_words, ...).
+    blank (Sequence[bool]): Whether each word up to this one is blank.
+    RETURNS (ndarray): The row itself if nothing is ruled out, otherwise a copy.
+    """
+    starts = blank[: -len(row) - 1 : -1]
+    if not any(starts):
+        return row
+    out = row.copy()
+    out[: len(starts)][np.array(starts)] = IMPOSSIBLE
+    if starts[0]:
+        out[:] = IMPOSSIBLE
     return out

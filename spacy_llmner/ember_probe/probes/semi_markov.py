@@ -1,9 +1,9 @@
-"""A semi-Markov model over words, which divides a text into labeled mentions and single words outside them.
+"""A semi-Markov model, which divides a text into labeled mentions and single words outside mentions.
 
-Every mention (words e - k to e, label c) has a score; a word outside has the score 0. The probability of a
-segmentation is the exponential of its summed scores, normalized over all segmentations with mentions of at
-most `max_words` words (Sarawagi and Cohen, 2004). Probabilities are computed in float64 with numpy, since
-the recursions are long chains of very small operations.
+Every mention (words e - k to e, label c) has a score. A word outside mentions has the score 0. The
+probability of a segmentation is the exponential of its summed scores, normalized over all segmentations
+with mentions of at most `max_words` words (Sarawagi and Cohen, 2004). Probabilities are computed in float64
+with numpy, since the recursions are long chains of very small operations.
 """
 
 import math
@@ -11,9 +11,9 @@ from typing import List, Sequence, Tuple
 
 import numpy as np
 
-from .segmentation import Chain
+from .segmentation import Chain, mask_blank_row
 
-# Score of a mention that does not exist, and log-sum over no segmentations.
+# Score of a mention that does not exist, and log-sum over an empty set of segmentations.
 NEVER = -1e30
 
 
@@ -71,6 +71,7 @@ class SemiMarkovDecoder:
         threshold = min(max(threshold, 1e-6), 1 - 1e-6)
         self.bias = float(np.log(1 - threshold) - np.log(threshold))
         self.rows: List[np.ndarray] = []
+        self.blank: List[bool] = []
         self.best: List[float] = [0.0]
         # Computed when `score` is called. `spans`: log-sums of the mentions' scores over the labels.
         # `alpha`: log-sums over the segmentations up to each boundary.
@@ -79,8 +80,12 @@ class SemiMarkovDecoder:
         # Log-sums over the segmentations from each boundary to the end, last boundary first.
         self.beta: List[float] = [0.0]
 
-    def push(self, row: np.ndarray) -> None:
-        """row (ndarray): Shape (max_words, labels): scores of the mentions that end with this word."""
+    def push(self, row: np.ndarray, blank: bool = False) -> None:
+        """row (ndarray): Shape (max_words, labels): scores of the mentions that end with this word.
+        blank (bool): Whether the word is blank.
+        """
+        self.blank.append(blank)
+        row = mask_blank_row(row, self.blank)
         self.rows.append(row)
         self.beta = [0.0]
         scores = row.tolist()
@@ -142,7 +147,7 @@ def _forward(spans: np.ndarray) -> np.ndarray:
 
 
 def _backward(spans: np.ndarray) -> np.ndarray:
-    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations from each boundary on."""
+    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations after each boundary."""
     n_batch, n_words, max_words = spans.shape
     # Mentions by their start: cell [b, s, k] belongs to words s to s + k.
     ends = np.arange(n_words)[:, None] + np.arange(max_words)[None]

@@ -29,7 +29,7 @@ class Standardize(nn.Module):
         sample (Tensor): Shape (examples, *shape).
         """
         self.mean.copy_(sample.mean(0))
-        # The offset keeps features that hardly vary from becoming noise.
+        # The offset keeps features that hardly vary from being scaled up to noise.
         std = sample.std(0, unbiased=False)
         self.std.copy_(std + 1e-3 * std.mean() + 1e-9)
 

@@ -1,7 +1,7 @@
-"""The default probe: a mix of layers, a small recurrent encoder, span scores and a semi-Markov decoder.
+"""The default probe: it combines several layers with a small recurrent encoder and a semi-Markov decoder.
 
 The encoder reads the words from left to right. The scores of a word depend on the next word, but on nothing
-after that, so the probe can stream one word behind the LLM. With `look_right`, the encoder reads in both
+after that, so while streaming, the probe lags only one word. With `look_right`, the encoder reads in both
 directions, for finished text only.
 """
 
@@ -19,7 +19,7 @@ from ...pipeline.base import settings_model
 from ..features.batch import SURFACE, GoldSpans, WordBatch
 from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, ScoredSpan, mask_crossing
+from .segmentation import IMPOSSIBLE, ScoredSpan, mask_blank, mask_crossing
 from .semi_markov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
 from .standardize import Standardize
 from .structured_stream import NORM_EPS, StructuredStream
@@ -144,7 +144,8 @@ class StructuredProbe(nn.Module):
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
         """RETURNS (Tuple[Tensor]): One tensor, shape (texts, words, max_words, labels): cell [b, e, k, c]
-        is the score of the span of k + 1 words that ends with word e, relative to no mention.
+        is the score of label c for the span of k + 1 words that ends with word e. It is compared with 0,
+        the score of words outside mentions.
         """
         mask = batch.mask
         z = self.words(batch) * mask[..., None]
@@ -182,8 +183,8 @@ class StructuredProbe(nn.Module):
         return F.dropout(F.gelu(z), self.drop, self.training)
 
     def _encode(self, z: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """RETURNS (Tensor): Shape (texts, words, 2 or 3 times width). The state of the forward encoder is
-        the one after the next word (at the end of the text, after a word of zeros).
+        """RETURNS (Tensor): Shape (texts, words, 2 or 3 times width). For each word, the state of the
+        forward encoder is taken after the next word (after a word of zeros at the end of the text).
         """
         encoded, _ = self.forwards(F.pad(z, (0, 0, 0, 1)))
         parts = [F.dropout(encoded[:, 1:], self.drop, self.training), z]
@@ -221,7 +222,7 @@ class StructuredProbe(nn.Module):
         loss, gradient = loss_and_gradient(values, kept)
         for row, (_, unknown) in enumerate(gold):
             for start, end in unknown:
-                # Spans with a word without annotation are neither correct nor wrong.
+                # It is not known whether spans that contain a word without annotation are correct.
                 for k in range(max_words):
                     gradient[row, start : end + k, k] = 0.0
         n_words = max(int((values[:, :, 0, 0] > IMPOSSIBLE).sum()), 1)
@@ -243,8 +244,11 @@ class StructuredProbe(nn.Module):
         """
         return mask_crossing(rows, starts)
 
-    def all_mentions(self, rows: np.ndarray, min_score: float) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): All mentions with at least this probability, also overlapping."""
+    def all_mentions(
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+    ) -> List[ScoredSpan]:
+        """RETURNS (List[ScoredSpan]): All mentions with at least this probability. They can overlap."""
+        rows = mask_blank(rows, blank)
         scores = np.where(rows <= IMPOSSIBLE, NEVER, rows.astype(np.float64))
         posterior = probabilities(scores[None])[0][0]
         return [

@@ -1,10 +1,10 @@
 """The default probe word by word, for a text that is still being written.
 
-A word takes about fifty small operations, each of which costs more to launch than to compute. In numpy they
-take half the time that they take in torch on a CPU, and they spare a GPU as many kernel launches. Between
-two words, the LLM evicts everything else from the CPU's caches, code included. So each weight is read only
-once per word: all layers that are applied to a word are stacked into one matrix, and all layers that are
-applied to a state of the encoder into another. For the same reason, operations work in place and use few
+A word takes about fifty small operations, each of which takes longer to launch than to compute. On a CPU,
+numpy needs half the time of torch for them, and they need no kernel launches on a GPU. Between two words,
+the LLM evicts everything else from the CPU's caches, code included. So each weight is read only once per
+word: all layers that are applied to a word are stacked into one matrix, and all layers that are applied to
+a state of the encoder are stacked into another. For the same reason, operations work in place and use few
 different functions.
 """
 
@@ -80,8 +80,8 @@ class StructuredStream:
         self.before = arrays["before.bias"]
         # Contributions of the last word, whose row needs the next word.
         self.waiting: Optional[np.ndarray] = None
-        # Of the last max_words words, latest first: their contributions as starts, and the sums of `inside`
-        # over all words before each of them.
+        # For the last max_words words, latest first: their contributions as starts of spans, and the sums
+        # of `inside` over all words before each of them.
         self.starts = np.zeros((max_words, head), dtype=np.float32)
         self.sums = np.zeros((max_words, head), dtype=np.float32)
         self.sum = np.zeros(head, dtype=np.float32)

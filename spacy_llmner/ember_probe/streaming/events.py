@@ -8,7 +8,7 @@ from typing import Optional, Tuple, Union
 class TextPiece:
     """The next piece of the text.
 
-    text (str): The piece. All pieces concatenated are the text.
+    text (str): The piece. The concatenation of all pieces is the whole text.
     """
 
     text: str
@@ -24,7 +24,7 @@ class EntityEvent:
     score (float): Probability, given the text so far.
     text (str): Text of the entity.
     status (str): "found": a new entity, which can still change. "revised": replaces the entity in
-        `replaces`. "dropped": withdrawn. "final": can't change anymore, however the text continues.
+        `replaces`. "dropped": withdrawn. "final": can't change anymore, however the text goes on.
     replaces (Optional[Tuple[int, int, str]]): Start, end and label of the entity that this one replaces.
     """
 

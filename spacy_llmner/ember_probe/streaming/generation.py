@@ -1,4 +1,4 @@
-"""Generation with entities: a probe reads the hidden states that the LLM computes for writing."""
+"""Generation with entities: a probe reads the hidden states that the LLM computes while it writes."""
 
 from numbers import Integral, Real
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Union
@@ -19,7 +19,7 @@ from .events import Event, TextPiece
 from .live_text import LiveText
 from .prompt import Prompt, encode_prompt
 
-# Temperature and repetition penalty divide the logits, which would be infinite with a smaller value.
+# The logits are divided by temperature and repetition penalty. With smaller values they would be infinite.
 TINY = 1e-6
 
 
@@ -36,9 +36,9 @@ class EmberStream:
     repetition_penalty (float): Values above 1 make tokens that have already occurred less probable.
     seed (int): Seed for sampling; the global seed is not changed.
 
-    After the last event, `doc` is the annotated Doc and `text` its text: the prompt (of messages, the last
-    one) and what was generated. `stop_reason` is "end" (the LLM ended the text), "stop" (a stop string),
-    "length" or "cancelled".
+    After the last event, `doc` is the annotated Doc and `text` is its text: the prompt (or the last of
+    several messages), followed by the generated text. `stop_reason` is "end" (the LLM ended the text),
+    "stop" (a stop string), "length" or "cancelled".
     """
 
     def __init__(

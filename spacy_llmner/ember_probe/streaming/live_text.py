@@ -2,7 +2,7 @@
 
 import bisect
 from dataclasses import replace
-from typing import Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from spacy.tokens import Doc
 
 from ...llm.hidden_states import Features
 from ...llm.tokenization import Encoding, PieceDecoder
+from ...util import is_blank
 from ..features.batch import surface
 from ..features.words import WordFeatures, word_bounds
 from ..predictor import Predictor
@@ -26,14 +27,14 @@ class Word(NamedTuple):
 
     start (int): First character.
     end (int): One past the last character.
-    is_space (bool): As in Token.
+    is_blank (bool): See `is_blank`.
     is_punct (bool): As in Token.
     surface (ndarray): Its row of `batch.surface`.
     """
 
     start: int
     end: int
-    is_space: bool
+    is_blank: bool
     is_punct: bool
     surface: np.ndarray
 
@@ -58,17 +59,17 @@ class LiveText:
         self.ends: List[int] = []
         self.hidden: List[torch.Tensor] = []
         self.attention: List[torch.Tensor] = []
-        # Words that can't change anymore (start and end characters), the indices of those that are
-        # whitespace, and where the text after them starts.
+        # Words that can't change anymore (start and end characters), whether each is blank, and where the
+        # text after them starts.
         self.words: List[Tuple[int, int]] = []
-        self.spaces: Set[int] = set()
+        self.blank: List[bool] = []
         self.consumed = 0
-        # The words of each string that has been tokenized, since most strings between spaces occur again.
+        # Cache of the words of each tokenized string, since most strings between spaces occur again.
         self.word_cache: Dict[str, List[Word]] = {}
         self.probe = predictor.probe.stream()
         self.decoder = predictor.probe.decoder(predictor.threshold)
         self.rows: List[np.ndarray] = []
-        # The last boundary that is part of the best path, however the text continues.
+        # The last boundary that stays part of the best path, however the text continues.
         self.fixed = 0
         # Events of entities that are not final, and of those that are (by characters).
         self.shown: Dict[Key, EntityEvent] = {}
@@ -132,7 +133,7 @@ class LiveText:
         if same and [(t.idx, t.idx + len(t)) for t in doc] == self.words:
             rows = np.array(self.rows)
         else:
-            # The whole text has other words or tokens than its parts had.
+            # The words or tokens of the whole text differ from those of its parts.
             rows = self._rescore(doc, encoding)
         if len(doc):
             self.predictor.annotate(doc, rows)
@@ -158,8 +159,7 @@ class LiveText:
         n_before = len(self.rows)
         offset = self.consumed
         for word in words:
-            if word.is_space:
-                self.spaces.add(len(self.words))
+            self.blank.append(word.is_blank)
             self.words.append((offset + word.start, offset + word.end))
             self._add_row(self.probe.push(self._last_word_features(), word.surface))
         if words:
@@ -196,7 +196,7 @@ class LiveText:
     def _words_in(self, text: str) -> List[Word]:
         doc = self.predictor.tokenizer(text)
         return [
-            Word(t.idx, t.idx + len(t), t.is_space, t.is_punct, row)
+            Word(t.idx, t.idx + len(t), is_blank(t.text), t.is_punct, row)
             for t, row in zip(doc, surface(doc))
         ]
 
@@ -212,13 +212,13 @@ class LiveText:
         words = self.words[-self.reader.max_words :] if self.attention else self.words[-1:]
         first = max(bisect.bisect_right(self.ends, words[0][0]), 0)
         last = bisect.bisect_left(self.starts, words[-1][1])
-        # One more token on both sides: a word of whitespace can be part of the token after it.
+        # Add one more token on both sides: a whitespace word can be part of the token after it.
         first = max(min(first, last) - 1, 0)
         last = min(last + 1, len(self.starts))
         part = slice(first, last)
         tokens = Features(torch.cat(self.hidden[part])) if last else Features(self._no_states())
         if self.attention:
-            # One more row: the attention weights from the token after the word.
+            # Add one more row: the attention weights from the token after the word.
             tokens.attention = torch.cat(self.attention[first : last + 1])
         encoding = Encoding(self.ids[part], np.array(self.starts[part]), np.array(self.ends[part]))
         bounds = np.array(words)
@@ -230,7 +230,7 @@ class LiveText:
         return torch.zeros((0, len(self.reader.layers), self.llm.width), device=self.llm.device)
 
     def _rescore(self, doc: Doc, encoding: Encoding) -> np.ndarray:
-        """Score the words of the whole text, with the features that the LLM has computed meanwhile."""
+        """Score the words of the whole text again, with the features computed while it was written."""
         tokens = Features(torch.cat(self.hidden) if self.hidden else self._no_states())
         if self.attention:
             tokens.attention = torch.cat(self.attention)
@@ -239,14 +239,14 @@ class LiveText:
 
     def _add_row(self, row: Optional[np.ndarray]) -> None:
         if row is not None:
+            self.decoder.push(row, self.blank[len(self.rows)])
             self.rows.append(row)
-            self.decoder.push(row)
 
     def _events(self, ended: bool) -> List[EntityEvent]:
         """Compare the best segmentation with the entities that were shown."""
         chain = self.decoder.chain
         fixed = len(chain) if ended else chain.fixed(since=self.fixed)
-        current = [m for m in chain.trace(until=self.fixed) if not self._has_space_at_edge(m)]
+        current = chain.trace(until=self.fixed)
         removed = [key for key in self.shown if key not in current]
         events = []
         for key in current:
@@ -274,7 +274,7 @@ class LiveText:
         return events
 
     def _last_events(self, doc: Doc) -> List[EntityEvent]:
-        """Correct the final events, if the whole text has other words or tokens and so other entities."""
+        """Correct the final events if the words or tokens of the whole text led to other entities."""
         final = {(e.start_char, e.end_char, e.label_): e for e in doc.ents}
         events = []
         for key in set(self.finals) - set(final):
@@ -300,6 +300,3 @@ class LiveText:
     def _char_span(self, key: Key) -> Tuple[int, int, str]:
         start, end, label = key
         return self.words[start][0], self.words[end - 1][1], self.predictor.labels[label]
-
-    def _has_space_at_edge(self, key: Key) -> bool:
-        return key[0] in self.spaces or key[1] - 1 in self.spaces

@@ -14,11 +14,11 @@ Prompt = Union[str, Sequence[Dict[str, str]]]
 class EncodedPrompt:
     """A prompt as token ids, and the part of it in which entities are found.
 
-    ids (List[int]): All token ids: BOS or chat template, text, chat template.
+    ids (List[int]): All token ids: the BOS token or chat template, the text, and the rest of the template.
     first (int): Index of the text's first token.
     encoding (Encoding): The text's tokens.
     text (str): The text.
-    separator (str): Text between it and the answer.
+    separator (str): Text between `text` and the answer.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ def encode_prompt(llm: LoadedLLM, prompt: Prompt) -> EncodedPrompt:
     Control tokens in the content of a message are read as plain text, so a message can't end its own turn.
 
     RETURNS (EncodedPrompt): With messages, `text` is the content of the last one.
-    RAISES (LLMNERError): If the prompt is neither, or the LLM's chat template can't render it.
+    RAISES (LLMNERError): If the prompt is neither a text nor messages, or if the LLM's chat template can't
+        render it.
     """
     if isinstance(prompt, str):
         encoding = llm.tokenizer.encode(prompt)

@@ -20,13 +20,13 @@ class EmberStreamer(BaseStreamer):
     """A streamer for transformers' `generate`. Created by EmberProbe.streamer().
 
     Call `streamer.model.generate(..., streamer=streamer)` inside the `with` block, in the same thread;
-    `model` is a view of the shared LLM. Iterate over the streamer to get the events, in another thread
-    while the text is being written or after that. After the last event, `doc` is the annotated Doc. A
-    streamer follows a single generation of a single text, and there are no more events once the block is
-    left.
+    `model` is a view of the shared LLM. Iterate over the streamer to get the events: in another thread
+    while the text is being written, or afterwards. After the last event, `doc` is the annotated Doc. A
+    streamer follows a single generation of a single text. There are no more events after the end of the
+    block.
 
-    If a generation ends because of its maximum length, the LLM never reads its last token; the word of this
-    token is scored with the features of the token before.
+    If a generation stops at its maximum length, the LLM never reads the last token. Then the word with this
+    token is scored with the features of the token before it.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -76,13 +76,13 @@ class EmberStreamer(BaseStreamer):
         self.close()
 
     def close(self) -> None:
-        """Signal the end of the events to iterators."""
+        """Tell iterators that there are no more events."""
         self._queue.put(None)
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self._queue.get()) is not None:
             yield event
-        self.close()  # for other iterators
+        self.close()  # tell other iterators
 
     def _error(self, reason: str) -> LLMNERError:
         return LLMNERError(Errors.E042.format(reason=reason, name=self.name))

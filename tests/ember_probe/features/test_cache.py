@@ -38,7 +38,7 @@ def docs(trained):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Texts that the LLM has read since."""
+    """The texts that the LLM reads during the test."""
     texts = []
     original = words.read_texts
 
@@ -120,7 +120,7 @@ def test_nothing_is_cached_after_scoring(tiny_llm, tmp_path, reads):
         nlp("A text that is in no corpus.")
         nlp.evaluate(make_examples(nlp, [("Nor is this one.", [])]))
     assert set(nlp.get_pipe("ember_probe").cache.index) == cached
-    # In a training run that goes on, dev is still there.
+    # If training continues, the dev corpus is still cached.
     reads.clear()
     nlp.update(make_examples(nlp), sgd=make_sgd())
     nlp.evaluate(make_examples(nlp, DEV))
@@ -216,7 +216,7 @@ def test_bad_bytes_are_ignored(llm, docs, tmp_path):
 
 
 def test_folder_emptied_while_training(tiny_llm, tmp_path, reads):
-    """By someone who needs the space: the LLM reads the corpus again, once."""
+    """If someone empties it to free space, the LLM reads the corpus again, once."""
     nlp = train(make_nlp(tiny_llm, cfg={"feature_cache": str(tmp_path)}), steps=0)
     shutil.rmtree(next(tmp_path.iterdir()))
     examples = make_examples(nlp, TRAIN)
@@ -262,7 +262,7 @@ def test_folder_that_cannot_be_made(tiny_llm, tmp_path, reads):
 
 
 def test_full_disk(llm, docs, tmp_path, monkeypatch, reads):
-    """One warning; what was cached stays and is used; training goes on."""
+    """There is one warning. Cached features are kept and used, and training goes on."""
     cache = FeatureCache(tmp_path, llm, READER)
     cache.read(llm, READER, docs[:2])
 
@@ -298,7 +298,7 @@ def test_full_disk(llm, docs, tmp_path, monkeypatch, reads):
 
 def test_read_only_folder(llm, docs, tmp_path, monkeypatch, reads):
     FeatureCache(tmp_path, llm, READER).read(llm, READER, docs[:2])
-    # Not by chmod, which does not hold for root.
+    # Not with chmod, which doesn't apply to root.
     original = Path.open
 
     def only_read(self, mode="r", *args, **kwargs):

@@ -163,7 +163,7 @@ def test_read_twice(llm, nlp):
     reader = WordReader(LAYERS, read_twice=True)
     assert_close(reader.read(llm, [doc])[0].hidden, hidden[last])
     other = reader.read(llm, [nlp("Ada Hale met nobody")])[0].hidden
-    assert (other[0] - hidden[last[0]]).abs().max() > 0.01  # it has seen what follows
+    assert (other[0] - hidden[last[0]]).abs().max() > 0.01  # the LLM has seen the following text
     assert reader.read(llm, [nlp(""), doc])[0].hidden.shape == (0, 2, 32)
 
 

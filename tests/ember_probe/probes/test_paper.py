@@ -29,10 +29,10 @@ def row(kind, margins, sure=0.9):
     return np.concatenate([np.log(types), np.array(margins, dtype=float)])
 
 
-def decode(rows, max_words=3, threshold=0.5, decoder=PaperDecoder):
+def decode(rows, max_words=3, threshold=0.5, decoder=PaperDecoder, blank=None):
     decoder = decoder(N_TYPES, max_words, threshold)
-    for r in rows:
-        decoder.push(r)
+    for r, is_blank in zip(rows, blank or [False] * len(rows)):
+        decoder.push(r, bool(is_blank))
     return decoder.chain.trace()
 
 
@@ -60,7 +60,7 @@ def test_span_takes_the_type_of_its_end_and_goes_on_before_its_start():
         row(LOC, [3, -1, -1]),
         row(PER, [-2, 1, 4]),
     ]
-    # The last span swallows a single word and starts behind the first one.
+    # The last span includes a single word, and starts after the first one.
     assert decode(rows) == [(0, 1, LOC), (1, 4, PER)]
 
 
@@ -89,6 +89,26 @@ def test_adjacency_goes_left_while_words_continue():
         (0, 1, PER),
         (1, 2, LOC),
     ]
+
+
+def test_blank_words_at_the_borders_of_mentions():
+    """The best span without them is taken; inside a mention they may be."""
+    rows = [
+        row(PER, [1, IMPOSSIBLE, IMPOSSIBLE]),
+        row(PER, [2, 5, IMPOSSIBLE]),
+        row(LOC, [1, 9, 3]),
+    ]
+    assert decode(rows, blank=[False, False, False]) == [(0, 1, PER), (1, 3, LOC)]
+    assert decode(rows, blank=[False, True, False]) == [(0, 3, LOC)]
+    assert decode(rows, blank=[True, True, False]) == [(2, 3, LOC)]
+    assert decode(rows, blank=[False, False, True]) == [(0, 2, PER)]
+    rows = [row(OUT, [9]), row(OUT, [4]), row(OUT, [4]), row(PER, [3]), row(PER, [5])]
+    for blank, found in [
+        ([0, 0, 1, 0, 1], [(1, 4, PER)]),
+        ([0, 1, 1, 0, 1], [(3, 4, PER)]),
+        ([1, 1, 1, 1, 1], []),
+    ]:
+        assert decode(rows, decoder=AdjacencyDecoder, blank=blank) == found
 
 
 def test_adjacency_stops_at_the_start_of_the_text_and_at_max_words():
@@ -208,7 +228,7 @@ def test_no_mention_crosses_a_sentence(attention):
     inside = probe.within_sentences(rows, starts)
     for start, end, _ in trace(probe, inside):
         assert not any(starts[start + 1 : end])
-    for mention in probe.all_mentions(inside, 0.5):
+    for mention in probe.all_mentions(inside, [False] * len(inside), 0.5):
         assert not any(starts[mention.start + 1 : mention.end])
     assert any(any(starts[s + 1 : e]) for s, e, _ in trace(probe, rows))
 

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from spacy_llmner.ember_probe.features.batch import WordBatch
 from spacy_llmner.ember_probe.features.words import WordFeatures
 from spacy_llmner.ember_probe.probes.base import Dims
-from spacy_llmner.ember_probe.probes.segmentation import IMPOSSIBLE, Chain, mask_crossing
+from spacy_llmner.ember_probe.probes.segmentation import (
+    IMPOSSIBLE,
+    Chain,
+    mask_blank,
+    mask_crossing,
+)
 from spacy_llmner.ember_probe.probes.semi_markov import (
     NEVER,
     SemiMarkovDecoder,
@@ -71,6 +76,33 @@ def test_decoder_finds_the_best_segmentation(size, threshold):
     bias = np.log(1 - threshold) - np.log(threshold)
     best = max(weight(scores, way, bias) for way in segmentations(*size[:3]))
     assert weight(scores, decoder.chain.trace(), bias) == pytest.approx(best)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZES, st.data())
+def test_mentions_neither_begin_nor_end_with_blank_words(size, data):
+    """Among the segmentations without such mentions, the best one is found."""
+    scores = random_scores(*size)
+    blank = data.draw(st.lists(st.booleans(), min_size=size[0], max_size=size[0]))
+    decoder = SemiMarkovDecoder(size[1])
+    for row, is_blank in zip(scores, blank):
+        decoder.push(row, is_blank)
+    found = decoder.chain.trace()
+    ways = [
+        way
+        for way in segmentations(*size[:3])
+        if not any(blank[s] or blank[e - 1] for s, e, _ in way)
+    ]
+    assert tuple(found) in ways
+    assert weight(scores, found) == pytest.approx(max(weight(scores, way) for way in ways))
+    logs = np.array([weight(scores, way) for way in ways])
+    shares = np.exp(logs - np.log(np.exp(logs).sum()))
+    for s, e, c in found:
+        expected = sum(share for way, share in zip(ways, shares) if (s, e, c) in way)
+        assert decoder.score(s, e, c) == pytest.approx(expected, abs=1e-9)
+    posterior = probabilities(mask_blank(scores, blank)[None])[0][0]
+    for s, e, c in found:
+        assert posterior[e - 1, e - s - 1, c] == pytest.approx(decoder.score(s, e, c), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=40)
@@ -152,7 +184,7 @@ def test_fixed_past_never_changes(max_words, n_words, seed):
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_fixed_holds_for_any_pointers(data):
-    """The chain's promise does not depend on who sets the pointers."""
+    """The guarantee of `fixed` doesn't depend on how the pointers were set."""
     max_words = data.draw(st.integers(1, 4))
     chain = Chain(max_words)
     fixed, past = 0, []
@@ -180,7 +212,7 @@ def test_mask_crossing():
     out = mask_crossing(rows, [True, False, True, False, False])
     assert (rows == 0).all()
     allowed = (out > IMPOSSIBLE).all(-1)
-    # A sentence of two words, one of three; cells before the text count as its first sentence's.
+    # A sentence of two words, and one of three. Cells before the text belong to its first sentence.
     expected = [[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert allowed.tolist() == np.array(expected, dtype=bool).tolist()
 

@@ -55,7 +55,7 @@ def test_written_text_and_its_entities(nlp, monkeypatch):
 
 @pytest.mark.parametrize("text", ["a", "s", "assistant", "<|im_end|>", "What is <|im_start|>?"])
 def test_messages_are_what_they_say(nlp, text):
-    """A message is not looked for in the template, and can't end its turn."""
+    """Messages are encoded as plain text, and can't end their turn."""
     llm = nlp.get_pipe("ember_probe").shared_llm()
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     prompt = encode_prompt(llm, [*turns, {"role": "user", "content": text}])
@@ -86,7 +86,7 @@ def test_chat(nlp):
     stream = ember.stream(messages, max_new_tokens=10)
     events = list(stream)
     text = "".join(e.text for e in events if isinstance(e, TextPiece))
-    # Roles and control tokens are no part of the text.
+    # Roles and control tokens are not part of the text.
     assert text == stream.doc.text and text.startswith(messages[1]["content"] + "\n\n")
     assert "im_start" not in text and "answer briefly" not in text
     assert {e[:2] for e in entities(stream.doc)} >= {e[:2] for e in TRAIN[0][1]}

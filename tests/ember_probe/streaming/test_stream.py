@@ -42,7 +42,7 @@ def any_streaming(request, paper):
 
 @pytest.fixture(scope="module")
 def streaming_llm(any_llm):
-    """Gives a pipeline on an LLM of each shape: the default one, or that of a kind of attention."""
+    """Get a pipeline on an LLM of each shape: the default one, or one for a kind of attention."""
     made = {}
 
     def get(attention=""):
@@ -83,7 +83,7 @@ def run(stream):
 
 
 def remaining(events):
-    """RETURNS (Dict): What a consumer that follows the events shows at the end."""
+    """RETURNS (Dict): The entities that are left after following all events."""
     shown = {}
     for event in events:
         key = (event.start, event.end, event.label)
@@ -110,7 +110,7 @@ def assert_consistent(stream, text, events):
 
 
 def greedy(llm, ids, n):
-    """RETURNS (List[int]): What transformers' own generate writes."""
+    """RETURNS (List[int]): The token ids that `generate` of transformers returns."""
     out = llm.model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False, pad_token_id=1)
     return out[0, len(ids) :].tolist()
 
@@ -132,7 +132,7 @@ def test_one_pass_of_one_token_for_each_new_token(trained, paper, fed):
     run(stream_of(trained, max_new_tokens=12))
     assert fed == [n_prompt] + [1] * 12
     fed.clear()
-    # The kinds of attention that look from the token behind need one more for the last word.
+    # Kinds of attention that use the next token need one more token for the last word.
     run(stream_of(paper("next"), max_new_tokens=12))
     assert fed == [n_prompt] + [1] * 13
 
@@ -151,10 +151,12 @@ def test_nothing_is_read_again(trained, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [*TEXTS, " ".join(TEXTS), "Mira  Stone \n met\tOskar Blum.  ", "x"]
+    "text",
+    [*TEXTS, " ".join(TEXTS), "Mira  Stone \n met\tOskar Blum.  ", "x"]
+    + ["\u3000\u3000\x85 Mira Stone\xa0\n", "In \u200b Port \n Ellam \ufeff , \u2028Tea"],
 )
 def test_fixed_text_token_by_token(any_streaming, text):
-    """A text that arrives in the tokens that it would be read in gets the entities of nlp(text)."""
+    """A text that is streamed in the tokens that it is encoded to gets the entities of nlp(text)."""
     live = LiveText(any_streaming.get_pipe("ember_probe").predictor())
     *steps, (doc, more) = fed_with(live, text)
     events = sum(steps, [])
@@ -164,14 +166,14 @@ def test_fixed_text_token_by_token(any_streaming, text):
     assert sorted(shown) == sorted(entities(doc))
     for ent in doc.ents:
         key = (ent.start_char, ent.end_char, ent.label_)
-        # A final entity's score is from the text up to where it became final.
+        # The score of a final entity depends on the text up to where it became final.
         assert shown[key].status == "final"
 
 
 @pytest.mark.parametrize("kind", ["next", "both"])
 def test_delay_of_one_token(paper, kind):
-    """What looks from the token behind a mention is said once that token was read. Where no white space
-    follows a mention, its last word is known to be complete when the next one ends."""
+    """If the token after a mention is needed, the event comes after that token was read. If no white space
+    follows a mention, its last word is only known to be complete when the next one ends."""
     nlp = paper(kind)
     n_found = 0
     for text in TEXTS:
@@ -193,7 +195,7 @@ def texts_of(events):
 
 
 def fed_with(live, text):
-    """Feed a text token by token, with what the LLM says when it reads it at once.
+    """Feed a text token by token, with the features from reading it in one pass.
 
     YIELDS: The events of each token, then the Doc and the last events.
     """
@@ -209,7 +211,7 @@ def fed_with(live, text):
 
 @pytest.mark.parametrize("n", [0, 1, 5, 30])
 def test_doc_is_that_of_the_text(any_streaming, n):
-    """Where the written tokens are those that the text is read in, all answers are the same."""
+    """If the generated tokens are those that the text is encoded to, the Doc is the same as nlp(text)."""
     stream = stream_of(any_streaming, TEXTS[0], max_new_tokens=n)
     text, events = run(stream)
     assert_consistent(stream, text, events)
@@ -291,7 +293,7 @@ def test_whole_numbers_are_numbers(trained):
 
 
 def test_least_temperature(trained):
-    """It draws what is most probable."""
+    """With the lowest temperature, sampling chooses the most probable token."""
     texts = [
         run(stream_of(trained, max_new_tokens=10, temperature=t, repetition_penalty=1e-6))[0]
         for t in (0, 1e-6)
@@ -320,7 +322,7 @@ def test_length_is_the_reason(trained):
 
 
 def test_room_in_the_llm(trained):
-    """No more is written than the LLM has positions."""
+    """Generation stops when the LLM has no positions left."""
     llm = trained.get_pipe("ember_probe").shared_llm()
     stream = stream_of(trained, max_new_tokens=10_000)
     text, events = run(stream)
@@ -330,7 +332,7 @@ def test_room_in_the_llm(trained):
 
 @pytest.mark.parametrize("attention", ["", "next"])
 def test_prompts_as_long_as_the_llm(streaming_llm, attention):
-    """Also with no position left for what is written, or with one."""
+    """There can be only one position left for generated text, or none."""
     nlp = streaming_llm(attention)
     llm = nlp.get_pipe("ember_probe").shared_llm()
     most = llm.max_length - len(llm.tokenizer.bos) - (len(llm.tokenizer.end) if attention else 0)
@@ -347,7 +349,7 @@ def test_prompts_as_long_as_the_llm(streaming_llm, attention):
 
 
 def test_the_last_word_is_read_behind_all_others(streaming_llm):
-    """A text that is written in the tokens that it would be read in gets the answers of nlp(text)."""
+    """A text that is generated in the tokens that it is encoded to gets the entities of nlp(text)."""
     nlp = streaming_llm("next")
     llm = nlp.get_pipe("ember_probe").shared_llm()
     n_found = 0
@@ -448,7 +450,7 @@ def test_chinese(tiny_llm, segmenter):
 
 
 def test_cancelled_when_it_had_stopped_anyway(trained):
-    """The first reason is the one that is told."""
+    """The first reason to stop is reported."""
     stream = stream_of(trained, max_new_tokens=3)
     pieces = 0
     for event in stream:

@@ -55,14 +55,14 @@ def test_sampling_is_the_same_with_probes(trained):
 
 
 def test_one_new_token(trained):
-    """The prompt's entities are those of the text, though hardly anything follows."""
+    """The entities of the prompt are found, although hardly any text follows."""
     streamer, ids = generate(trained, inputs_of(trained, TEXTS[0]), max_new_tokens=1)
     assert streamer.doc.text.startswith(TEXTS[0])
     assert_valid(streamer.doc, streamer.doc.text)
 
 
 def test_same_as_stream(trained):
-    """Both ways to generate end in the same Doc, up to the last token that `generate` never reads."""
+    """Both ways to generate give the same Doc, except for the last token, which `generate` never reads."""
     stream = trained.get_pipe("ember_probe").stream(PROMPT, max_new_tokens=20)
     list(stream)
     streamer, _ = generate(trained, inputs_of(trained))
@@ -134,7 +134,7 @@ def test_a_second_generation(trained):
 
 
 def test_who_listens_hears_the_end(trained):
-    """Also if `generate` failed, or was never called."""
+    """Iterators end even if `generate` failed or was never called."""
     with pytest.raises(RuntimeError), trained.get_pipe("ember_probe").streamer() as streamer:
         thread = threading.Thread(target=lambda: list(streamer), daemon=True)
         thread.start()
