@@ -1,8 +1,8 @@
-"""Find the words that are likely to begin a mention, whatever the mention's index is.
+"""Find the words that are likely to begin a mention, whatever the index of the mention.
 
-A small LLM often knows two mentions but not which of them comes first, so it gives the same answer to
-both questions. Therefore the answers to all questions are summed: the probability that a word begins
-a mention is the sum over k of P(at least k mentions) * P(mention k begins with the word).
+A small LLM often finds two mentions, but is not certain which of them comes first, so it gives the same
+answer to both questions. Therefore the answers to all questions are summed: the probability that a word
+begins a mention is the sum over k of P(at least k mentions) * P(mention k begins with the word).
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 
 from ..decoding.engine import Scores
 
-# The lowest threshold in use, whatever the setting is: `spacy find-threshold` also tries 0, with which
-# every word would begin a mention of every label.
+# Lower thresholds count as this value: `spacy find-threshold` also tries 0, with which every word would
+# begin a mention of every label.
 LEAST_THRESHOLD = 0.001
 
 
@@ -64,12 +64,13 @@ class Beginnings:
         out = []
         for i in np.flatnonzero(p_begin.sum(0) > self.threshold):
             token = int(scores[0].ids[i])
-            # The mention is decoded in the branch of the first question that is above the threshold by
-            # itself, so it needn't wait for later questions; if there is none, of the most confident one.
+            # The mention is decoded in the branch of the first question whose own probability is above the
+            # threshold, so it needn't wait for later questions. If there is none, it is decoded in the
+            # branch of the most confident question.
             capped = np.minimum(p_begin[:, i], self.threshold)
             rows = np.argsort(-capped, kind="stable")
-            # One question for each mention that can begin with this token. Further questions can only mean
-            # one of the same mentions, so their probability is added to those below.
+            # There is one question for each mention that can begin with this token. Further questions must
+            # refer to one of the same mentions, so their probability is distributed over these.
             limit = len(rows) if self.nested else self.words[token]
             own = p_begin[rows[:limit], i]
             rest = float(p_begin[rows[limit:], i].sum())

@@ -67,18 +67,19 @@ def make_padellm_ner_pipe(
     count (str): How the number of mentions is used. "argmax", as published, decodes as many mentions
         as the most likely number. "calibrated" (default) weighs all numbers by their probabilities:
         each word that begins a mention with a probability above `count_threshold` is decoded into
-        one, and that probability is part of the mention's score.
+        a mention, and that probability is part of the mention's score.
     count_threshold (float): With `count` "calibrated", the probability, from 0 to 1, above which a
         mention is decoded. A lower value finds more mentions. Values below 0.001 count as 0.001.
         Default 0.15.
     confidence (str): How the score of a mention is computed from the probabilities of its tokens:
         their "product" (default), as published, or their geometric "mean".
-    probability (str): Which probabilities: "allowed" (default) are renormalized over the tokens that
-        could come next in an answer; "raw", as published, are over the whole vocabulary, which takes
-        longer.
+    probability (str): Which token probabilities are used: "allowed" (default) renormalizes them over
+        the tokens that could come next in an answer; "raw", as published, computes them over the whole
+        vocabulary, which takes longer.
     deduplicate (str): What to do if several labels were found for the same string: "string" (default,
-        as published) keeps the most confident label for all occurrences of the string, "span" does so
-        for each span separately, "none" keeps all labels in doc.spans. See `postprocess.deduplicate`.
+        as published) keeps the most confident label for all occurrences of the string, "span" does this
+        for each span separately, and "none" keeps all labels in doc.spans. See
+        `postprocess.deduplicate`.
     threshold (float): Mentions with a lower score are dropped. Between 0 and 1, default 0.
     window (int): Maximum number of LLM tokens of text in one prompt. It is reduced if the LLM has too
         few positions. Longer texts are split at sentence boundaries. Default 256.
@@ -139,9 +140,6 @@ class PaDeLLM(AdapterPipe):
         check_settings(name, **settings)
         self.max_batch_tokens = settings.pop("max_batch_tokens")
         super().__init__(nlp, llm, model, name, scorer=scorer, shapes={}, **settings)
-        # Only the tokenizer: a reference to the pipeline would keep it alive in every pipeline that the
-        # component is sourced into.
-        self.tokenizer = nlp.tokenizer
 
     @property
     def settings(self) -> PaDeLLMSettings:

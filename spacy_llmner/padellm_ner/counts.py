@@ -10,9 +10,9 @@ from .templates import NumberTokens
 class Counts:
     """The probabilities of counts that are decoded token by token.
 
-    Counts that begin with the same tokens can't be distinguished until the next token is scored: "1"
-    and "12", for example, if each digit is a token. Until then, their joint probability is assigned
-    to the lowest of them, since there are at least that many mentions.
+    Counts that begin with the same tokens can't be distinguished until the next token is scored. For
+    example, "1" and "12" begin with the same token if each digit is a token. Until then, their total
+    probability is assigned to the lowest of them, since there are at least that many mentions.
 
     numbers (NumberTokens): The possible counts.
     p (Dict[int, float]): The probability of each count.

@@ -251,8 +251,8 @@ class _Search:
         """Turn the answers for a label into mentions and number them.
 
         RETURNS (List[DecodedMention]): If decoded by index, in the order of the indices. If decoded
-            by beginning, in the order of the text; the k-th copy of a string is sorted by the
-            string's k-th occurrence.
+            by beginning, in the order of the text, where the k-th copy of a string has the position of
+            the string's k-th occurrence.
         """
         out = []
         copies: Dict[Tuple[Tuple[int, int], ...], int] = {}

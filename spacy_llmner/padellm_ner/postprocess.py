@@ -55,8 +55,8 @@ def deduplicate(text: str, mentions: Iterable[Mention], policy: str) -> List[Men
 
     text (str): The text.
     mentions (Iterable[Mention]): The mentions.
-    policy (str): "string", as published: if a string was found under several labels, only the label
-        of its most confident mention keeps its mentions. The first mention is preferred in a tie.
+    policy (str): "string", as published: if a string was found under several labels, only mentions
+        with the label of its most confident mention are kept. In a tie, the first mention decides.
         "span": the same for mentions with the same offsets, instead of the same string. "none": keep
         all mentions.
     RETURNS (List[Mention]): The mentions that are kept.

@@ -71,7 +71,7 @@ TEMPLATES: Dict[str, Template] = {
         mention="{count}\n<第{index}文段>",
         bare=True,
     ),
-    # Needs a third of the tokens, and mentions are decoded without waiting for the count.
+    # This needs a third of the tokens, and decodes mentions without waiting for the count.
     "compact": Template(
         prompt=" {text}\n{label}", count="", count_end="", mention="{index}", bare=False
     ),
@@ -83,7 +83,7 @@ MAX_COUNT = 999
 
 
 class NumberTokens(Choices):
-    """The numbers from 0 as answers. Sequence n is number n.
+    """The numbers from 0 as answers. Sequence n is the number n.
 
     sequences (Sequence[Sequence[int]]): The tokens of each number, its end included.
     lowest (Dict[Tuple[int, ...], int]): For each prefix of tokens, the lowest number that begins with
@@ -174,7 +174,7 @@ class TemplateEncoder:
 def max_text_tokens(
     prompt_encoder: TemplateEncoder, labels: Sequence[str], max_length: int, name: str
 ) -> int:
-    """Compute how long a text can be, if an answer as long as the text must still fit after it.
+    """Compute how long a text can be if there must still be room for an answer of the same length.
 
     prompt_encoder (TemplateEncoder): The component's prompts.
     labels (Sequence[str]): The requested labels.

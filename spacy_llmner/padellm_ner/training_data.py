@@ -3,14 +3,14 @@
 from typing import Any, List, Optional, Sequence, Tuple
 
 from ..decoding.constraints import NO_TOKENS, allowed_along
-from ..decoding.substrings import substring_constraint
+from ..decoding.substrings import spellings_in_text, substring_constraint
 from ..llm.packing import TrainingSequence
 from ..llm.word_tokens import WordTokens, spelling
 from ..pipeline.training import MentionsByLabel
 from .templates import TemplateEncoder
 
-# Weight of a count that has a sequence of its own. In the published templates, the sequence of each mention
-# contains the count, so it is trained more often.
+# Weight of a count that has a sequence of its own. With the published templates, the sequence of each
+# mention contains the count, so the count is trained more often.
 COUNT_WEIGHT = 3.0
 
 
@@ -49,7 +49,7 @@ def training_sequences(
     for label in labels:
         prompt = [*prompt_encoder.before, *words.ids.tolist(), *prompt_encoder.label(label)]
         count_prompt = [*prompt, *prompt_encoder.count()]
-        # Duplicate annotations can't be found twice.
+        # A mention that is annotated twice can only be found once.
         found = sorted(set(mentions.get(label, [])), key=lambda m: (m[0], -m[1]))
         n = len(found)
         numbers = prompt_encoder.numbers(max(len(substrings.first), n))
@@ -61,7 +61,7 @@ def training_sequences(
             head = prompt_encoder.mention(n, k)
             answer = [*mention_tokens(prompt_encoder, words, text, mention), prompt_encoder.end]
             if prompt_encoder.count_first:
-                # The count is trained with its end; what follows is the rest of the question.
+                # The count is trained together with its end. The rest of the question follows it.
                 count_answer = prompt_encoder.number(n)
                 shared = _shared_length(head, count_answer)
                 between = learn_index and not allowed
@@ -89,10 +89,12 @@ def mention_tokens(
     """RETURNS (List[int]): The tokens of a mention as an answer, without the end token."""
     start, end = mention
     inside = words.ids[words.first[start] : words.last[end - 1] + 1].tolist()
-    if not prompt_encoder.template.bare:
-        return inside
-    bare = spelling(prompt_encoder.tokenizer, text[slice(*words.bounds[start])])
-    return bare + inside[int(words.last[start] - words.first[start]) + 1 :]
+    word = text[slice(*words.bounds[start])]
+    if prompt_encoder.template.bare:
+        first = spelling(prompt_encoder.tokenizer, word)
+    else:
+        first = spellings_in_text(words, text).get(word, [])
+    return first + inside[int(words.last[start] - words.first[start]) + 1 :]
 
 
 def _sequence(

@@ -1,4 +1,4 @@
-"""Requests that the tests of the decoding engine run, and what the plain model writes."""
+"""Requests for the tests of the decoding engine, and reference results of the plain model."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ TEXTS = [
 
 
 class Anything:
-    """n tokens of the first `size` ones."""
+    """A constraint: n tokens, each from the first `size` tokens of the vocabulary."""
 
     def __init__(self, n, size=300):
         self.n = n
@@ -38,7 +38,7 @@ class Anything:
 
 
 def spelt(ids, size=2):
-    """Substrings of a text, `size` tokens a word."""
+    """A constraint: substrings of a text with `size` tokens per word."""
     first = np.arange(0, len(ids), size)
     last = np.append(first, len(ids))[1:] - 1
     return substring_constraint(
@@ -47,7 +47,7 @@ def spelt(ids, size=2):
 
 
 def writing(text, prompts=((33, 34), (35,), (36, 37, 38)), constraint=None, **how):
-    """A text, after the engine's prefix if it has one, and branches that each write a substring."""
+    """A request: a text after the engine's prefix, if any, with branches that decode substrings."""
 
     def request(tree):
         parent = tree.add(tree.prefix, text)
@@ -60,12 +60,12 @@ def writing(text, prompts=((33, 34), (35,), (36, 37, 38)), constraint=None, **ho
 
 @torch.no_grad()
 def plain(llm, ids):
-    """Log-probabilities of the next token by transformers itself."""
+    """Compute log-probabilities of the next token with transformers itself."""
     return llm.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0).numpy()
 
 
 def reference(llm, ids, constraint, max_tokens=256):
-    """Write with the plain model: no tree, no cache, no draft."""
+    """Decode with the plain model, without a tree, a cache or drafts."""
     out = SimpleNamespace(ids=[], log_probs=[], raw_log_probs=[])
     state = constraint.start
     while len(constraint.allowed(state)) and len(out.ids) < max_tokens:
@@ -80,7 +80,7 @@ def reference(llm, ids, constraint, max_tokens=256):
 
 
 def assert_same(found, expected, tolerance=1e-4):
-    """Two lists of requests, each a list of answers."""
+    """Compare the results of two lists of requests. Each result is a list of answers."""
     assert len(found) == len(expected)
     for answers, others in zip(found, expected):
         assert [a.ids for a in answers] == [a.ids for a in others]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spacy_llmner.decoding.constraints import NO_GUESS, Choices, JsonList, Substrings, Unconstrained
 from spacy_llmner.decoding.json_lists import TextLists
-from spacy_llmner.decoding.substrings import substring_constraint
+from spacy_llmner.decoding.substrings import spellings_in_text, substring_constraint
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.word_tokens import spelling, word_tokens
 
@@ -85,7 +85,7 @@ def keeps(tokenizer, text):
 
 
 def wander(rule, seed, patience=30):
-    """Write as an LLM without sense would; it stops early or late."""
+    """Decode as an LLM with random weights would. It stops early or late."""
     chance = random.Random(seed)
     stop = chance.random()
     ids, state = [], rule.start
@@ -104,12 +104,15 @@ def wander(rule, seed, patience=30):
 
 
 def spellings(tokenizer, words, text, bare):
-    """Every run of words: the tokens it is written with, and where it stands."""
+    """For every run of words: the tokens that spell it, and its position."""
     there = [w for w in range(len(words)) if words.last[w] >= words.first[w]]
     for k, w in enumerate(there):
         first = words.ids[words.first[w] : words.last[w] + 1].tolist()
+        word = text[slice(*words.bounds[w])]
         if bare:
-            first = spelling(tokenizer, text[slice(*words.bounds[w])]) or first
+            first = spelling(tokenizer, word) or first
+        else:
+            first = spellings_in_text(words, text)[word]
         for v in there[k:]:
             rest = words.ids[words.last[w] + 1 : words.last[v] + 1].tolist()
             yield first + rest, (int(words.bounds[w, 0]), int(words.bounds[v, 1]))
@@ -154,7 +157,7 @@ def test_every_run_of_words_can_be_written(tokenizer, text, split, bare):
 
 @pytest.mark.parametrize("text", ["Ada ", "Ada \n\n", "Ada \x04", "\x04 Ada  \x04 \n", " Ada\t \t"])
 def test_nothing_is_allowed_behind_the_last_word(tokenizer, text):
-    """White space that ends a text leads to no word's end."""
+    """White space at the end of a text is not allowed, since no word ends after it."""
     words = word_tokens(tokenizer, text, by_spacy(text))
     for bare in (None, tokenizer):
         rule = substring_constraint(words, END, bare, text)
@@ -274,7 +277,7 @@ def test_json_of_quotes_and_brackets(tokenizer, text, spans):
 
 
 def write(tokenizer, rule, ids, state, answer):
-    """RETURNS: tokens that spell an answer, and the state behind them; None if there are none."""
+    """RETURNS: tokens that spell an answer, and the state after them; None if there are none."""
     for token in rule.allowed(state).tolist():
         after = rule.advance(state, token)
         if token == END:
@@ -322,14 +325,14 @@ def test_json_is_written_as_it_is_allowed(tokenizer, text, split, seed):
         assert (bounds[start][0], bounds[stop - 1][1]) in places
     log_probs = lists.item_log_probs(ids, [-1.0] * len(ids))
     assert len(log_probs) == len(spans)
-    # All tokens belong to one of the strings, but those that end the list.
+    # All tokens except those that end the list belong to one of the strings.
     closing = [*spelling(tokenizer, '"]'), END] if spans else lists.spell([])
     assert -sum(log_probs) == len(ids) - len(closing)
 
 
 @given(text=TEXTS, split=SPLITS, seed=SEEDS)
 def test_an_ordered_list_goes_on_in_the_text(tokenizer, text, split, seed):
-    """Each item begins behind the beginning of the one before, so that no list is endless."""
+    """Each item begins after the beginning of the previous one, so that no list is endless."""
     bounds = split(text)
     rule = TextLists(tokenizer, text, bounds, END, ordered=True).rule
     _, state = wander(rule, seed, patience=10_000)

@@ -47,7 +47,7 @@ def test_every_prefix_goes_through_once(llama):
     text, prompts = TEXTS[3], ((33, 34), (35,), (36, 37, 38))
     decoder = DecodingEngine(llama)
     answers = decoder.run([writing(text, prompts, Anything(4), draft=0)])[0]
-    # The last token of an answer tells nothing any more, so it is not read.
+    # Nothing is decoded after the last token of an answer, so it doesn't go through the LLM.
     assert [len(a.ids) for a in answers] == [4, 4, 4]
     assert decoder.tokens == len(text) + 6 + 3 * 3
     assert decoder.passes == 4
@@ -55,7 +55,7 @@ def test_every_prefix_goes_through_once(llama):
 
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_attention_block_by_block(llm, monkeypatch, size):
-    """However a pass is cut, and whatever else lies in the cache."""
+    """The result doesn't depend on how a pass is split into blocks, or on what else is in the cache."""
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 10_000)
     alone = [DecodingEngine(llm).run([writing(text)])[0] for text in TEXTS]
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", size)
@@ -84,7 +84,7 @@ def test_prefill_in_pieces(llama):
 
 
 def count_together(lengths, max_slots, llm):
-    """RETURNS: the most requests that ran together, rounds, and how much the slots were."""
+    """RETURNS: the maximum number of concurrent requests, the number of rounds, and the highest slot."""
     inside, most, slots = set(), [0], []
 
     def request(i):
@@ -108,7 +108,7 @@ def test_requests_wait_for_memory(llama):
     most, rounds, slots = count_together([20] * 6, 50, llama)
     assert (most, rounds) == (2, 9)
     assert slots <= 64
-    # One that is larger than the budget runs alone.
+    # A request that is larger than the budget runs alone.
     assert count_together([20, 90, 20], 50, llama)[:2] == (1, 9)
     assert count_together([90], 1, llama)[:2] == (1, 3)
 
@@ -124,7 +124,7 @@ def test_waiting_requests_join_as_others_end(llama):
         for i, result in enumerate(results):
             if result is not None:
                 ends.setdefault(i, k)
-    # The third one needs the first one's room; the long one goes on all the time.
+    # The third request needs the slots of the first. The long one runs all the time.
     assert ends == {0: 2, 1: 9, 2: 4, 3: 8}
     assert decoder.passes == 9
 
@@ -173,13 +173,13 @@ def test_slots_are_used_again(llama):
 
 
 def most_slots(decoder, request):
-    """RETURNS: what a program returned, and the most slots that were in use."""
+    """RETURNS: the result of a request, and the maximum number of slots in use."""
     rounds = [(decoder.slots.used, results) for results in decoder.steps([request])]
     return rounds[-1][1][0], max(used for used, _ in rounds)
 
 
 def test_branches_of_one_request_wait_for_memory(llm):
-    """As many as the budget allows; what ended gives its slots back, to itself and to those within it."""
+    """Only as many branches run as the budget allows. Branches release their slots when they end."""
 
     def leaf(tree, parent, k):
         return decode(tree, parent, [6, 10 + k % 50], Anything(1 + k % 7), draft=k % 3)
@@ -195,14 +195,14 @@ def test_branches_of_one_request_wait_for_memory(llm):
 
     found, most = most_slots(DecodingEngine(llm, max_slots=100), request)
     expected, without_budget = most_slots(DecodingEngine(llm, max_slots=100_000), request)
-    # One step of one branch and the rest of the first one may come on top.
+    # One step of one branch and the rest of the first one can exceed the budget.
     assert most <= 100 + 25
     assert without_budget > 800
     assert_same(found, expected)
 
 
 def test_what_was_not_read_is_dropped(llama):
-    """A branch that ends gives back the slots also of what it did not want to know."""
+    """A branch that ends also releases the slots of nodes that did not go through the LLM."""
 
     def careless(tree, parent):
         tree.add(parent, [6] * 20)
@@ -248,7 +248,7 @@ def test_program_that_raises(llm, when):
             decoder.run([writing(TEXTS[3]), broken, writing(TEXTS[0])])
         assert_same(decoder.run([writing(TEXTS[1])]), expected)
     assert np.array_equal(plain(llm, TEXTS[1]), before)
-    # What the broken runs held was given back.
+    # The slots of the failed runs were released.
     slots = decoder.run([first_slot])
     assert slots == [FIRST]
 

@@ -32,7 +32,7 @@ def llama(tiny_llm, load):
 
 
 def test_logits_under_a_tree(llm):
-    """Texts with branches on branches, all tokens asked about, in one pass."""
+    """One pass scores the tokens after all positions of texts with nested branches."""
     every = np.arange(llm.model.config.vocab_size)
 
     def ask(ids):
@@ -77,7 +77,7 @@ def test_writes_what_the_plain_model_writes(llm):
 
 
 def test_half_precision(tiny_llm, load):
-    """As in float32 but for rounding: 0.1 in log-probabilities of a choice of 300."""
+    """The same as in float32 up to rounding errors: 0.1 in log-probabilities over 300 tokens."""
     prompts, rule = ((33,), (34, 35)), Anything(1)
     requests = [writing(text, prompts, rule) for text in TEXTS]
     full = DecodingEngine(load(tiny_llm)).run(requests)
@@ -99,7 +99,7 @@ def test_forced_continuations_are_not_asked(llama):
     assert (answer.ids, answer.log_probs) == ([3, 4, 5, END], [0, 0, 0, 0])
     assert all(math.isnan(p) for p in answer.raw_log_probs)
     assert decoder.passes == 0
-    # One choice in the middle: what is forced in front of it is read along with the prompt.
+    # There is one choice in the middle. The forced tokens before it are read along with the prompt.
     two = Choices([(3, 4, 5, 6, END), (3, 4, 9, 8, END)])
     answer = decoder.run([lambda tree: decode(tree, tree.add(None, [5, 6]), [7], two)])[0]
     assert answer.ids == reference(llama, [5, 6, 7], two).ids
@@ -128,7 +128,7 @@ def test_length_runs_out(llama, most, complete):
 
 @pytest.mark.parametrize("most", [1, 3, 6])
 def test_nothing_is_read_behind_the_last_token(llama, most):
-    """Guesses neither: the LLM may have no positions for them."""
+    """Not even guesses are read, since the LLM may have no positions for them."""
     decoder = DecodingEngine(llama)
     how = {"max_tokens": most, "guess": [17] * 8}
     answer = decoder.run([writing([5, 6], ((7,),), Anything(8), **how)])[0][0]
@@ -145,7 +145,7 @@ def test_empty_constraint(llama):
 
 
 def test_answer_behind_what_was_asked_before(llama):
-    """Without a prompt, the first token is read off the parent."""
+    """Without a prompt, the first token is chosen with the scores of the parent."""
     rule = Anything(3)
 
     def request(tree):
@@ -160,7 +160,7 @@ def test_answer_behind_what_was_asked_before(llama):
 
 
 TOKENS = st.integers(0, 300)
-# Few different tokens, so that there are many places at which a substring may stand.
+# Few different tokens, so that substrings have many occurrences.
 SMALL_TEXTS = st.lists(st.integers(5, 9), min_size=1, max_size=16)
 
 

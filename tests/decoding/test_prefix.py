@@ -1,4 +1,4 @@
-"""What stands in front of all requests: it is read once, and kept."""
+"""The common prefix of all requests: it is read once, and stored."""
 
 import gc
 
@@ -24,7 +24,7 @@ def llama(tiny_llm, load):
     ("max_slots", "max_batch_tokens"), [(10_000, 10_000), (60, 10_000), (1, 10_000), (10_000, 7)]
 )
 def test_prefix_is_read_once(llm, max_slots, max_batch_tokens):
-    """An instruction in front of all texts goes through the LLM once, for all runs of all decoders."""
+    """The prefix of all texts goes through the LLM only once, for all runs of all engines."""
     begin = [50, 60, 50, 70, 80]
     expected, tokens = [], []
     for text in TEXTS:
@@ -52,7 +52,7 @@ def test_prefix_is_read_once(llm, max_slots, max_batch_tokens):
 
 
 def rooted(prompt):
-    """Write behind a prompt that begins with the prefix."""
+    """A request: decode after a prompt that begins with the prefix."""
 
     def request(tree):
         node = tree.root(prompt)
@@ -63,7 +63,7 @@ def rooted(prompt):
 
 @pytest.mark.parametrize("begin", [None, [5], [5, 6, 7]])
 def test_root(llama, begin):
-    """A prompt, of which the prefix may be all."""
+    """`root` adds a prompt, which can consist of the prefix only."""
     prompts = [[5, 6, 7], [5, 6, 7, 8, 9]]
     alone = [DecodingEngine(llama).run([rooted(prompt)])[0] for prompt in prompts]
     decoder = DecodingEngine(llama, prefix=begin and Prefix(begin))

@@ -113,10 +113,10 @@ def spell(prompt_encoder, ids):
 
 
 class KnowingDecoder(DecodingEngine):
-    """Runs programs without an LLM: of what is asked for, it prefers what some training sequences
-    teach, with probability SURE.
+    """Runs requests without an LLM. Among the allowed tokens, it prefers those of some training sequences,
+    with probability SURE.
 
-    asked (List[List[List[int]]]): For each pass, all tokens from the root to each place asked about.
+    asked (List[List[List[int]]]): For each pass, the tokens from the root to each scored position.
     """
 
     SURE = 0.99

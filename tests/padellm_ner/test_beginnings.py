@@ -1,4 +1,4 @@
-"""What is likely to begin a mention, whatever its number is."""
+"""Words that are likely to begin a mention, whatever the index of the mention."""
 
 import math
 
@@ -22,7 +22,7 @@ def likely(words, threshold, at_least, *rows):
 
 
 def test_two_questions_that_hesitate_between_the_same_words():
-    """Each alone would be answered with Ada, and Bo would be lost."""
+    """The best answer to each question is Ada, so Bo would be lost."""
     rows = (0.6, 0.0, 0.4), (0.55, 0.0, 0.45)
     assert likely([ADA, MET, BO], 0.15, [1.0, 0.8], *rows) == [
         (ADA, 0, 0, 1.0),

@@ -66,7 +66,7 @@ def test_find_threshold(trained, corpus, tmp_path):
 
 
 def test_apply_and_package(trained, tmp_path):
-    """What other commands write and read is what the pipeline finds."""
+    """The results of other commands are those of the pipeline."""
     trained.to_disk(tmp_path / "model")
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS))
     out = tmp_path / "out.spacy"
@@ -81,7 +81,7 @@ def test_apply_and_package(trained, tmp_path):
 
 @pytest.mark.llm
 def test_smollm2(smollm2):
-    """The real one: an untrained adapter finds something at exact places; one step lowers the loss."""
+    """With the real LLM, an untrained adapter finds exact spans, and one training step lowers the loss."""
     from tests.helpers import make_sgd
 
     words = {"PER": "person", "LOC": "place"}

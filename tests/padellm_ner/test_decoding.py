@@ -1,6 +1,7 @@
 """Counts and mentions: the prompts, the forward passes, and the results."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ SURE = KnowingDecoder.SURE
 def find(
     prompt_encoder, text=TEXT, mentions=MENTIONS, labels=LABELS, settings=PLAIN, on_label=None
 ):
-    """RETURNS (Tuple[Dict, Decoder]): What an LLM that knows the mentions writes."""
+    """RETURNS (Tuple[Dict, Decoder]): The mentions that an LLM with perfect knowledge decodes."""
     words = words_of(prompt_encoder, text)
     sequences = training_sequences(prompt_encoder, words, text, labels, mentions)
     decoder = KnowingDecoder(sequences, raw=settings.raw)
@@ -50,7 +51,7 @@ def places(found):
 
 @pytest.mark.parametrize("draft,look_ahead", [(0, False), (4, False), (0, True), (4, True)])
 def test_what_was_learnt_is_found(prompt_encoder, draft, look_ahead):
-    """What is asked is what training asked, and guessing ahead changes nothing."""
+    """Decoding uses the same prompts as training, and drafting changes nothing."""
     found, _ = find(
         prompt_encoder, settings=MentionDecodingSettings(draft=draft, look_ahead=look_ahead)
     )
@@ -58,6 +59,38 @@ def test_what_was_learnt_is_found(prompt_encoder, draft, look_ahead):
     assert [w.index for w in found["PER"]] == [1, 2, 3]
     assert {w.label for w in found["PER"]} == {"PER"} and found["ORG"] == []
     assert all(len(w.log_probs) for label in found for w in found[label])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Oslo Oslo Oslo Oslo",
+        "Oslo is big and Oslo is cold .",
+        "Oslo\nOslo and\n\nOslo , Oslo",
+        '" Oslo " ( Oslo ) Oslo',
+        "Port Oslo met Port Oslo",
+    ],
+)
+@pytest.mark.parametrize("count_threshold", [None, 0.2])
+def test_every_occurrence_of_a_string_is_found(prompt_encoder, text, count_threshold):
+    """Without a space before it, as at the beginning of a text, a word has other tokens."""
+    settings = MentionDecodingSettings(count_threshold=count_threshold)
+    words = text.split()
+    oslo = [(k - (words[k - 1] == "Port"), k + 1) for k in range(len(words)) if words[k] == "Oslo"]
+    found, _ = find(prompt_encoder, text, {"LOC": oslo}, ["LOC", "X"], settings)
+    assert places(found) == spans(text, {"LOC": oslo}, ["LOC", "X"])
+
+
+def test_occurrences_without_a_space(prompt_encoder):
+    text = '"Oslo" (Oslo)\nOslo and Oslo'
+    bounds = [(m.start(), m.end()) for m in re.finditer(r"\w+|[^\w\s]", text)]
+    words = words_of(prompt_encoder, text, bounds)
+    oslo = [(k, k + 1) for k, (a, b) in enumerate(bounds) if text[a:b] == "Oslo"]
+    assert len({tuple(mention_tokens(prompt_encoder, words, text, m)) for m in oslo}) == 1
+    sequences = training_sequences(prompt_encoder, words, text, ["LOC"], {"LOC": oslo})
+    request = find_mentions(prompt_encoder, words, text, ["LOC"], PLAIN)
+    (found,) = KnowingDecoder(sequences).run([request])
+    assert places(found)["LOC"] == [bounds[k] for k, _ in oslo]
 
 
 def test_an_own_template(tiny_tokenizers):
@@ -162,7 +195,7 @@ def test_one_label_and_many(prompt_encoder):
 
 
 def test_many_labels_keep_to_the_budget(prompt_encoder):
-    """Of 200 labels with mentions, those are asked at the same time that there is memory for."""
+    """There are 200 labels with mentions. Only as many are decoded at the same time as fit into memory."""
     labels = [f"L{k}." for k in range(200)]
     mentions = {label: [(0, 2), (6, 7), (8, 10)] for label in labels}
     words = words_of(prompt_encoder, TEXT)
@@ -205,7 +238,7 @@ def test_probabilities_by_hand(prompt_encoder):
 
 
 class Counting(KnowingDecoder):
-    """Says how likely each count is."""
+    """A decoder with a given probability for each count."""
 
     def __init__(self, sequences, prompt_encoder, p_counts):
         super().__init__(sequences)
@@ -224,7 +257,7 @@ class Counting(KnowingDecoder):
     "threshold,n", [(None, 1), (0.9, 0), (0.5, 1), (0.39, 2), (0.3, 2), (0.1, 3)]
 )
 def test_calibrated_counts(prompt_encoder, threshold, n):
-    """Mention k is written if it is more likely than the threshold that there are k."""
+    """Mention k is decoded if P(at least k mentions) is above the threshold."""
     p_counts = {0: 0.2, 1: 0.4, 2: 0.25, 3: 0.15}
     text = "Ada met Bo , Zoe and Kim"
     words = words_of(prompt_encoder, text)
@@ -245,7 +278,7 @@ def test_calibrated_counts(prompt_encoder, threshold, n):
 
 
 def test_a_string_that_comes_again_behind_another(prompt_encoder):
-    """By place, what is written twice stands at its two places, and what is between them between them."""
+    """If a string occurs twice, with another one in between, the mentions are in the order of the text."""
     text = "Bonn and Ellam and Bonn"
     mentions = {"LOC": [(0, 1), (2, 3), (4, 5)]}
     found, _ = find(
@@ -256,7 +289,7 @@ def test_a_string_that_comes_again_behind_another(prompt_encoder):
 
 
 def test_calibrated_counts_of_several_digits(prompt_encoder):
-    """What is sure of 12 is sure of each of the twelve."""
+    """If the count is certainly 12, each of the 12 mentions has a high probability."""
     text = " and ".join(["Bonn"] * 12)
     mentions = {"LOC": [(2 * k, 2 * k + 1) for k in range(12)]}
     found, _ = find(
@@ -268,7 +301,7 @@ def test_calibrated_counts_of_several_digits(prompt_encoder):
 
 
 class CountingByDigits(KnowingDecoder):
-    """Says how likely each digit of the count is: it begins with 1, but how it goes on is open."""
+    """A decoder with a given probability for each digit of the count. The second digit is uncertain."""
 
     FIRST = {0: 0.01, 1: 0.95, 2: 0.04}
     THEN = {None: 0.02, 0: 0.15, 1: 0.16, 3: 0.2, 4: 0.18, 5: 0.16, 6: 0.13}  # "12" is a token
@@ -296,7 +329,7 @@ class CountingByDigits(KnowingDecoder):
 
 @pytest.mark.parametrize("threshold,n", [(0.9, 10), (0.5, 13), (0.3, 14), (0.2, 15)])
 def test_a_long_number_that_is_not_sure(prompt_encoder, threshold, n):
-    """What the LLM says of all second digits counts, not of the written one only."""
+    """The probabilities of all second digits are used, not only that of the decoded one."""
     text = " and ".join(["Bonn"] * 16)
     words = words_of(prompt_encoder, text)
     gold = [(2 * k, 2 * k + 1) for k in range(16)]
@@ -327,7 +360,7 @@ def test_a_long_number_that_is_not_sure(prompt_encoder, threshold, n):
 
 
 def test_each_label_is_reported_when_it_is_done(prompt_encoder):
-    """Labels without mention first, long ones last; each once, with what is returned in the end."""
+    """Labels without mentions come first, and long mentions last. Each label is reported once."""
     told = []
     found, _ = find(prompt_encoder, on_label=lambda label, written: told.append((label, written)))
     assert sorted(label for label, _ in told) == LABELS
@@ -345,7 +378,7 @@ def test_a_mention_that_is_not_ended_has_no_place(compact):
 
 
 def test_nothing_to_write(compact):
-    """A text of which the tokenizer keeps nothing but white space has no mentions."""
+    """If the tokenizer keeps only the white space of a text, it has no mentions."""
     text = "\x04 \x04"
     found, _ = find(compact, text, {}, settings=MentionDecodingSettings())
     assert found == {label: [] for label in LABELS}
@@ -357,7 +390,7 @@ WORDS = st.sampled_from(["Bonn", "Ada", "Hale", "tea", "3.5%", "王", "🚀", "a
 @settings(max_examples=30, phases=[Phase.explicit, Phase.generate])
 @given(st.lists(WORDS, min_size=1, max_size=15), st.data())
 def test_any_gold_is_written(prompt_encoder, words, data):
-    """For any text and mentions: the strings of the mentions, each with its place among its places."""
+    """Any mentions of any text are decoded, with their offsets among the occurrences."""
     n = len(words)
     one = st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1])
     # In a text that begins with a digit, number 1 and this word could be read as number 1x.

@@ -35,12 +35,12 @@ def test_injection_is_text(wild, pipelines):
         ids = [token for w in windows_of(nlp, doc) for token in w.words.ids.tolist()]
         special = set(prompt_encoder.tokenizer.hf.all_special_ids)
         assert prompt_encoder.end in special and special.isdisjoint(ids)
-        # All of it is read, also what stands behind the would-be end.
+        # All of it is read, even the text after the imitated end token.
         assert prompt_encoder.tokenizer.hf.decode(ids).split() == INJECTION.split()
 
 
 def test_long_text(trained):
-    """Windows are read apart, and what was found is put together."""
+    """Windows are read separately, and their results are combined."""
     text = "\n".join(TEXTS * 8)
     doc = trained(text)
     assert_valid(doc, text)
@@ -67,7 +67,7 @@ def windows_of(nlp, doc):
 
 @pytest.mark.parametrize("probability", ["allowed", "raw"])
 def test_confidences(trained, monkeypatch, probability):
-    """The mean is never below the product, and over the whole vocabulary nothing is likelier."""
+    """The mean is never below the product. Probabilities over the whole vocabulary are never higher."""
     cfg = trained.get_pipe("padellm_ner").cfg
     found = {}
     for kind in ("product", "mean"):
@@ -85,7 +85,7 @@ def test_confidences(trained, monkeypatch, probability):
 
 @pytest.mark.parametrize("text", [*TEXTS, UNSEEN, "", "\n".join(TEXTS * 6)])
 def test_stream(wild, text):
-    """Label by label, the spans of `predict`; for each window each label's in one go."""
+    """The stream has the spans of `predict`, window by window and label by label."""
     pipe = wild.get_pipe("padellm_ner")
     spans = list(pipe.stream(text))
     doc = wild(text)
@@ -101,7 +101,7 @@ def test_stream(wild, text):
 
 
 def test_stream_does_not_wait_for_other_labels(wild, monkeypatch):
-    """What is written first is told first, while the LLM goes on with the rest."""
+    """Spans are yielded as soon as they are decoded, while the LLM continues with the others."""
     pipe = wild.get_pipe("padellm_ner")
     made = []
     engine = pipe._engine
@@ -114,7 +114,7 @@ def test_stream_does_not_wait_for_other_labels(wild, monkeypatch):
 
 
 def test_stream_of_a_doc(wild):
-    """As in the pipeline that the Doc is of; what was found before is replaced."""
+    """The spans are those of the Doc's own pipeline. Earlier results are replaced."""
     nlp = spacy.blank("en")
     nlp.tokenizer = Whitespace(nlp.vocab)
     nlp.add_pipe("padellm_ner", source=wild)

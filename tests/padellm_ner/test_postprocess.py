@@ -27,7 +27,7 @@ def strings(text, *found):
 def test_repeated_mentions_lie_on_one_place_each():
     text = "Bonn, Bern, Bonn, Bonn"
     assert assign_occurrences(strings(text, "Bonn", "Bonn", "Bonn")) == [(0, 4), (12, 16), (18, 22)]
-    # What follows another mention does not lie in front of it.
+    # A later mention is not located before an earlier one.
     assert assign_occurrences(strings(text, "Bonn", "Bern", "Bonn")) == [(0, 4), (6, 10), (12, 16)]
     assert assign_occurrences(strings(text, "Bern", "Bonn")) == [(6, 10), (12, 16)]
 
@@ -58,8 +58,8 @@ TEXTS = st.lists(st.sampled_from("abc"), min_size=1, max_size=12)
 
 @given(TEXTS, st.data())
 def test_gold_goes_back_to_its_place(words, data):
-    """Mentions in the order of the text are found where they were, if none of their strings stands
-    unmarked between them."""
+    """Mentions in the order of the text get their original offsets, unless one of their strings also occurs
+    between them without being a mention."""
     text = " ".join(words)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(words)), max_size=8)))
     gold = [(2 * a, 2 * b - 1) for a, b in zip(cuts[::2], cuts[1::2])]
@@ -73,7 +73,7 @@ def test_gold_goes_back_to_its_place(words, data):
 
 @given(TEXTS, st.lists(st.text("abc ", min_size=1, max_size=3), max_size=6))
 def test_any_strings(words, found):
-    """In order, each place once, each what was written, and each as early as can be."""
+    """Occurrences are in order and used once, and have the decoded string."""
     text = " ".join(words)
     places = assign_occurrences(strings(text, *found))
     there = [p for p in places if p[0] >= 0]
@@ -139,7 +139,7 @@ def test_flat():
     assert filter_overlapping([outer, inner, beside, far]) == [inner, beside, far]
     assert filter_overlapping([outer, far]) == [outer, far]
     assert filter_overlapping([]) == []
-    # Of equals the longest; of equally long ones the first.
+    # If scores are equal, the longest is kept, and of equally long ones the first.
     tie = Mention(0, 4, "LOC", 0.7)
     assert filter_overlapping([tie, outer]) == [outer]
     assert filter_overlapping(
@@ -159,6 +159,6 @@ def test_flat_never_overlaps(spans):
     chosen = filter_overlapping(mentions)
     assert all(a.end <= b.start for a, b in zip(chosen, chosen[1:]))
     assert filter_overlapping(mentions[::-1]) == chosen
-    for m in mentions:  # what was left out gave way to a better one
+    for m in mentions:  # every dropped mention overlaps a better one
         rivals = [o for o in chosen if m.start < o.end and o.start < m.end]
         assert m in chosen or any(o.score >= m.score for o in rivals)

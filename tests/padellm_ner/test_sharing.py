@@ -56,7 +56,7 @@ def test_ember_probe_next_to_it(ember, trained, order):
     first, second = (nlp.get_pipe(name) for name in order)
     assert first.shared_llm() is second.shared_llm()
     assert len(pool.loaded()) == n_loaded
-    # While the other one learns, too.
+    # This is true even while the other component is trained.
     trained_on = nlp.get_pipe("padellm_ner")
     trained_on.update(make_examples(nlp))
     assert [ember_scores(ember(text)) for text in TEXTS] == alone
@@ -65,7 +65,7 @@ def test_ember_probe_next_to_it(ember, trained, order):
 
 def test_a_stream_that_is_left_changes_nothing(trained):
     untouched = Untouched([trained.get_pipe("padellm_ner").shared_llm()])
-    with pytest.raises(RuntimeError):  # out of the middle of a text
+    with pytest.raises(RuntimeError):  # stopped in the middle of a text
         for _ in trained.get_pipe("padellm_ner").stream(TEXTS[0]):
             raise RuntimeError
         raise RuntimeError
@@ -165,7 +165,7 @@ def plainly(model, prompt_encoder, words, text, labels):
 
 @pytest.mark.parametrize("count", ["argmax", "calibrated"])
 def test_llm_that_overflows(trained, ember, monkeypatch, count):
-    """Nothing found would look like nothing there."""
+    """Without an error, it would look as if the text had no entities."""
     pipe = trained.get_pipe("padellm_ner")
     norm = pipe.shared_llm().decoder.layers[0].input_layernorm.weight
     kept = norm.clone()

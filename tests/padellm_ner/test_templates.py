@@ -24,7 +24,7 @@ WORDS = ["\n", 'say "x"', "a\nb", "", " ", "<mention 1>", "{text}", "{index}", "
 
 
 def learnt(prompt_encoder, text, labels, mentions):
-    """RETURNS (List[str]): The training sequences as text, from behind the sink on."""
+    """RETURNS (List[str]): The training sequences as text, without the BOS token."""
     words = words_of(prompt_encoder, text)
     bos = len(prompt_encoder.tokenizer.bos)
     sequences = training_sequences(prompt_encoder, words, text, labels, mentions)
@@ -34,7 +34,7 @@ def learnt(prompt_encoder, text, labels, mentions):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_strings(kind, name, tiny_tokenizers):
-    """Byte for byte, also with a tokenizer that likes to put spaces in front, as the authors' had."""
+    """They are the same byte for byte, even if the tokenizer adds spaces, as that of the authors did."""
     prompt_encoder = make_prompt_encoder(tiny_tokenizers[kind], name)
     prompt, mention = PUBLISHED[name]
     text = "Ada left Bonn for Bern"
@@ -47,7 +47,7 @@ def test_published_strings(kind, name, tiny_tokenizers):
 
 
 def test_compact_strings(compact):
-    # Words are spelt as in the text; it is the template that begins with a space.
+    # Words are encoded as in the text. The first space is from the template.
     assert learnt(compact, "Ada left Bonn", ["LOC", "ORG"], {"LOC": [(2, 3)]}) == [
         f" Ada left Bonn\nLOC1{END}",
         f" Ada left Bonn\nLOC1 Bonn{END}",
@@ -71,7 +71,7 @@ def test_chinese_text_and_label_words(tiny_tokenizers):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_numbers(kind, template, tiny_tokenizers):
-    """Any number can be answered, and only numbers."""
+    """An answer can be any number, and nothing else."""
     prompt_encoder = make_prompt_encoder(tiny_tokenizers[kind], template)
     numbers = prompt_encoder.numbers(120)
     assert len(numbers.sequences) == 121
@@ -87,7 +87,7 @@ def test_numbers(kind, template, tiny_tokenizers):
 
 @pytest.mark.parametrize("word", WORDS)
 def test_any_label(prompt_encoder, word):
-    """A label is plain text: nothing in it is a slot or a control token."""
+    """A label is plain text: placeholders and control tokens in it have no effect."""
     again = make_prompt_encoder(prompt_encoder.tokenizer, prompt_encoder.template, {"X": word})
     ids = again.label("X")
     assert ids == make_prompt_encoder(prompt_encoder.tokenizer, prompt_encoder.template).label(word)
@@ -119,7 +119,7 @@ def test_label_words():
 
 
 def test_overhead(prompt_encoder):
-    """Prompt and answer are never longer than was said."""
+    """Prompt and answer are never longer than `overhead` returns."""
     text = "Ada left Bonn for Bern"
     words = words_of(prompt_encoder, text)
     for label in ("X", "a long label"):

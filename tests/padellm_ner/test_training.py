@@ -39,7 +39,7 @@ def gradients_of(nlp, examples):
 
 
 def test_a_new_adapter_changes_nothing(nlp):
-    """LoRA begins as the LLM itself."""
+    """With a new LoRA adapter, the LLM's output is the same as without it."""
     pipe = nlp.get_pipe("padellm_ner")
     llm, view, _ = pipe.adapted_llm()
     ids = torch.tensor([[0, 5, 6, 7]])
@@ -115,7 +115,7 @@ def test_batches_by_tokens():
 
 
 def test_what_is_learnt_follows_the_settings(tiny_llm):
-    """ "loss ignoring" leaves targets out, and so does learning among what is allowed."""
+    """There are fewer targets with "loss ignoring", and with a loss over the allowed tokens."""
     n = []
     for settings in ({}, {"learn_index": False}, {"loss": "allowed"}):
         cfg = {"template": "published_en", "loss": "raw", **settings}
@@ -140,11 +140,11 @@ def test_entity_cut_by_a_token_leaves_its_window_out(nlp):
     pipe = nlp.get_pipe("padellm_ner")
     assert pipe.make_training_batch([eg]) == []
     pipe.cfg["window"] = 1
-    assert len(pipe.make_training_batch([eg])) == 1  # the last word, about which all is known
+    assert len(pipe.make_training_batch([eg])) == 1  # the last word, which is annotated
 
 
 def test_windows_that_cut_a_mention_teach_nothing(tiny_llm, caplog):
-    """To count would be to guess there."""
+    """The number of their mentions is not known."""
     nlp = make_nlp(tiny_llm, cfg={"window": 14})
     data = [("Rain fell. Mira Stone and the cold and deep river sang", [(11, 43, "PER")])]
     examples = make_examples(nlp, data)
@@ -159,7 +159,7 @@ def test_windows_that_cut_a_mention_teach_nothing(tiny_llm, caplog):
 
 
 def test_a_label_that_is_never_seen(tiny_llm):
-    """It is learnt that there is none."""
+    """The component learns that the label has no mentions."""
     nlp = make_nlp(tiny_llm)
     nlp.config["initialize"]["components"]["padellm_ner"] = {"labels": ["LOC", "PER", "ORG"]}
     train(nlp, steps=40)

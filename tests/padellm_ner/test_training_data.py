@@ -32,7 +32,7 @@ def learnt(prompt_encoder, sequence):
 
 @pytest.fixture(scope="module")
 def counted(tiny_tokenizers):
-    """With text in front of the count, and mentions behind it."""
+    """A template with text before the count, and mentions after it."""
     template = Template("{text}\n{label}", "? ", "\n", "{count}\n{index}: ", True)
     return make_prompt_encoder(tiny_tokenizers["byte-level"], template)
 
@@ -51,7 +51,7 @@ def test_five_sequences(published):
 
 
 def test_loss(published):
-    """Everything but the prompt is learnt."""
+    """Everything except the prompt is learned."""
     assert [learnt(published, s) for s in sequences_of(published)] == [
         f"2\n<mention 1>Norland{END}",
         f"2\n<mention 2>Varnholm{END}",
@@ -73,8 +73,8 @@ def test_loss_ignoring(published):
 
 
 def test_compact(compact):
-    """Here the count is a question of its own, and the mention is written as in the text, with the
-    space in front if that is part of its first token."""
+    """Here the count has a sequence of its own, and the mention is spelled as in the text, including the
+    space before it if that is part of its first token."""
     text = "Ada met Bo Lund in Bonn"
     mentions = {"LOC": [(5, 6)], "PER": [(0, 1), (2, 4)]}
     assert [learnt(compact, s) for s in sequences_of(compact, text, LABELS, mentions)] == [
@@ -113,7 +113,7 @@ def test_many_mentions(prompt_encoder):
 
 
 def test_nested_mentions(published):
-    """Outer before inner where both begin; each is a string of its own."""
+    """If nested mentions begin with the same word, the outer one comes first."""
     text = "Port Ellam Sailing Club"
     mentions = {"ORG": [(0, 2), (0, 4), (2, 4)]}
     assert [learnt(published, s) for s in sequences_of(published, text, ["ORG"], mentions)] == [
@@ -136,7 +136,7 @@ def test_mention_of_words_that_hang_together(published):
 
 
 def chosen(prompt_encoder, sequence):
-    """RETURNS (List[Tuple[str, int]]): What is learnt where there is a choice, and among how many."""
+    """RETURNS (List[Tuple[str, int]]): The learned tokens, and among how many tokens each is chosen."""
     tokens = enumerate(sequence.ids)
     return [
         (spell(prompt_encoder, [t]), len(sequence.allowed[k]))
@@ -146,8 +146,8 @@ def chosen(prompt_encoder, sequence):
 
 
 def test_choices_that_are_learnt(compact):
-    """Among the words of the text, or its numbers. Not where only one answer may go on so: behind a 0, in
-    words, at the end of the text."""
+    """The choice is among the words of the text, or the possible counts. A token without alternatives isn't
+    learned: after a 0, inside words, and at the end of the text."""
     text = "Ada met Bo"
     sequences = sequences_of(compact, text, ["LOC", "PER"], {"PER": [(2, 3)]}, allowed=True)
     none, count, mention = sequences
@@ -158,14 +158,14 @@ def test_choices_that_are_learnt(compact):
     packed = pack(sequences)
     assert len(packed.allowed) == len(packed.targets)
     assert all(target in ids for target, ids in zip(packed.targets, packed.allowed))
-    # A 0 is not read, since nothing is learnt behind it.
+    # A 0 is not in the input, since nothing is learned after it.
     [zero] = none.ids[-2:-1]
     assert compact.number(0) == none.ids[-2:]
     assert zero not in packed.ids.tolist()
 
 
 def test_published_wording_with_choices(published):
-    """What stands between count and mention has no choice, so that it is not learnt."""
+    """The tokens between count and mention have no alternatives, so they are not learned."""
     first, *_ = sequences_of(published, allowed=True)
     assert chosen(published, first)[0][0].strip() == "2"
     assert not any("mention" in token for token, _ in chosen(published, first))
@@ -191,7 +191,7 @@ def test_any_mentions(prompt_encoder, words, data):
     packed = pack(sequences)
     assert len(packed) == len(prefixes)
     assert packed.weights.sum() == sum(s.weight * sum(s.loss) for s in sequences)
-    # What is learnt among fewer is what has a choice, and can always be chosen.
+    # With `allowed`, only tokens with alternatives are learned, and they are among the allowed ones.
     narrow = sequences_of(prompt_encoder, text, LABELS, mentions, allowed=True)
     assert [s.ids for s in narrow] == [s.ids for s in sequences]
     for a, b in zip(narrow, sequences):
