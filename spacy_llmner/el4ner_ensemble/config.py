@@ -65,7 +65,7 @@ def check_settings(name: str, resident: Optional[int], **settings: Any) -> None:
     name (str): The name of the component.
     resident (Optional[int]): Maximum number of LLMs in memory.
     settings: The other settings, by name.
-    RAISES (LLMNERError): At the first setting with a value that is not valid.
+    RAISES (LLMNERError): For the first setting with a value that is not valid.
     """
     least = {"k": 0, "pool_size": 0, "window": 1, "max_batch_tokens": 1}
     check_values(
@@ -84,8 +84,8 @@ def check_voters(name: str, voters: Mapping[str, Any], verifier: Optional[str]) 
     name (str): The name of the component.
     voters (Mapping[str, Any]): The voters, by name.
     verifier (Optional[str]): The name of the verifier.
-    RETURNS (Dict[str, Voter]): The voters, in the order of their names. (A config file is sorted when it is
-        saved, so its own order would be lost.)
+    RETURNS (Dict[str, Voter]): The voters, in the order of their names. (A config is sorted when it is
+        saved, so the original order would be lost.)
     RAISES (LLMNERError): If an object is not a voter, if two voters are the same, or if the verifier is not
         one of them.
     """
@@ -110,7 +110,7 @@ def check_verifier(name: str, voters: Mapping[str, Any], verifier: Optional[str]
 def check_different(name: str, voters: Mapping[str, Any]) -> None:
     """Check that no two voters are the same.
 
-    This can be called again after the LLMs were loaded, since only then the meaning of "auto" is known.
+    This can be called again after the LLMs were loaded, since only then it is known what "auto" means.
 
     RAISES (LLMNERError): If two voters have equal identities.
     """

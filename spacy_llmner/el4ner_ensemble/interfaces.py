@@ -36,7 +36,7 @@ class Task:
     words (List[CharSpan]): The words of the window. Spans start and end at word boundaries only.
     demonstrations (List[Demonstration]): The demonstrations in the prompt, the most similar one last.
     failed (Dict[str, str]): The voters that failed on this task, by name, with the reason.
-    calls (int): The number of LLM calls so far, see CallCounts.
+    calls (int): The number of LLM calls so far. See CallCounts.
     """
 
     text: str
@@ -75,7 +75,7 @@ class LabelSet:
 
 
 class Session(Protocol):
-    """A voter's work on a list of tasks. Each method answers for all tasks, in their order.
+    """A voter's work on a list of tasks. Each method returns the answers for all tasks, in order.
 
     passes (int): Forward passes of the LLM so far.
     tokens (int): Tokens that the LLM has read so far.
@@ -87,7 +87,7 @@ class Session(Protocol):
     def extract(self) -> Sequence[Sequence[CharSpan]]:
         """List the entities (stages 1 and 2).
 
-        RETURNS (Sequence[Sequence[CharSpan]]): For each task, the spans that the voter takes for entities.
+        RETURNS (Sequence[Sequence[CharSpan]]): For each task, the spans that the voter considers entities.
         """
 
     def classify(
@@ -134,9 +134,9 @@ class Voter(Protocol):
 
     @property
     def identity(self) -> Any:
-        """RETURNS (Any): A hashable value that decides the answers: the LLM, its prompts and so on. Two
-        voters of an ensemble can't have equal identities, because they would always give the same
-        answers."""
+        """RETURNS (Any): A hashable value for everything that the answers depend on: the LLM, its prompts
+        and so on. Two voters of an ensemble can't have equal identities, because they would always give
+        the same answers."""
 
     def register(self, name: str, max_batch_tokens: int, component: str) -> None:
         """Join an ensemble.
@@ -147,15 +147,15 @@ class Voter(Protocol):
         """
 
     def prepare(self, label_set: LabelSet) -> Dict[str, Any]:
-        """Get ready for a label set. The ensemble is being initialized.
+        """Prepare for a label set, when the ensemble is initialized.
 
         label_set (LabelSet): The requested labels.
         RETURNS (Dict[str, Any]): Plain values to save with the pipeline, such as the LLM's fingerprint.
         """
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over the values that `prepare` returned, because a saved pipeline is loaded. If the voter's
-        LLM doesn't fit them, the next use raises an LLMMismatchError.
+        """Restore the values that `prepare` returned, when a saved pipeline is loaded. If the voter has
+        another LLM, its next use raises an LLMMismatchError.
 
         saved (Mapping[str, Any]): The saved values.
         """

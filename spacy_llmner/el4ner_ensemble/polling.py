@@ -79,7 +79,7 @@ class VoterPoll:
         question (Callable[[Session, List[int]], Sequence[Any]]): Asks a session. Takes the session and the
             indices of its tasks, and returns an answer for each task.
         sizes (Optional[Sequence[int]]): The number of questions about each task. If all are 0, the voter
-            is not asked. None if it doesn't depend on the task.
+            is not asked. None if there is one question about each task.
         check (Callable[[Any], None]): Raises an error if the answer for a task is not valid.
         RETURNS (List[Optional[Any]]): The answer for each task, or None if the voter failed on it.
         """
@@ -131,7 +131,7 @@ class VoterPoll:
                 self._close(voter)
             return
         except LLMNERError:
-            raise  # the voter can't be used at all, whatever the text
+            raise  # the voter can't be used for any text
         except Exception as e:
             self._close(voter)
             if len(rows) == 1:

@@ -62,11 +62,11 @@ def check_weights(name: str, weights: Mapping[str, float]) -> Dict[str, float]:
 
 
 def span_weight(doc: Doc, start: int, end: int, weights: Mapping[str, float]) -> float:
-    """Weigh a span by its head. This is the root of the span if the Doc has a parse, or else the last noun
-    or pronoun of the span.
+    """Weigh a span by its head. This is the root of the span if the Doc has a parse. Otherwise, it is the
+    last noun or pronoun of the span.
 
-    Tags or universal parts of speech come from the pipeline. Without a tagger, the shape of the words
-    decides, see `shape_kind`.
+    Tags or universal parts of speech come from the pipeline. Without a tagger, they are guessed from the
+    shape of the words. See `shape_kind`.
 
     doc (Doc): The Doc.
     start (int): The first token of the span.

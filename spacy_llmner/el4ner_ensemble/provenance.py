@@ -28,8 +28,8 @@ class TracedPrediction(Prediction):
     rejected: Optional[List[Dict[str, Any]]] = None
 
     def write_extensions(self, doc: Doc, spans_key: str) -> None:
-        """Write the provenance to the extension attributes of a Doc and its spans. An attribute without
-        a value isn't written, unless it has a value from an earlier run.
+        """Write the provenance to the extension attributes of a Doc and its spans. An attribute is only set
+        to None if it has a value from an earlier run.
 
         doc (Doc): The Doc, with its predicted spans.
         spans_key (str): Key of the predicted spans in doc.spans.
@@ -64,12 +64,12 @@ def trace(decision: Decision) -> Dict[str, Any]:
 
 def rejected(decision: Decision) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): An item of `doc._.el4ner_rejected`. It can be serialized. The label is ""
-    if the span was voted not to be an entity."""
+    if the vote was that the span is not an entity."""
     span = {"start": decision.start, "end": decision.end, "label": decision.label}
     return {**span, **trace(decision)}
 
 
-# Set even if `provenance` is off: it can be switched on later, and an unpickled pipeline needs them.
+# Register them even if `provenance` is off: it can be set later, and an unpickled pipeline needs them.
 if not Span.has_extension("el4ner"):
     Span.set_extension("el4ner", default=None)
 if not Doc.has_extension("el4ner_failed"):

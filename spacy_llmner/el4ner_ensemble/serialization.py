@@ -8,6 +8,7 @@ from spacy.util import ensure_path
 
 from ..errors import Errors, LLMNERError
 from ..pipeline.base import LLMNERPipe
+from ..pipeline.settings import check_cfg
 from .config import check_saved
 from .demonstrations.pool import DemonstrationPool
 from .interfaces import Voter
@@ -16,7 +17,7 @@ POOL = "pool"
 
 
 class SavedEnsemble(LLMNERPipe):
-    """Base class of a component that has a pool of labelled texts, but no trained part.
+    """Base class of a component with a pool of labelled texts and without a trained part.
 
     pool (DemonstrationPool): The labelled texts.
     voters (Dict[str, Voter]): The voters of the config. The values saved for them are in `cfg["voters"]`.
@@ -88,6 +89,7 @@ class SavedEnsemble(LLMNERPipe):
 
     def _checked(self, cfg: Any) -> Dict[str, Any]:
         verifier = check_saved(cfg)["verifier"]
+        check_cfg(self.name, {**self.cfg, **cfg})
         if verifier is not None and verifier not in self.voters:
             known = ", ".join(self.voters)
             raise LLMNERError(Errors.E074.format(name=self.name, verifier=verifier, known=known))

@@ -34,13 +34,13 @@ SpanVotes = Dict[str, Dict[str, float]]
 class EnsembleSettings:
     """How the ensemble decides.
 
-    vote (str): "majority" or "probability", see `count_votes`.
+    vote (str): "majority" or "probability". See `count_votes`.
     verifier (Optional[str]): The voter that verifies entities. None skips the verification.
     verify_threshold (float): Entities with a lower probability from the verifier are dropped.
     skip_unanimous (bool): Don't verify spans that all voters agree on.
-    factors (Mapping[str, Mapping[str, float]]): For each voter and label, a factor for the probability, see
+    factors (Mapping[str, Mapping[str, float]]): For each voter and label, a factor for the probability. See
         `vote_calibration`.
-    weights (Mapping[str, float]): For each voter, a factor for its weight, see `vote_calibration`.
+    weights (Mapping[str, float]): For each voter, a factor for its weight. See `vote_calibration`.
     """
 
     vote: str
@@ -57,8 +57,8 @@ class Decision:
 
     start (int): The first character of the span.
     end (int): One past its last character.
-    label (str): The result of the vote, or NONE if the span was voted not to be an entity.
-    kept (bool): Whether it was voted to be an entity, and the verifier did not reject it.
+    label (str): The result of the vote, or NONE if the vote was that the span is not an entity.
+    kept (bool): Whether the vote was that the span is an entity, and the verifier did not reject it.
     voted (float): The mean probability of the label over the voters.
     proposed (List[str]): The voters that found the span.
     votes (Dict[str, Tuple[str, float]]): The vote of each voter: a label and its probability.
@@ -130,8 +130,8 @@ class Ensemble:
         tasks (Sequence[Task]): The tasks with their demonstrations.
         RETURNS (List[List[Decision]]): For each task, the decision about each span that was found, in the
             order of the text.
-        RAISES (LLMNERError): If all voters failed on a task (DocumentError), or if a voter can't be used at
-            all.
+        RAISES (LLMNERError): If all voters failed on a task (DocumentError), or if a voter can't be used
+            for any task.
         """
         with closing(self._polls(tasks)) as polls:
             return [decisions for poll in polls for decisions in self._stages(poll)]
@@ -140,8 +140,8 @@ class Ensemble:
         """Run stages 2 and 3, without counting the votes.
 
         tasks (Sequence[Task]): The tasks with their demonstrations.
-        RETURNS (List[Dict[CharSpan, SpanVotes]]): For each task, the votes about each span that was found,
-            without the factors in `settings`.
+        RETURNS (List[Dict[CharSpan, SpanVotes]]): For each task, the votes about each span that was found.
+            The factors in `settings` are not applied.
         RAISES (LLMNERError): See `decide`.
         """
         out: List[Dict[CharSpan, SpanVotes]] = []
@@ -185,7 +185,7 @@ class Ensemble:
 
     def _chunks(self, tasks: Sequence[Task]) -> Iterator[List[Task]]:
         """Split tasks into chunks that fit into memory. If not all LLMs fit into memory, there is only one
-        chunk: each LLM that is loaded then reads all texts of a stage before the next one replaces it."""
+        chunk: each LLM reads all texts of a stage before the next LLM replaces it in memory."""
         chunk: List[Task] = []
         used = 0
         for task in tasks:
@@ -199,7 +199,7 @@ class Ensemble:
             yield chunk
 
     def _size(self, task: Task) -> int:
-        """RETURNS (int): The number of tokens that a voter keeps in memory for a task, at most."""
+        """RETURNS (int): The maximum number of tokens that any voter keeps in memory for a task."""
         size = 0
         for voter in self.voters:
             if voter.name not in task.failed:

@@ -8,7 +8,7 @@ from spacy.tokens import Doc
 from ..errors import LLMNERError
 from ..pipeline.windows import cut_into_windows, may_start_sentence
 from ..retrieval.examples import LabelledText
-from ..util import CharSpan
+from ..util import CharSpan, is_blank
 from .interfaces import LabelSet, Task, Voter
 from .pos_weights import span_weight
 from .voter.llm_voter import ModelResidency
@@ -19,19 +19,19 @@ def read_tasks(
 ) -> List[Task]:
     """Split a Doc into windows that fit into each LLM.
 
-    Windows end at sentence boundaries where possible, see `windows.cut_into_windows`.
+    Windows end at sentence boundaries where possible. See `windows.cut_into_windows`.
 
     doc (Doc): The Doc.
     voters (Sequence[Voter]): The voters.
     residency (ModelResidency): Decides which LLMs are in memory.
     label_set (LabelSet): The requested labels.
-    size (int): Maximum number of LLM tokens in a window, for every voter. A voter with a lower capacity
-        has a lower maximum.
+    size (int): Maximum number of LLM tokens in a window, for every voter. The maximum is lower for a voter
+        with a lower capacity.
     RETURNS (List[Task]): One task for each window. Every word is in exactly one of them, except words that
         are longer than a window. Voters that failed to measure the Doc are left out of its tasks.
-    RAISES (LLMNERError): If a voter can't be used at all.
+    RAISES (LLMNERError): If a voter can't be used for any text.
     """
-    tokens = [token for token in doc if not token.is_space]
+    tokens = [token for token in doc if not is_blank(token.text)]
     words = [(token.idx, token.idx + len(token)) for token in tokens]
     if not words:
         return []
@@ -52,7 +52,7 @@ def word_shares(
     label_set: LabelSet,
     size: int,
 ) -> Tuple[List[float], Dict[str, Exception]]:
-    """Compute the share of a window that each word takes, for the voter for which it is the largest.
+    """Compute the fraction of a window that each word fills, for the voter for which it is largest.
 
     text (str): The text.
     words (Sequence[CharSpan]): Its words.
@@ -60,8 +60,9 @@ def word_shares(
     residency (ModelResidency): Decides which LLMs are in memory.
     label_set (LabelSet): The requested labels.
     size (int): See `read_tasks`.
-    RETURNS (Tuple[List[float], Dict[str, Exception]]): The share of each word, and the voters that failed.
-    RAISES (LLMNERError): If a voter can't be used at all, whatever the text.
+    RETURNS (Tuple[List[float], Dict[str, Exception]]): The fraction for each word, and the voters that
+        failed.
+    RAISES (LLMNERError): If a voter can't be used for any text.
     """
     shares = [0.0] * len(words)
     failed: Dict[str, Exception] = {}

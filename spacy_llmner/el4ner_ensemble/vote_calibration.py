@@ -1,12 +1,11 @@
 """Calibrate the votes on held-out texts: the weight of each voter, and a factor for each voter and label.
 
-A small LLM prefers some labels whatever the text, and some LLMs know more than others. The spans of
-annotated texts show how often each label is right, and how often a voter expects it. Multiplying the
-voter's probabilities by the ratio of the two, and rescaling them to their former sum, corrects its
-preferences (Saerens et al. 2002, "Adjusting the outputs of a classifier to new a priori probabilities").
-But this predicts "no entity" more often than is good for F1. Therefore the strength of the correction, an
-additional factor for "no entity" and the weights of the voters are chosen for the highest F1 on these
-texts.
+A small LLM is biased towards some labels, whatever the text, and some LLMs know more than others. The spans
+of annotated texts show how often each label is correct, and how often a voter expects it. To correct the
+bias, the voter's probabilities are multiplied by the ratio of the two, and rescaled to their former sum
+(Saerens et al. 2002, "Adjusting the outputs of a classifier to new a priori probabilities"). However, this
+predicts "no entity" more often than is good for F1. Therefore the strength of the correction, an additional
+factor for "no entity" and the weights of the voters are chosen so that the F1 on these texts is highest.
 """
 
 from itertools import product
@@ -20,7 +19,7 @@ from .voting import count_votes
 Factors = Dict[str, Dict[str, float]]
 
 # The values that are tried: exponents of the ratios, factors for "no entity", and factors for the weight of
-# a voter. Of equally good values, the first is chosen.
+# a voter. If several values are equally good, the first is chosen.
 STRENGTHS = (0.0, 0.5, 1.0)
 NONE_COUNTS = (1.0, 0.5, 2.0, 0.25, 4.0)
 VOTER_COUNTS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.1, 10.0)
@@ -45,8 +44,9 @@ class VoteCalibration(NamedTuple):
     factors (Factors): By voter and label (including NONE), a factor for the probability. Empty if no
         factors improve the F1.
     weights (Dict[str, float]): By voter, a factor for its weight.
-    before (float): Strict F1 on the texts without both, between 0 and 1. Entities are not verified.
-    after (float): Strict F1 on the texts with both.
+    before (float): Strict F1 on the texts without factors and weights, between 0 and 1. Entities are not
+        verified.
+    after (float): Strict F1 on the texts with factors and weights.
     """
 
     factors: Factors
@@ -64,7 +64,7 @@ def fit(
     weights (Mapping[str, float]): The weight of each voter in the config.
     labels (Sequence[str]): The labels, without NONE.
     how (str): How the votes are counted, see `voting.count_votes`.
-    RETURNS (VoteCalibration): The factors and weights with the highest F1 that were tried.
+    RETURNS (VoteCalibration): The factors and weights with the highest F1 of those that were tried.
     """
     names = list(weights)
     ratios = prior_ratios(texts, names, labels)
@@ -109,7 +109,7 @@ def fit(
 def prior_ratios(
     texts: Sequence[VotedText], voters: Sequence[str], labels: Sequence[str]
 ) -> Factors:
-    """Compare how often labels are right with how often voters expect them.
+    """Compare how often labels are correct with how often voters expect them.
 
     texts (Sequence[VotedText]): Annotated texts with votes.
     voters (Sequence[str]): The names of the voters.

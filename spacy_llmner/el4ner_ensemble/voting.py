@@ -14,7 +14,8 @@ class Ballot:
 
     label (str): The label with the most votes, or NONE if the span is not an entity.
     score (float): The mean probability of this label over the voters, weighted by their weights.
-    votes (Dict[str, Tuple[str, float]]): For each voter, its most likely label and the probability of it.
+    votes (Dict[str, Tuple[str, float]]): For each voter, the label that it finds most likely, and the
+        probability of this label.
     """
 
     label: str
@@ -35,11 +36,11 @@ def count_votes(
 ) -> Ballot:
     """Choose the label of a span.
 
-    With "majority", each voter votes for its most likely label, with its weight. In a tie, for example if
-    three voters vote for three labels, the tied label with the highest sum of weighted probabilities is
-    chosen. With "probability", this sum decides among all labels. If there is still a tie, the label that
-    comes first in `labels` is chosen, and "no entity" comes last. The same order decides the vote of a
-    voter for which two labels are equally likely.
+    With "majority", each voter votes for the label that it finds most likely, with its weight. In a tie,
+    for example if three voters vote for three labels, the tied label with the highest sum of weighted
+    probabilities is chosen. With "probability", this sum decides among all labels. If there is still a
+    tie, the label that comes first in `labels` is chosen. "No entity" comes last. The same order decides
+    the vote of a voter that finds two labels equally likely.
 
     answers (Mapping[str, Mapping[str, float]]): For each voter, the probability of each label, including
         NONE. If there are no answers, the span is not an entity.

@@ -11,16 +11,16 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_examples
 from thinc.api import Optimizer
 
-from ..errors import Errors, LLMNERError, check_values, wrong
+from ..errors import Errors, LLMNERError, check_values, is_at_least, wrong
 from ..llm.loading import LoadedLLM
 from ..llm.lora import Adapter, AdapterSettings, new_adapter
 from ..llm.packing import Packed, target_logits
 from .base import LLMNERPipe, isolated_seed
-from .gold import gold_mentions
+from .gold import gold_mentions, warn_about_white_space
 from .training import batches_by_tokens, cross_entropy, training_windows, warn_about_skipped
 from .windows import Window
 
-# Maximum number of tokens of a training pass on a CPU. Larger passes need more memory and save no time.
+# Maximum number of tokens in a training pass on a CPU. Larger passes need more memory and save no time.
 CPU_TRAINING_TOKENS = 512
 
 
@@ -38,8 +38,8 @@ class AdaptedLLM(NamedTuple):
 
 
 class AdapterCache:
-    """Caches the view and the prompt encoder for each LLM, as long as the LLM is in memory: `unload`
-    frees its weights. A copy of a component starts with an empty cache.
+    """Caches the view and the prompt encoder for each LLM, as long as the LLM is in memory. The cache
+    doesn't keep `unload` from freeing the LLM's weights. A copy of a component starts with an empty cache.
     """
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ class AdapterPipe(LLMNERPipe):
     """Base class: trains an adapter on the shared LLM with packed texts.
 
     A subclass implements `make_training_batch`, `text_windows`, `labels_of` and
-    `make_prompt_encoder`. Its settings (`model.attrs["settings"]`) have the AdapterSettings as
-    `adapter`, and a method `trained_with` that lists the settings the adapter depends on. Its `cfg`
-    has the settings "shapes" and "train_spans".
+    `make_prompt_encoder`. Its settings (`model.attrs["settings"]`) have an attribute `adapter` with the
+    AdapterSettings, and a method `trained_with` that lists the settings that the adapter depends on.
+    Its `cfg` has the settings "shapes" and "train_spans".
     """
 
     max_batch_tokens: int
@@ -88,6 +88,9 @@ class AdapterPipe(LLMNERPipe):
         examples (Iterable[Example]): The training data.
         RAISES (LLMNERError): If no window can be used.
         """
+        examples = list(examples)
+        references = [eg.reference for eg in examples]
+        warn_about_white_space(self.name, references, self.cfg["train_spans"])
         parts = (
             part
             for eg in examples
@@ -105,6 +108,12 @@ class AdapterPipe(LLMNERPipe):
 
     def labels_of(self, eg: Example) -> List[str]:
         return [label for _, _, label in gold_mentions(eg, self.cfg["train_spans"])[0]]
+
+    def check_cfg(self) -> None:
+        super().check_cfg()
+        shapes = self.cfg["shapes"]
+        if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
+            raise wrong("shapes", self.name, shapes, "the shapes of the adapter's tensors by name")
 
     def build(self) -> Adapter:
         return Adapter(self.cfg["shapes"])
@@ -195,6 +204,10 @@ class AdapterPipe(LLMNERPipe):
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         super()._restore(cfg, tensors)
         self._adapted = AdapterCache()
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(is_at_least(1, size) for size in value)
 
 
 def make_adapter_settings(

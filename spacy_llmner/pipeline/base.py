@@ -2,6 +2,7 @@
 
 import json
 import random
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -22,8 +23,9 @@ from ..llm.loading import LoadedLLM
 from ..llm.registry import LLM, as_llm
 from ..llm.spec import is_forked
 from .extensions import set_extensions, warn_about_taken_names
+from .gold import trim_mentions
 from .predictions import Prediction, write_prediction
-from .settings import Settings
+from .settings import Settings, check_cfg
 
 TENSORS = "model.safetensors"
 
@@ -41,7 +43,7 @@ FACTORY_META: Dict[str, Any] = {
 
 
 class LLMNERPipe(TrainablePipe):
-    """Base class: a pipe with a shared LLM and entities with scores.
+    """Base class of a pipe that predicts entities and their scores with a shared LLM.
 
     A Doc that can't be processed doesn't affect the other Docs of its batch. The trained part is
     small, and is saved without the LLM's weights.
@@ -67,12 +69,13 @@ class LLMNERPipe(TrainablePipe):
 
         nlp (Language): The pipeline.
         llm (Union[str, LLM]): A handle on the shared LLM, or its name. It is loaded at first use.
-        model (thinc.api.Model): Carries the settings of the trained part.
+        model (thinc.api.Model): Contains the settings of the trained part.
         name (str): The name of the component instance. Losses are recorded under this name.
         scorer (Optional[Callable]): The scoring method.
         cfg: Settings that are saved with the component, including `spans_key` and `overwrite`.
         """
         self.vocab = nlp.vocab
+        self._pipeline = PipelineReference(nlp, nlp.tokenizer)
         self.llm = as_llm(llm)
         self.model = model
         self.name = name
@@ -88,6 +91,11 @@ class LLMNERPipe(TrainablePipe):
         state = "not trained" if self.module is None else "trained"
         kind, llm = type(self).__name__, self.llm.spec.name
         return f"{kind}(name={self.name!r}, llm={llm!r}, labels=[{labels}], {state})"
+
+    @property
+    def tokenizer(self) -> Callable[[str], Doc]:
+        """The present tokenizer of the pipeline that the component was created in."""
+        return self._pipeline.tokenizer
 
     @property
     def labels(self) -> Tuple[str, ...]:
@@ -137,7 +145,7 @@ class LLMNERPipe(TrainablePipe):
 
     def labels_of(self, eg: Example) -> List[str]:
         """RETURNS (List[str]): The labels of the entities in a training example."""
-        return [ent.label_ for ent in eg.reference.ents]
+        return [ent.label_ for ent in trim_mentions(eg.reference).ents]
 
     def unknown_labels(self, unknown: Sequence[str]) -> LLMNERError:
         """RETURNS (LLMNERError): The error for labels in the data that the component doesn't have."""
@@ -170,6 +178,7 @@ class LLMNERPipe(TrainablePipe):
         """
         if not self.llm.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component=self.name))
+        self.check_cfg()
         llm = self.llm.load()
         trained = self.cfg["llm"]
         if not trained or trained["fingerprint"] == llm.fingerprint:
@@ -184,7 +193,7 @@ class LLMNERPipe(TrainablePipe):
                     given_print=llm.fingerprint,
                 )
             )
-        # So that saving the pipeline again saves the present fingerprint.
+        # If the pipeline is saved again, the current fingerprint is saved.
         self.cfg["llm"] = {**trained, "fingerprint": llm.fingerprint}
         return llm
 
@@ -197,8 +206,8 @@ class LLMNERPipe(TrainablePipe):
         stream (Iterable[Doc]): The Docs.
         batch_size (int): The number of Docs in a batch.
         YIELDS (Doc): The Docs in order, without those that failed.
-        RAISES (LLMNERError): If the error is not about a single Doc but about the setup. The error
-            handler is not called then.
+        RAISES (LLMNERError): If something is wrong with the setup and not with a single Doc. Such errors
+            are not passed to the error handler.
         """
         if is_forked():
             # torch's thread pool does not survive a fork: a second thread would wait forever.
@@ -236,8 +245,8 @@ class LLMNERPipe(TrainablePipe):
         """Update the weights with the gradients accumulated since the last update.
 
         Learning rate, betas, eps, weight decay, clipping and averaging are those of thinc's
-        optimizer, so the schedule in `[training.optimizer]` is used. The update itself is torch's
-        AdamW, whichever optimizer the config names, since it needs no CuPy on a GPU.
+        optimizer, so the schedule in `[training.optimizer]` is used. The update itself is always made
+        by torch's AdamW, whichever optimizer the config names, since AdamW needs no CuPy on a GPU.
 
         sgd (thinc.api.Optimizer): The optimizer of the training loop.
         """
@@ -265,7 +274,7 @@ class LLMNERPipe(TrainablePipe):
             self._average(sgd)
 
     def _average(self, sgd: Optimizer) -> None:
-        """Update the moving averages of the weights like thinc, and store them where the training loop
+        """Update the moving averages of the weights as thinc does, and store them where the training loop
         expects them.
         """
         assert self.module is not None
@@ -366,16 +375,38 @@ class LLMNERPipe(TrainablePipe):
 
     def _restore(self, cfg: Dict[str, Any], tensors: bytes) -> None:
         self.cfg.restore(cfg)
+        self.check_cfg()
         state = load_tensors(tensors)
         self._optimizer = None
         self.module = None
         if state:
             self._check_model()
+            self._check_shapes(state)
             self.module = self.build()
             self.module.load_state_dict(state)
             self.module.eval()
         for label in self.labels:
             self.vocab.strings.add(label)
+
+    def check_cfg(self) -> None:
+        """Validate the settings that no other method validates. Users can edit them in a saved pipeline.
+
+        RAISES (LLMNERError): For the first invalid value.
+        """
+        check_cfg(self.name, self.cfg)
+
+    def _check_shapes(self, state: Dict[str, torch.Tensor]) -> None:
+        """Compare the saved tensors with the settings, before memory for the settings is reserved."""
+        if self.cfg["llm"] is None:
+            raise ValueError("`llm` in `cfg` is null, but there are trained tensors")
+        with torch.device("meta"):
+            expected = self.build().state_dict()
+        for key in expected.keys() & state.keys():
+            shape, saved = tuple(expected[key].shape), tuple(state[key].shape)
+            # The number of vectors that a few-shot probe stores isn't known before.
+            first = 1 if shape[:1] == (0,) else 0
+            if saved[first:] != shape[first:]:
+                raise ValueError(f"the shape of '{key}' is {saved}, but `cfg` needs {shape}")
 
     def _check_model(self) -> None:
         given = json.loads(json.dumps(self.trained_with()))
@@ -386,6 +417,31 @@ class LLMNERPipe(TrainablePipe):
                         setting=setting, name=self.name, trained=value, given=given.get(setting)
                     )
                 )
+
+
+class PipelineReference:
+    """A weak reference to a pipeline. A component doesn't store the pipeline itself, since it would keep it
+    alive after it was sourced into another one.
+
+    nlp (Optional[Language]): The pipeline.
+    tokenizer (Callable[[str], Doc]): Its tokenizer, which is used when the pipeline no longer exists.
+    """
+
+    def __init__(self, nlp: Optional[Language], tokenizer: Callable[[str], Doc]) -> None:
+        self._nlp = None if nlp is None else weakref.ref(nlp)
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Callable[[str], Doc]:
+        """The present tokenizer of the pipeline, or its last one."""
+        nlp = self._nlp and self._nlp()
+        if nlp is not None:
+            self._tokenizer = nlp.tokenizer
+        return self._tokenizer
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        # A copy of a pipeline includes this reference, which then refers to the copy.
+        return PipelineReference, (self._nlp and self._nlp(), self.tokenizer)
 
 
 @contextmanager
@@ -404,8 +460,8 @@ def isolated_seed(device: torch.device) -> Iterator[None]:
 def settings_model(name: str, settings: Any) -> Model:
     """Wrap settings in a thinc Model that does nothing else.
 
-    The trained part itself is a torch module that the component owns, since its shapes depend on the
-    labels and the LLM, which are not known yet.
+    The trained part itself is a torch module, which the component creates later: its shapes depend on
+    the labels and the LLM, which are not known yet.
     """
     model: Model = noop()
     model.name = name
@@ -413,5 +469,5 @@ def settings_model(name: str, settings: Any) -> Model:
     return model
 
 
-# Set on import, not by a component, since a component that is unpickled in another process needs them too.
+# Register them on import, since a component that is unpickled in another process needs them as well.
 set_extensions()

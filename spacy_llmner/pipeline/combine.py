@@ -29,16 +29,16 @@ from .spans import Mention, filter_overlapping
 def make_llmner_combine(
     nlp: Language, name: str, keys: List[str], min_votes: int, spans_key: str, overwrite: bool
 ) -> "Combine":
-    """Create an `llmner_combine`. Its first call warns if several components write to the same one of
-    its groups.
+    """Create an `llmner_combine`. Its first call warns if several components write to the same span
+    group.
 
     keys (List[str]): The keys of the span groups to combine.
     min_votes (int): The minimum number of groups that must contain a span. Default 2.
     spans_key (str): The key of the span group for all spans that are kept, with their scores in
         `attrs["scores"]`. Default "combined".
-    overwrite (bool): Replace entities that are already set on the Doc and come from none of the
-        combined components, such as those of an entity ruler. To keep them, set it to False here and
-        in the combined components. Default True.
+    overwrite (bool): Replace entities that are already set on the Doc and don't come from the combined
+        components, such as those of an entity ruler. To keep them, set it to False here and in the
+        combined components. Default True.
     RETURNS (Combine): The component.
     RAISES (LLMNERError): If a setting is not valid.
     """

@@ -1,8 +1,12 @@
 """The extension attributes of the components' entities.
 
-`span._.llmner_score` and `span._.llmner_method` say how certain the component was and which one it was,
-`doc._.llmner_entities` lists all entities as plain values. `span._.score` and `span._.method` are
-short for the first two, unless another library has registered these names.
+`span._.llmner_method` is the name of the component that found a span, and `span._.llmner_score` is the
+probability that it gave to the span. `doc._.llmner_entities` lists all entities as plain values.
+`span._.score` and `span._.method` are short for the first two, unless another library has registered
+these names.
+
+Scores are read from the span groups. `Doc.from_docs` and `ent.as_doc(copy_user_data=True)` create Docs
+without the attrs of these groups. There, the scores of entities are read from doc.user_data.
 """
 
 import warnings
@@ -12,6 +16,9 @@ from spacy.tokens import Doc, Span
 
 from ..errors import Warnings
 from .scorers import chars, span_offsets
+
+# The start of the keys in doc.user_data. spaCy adapts the offsets after it when it joins or cuts Docs.
+FOUND = ("._.", "llmner_found")
 
 
 def get_score(span: Span) -> Optional[float]:
@@ -25,8 +32,8 @@ def get_method(span: Span) -> Optional[str]:
 
 
 def get_entities(doc: Doc) -> List[Dict[str, Any]]:
-    """RETURNS (List[Dict[str, Any]]): For each of doc.ents "start" and "end" in characters, "label", and
-    "score" and "method", which are None for entities of other components. Made for
+    """RETURNS (List[Dict[str, Any]]): For each entity in doc.ents: "start" and "end" in characters,
+    "label", "score" and "method". The last two are None for entities of other components. Made for
     `doc.to_json(underscore=["llmner_entities"])`.
     """
     out = []
@@ -37,12 +44,12 @@ def get_entities(doc: Doc) -> List[Dict[str, Any]]:
     return out
 
 
-# Not lambdas: a process that is spawned by `nlp.pipe` gets them pickled.
+# These can't be lambdas, because they are pickled for the processes that `nlp.pipe` spawns.
 _SHORT_NAMES = {"score": get_score, "method": get_method}
 
 
 def set_extensions() -> None:
-    """Register the extension attributes, if they aren't yet."""
+    """Register the extension attributes, unless they are registered already."""
     for name, getter in _SHORT_NAMES.items():
         if not Span.has_extension(f"llmner_{name}"):
             Span.set_extension(f"llmner_{name}", getter=getter)
@@ -60,11 +67,11 @@ def warn_about_taken_names() -> None:
 
 
 def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
-    """Look up a span in the span groups that the components have written, so its score is stored only
+    """Look up a span in the span groups that the components have written. Thus each score is stored only
     once.
 
-    If several components have found the span, the last group is used: its component has also written
-    doc.ents, like `llmner_combine` after all others.
+    If several components have found the span, the last group is used, because its component also wrote
+    doc.ents last: for example, an `llmner_combine` at the end of the pipeline.
 
     RETURNS (Tuple[Optional[float], Optional[str]]): The span's score and the component's name.
     """
@@ -73,4 +80,8 @@ def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
         offsets = span_offsets(group) if "scores" in group.attrs else []
         if span_key in offsets:
             return float(group.attrs["scores"][offsets.index(span_key)]), group.attrs.get("method")
+    user_data: Dict[Any, Any] = span.doc.user_data
+    found = user_data.get((*FOUND, span.start_char, span.end_char))
+    if found and found[0] == span.label_:
+        return found[1], found[2]
     return None, None

@@ -17,13 +17,13 @@ def check_labels(name: str, labels: Iterable[str]) -> List[str]:
     name (str): The component's name, for error messages.
     labels (Iterable[str]): The labels.
     RETURNS (List[str]): The labels without surrounding white space and without duplicates.
-    RAISES (LLMNERError): If they are not a list of words, or if UTF-8 can't encode one of them, such
-        as half of a surrogate pair.
+    RAISES (LLMNERError): If they are not a list of words, or if one of them contains half of a
+        surrogate pair, which UTF-8 can't encode.
     """
     must = "a list of words, such as ['disease', 'chemical']"
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise wrong("labels", name, labels, must)
-    labels = list(labels)  # it can be a generator
+    labels = list(labels)  # because it can be a generator
     if any(not isinstance(label, str) or not label.strip() for label in labels):
         raise wrong("labels", name, labels, must)
     if not encodable(labels):

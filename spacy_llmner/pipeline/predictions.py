@@ -1,10 +1,11 @@
 """The entities predicted for a Doc, and how they are written to it."""
 
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from spacy.tokens import Doc, Span, SpanGroup
 
+from .extensions import FOUND
 from .scorers import chars
 
 
@@ -58,7 +59,7 @@ def write_group(
 ) -> None:
     """Write a span group.
 
-    Its attrs are "scores", "chars" (the offsets and labels of the spans, which stay right if tokens
+    Its attrs are "scores", "chars" (the offsets and labels of the spans, which stay correct if tokens
     are merged), "method" (the component's name) and "ents" (the entities that the component adds to
     doc.ents).
 
@@ -76,6 +77,22 @@ def write_group(
         "ents": [chars(ent) for ent in ents],
     }
     doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
+    _store_scores(doc, ents, {tuple(chars(span)): score for span, score in scored}, method)
+
+
+def _store_scores(
+    doc: Doc, ents: Sequence[Span], scores: Dict[Tuple[Any, ...], float], method: str
+) -> None:
+    """Store the scores of entities in doc.user_data as well, since spaCy copies no attrs of span groups
+    into other Docs, see `extensions`.
+    """
+    user_data: Dict[Any, Any] = doc.user_data
+    for key, found in list(user_data.items()):
+        if isinstance(key, tuple) and key[:2] == FOUND and found[2] == method:
+            del user_data[key]
+    for ent in ents:
+        found = (ent.label_, scores[tuple(chars(ent))], method)
+        user_data[(*FOUND, ent.start_char, ent.end_char)] = found
 
 
 def blocked_tokens(doc: Doc) -> List[Span]:

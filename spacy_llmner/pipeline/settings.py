@@ -4,7 +4,7 @@ import warnings
 from difflib import SequenceMatcher
 from typing import Any, Dict, Iterable, Mapping, Tuple
 
-from ..errors import Errors, LLMNERError, Warnings
+from ..errors import Errors, LLMNERError, Warnings, check_values, is_at_least, wrong
 
 
 class Settings(dict):
@@ -40,7 +40,10 @@ class Settings(dict):
         """Set saved values. Settings that don't exist in this version are ignored with a warning.
 
         saved (Mapping[str, Any]): The saved values.
+        RAISES (ValueError): If the saved values are not a dict.
         """
+        if not isinstance(saved, dict):
+            raise ValueError("the settings are not a dict")
         unknown = sorted(set(saved) - set(self))
         if unknown:
             message = Warnings.W013.format(name=self._name, unknown=", ".join(unknown))
@@ -49,6 +52,33 @@ class Settings(dict):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return Settings, (self._name, dict(self))
+
+
+def check_cfg(name: str, cfg: Mapping[str, Any]) -> None:
+    """Validate the settings that all components have. Users can change them in `cfg`, or in the file of a
+    saved pipeline.
+
+    name (str): The component's name.
+    cfg (Mapping[str, Any]): The settings.
+    RAISES (LLMNERError): For the first invalid value.
+    """
+    if not isinstance(cfg["spans_key"], str):
+        raise wrong("spans_key", name, cfg["spans_key"], "a string")
+    check_values(name, cfg, flags=("overwrite",))
+    labels = cfg["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise wrong("labels", name, labels, "a list of strings")
+    llm = cfg["llm"]
+    if llm is not None and not (isinstance(llm, dict) and _describes_llm(llm)):
+        must = "null, or the `name`, `fingerprint`, `n_layers`, `width` and `n_heads` of an LLM"
+        raise wrong("llm", name, llm, must)
+
+
+def _describes_llm(llm: Mapping[str, Any]) -> bool:
+    strings, sizes = ("name", "fingerprint"), ("n_layers", "width", "n_heads")
+    return all(isinstance(llm.get(key), str) for key in strings) and all(
+        is_at_least(1, llm.get(key)) for key in sizes
+    )
 
 
 def fill_settings(
@@ -83,8 +113,8 @@ def unknown_setting(name: str, setting: str, known: Iterable[str]) -> LLMNERErro
 
 
 def _similarity(setting: str, other: str) -> Tuple[float, float]:
-    """RETURNS (Tuple[float, float]): The share of the first name's characters that the second has in the
-    same order, and the share of both names' characters.
+    """RETURNS (Tuple[float, float]): The fraction of the first name's characters that the second name
+    contains in the same order, and the fraction of both names' characters that they have in common.
     """
     matcher = SequenceMatcher(None, str(setting), other)
     shared = sum(block.size for block in matcher.get_matching_blocks())

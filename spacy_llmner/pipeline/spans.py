@@ -35,7 +35,7 @@ class Located(Protocol):
 
 def assign_occurrences(decoded: Sequence[Located]) -> List[Tuple[int, int]]:
     """Assign an occurrence to each mention of a label: the first occurrence of its string that is not
-    used yet and begins no earlier than the mention before it.
+    used yet and doesn't begin before the previous mention.
 
     decoded (Sequence[Located]): The mentions in the order they were decoded.
     RETURNS (List[Tuple[int, int]]): The (start, end) character offsets of each mention; (-1, -1) if
@@ -54,8 +54,8 @@ def assign_occurrences(decoded: Sequence[Located]) -> List[Tuple[int, int]]:
 
 
 def filter_overlapping(mentions: Iterable[Mention]) -> List[Mention]:
-    """RETURNS (List[Mention]): The mentions that don't overlap, in the order of the text. The highest
-    score is preferred, of equal scores the longest mention.
+    """RETURNS (List[Mention]): The mentions that don't overlap, in the order of the text. The mention
+    with the higher score is preferred; if the scores are equal, the longer one.
     """
     out: List[Mention] = []
     for m in sorted(mentions, key=lambda m: (-m.score, m.start - m.end, m.start, m.label)):
@@ -65,8 +65,8 @@ def filter_overlapping(mentions: Iterable[Mention]) -> List[Mention]:
 
 
 def token_spans(doc: Doc, mentions: Iterable[Mention]) -> List[PredictedSpan]:
-    """RETURNS (List[PredictedSpan]): The mentions by their first and last tokens. All of them must begin
-    and end at token boundaries.
+    """RETURNS (List[PredictedSpan]): The mentions as spans of tokens. All of them must begin and end at
+    token boundaries.
     """
     starts = {token.idx: token.i for token in doc}
     ends = {token.idx + len(token): token.i + 1 for token in doc}

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import warnings
 from collections import Counter
 from dataclasses import replace
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple, Union
@@ -12,7 +13,7 @@ from spacy.training import Example, validate_get_examples
 from thinc.api import Model
 
 from ..decoding.engine import DecodingEngine, Request
-from ..errors import DocumentError, Errors, LLMNERError
+from ..errors import DocumentError, Errors, LLMNERError, Warnings
 from ..llm.loading import LoadedLLM
 from ..llm.packing import Packed
 from ..llm.registry import LLM
@@ -75,7 +76,7 @@ def make_ra_it_ner_pipe(
     retrieval (Strategy): How examples are retrieved (`spacy_llmner.Retrieval.v1`). With k = 0 there
         are no examples, and training is plain instruction tuning.
     labels (List[str]): The labels to find. They can be changed at any time with `set_labels`, and for
-        one Doc with `doc._.llmner_labels`. If empty (default), training sets them.
+        one Doc with `doc._.llmner_labels`. If empty (default), they are set at initialization.
     spans_key (str): Key of the doc.spans group for all spans found, with their scores in
         `attrs["scores"]`. Default "llmner".
     overwrite (bool): Replace entities that are already set on the Doc. If False, they are kept, and
@@ -88,8 +89,9 @@ def make_ra_it_ner_pipe(
     list_threshold (float): The entities of a type are listed if the probability that there are any is
         above this. A lower value finds more entities. Not used if `constrained` is False. Between 0
         and 1, default 0.5, which is greedy decoding.
-    constrained (bool): Constrain answers to JSON lists of runs of words from the text. False lets the
-        LLM generate freely, and parses what it can of the answer. Default True.
+    constrained (bool): Constrain answers to JSON lists of strings from the text, which start and end at
+        word boundaries. With False, the LLM generates freely, and its answer is parsed as far as possible.
+        Default True.
     threshold (float): Entities with a lower score are dropped. Between 0 and 1, default 0.
     context (int): Maximum number of LLM tokens in a conversation, the answer included. It is reduced
         if the LLM has fewer positions. If a conversation is too long, examples are left out first;
@@ -102,10 +104,10 @@ def make_ra_it_ner_pipe(
         Default 2048.
     random_k (bool): In training, show a random number of examples, from 0 to k, in random order.
         False always shows k examples, the most similar first, as published. Default True.
-    negative_rate (float): In training, the probability that a type the text doesn't contain is
-        requested too, for each type that it contains. Between 0 and 1, default 0.5, as published.
+    negative_rate (float): In training, for each type that the text contains, the probability that a
+        type that it doesn't contain is requested too. Between 0 and 1, default 0.5, as published.
     least_negatives (int): In training, sample at least this many types that the text doesn't contain.
-        Default 1; as published, 0.
+        Default 1 (0 in the paper).
     train_spans (Optional[str]): Train on the doc.spans group with this key, whose spans can overlap,
         instead of doc.ents.
     scorer (Optional[Callable]): The scoring method.
@@ -140,8 +142,8 @@ def make_ra_it_ner_pipe(
 
 
 class RAIT(ExamplePipe):
-    """The component `ra_it_ner`. The LLM, with an adapter trained for this component, is asked about
-    each type in a separate question, after similar texts with their entities.
+    """The component `ra_it_ner`. The LLM, with an adapter trained for this component, reads similar texts
+    with their entities, and is then asked about each type in a separate question.
 
     Types are words in the question, so types that were not in the training data can be requested too.
     """
@@ -181,6 +183,7 @@ class RAIT(ExamplePipe):
             **settings,
         )
         self._rng: Optional[random.Random] = None
+        self._warned = False
         self.set_labels(labels)
 
     def set_labels(self, labels: Iterable[str]) -> None:
@@ -221,6 +224,9 @@ class RAIT(ExamplePipe):
         docs = list(docs)
         texts = [doc.text for doc in docs]
         llm, view, prompt_encoder = self.adapted_llm()
+        if self.module is None and not self._warned:
+            warnings.warn(Warnings.W018.format(name=self.name, llm=llm.spec.name), stacklevel=2)
+            self._warned = True
         settings = self.decoding_settings
         passages = sorted(self._passages(docs, llm, prompt_encoder), key=lambda p: len(p.words.ids))
         budget = self._budget(llm)
@@ -254,7 +260,7 @@ class RAIT(ExamplePipe):
         return out
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
-        """Set the entities and spans, and record in `doc._.llmner_examples` which examples were used and
+        """Set the entities and spans, and record in `doc._.llmner_examples` which examples were used, and
         why.
 
         docs (Iterable[Doc]): The Docs, modified in place.
@@ -395,7 +401,7 @@ class RAIT(ExamplePipe):
         return ask_types(prompt_encoder, prompts, text, passage.bounds, settings)
 
 
-# Set on import, not by the component, since a component that is unpickled in another process needs it too.
+# Register it on import, since a component that is unpickled in another process needs it as well.
 if not Doc.has_extension("llmner_examples"):
     Doc.set_extension("llmner_examples", default=None)
 

@@ -92,8 +92,8 @@ class ConversationEncoder:
 
     @cached_property
     def unconstrained(self) -> Unconstrained:
-        """The constraint that allows all answers. All texts share the same object, so that the decoding
-        engine recognizes that the allowed tokens are the same.
+        """The constraint that allows all answers. All texts share one object, so that the decoding engine
+        recognizes that their allowed tokens are the same.
         """
         return Unconstrained(self.vocab, self.end)
 
@@ -160,7 +160,7 @@ class ConversationEncoder:
         written = str(entities)
         if self.notation == "json":
             written = json.dumps(entities, ensure_ascii=False)
-        # Replace the placeholders in one pass: a text that contains "{entities}" stays as it is.
+        # Replace the placeholders in one pass, so that a text that contains "{entities}" stays as it is.
         parts = re.split(r"(\{text\}|\{entities\})", self.conversation.example)
         values = {"{text}": example.text, "{entities}": written}
         return "".join(values.get(part, part) for part in parts)

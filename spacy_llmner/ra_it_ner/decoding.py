@@ -22,10 +22,10 @@ class ListDecodingSettings:
     """Settings for decoding answers.
 
     list_threshold (float): Decode a list if the probability that it is not empty is above this.
-    constrained (bool): Allow only JSON lists of runs of words from the text.
+    constrained (bool): Allow only JSON lists of strings from the text.
     ordered (bool): Strings are listed in the order of the text.
     draft (int): Maximum number of tokens to draft per forward pass; 0 decodes token by token.
-    max_tokens (int): Maximum number of tokens of an answer. If an answer is cut, its complete strings
+    max_tokens (int): Maximum number of tokens in an answer. If an answer is cut, its complete strings
         are used.
     """
 
@@ -98,7 +98,7 @@ def _ask(
     lists: TextLists,
     settings: ListDecodingSettings,
 ) -> Generator[None, None, List[ListedString]]:
-    """Decode one list. A threshold decides first whether the list is empty."""
+    """Decode one list. First, decide with a threshold whether the list is empty."""
     if not lists.rule.can_list:
         return []
     empty, opening = lists.rule.empty, lists.rule.opening

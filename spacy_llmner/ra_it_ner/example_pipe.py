@@ -88,9 +88,25 @@ class ExamplePipe(AdapterPipe):
 
         examples (Iterable[Example]): Examples that were held out from training. Those without
             annotation are ignored.
-        RETURNS (float): The example threshold: texts are predicted better with examples than without
-            from this cosine similarity on. 1 if examples never help.
-        RAISES (LLMNERError): If no text has an entity, or there are no examples to show.
+        RETURNS (float): The example threshold: the lowest cosine similarity at which examples improve
+            the predictions. 1 if examples never help.
+        RAISES (LLMNERError): See `check_calibration`.
+        """
+        known = self.check_calibration(examples)
+        without, with_examples = (
+            self._predict_all(known, policy) for policy in ("never", "always")
+        )
+        threshold = best_threshold(known, without, with_examples, self.cfg["train_spans"])
+        self.cfg["example_threshold"] = threshold
+        return threshold
+
+    def check_calibration(self, examples: Iterable[Example]) -> List[Example]:
+        """Check that `calibrate` can be called with these examples. The LLM is loaded, but reads nothing.
+
+        examples (Iterable[Example]): Examples that were held out from training.
+        RETURNS (List[Example]): Those that are annotated.
+        RAISES (LLMNERError): If no text has an entity, there are no examples to show, there are no labels,
+            or the LLM can't be loaded.
         """
         examples = list(examples)
         validate_examples(examples, "RAIT.calibrate")
@@ -98,12 +114,10 @@ class ExamplePipe(AdapterPipe):
         if not len(self.index) or not self.retrieval.k:
             counts = {"n": len(self.index), "k": self.retrieval.k}
             raise LLMNERError(Errors.E046.format(name=self.name, **counts))
-        without, with_examples = (
-            self._predict_all(known, policy) for policy in ("never", "always")
-        )
-        threshold = best_threshold(known, without, with_examples, self.cfg["train_spans"])
-        self.cfg["example_threshold"] = threshold
-        return threshold
+        if not self.labels and any(eg.predicted._.llmner_labels is None for eg in known):
+            raise LLMNERError(Errors.E037.format(name=self.name))
+        self.shared_llm()
+        return known
 
     def _predict_all(
         self, examples: Sequence[Example], policy: str
@@ -129,10 +143,12 @@ class ExamplePipe(AdapterPipe):
         RETURNS (ExamplePipe): The component itself.
         RAISES (LLMNERError): If the bytes are incomplete or belong to something else.
         """
-        state = srsly.msgpack_loads(bytes_data)
-        super().from_bytes(state["pipe"], exclude=exclude)
+        with self._restoring("the given bytes"):
+            state = srsly.msgpack_loads(bytes_data)
+            pipe, pool = state["pipe"], state[POOL]
+        super().from_bytes(pipe, exclude=exclude)
         try:
-            self.set_index(ExampleIndex(self.encoder).from_bytes(state[POOL]))
+            self.set_index(ExampleIndex(self.encoder).from_bytes(pool))
         except LLMNERError as e:
             raise incomplete_pool("the given bytes", e) from e
         return self

@@ -1,5 +1,5 @@
-"""Decide which examples are put before a text: always, never, or if they are likely to help (RA-IT,
-arXiv 2406.17305).
+"""Decide when examples are put before a text (always, never, or if they are likely to help), and which
+ones (RA-IT, arXiv 2406.17305).
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,10 +22,10 @@ class SelectedExamples:
     examples (Tuple[LabelledText, ...]): The examples, the most similar first. Empty for a
         conversation without examples.
     similarities (Tuple[float, ...]): The cosine similarity of each example to the text.
-    reason (str): Why these examples: "never", "always", "no examples", "in-domain" (at least half of
-        the requested labels occur among the examples), "out-of-domain" (fewer of them occur, so the
-        examples had to pass a gate) or "threshold". ", cut" is appended if examples were left out to
-        fit the token budget.
+    reason (str): Why these examples were selected: "never", "always", "no examples", "in-domain" (at
+        least half of the requested labels occur in the examples), "out-of-domain" (fewer of them occur,
+        so the examples had to pass a gate) or "threshold". ", cut" is appended if examples were left
+        out to fit the token budget.
     """
 
     examples: Tuple[LabelledText, ...] = ()
@@ -88,10 +88,10 @@ class ExampleSelector:
 
         policy (str): "always", "never", or "auto": only if they are similar enough.
         threshold (Optional[float]): With "auto", the cosine similarity that the most similar example
-            must have; otherwise no example is shown. None uses the published rule: if at least half
-            of the requested labels occur among the examples, the examples are in-domain and are used.
-            Otherwise, each example must have a BM25 score of at least 20, or pass the strategy's own
-            gate if it has one.
+            must have. If it is less similar, no examples are shown. None uses the published rule: if
+            at least half of the requested labels occur in the index, its examples are in-domain and
+            are used. Otherwise, each example must have a BM25 score of at least 20, or pass the
+            strategy's own gate if it has one.
         queries (Sequence[LabelledText]): The texts.
         labels (Sequence[Sequence[str]]): The requested labels of each text.
         RETURNS (List[SelectedExamples]): The examples for each text, which don't depend on the other
@@ -125,7 +125,7 @@ class ExampleSelector:
         return "out-of-domain", replace(strategy, gate="bm25", threshold=PUBLISHED_GATE)
 
     def _is_in_domain(self, requested: Sequence[str]) -> bool:
-        """RETURNS (bool): Whether at least half of the requested labels occur among the examples."""
+        """RETURNS (bool): Whether at least half of the requested labels occur in the index."""
         words = self.label_words
         if self._counted != len(self.index):
             self._words = {words.get(label, label) for label in self.index.labels()}

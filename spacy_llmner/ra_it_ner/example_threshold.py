@@ -1,5 +1,5 @@
-"""Calibrate the example threshold: from which similarity on examples improve predictions on held-out
-texts.
+"""Calibrate the example threshold: find the lowest similarity at which examples improve the predictions
+for held-out texts.
 """
 
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from ..errors import Errors, LLMNERError
 from ..pipeline.gold import gold_mentions
 from ..pipeline.labels import doc_labels
 
-# Never reached: examples with a similarity above 0.98 are duplicates, and are never shown.
+# This is never reached: examples with a similarity above 0.98 are duplicates, and are never shown.
 NEVER = 1.0
 
 # Number of correct, predicted and gold entities in one window of a text
@@ -50,7 +50,7 @@ def best_threshold(
     with_examples: Sequence[Any],
     spans_key: Optional[str],
 ) -> float:
-    """Find the similarity from which on predictions are better with examples than without.
+    """Find the lowest similarity at which predictions are better with examples than without.
 
     As in prediction, each window of a text is predicted with examples if the similarity of its most
     similar example reaches the threshold. Labels that the annotators of a reference didn't look for
@@ -60,8 +60,8 @@ def best_threshold(
     without, with_examples (Sequence[PredictionWithExamples]): The predictions for each text without
         and with examples.
     spans_key (Optional[str]): The doc.spans group with the references' entities; None for doc.ents.
-    RETURNS (float): The threshold with the highest F1 over all texts, the highest of several equally
-        good ones. NEVER if it is best not to use examples at all.
+    RETURNS (float): The threshold with the highest F1 over all texts. If several are equally good, the
+        highest of them. NEVER if it is best not to use examples at all.
     """
     counts_without: List[Counts] = []
     counts_with: List[Counts] = []

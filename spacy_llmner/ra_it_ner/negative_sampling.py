@@ -15,17 +15,17 @@ def sample_labels(
 ) -> List[str]:
     """Sample the types to request for a text: all types it contains, and some that it doesn't contain.
 
-    A coin is flipped for each type that the text contains. As many other types are drawn as there are
-    heads, with probabilities proportional to their frequencies in the corpus. A type that is drawn
-    twice is requested once.
+    A coin is flipped for each type that the text contains. The number of heads is the number of other
+    types that are drawn, with probabilities proportional to their frequencies in the corpus. A type
+    that is drawn twice is requested once.
 
     present (Sequence[str]): The types of the text's entities.
     frequencies (Dict[str, int]): The number of entities of each type in the whole corpus.
     rng (random.Random): The random number generator.
     rate (float): The probability of heads. As published, 0.5.
     least (int): The minimum number of draws, also for a text without entities.
-    known (Optional[Sequence[str]]): The types that the annotators looked for: only these are known to
-        be absent if the text doesn't contain them. None for all types.
+    known (Optional[Sequence[str]]): The types that the annotators looked for. Other types are not drawn,
+        since the text may contain them without annotation. None for all types.
     RETURNS (List[str]): The types in random order.
     """
     positives = sorted(set(present))

@@ -30,8 +30,8 @@ def mentions_of(
 
     label (str): The label.
     listed (List[ListedString]): The strings in the order of the answer.
-    ordered (bool): Each string is one mention: the first free occurrence that begins no earlier than
-        the mention before it. If False, all occurrences of a string are mentions.
+    ordered (bool): Each string is one mention: its first free occurrence that doesn't begin before the
+        previous mention. If False, all occurrences of a string are mentions.
     RETURNS (Tuple[List[Mention], int]): The mentions, and the number of strings that were dropped
         because no occurrence was left for them.
     """
@@ -53,7 +53,7 @@ def parse_list(answer: str) -> List[str]:
     """Parse a JSON list of strings from any answer. Malformed answers don't raise an error.
 
     An answer without a list has no strings. Nested lists and objects are flattened (the keys of an
-    object are used), and a list that was cut has the strings that were complete.
+    object are used). If a list was cut, its complete strings are returned.
 
     answer (str): The answer.
     RETURNS (List[str]): The strings.

@@ -50,7 +50,7 @@ def common_beginning(passages: Sequence[Passage]) -> Optional[Prefix]:
     """
     if len(passages) < 2:
         return None
-    # Compare the prompts of all labels: identical texts must not share the first question.
+    # Compare the prompts of all labels. Otherwise identical texts would share the first question as well.
     prompts = [prompt for passage in passages for prompt in passage.prompts.values()]
     shared = common_prefix(prompts)
     return Prefix(prompts[0][:shared]) if shared else None
@@ -81,8 +81,8 @@ class TokenBudget:
 
     @property
     def prompt(self) -> int:
-        """Maximum number of tokens in a conversation before the answer. At least three quarters of the
-        context are left for the prompt.
+        """Maximum number of tokens in a conversation before the answer: at least three quarters of the
+        context.
         """
         return self.context - min(self.answer, self.context // 4)
 

@@ -66,7 +66,7 @@ def make_training_batch(
         passage.selected = budget.fit(SelectedExamples(tuple(shown)), passage, prompt_encoder)
         text = examples[passage.doc].predicted.text
         sequences = training_sequences(prompt_encoder, passage, text, mentions, settings)
-        # In decoding, an answer is cut at the same length.
+        # Cut the answer as decoding does.
         limit = budget.context
         out.append(pack([TrainingSequence(x.ids[:limit], x.loss[:limit]) for x in sequences]))
     return out
@@ -81,8 +81,8 @@ def training_sequences(
 ) -> List[TrainingSequence]:
     """Create the training sequences for a passage: one for each requested type.
 
-    The sequences differ only in question and answer. Packed, they are the published conversation,
-    except that every type is a branch of its own, as in decoding.
+    The sequences differ only in the question and the answer. When they are packed, they are the
+    published conversation, except that every type is a branch of its own, as in decoding.
 
     prompt_encoder (ConversationEncoder): Encodes the conversation for the LLM.
     passage (Passage): The passage, with its labels and selected examples.
@@ -113,8 +113,8 @@ def listed_spans(
     lists (TextLists): The JSON lists of strings from the text.
     mentions (Sequence[Tuple[int, int]]): The first word, and one past the last, of each mention of a
         label.
-    ordered (bool): List all mentions in the order of the text; of several that begin with the same
-        word, only the longest. If False, list the first mention of each string.
+    ordered (bool): List all mentions in the order of the text. If several begin with the same word, list
+        only the longest. If False, list the first mention of each string.
     RETURNS (List[Tuple[int, int]]): The listed mentions.
     """
     seen, out = set(), []

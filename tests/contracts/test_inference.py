@@ -1,10 +1,10 @@
-"""The same answer however a component is called, for any text."""
+"""A component gives the same answer for any text, however it is called."""
 
 import pytest
 import spacy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from spacy.tokens import Span
+from spacy.tokens import Doc, Span
 
 from tests.contracts.components import (
     BY_NAME,
@@ -93,28 +93,31 @@ def test_the_same_twice(trained):
 
 
 def test_use_draws_nothing(trained):
-    """The global random generators are those of the user."""
+    """A component doesn't use the global random generators, since they belong to the user."""
     before = random_states()
     list(trained.pipe([*TEXTS, UNSEEN]))
     assert random_states() == before
 
 
-def test_as_tuples(component, trained):
+@kinds(*(f"{name}/trained" for name in KINDS), "ra_it_ner/wild")
+def test_as_tuples(nlp):
+    component = BY_NAME[nlp.pipe_names[0]]
     texts = [*dict(component.data), UNSEEN, ""]
-    pairs = list(trained.pipe([(text, {"id": i}) for i, text in enumerate(texts)], as_tuples=True))
+    pairs = list(nlp.pipe([(text, {"id": i}) for i, text in enumerate(texts)], as_tuples=True))
     assert [context["id"] for _, context in pairs] == list(range(len(texts)))
-    assert_same_docs([doc for doc, _ in pairs], map(trained, texts))
+    assert_same_docs([doc for doc, _ in pairs], map(nlp, texts))
     if component.exact:
         assert [entities(doc) for doc, _ in pairs[:-2]] == [gold for _, gold in component.data]
 
 
-def test_n_process(trained):
-    docs = trained.pipe(TEXTS * 2, n_process=2, batch_size=4)
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_n_process(trained, batch_size):
+    docs = trained.pipe(TEXTS * 2, n_process=2, batch_size=batch_size)
     assert_same_docs(docs, [*map(trained, TEXTS)] * 2)
 
 
 def test_disabled(component, trained, saved):
-    """It leaves nothing on a Doc, and comes back as it was."""
+    """A disabled component writes nothing to a Doc. It works as before when it is enabled again."""
     text = component.text
     before = trained(text)
     assert before.ents
@@ -139,7 +142,7 @@ def test_nasty_texts(nlp, text):
 
 @kinds()
 def test_injection_is_text(nlp):
-    """A text that imitates prompts and answers has no other labels."""
+    """A text that imitates prompts and answers can't produce other labels."""
     text = BY_NAME[nlp.pipe_names[0]].injection or NASTY[3]
     doc = nlp(text)
     assert_valid(doc, text)
@@ -148,7 +151,7 @@ def test_injection_is_text(nlp):
 
 @kinds(*WILDEST, "ra_it_ner/free")
 def test_any_text(nlp):
-    """What is found are words of the text, with their offsets."""
+    """All spans found consist of words of the text, with correct offsets."""
 
     @settings(max_examples=N_TEXTS[nlp.pipe_names[0]])
     @given(st.text(max_size=60))
@@ -174,7 +177,7 @@ def test_any_mixture(nlp):
 
 
 def test_every_shape_of_llm(component, any_llm):
-    """Texts are longer than the LLM's positions."""
+    """The texts have more tokens than the LLM has positions."""
     model = {"ra_it_ner": {"k": 2}, "ember_probe": {"width": 32}}.get(component.name, {})
     nlp = initialized(component.make(any_llm, **model))
     if component.adapter:
@@ -290,7 +293,7 @@ def test_nothing_heavy_on_the_doc(component, trained):
     indirect=["nlp"],
 )
 def test_lower_thresholds_find_more(nlp, monkeypatch, setting):
-    """As `spacy find-threshold` sets them: in `cfg`. See ember_probe's own test for its threshold."""
+    """Thresholds are set in `cfg`, as `spacy find-threshold` does. ember_probe has its own test."""
     cfg = nlp.get_pipe(nlp.pipe_names[0]).cfg
     n = []
     for threshold in (0.9, 0.5, 0.2, 0.05, 0.0):
@@ -331,11 +334,32 @@ CHINESE = {
 
 @only(TRAINABLE)
 def test_chinese(component, make):
-    """By characters; the LLM reads the published prompts in Chinese."""
+    """The tokens are characters, and the LLM reads the published Chinese prompts."""
     data, settings = CHINESE[component.name]
     nlp = initialized(make(lang="zh", **settings), data)
     examples, sgd = make_examples(nlp, data), make_sgd(0.01, grad_clip=1.0)
-    for _ in range(40):
+    for _ in range(30):
         nlp.update(examples, sgd=sgd)
     for text, gold in data:
         assert entities(nlp(text)) == gold
+
+
+def test_scores_in_docs_that_spacy_makes(component, trained):
+    """spaCy drops the attrs of span groups when it joins or cuts Docs. The scores of entities stay."""
+    docs = [doc for doc in trained.pipe(component.texts) if doc.ents]
+    expected = [
+        [(e.text, e.label_, e._.llmner_score, e._.llmner_method) for e in doc.ents] for doc in docs
+    ]
+    assert all(score is not None for of_doc in expected for _, _, score, _ in of_doc)
+    joined = Doc.from_docs([*docs, docs[0]])
+    of_joined = [(e.text, e.label_, e._.llmner_score, e._.llmner_method) for e in joined.ents]
+    assert of_joined == sum([*expected, expected[0]], [])
+    assert [e["score"] for e in joined._.llmner_entities] == [score for *_, score, _ in of_joined]
+    for doc, of_doc in zip(docs, expected):
+        for ent, known in zip(doc.ents, of_doc):
+            (cut,) = ent.as_doc(copy_user_data=True).ents
+            assert (cut.text, cut.label_, cut._.llmner_score, cut._.llmner_method) == known
+    # A second run leaves nothing of the first.
+    doc = docs[0].copy()
+    doc.set_ents([], default="missing")
+    assert trained.get_pipe(component.name)(doc).user_data.keys() == docs[0].user_data.keys()

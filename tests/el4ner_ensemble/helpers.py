@@ -60,9 +60,9 @@ def vector(text):
 class MockVoter:
     """A voter without an LLM.
 
-    knows (Dict[str, Dict[str, float]]): What it finds: by string, how likely it is of each type.
-    true (Dict[Tuple[str, str], float]): How likely it takes (string, type) for true; others 0.9.
-    fails (Dict[str, Set[str]]): Stages, and texts on which it fails in them.
+    knows (Dict[str, Dict[str, float]]): The strings that it finds, each with the probability of each type.
+    true (Dict[Tuple[str, str], float]): The probability that (string, type) is true. Default 0.9.
+    fails (Dict[str, Set[str]]): By stage, the texts on which it fails.
     """
 
     def __init__(self, knows=None, true=None, fails=None, weight=1.0, llm_key=None):
@@ -157,7 +157,7 @@ def words_of(text):
 
 
 def make_ensemble(voters, labels=("LOC", "ORG", "PER"), resident=None, **settings):
-    """RETURNS (Ensemble): Of mocks, by name."""
+    """RETURNS (Ensemble): An ensemble of mock voters."""
     for name, voter in voters.items():
         voter.register(name, 100, "el4ner_ensemble")
     members = [voters[name] for name in sorted(voters)]
@@ -186,7 +186,7 @@ def decide(ensemble, *texts):
 
 
 def make_nlp(llms, *, lang="en", name="el4ner_ensemble", **cfg):
-    """llms (Dict[str, Any]): By name the folder of an LLM, or settings of a voter.
+    """llms (Dict[str, Any]): By name, the folder of an LLM or the settings of a voter.
     RETURNS (Language): With one ensemble that was not initialized."""
     nlp = spacy.blank(lang)
     nlp.add_pipe("el4ner_ensemble", name=name, config=config_of(llms, **cfg))

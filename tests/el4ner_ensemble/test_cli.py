@@ -22,7 +22,7 @@ def corpus(tmp_path):
 
 
 def test_spacy_train(roomy, corpus, tmp_path):
-    """One step, in which nothing is trained: the pool is taken, and the dev corpus is scored."""
+    """There is one step, in which nothing is trained: the pool is filled, and the dev corpus is scored."""
     overrides = {
         "paths.train": corpus,
         "paths.dev": corpus,

@@ -19,7 +19,7 @@ GOLD = {
 
 
 def make_knowing():
-    """Finds all entities, and takes tea for a place, which it doubts when it is asked."""
+    """A voter that finds all entities. It classifies "tea" as a place, but doesn't verify this."""
     return MockVoter({**GOLD, "tea": {"LOC": 0.9}}, true={("tea", "LOC"): 0.3})
 
 
@@ -36,7 +36,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory):
-    """Folder of an ensemble that knows what is right."""
+    """Folder of an ensemble that finds the correct entities."""
     nlp = spacy.blank("en")
     config = {**config_of({}), "llms": {"a": {"@misc": "el4ner_tests.Knowing.v1"}}}
     nlp.add_pipe("el4ner_ensemble", config=config)
@@ -49,14 +49,14 @@ def knowing(tmp_path_factory):
 def test_evaluate(run, knowing, corpus, tmp_path):
     run("evaluate", knowing, corpus, "--output", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
-    # All that is right, and tea.
+    # All correct entities, and "tea".
     assert scores["ents_r"] == 1.0 and scores["ents_p"] == pytest.approx(8 / 9)
     assert scores["ents_per_type"]["PER"]["f"] == 1.0
     assert 0.0 <= scores["ents_ece"] <= 1.0
 
 
 def test_find_threshold(run, knowing, corpus):
-    """What is less likely than the best one is dropped, and nothing else."""
+    """Entities below the best threshold are dropped, and nothing else."""
     what = ("el4ner_ensemble", "verify_threshold", "ents_p")
     out = run("find-threshold", knowing, corpus, *what, "--n_trials", "3")
     rows = [line.split() for line in out.splitlines() if re.match(r"[\d.]+ +[\d.]+", line)]
@@ -65,7 +65,7 @@ def test_find_threshold(run, knowing, corpus):
 
 
 def test_apply(run, two, tmp_path):
-    """The LLMs are asked in batches, and say the same."""
+    """The LLMs read the texts in batches, and give the same answers."""
     two.to_disk(tmp_path / "pipeline")
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:3]))
@@ -76,7 +76,7 @@ def test_apply(run, two, tmp_path):
 
 
 def test_package(run, two, tmp_path):
-    """What is packaged loads, with the names of the LLMs and not their weights."""
+    """A package can be loaded. It has the names of the LLMs, but not their weights."""
     two.to_disk(tmp_path / "pipeline")
     run("package", tmp_path / "pipeline", tmp_path, "--name", "votes", "--build", "none")
     (made,) = tmp_path.glob("en_votes-*")

@@ -76,7 +76,7 @@ def test_own_prompts_are_saved(roomy, tmp_path):
 
 
 def test_other_prompts_when_it_is_loaded(roomy, two, tmp_path):
-    """Those of the config count, unless they are the same as when they were saved."""
+    """If the config was overridden, its prompts are used instead of the saved ones."""
     two.to_disk(tmp_path)
     voters = "components.el4ner_ensemble.llms"
     other = {f"{voters}.a.prompts": "zh_base", f"{voters}.b.chat": False}
@@ -90,7 +90,7 @@ def test_other_prompts_when_it_is_loaded(roomy, two, tmp_path):
 
 
 def test_provenance_can_be_asked_for_later(two, tmp_path):
-    """As the documentation shows it: what was saved wins over the config."""
+    """It is set in `cfg`, as in the documentation, since saved settings override the config."""
     two.to_disk(tmp_path)
     nlp = spacy.load(tmp_path)
     doc = nlp(UNSEEN)
@@ -122,7 +122,7 @@ def test_saved_verifier_is_gone(roomy, tmp_path):
 
 
 def test_unpickled_voters_take_turns(roomy, monkeypatch):
-    """Where a pipeline is unpickled, no voter knows its tokenizer: they meet one after another."""
+    """After unpickling, no voter has its tokenizer. They load their LLMs one after another."""
     nlp = initialized(make_nlp({"a": roomy[0], "b": roomy[1]}, resident=1, pre_extract="gold"))
     expected = nlp(UNSEEN)
     again = pickle.loads(pickle.dumps(nlp))
@@ -169,7 +169,7 @@ def test_update_does_nothing(two):
 
 
 def test_spans_of_gold(roomy):
-    """The cheap way: the pool's own entities, without asking the LLMs."""
+    """The pool's own entities are used, so no LLM has to run."""
     nlp = initialized(make_nlp({"a": roomy[0]}, pre_extract="gold"))
     pipe = nlp.get_pipe("el4ner_ensemble")
     assert [[(a, b) for a, b, _ in s.proposed] for s in pipe.pool.spans] == [
@@ -199,7 +199,7 @@ def test_zero_shot(roomy, lang, text):
     assert_valid(doc, text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nlp(text)  # it is said once
+        nlp(text)  # there is only one warning
 
 
 def test_empty_pool(roomy):
@@ -244,12 +244,12 @@ def test_provenance(tmp_path):
     assert again._.el4ner_rejected == doc._.el4ner_rejected
     quiet, pipe = make_mock_nlp({"a": MockVoter({"Mira Stone": {"PER": 0.9}})})
     doc = pipe(quiet.make_doc(UNSEEN))
-    assert doc.ents and not doc.user_data
+    assert doc.ents and {key[1] for key in doc.user_data} == {"llmner_found"}
     assert Span.has_extension("el4ner")
 
 
 def test_what_was_rejected_can_be_seen():
-    """By the vote, and by the verifier."""
+    """Spans can be rejected by the vote or by the verifier."""
     knows = {"Mira Stone": {"PER": 0.9}, "Oskar": {"": 0.8, "PER": 0.2}}
     voters = {
         "a": MockVoter(knows),
@@ -324,7 +324,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize("damaged", DAMAGED)
 def test_damaged_settings(damaged, tmp_path):
-    """Nothing is taken of what is refused."""
+    """If saved settings can't be loaded, none of them are used."""
     nlp, pipe = make_mock_nlp({"a": MockVoter(), "b": MockVoter()})
     whole = pipe.to_bytes()
     if isinstance(damaged, dict):
@@ -377,7 +377,7 @@ def test_one_llm_only(roomy):
 
 
 def test_config_block_of_a_mock():
-    """Any object with the methods is a voter: a registered function of your own makes it."""
+    """Any object with the methods is a voter. A registered function can create it."""
     spacy.registry.misc("el4ner_tests.Mock.v1", func=lambda: MockVoter({"Oskar": {"PER": 1.0}}))
     nlp = spacy.blank("en")
     config = config_of({}, labels=["PER"], k=0)

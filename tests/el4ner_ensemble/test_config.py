@@ -44,7 +44,7 @@ def test_the_same_block_twice(roomy):
     ],
 )
 def test_the_same_voter_in_other_words(roomy, number, same):
-    """What "auto" and null mean is known once the LLM was loaded."""
+    """It is only known what "auto" and null mean after the LLM was loaded."""
     if same == {"device": "auto"} and torch.cuda.is_available():
         pytest.skip("here it is another device")
     config = config_of({"a": roomy[number], "b": roomy[number]}, labels=["PER"], k=0)

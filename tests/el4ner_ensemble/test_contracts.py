@@ -24,7 +24,7 @@ NEW_CHINESE = "昨天李雷🚀从上海去了北京，王小明没去。"
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What sessions are asked: stage, passes, questions about each text. Some words are found."""
+    """Record the questions of each stage: stage, passes, number of questions about each text."""
     noted, extract = [], LLMSession.extract
     for stage in ("classify", "verify"):
         monkeypatch.setattr(LLMSession, stage, _noting(getattr(LLMSession, stage), stage, noted))
@@ -49,7 +49,7 @@ def _noting(method, stage, noted):
 
 
 def assert_one_pass_each(asked, n_texts=1):
-    """Two voters say the types of several spans, one of them checks several claims."""
+    """Check that two voters classified several spans, and one verified several claims, in one pass each."""
     assert [stage for stage, _, _ in asked] == ["classify", "classify", "verify"]
     for _, _, questions in asked:
         assert len(questions) == n_texts and min(questions) > 1
@@ -58,7 +58,7 @@ def assert_one_pass_each(asked, n_texts=1):
 
 @pytest.fixture
 def prompts(monkeypatch):
-    """All that was shown in front of questions."""
+    """Record the prompts before the questions."""
     noted = []
 
     class Noting(session.TaskSession):
@@ -71,7 +71,7 @@ def prompts(monkeypatch):
 
 
 def test_questions_about_a_text_take_one_pass(two, asked):
-    """All types of a text, and all claims about it."""
+    """The questions for all types take one pass, and so do those about all claims."""
     two(UNSEEN)
     assert_one_pass_each(asked)
 
@@ -82,7 +82,7 @@ def test_questions_about_many_texts_take_one_pass(two, asked):
 
 
 def test_questions_take_one_pass_where_llms_take_turns(roomy, asked):
-    """What was read before is read again together with the questions."""
+    """The prompt is read again in the same pass as the questions."""
     nlp = make_nlp({"a": roomy[0], "b": roomy[1]}, resident=1, labels=["PER", "LOC"], k=0)
     nlp(UNSEEN)
     assert_one_pass_each(asked)
@@ -125,7 +125,7 @@ def test_chinese_offsets():
 
 
 def test_a_pipeline_of_another_language_takes_it(chinese, prompts, tmp_path):
-    """It asks in the language that it was made for, also after it was saved."""
+    """Its prompts stay in the language that it was created for, even after saving."""
     nlp = spacy.blank("en")
     nlp.add_pipe("el4ner_ensemble", name="zh", source=chinese)
     text = "李雷 去 北京 ."
@@ -202,7 +202,7 @@ def said(nlp):
 @pytest.mark.parametrize("who", ["plain", "tuned"])
 @pytest.mark.parametrize("at", [1, 4, "last"])
 def test_a_pass_that_fails_leaves_nothing_behind(beside, who, at):
-    """What others say with the same LLM or the same adapter stays the same to the last bit."""
+    """The answers of others with the same LLM or the same adapter stay exactly the same."""
     padellm, ensemble = beside
     before, expected = said(padellm), said(ensemble)
     assert any(before) and any(expected)

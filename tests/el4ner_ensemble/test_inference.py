@@ -39,9 +39,9 @@ def test_taking_turns_changes_nothing(two, turns):
 
 
 class InMemory(MockVoter):
-    """Notes which LLMs are in memory when it is asked, and takes its time.
+    """A slow voter that records which LLMs are in memory when it is asked.
 
-    there (Set[str]): Of all voters together.
+    there (Set[str]): The LLMs in memory, shared by all voters.
     """
 
     def __init__(self, there, llm_key):
@@ -69,7 +69,7 @@ def copies(pipe):
 
 @pytest.mark.parametrize("which", ["itself", "deep copy", "pickle"])
 def test_taking_turns_in_threads(which):
-    """No more LLMs are in memory than may be, while several threads use it and afterwards."""
+    """There are never too many LLMs in memory, even if several threads use the ensemble."""
     there = set()
     nlp, pipe = make_mock_nlp({name: InMemory(there, name) for name in "abc"}, resident=1)
     pipe = copies(pipe)[which]
@@ -119,7 +119,7 @@ def test_long_text(two):
 
 
 def test_a_text_longer_than_the_smallest_context(roomy, tiny_models):
-    """256 positions: the windows are as short as they have to be, and demonstrations give way."""
+    """With 256 positions, windows are as short as necessary, and demonstrations are left out."""
     nlp = initialized(make_nlp({"a": roomy[0], "b": tiny_models["gpt2"]}))
     text = " ".join(TEXTS)
     assert_valid(nlp(text), text)
@@ -152,7 +152,7 @@ def test_one_bad_document(failing, caplog):
 
 
 class NoSession(MockVoter):
-    """Can't even begin."""
+    """A voter that can't open a session."""
 
     def session(self, tasks, asked, *, keep):
         raise RuntimeError("no session")
@@ -187,7 +187,7 @@ def test_empty_texts_ask_nobody():
 
 
 class NoRoom(MockVoter):
-    """Fails before it is asked anything: as an LLM that does not fit into memory."""
+    """A voter that fails before its first answer, like an LLM that doesn't fit into memory."""
 
     def __init__(self, method, *args):
         super().__init__(*args)
@@ -253,7 +253,7 @@ def test_an_llm_that_does_not_fit_into_memory(two, roomy, error, monkeypatch):
 
 
 def test_labelled_texts_on_which_all_fail(caplog):
-    """They are dropped; if all are, it is said."""
+    """They are dropped. If this applies to all texts, there is an error."""
     fails = {"extraction": {TEXTS[1]}}
     voters = {name: MockVoter({"tea": {"LOC": 1.0}}, fails=fails) for name in "ab"}
     _, pipe = make_mock_nlp(voters)
@@ -284,7 +284,7 @@ def test_work_is_logged(two, caplog):
 
 
 def test_a_failed_voter_is_flagged_on_the_doc():
-    """Also where nothing was found."""
+    """This applies even if nothing was found."""
     bad = "Nobody here."
     voters = {"a": MockVoter({"Mira": {"PER": 1.0}}, fails={"extraction": {bad}}), "b": MockVoter()}
     nlp, pipe = make_mock_nlp(voters)
@@ -293,7 +293,7 @@ def test_a_failed_voter_is_flagged_on_the_doc():
         assert doc.spans["llmner"] or doc is not docs[1]
     reason = "pre_extraction: MemoryError: no room"
     assert [doc._.el4ner_failed for doc in docs] == [{"a": reason}, None, None]
-    assert not docs[1].user_data
+    assert {key[1] for key in docs[1].user_data} == {"llmner_found"}
     again = Doc(nlp.vocab).from_bytes(docs[0].to_bytes())
     assert again._.el4ner_failed == {"a": reason}
     voters["a"].fails = {}

@@ -49,7 +49,7 @@ def test_labels_that_were_given_stay(nlp, pipe):
 
 
 def test_long_labelled_texts_are_cut(nlp, pipe):
-    """As the texts are that are read."""
+    """They are cut in the same way as the texts to predict."""
     text = "Mira Stone met Oskar Blum. Then she sailed to Port Ellam. Nobody saw them."
     ents = [(0, 10, "PER"), (15, 25, "PER"), (46, 56, "LOC")]
     pipe.cfg["window"] = 8
@@ -92,7 +92,7 @@ class GoneEncoder(FakeEncoder):
 
 
 def test_the_encoder_comes_first(nlp):
-    """That it is missing is told before the LLMs read the labelled texts."""
+    """If it is missing, the error is raised before the LLMs read the labelled texts."""
     voter = MockVoter()
     pipe = EL4NER(nlp, {"a": voter}, GoneEncoder())
     with pytest.raises(LLMNERError, match="not downloaded"):

@@ -15,7 +15,7 @@ MIRA, OSKAR, VARNHOLM = "Mira Stone", "Oskar", "Varnholm"
 
 
 def three():
-    """Three different voters: what one finds the others may not."""
+    """Three voters that find different spans."""
     return {
         "a": MockVoter({MIRA: {"PER": 0.9}, VARNHOLM: {"LOC": 0.6, "PER": 0.4}}),
         "b": MockVoter({MIRA: {"PER": 0.7}, OSKAR: {"PER": 0.8}}),
@@ -104,7 +104,7 @@ def test_one_text_calls():
 
 
 class Nonsense(MockVoter):
-    """Spans that are not there, and types that nobody asked for."""
+    """A voter that returns spans outside the text, and types that were not requested."""
 
     def session(self, tasks, asked, *, keep):
         session = super().session(tasks, asked, keep=keep)
@@ -137,7 +137,7 @@ NO_SPANS = {
 
 
 class Broken(MockVoter):
-    """Answers of another number than questions, or no probabilities."""
+    """A voter whose answers are not one per question, or are not probabilities."""
 
     def __init__(self, how):
         super().__init__({MIRA: {"PER": 1.0}})
@@ -204,7 +204,7 @@ def test_nonsense_in_the_first_stage(how):
 
 
 def test_answers_may_be_numpy():
-    """What is decided is plain, so that it can be saved."""
+    """Decisions contain plain Python values, so that they can be saved."""
 
     class Numpy(MockVoter):
         def session(self, tasks, asked, *, keep):
@@ -255,7 +255,7 @@ def test_a_wrong_llm_is_no_failure_of_a_text():
 
 
 def test_taking_turns():
-    """With one LLM in memory each reads all texts before the next one comes; answers are the same."""
+    """With one LLM in memory, each reads all texts before the next is loaded. The answers are the same."""
     expected = decide(make_ensemble(three()), TEXT, "Oskar sings.")
     voters = three()
     for k, voter in enumerate(voters.values()):
@@ -265,7 +265,7 @@ def test_taking_turns():
     for voter in voters.values():
         assert voter.kept == [False] * len(voter.kept)
         assert [len(demos) for _, _, demos in voter.asked] == [2] * len(voter.asked)
-    # a, b and c extract, c, a and b classify, a verifies: each change sends one away.
+    # a, b and c extract; c, a and b classify; a verifies. Each change unloads one LLM.
     assert [voter.unloaded for voter in voters.values()] == [2, 2, 1]
     together = three()
     for voter in together.values():

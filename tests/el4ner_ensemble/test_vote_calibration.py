@@ -1,4 +1,4 @@
-"""Voters with favourites, and what corrects them."""
+"""Voters that are biased towards some labels, and the correction of this bias."""
 
 import json
 
@@ -13,7 +13,7 @@ from spacy_llmner.errors import LLMNERError
 from tests.el4ner_ensemble.helpers import FakeEncoder, MockVoter, make_mock_nlp
 from tests.helpers import make_examples
 
-# It calls most things a person.
+# It classifies most spans as persons.
 LIKES_PER = {
     "Mira": {"PER": 0.8, "LOC": 0.1, NONE: 0.1},
     "Bonn": {"PER": 0.5, "LOC": 0.4, NONE: 0.1},
@@ -47,7 +47,7 @@ def test_ratios_by_hand():
 @pytest.mark.parametrize("how", ["majority", "probability"])
 @pytest.mark.parametrize("good", ["a", "b"])
 def test_who_knows_more_counts_more(how, good):
-    """Of two voters, whichever of them knows; and of three that say the same, none."""
+    """The better of two voters gets a higher weight. Three voters with equal answers get equal weights."""
     labels = ["LOC", "PER"]
     gold = dict(zip(SPANS, ["PER", "LOC", "PER", "LOC"]))
     bad = "b" if good == "a" else "a"
@@ -66,7 +66,7 @@ def test_who_knows_more_counts_more(how, good):
 
 
 def test_no_entity_counts_what_is_best():
-    """Entities that nobody proposed count as missed; what is fitted is never worse than nothing."""
+    """Entities that no voter proposed count as missed. Calibration never makes the result worse."""
     said = [{"a": {"PER": 0.4, NONE: 0.6}}, {"a": {"PER": 0.1, NONE: 0.9}}]
     gold = {SPANS[0]: "PER", SPANS[3]: "PER"}
     fitted = fit([VotedText(dict(zip(SPANS, said)), gold)], {"a": 1.0}, ["PER"], "majority")
@@ -113,7 +113,7 @@ def test_a_biased_voter_is_corrected(vote, tmp_path):
 
 
 def test_calibration_is_with_demonstrations():
-    """The vote is the one that is corrected: a failed voter has no say, and initialize forgets it."""
+    """Votes are collected with demonstrations, without failed voters. `initialize` resets the result."""
     voters = {
         "a": MockVoter(LIKES_PER),
         "b": MockVoter(LIKES_PER, fails={"classification": {DEV[0][0]}}),
@@ -127,7 +127,7 @@ def test_calibration_is_with_demonstrations():
 
 
 def test_what_voters_count_is_multiplied():
-    """By what was fitted, in the vote and in the score."""
+    """The fitted factors are applied in the vote and in the score."""
     voters = {
         "a": MockVoter({"Bonn": {"PER": 1.0}}, weight=2.0),
         "b": MockVoter({"Bonn": {"LOC": 1.0}}),
@@ -140,7 +140,7 @@ def test_what_voters_count_is_multiplied():
 
 
 def test_nothing_to_calibrate_on():
-    """What was fitted before is kept."""
+    """An earlier calibration is kept."""
     nlp, pipe = make_mock_nlp({"a": MockVoter(LIKES_PER)})
     factors = pipe.calibrate(make_examples(nlp, DEV)).factors
     bare = [Example(nlp.make_doc(text), nlp.make_doc(text)) for text, _ in DEV]

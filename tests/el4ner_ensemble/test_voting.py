@@ -32,7 +32,7 @@ def test_none_is_a_vote():
 
 
 def test_a_tie_of_three():
-    """One vote each: the highest sum of probabilities, also over those that voted otherwise."""
+    """With one vote for each label, the sum of the probabilities from all voters decides."""
     answers = {
         "a": {"PER": 0.6, "LOC": 0.4},
         "b": {"ORG": 0.7, "LOC": 0.3},
@@ -43,7 +43,7 @@ def test_a_tie_of_three():
 
 
 def test_equal_sums():
-    """Then the order of the labels decides, and no entity comes last."""
+    """If the sums are equal, the order of the labels decides, and "no entity" comes last."""
     answers = {"a": {"LOC": 0.5}, "b": {"ORG": 0.5}, "c": {NONE: 0.5}}
     assert vote(answers).label == "ORG"
     assert vote(answers, labels=["LOC", "ORG", "PER"]).label == "LOC"

@@ -24,7 +24,7 @@ PLACES = [
     ("Port Ellam is far, says Oskar Blum.", [(0, 10, "LOC")]),
 ]
 
-# So that a few steps do.
+# So that a few steps are enough.
 LEARN_ALL = (
     *("--components.ra_it_ner.negative_rate", "1.0"),
     *("--components.ra_it_ner.random_k", "false"),
@@ -76,7 +76,7 @@ def train(run, tiny_llm, tiny_bert):
 
 @pytest.fixture(scope="module")
 def folder(train, corpus, tmp_path_factory):
-    """A pipeline that has learnt its corpus."""
+    """A pipeline that was trained on its corpus."""
     out = tmp_path_factory.mktemp("training")
     return train(out, corpus, corpus, 34, *LEARN_ALL) / "model-best"
 
@@ -96,7 +96,7 @@ def test_train_and_evaluate(run, folder, corpus, tmp_path):
 
 
 def test_apply(run, folder, tmp_path):
-    """What is found is in the file, and why which examples were shown."""
+    """The file contains the entities, the examples that were shown, and the reason."""
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     run("apply", folder, texts, tmp_path / "out.spacy", "--batch-size", "4")
@@ -175,7 +175,7 @@ def test_k_0_is_plain_instruction_tuning(train, corpus, tmp_path):
 
 
 def test_labels_of_a_file_and_further_examples(train, corpus, tiny_bert, tmp_path):
-    """What is asked for later may be other than what is learnt; `spacy llmner index` gives examples."""
+    """The labels to find can differ from those in training. `spacy llmner index` adds examples."""
     labels, more = tmp_path / "labels.json", save_corpus(tmp_path / "more.spacy", PEOPLE)
     labels.write_text('["PER", "ship"]')
     build_index(more, tmp_path / "pool", encoder=tiny_bert, device="cpu")
@@ -189,7 +189,7 @@ def test_labels_of_a_file_and_further_examples(train, corpus, tiny_bert, tmp_pat
 
 
 def test_a_corpus_of_two_label_sets(run, train, tmp_path):
-    """What annotators did not look for is neither learnt to be absent nor counted as wrong."""
+    """Types that the annotators didn't look for are neither learned as absent nor counted as errors."""
     parts = {"PER": PEOPLE, "LOC": PLACES}
     found = {}
     for kind in ("said", "unsaid"):

@@ -18,7 +18,7 @@ UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
 
 
 def test_what_labels_are_called_is_open(tiny_llm, tmp_path):
-    """Also when it is loaded."""
+    """Any word can be a label, even after loading."""
     nlp = initialized(make_nlp(tiny_llm, k=0, label_words={"PER": "person"}))
     nlp.to_disk(tmp_path)
     words = {"components.ra_it_ner.model.label_words.PER": "name"}
@@ -103,7 +103,7 @@ def test_random_k(tiny_llm):
 
 
 def test_many_label_sets(tiny_llm):
-    """A Doc may say which labels its annotators knew; others are never taken for absent."""
+    """If a Doc lists the labels that its annotators looked for, others are never assumed to be absent."""
     nlp = make_nlp(tiny_llm)
     examples = make_examples(nlp)
     for eg in examples[:3]:
@@ -152,19 +152,19 @@ def test_answers_stay_within_the_context(wild, monkeypatch):
 
 
 def test_learnt_answers_stay_within_the_context(tiny_models):
-    """GPT-2 has no positions beyond: a list of many names is cut there."""
+    """GPT-2 has no more positions, so a list of many names is cut."""
     nlp = make_nlp(tiny_models["gpt2"], k=0)
     names = ", ".join(["Oskar Blum"] * 30)
     places = [(at, at + 10, "PER") for at in range(0, len(names), 12)]
     pipe = initialized(nlp, [(names, places)]).get_pipe("ra_it_ner")
     reads = pipe.shared_llm().max_length
     packed = pipe.make_training_batch(make_examples(nlp, [(names, places)]))
-    assert max(int(p.positions.max()) for p in packed) == reads - 2  # the last token reads nothing
+    assert max(int(p.positions.max()) for p in packed) == reads - 2  # the last is only a target
     assert nlp.update(make_examples(nlp, [(names, places)]), sgd=make_sgd(0.001))["ra_it_ner"] > 0
 
 
 def test_what_the_llm_has_read_is_learnt_once(tiny_llm):
-    """Not as often as there are types."""
+    """It is learned once, not once for each type."""
     weights = {}
     for learn in (False, True):
         nlp = make_nlp(tiny_llm, k=0, cfg={"negative_rate": 1.0}, learn_acknowledgements=learn)

@@ -1,4 +1,4 @@
-"""Examples that a component keeps: where they are from, when they help, long documents among them."""
+"""The examples of a component: their sources, when they help, and examples from long documents."""
 
 import copy
 
@@ -46,7 +46,7 @@ def test_pool_from_a_folder(tiny_llm, trained, tmp_path):
 
 
 def test_long_texts_of_a_pool_are_shown(tiny_llm, trained, tmp_path):
-    """By parts: `spacy llmner index` cuts them. None is shown to the text it is of."""
+    """`spacy llmner index` splits them into parts. No part is an example for its own text."""
     corpus, sentence = tmp_path / "corpus.jsonl", "Bo is in Bern now. "
     text = "".join(f"{number} {sentence}" for number in range(100))
     srsly.write_jsonl(corpus, [{"text": text, "spans": [{"start": 2, "end": 4, "label": "PER"}]}])
@@ -129,7 +129,7 @@ def long_doc(nlp):
 
 
 def test_long_docs_are_examples_window_by_window(tiny_llm):
-    """And none is behind another part of the same Doc, neither in training nor later."""
+    """No window is an example for another window of the same Doc, neither in training nor later."""
     nlp = make_nlp(tiny_llm, k=3, cfg={"window": 44, "random_k": False, "use_examples": "always"})
     doc = long_doc(nlp)
     data = [
@@ -155,7 +155,7 @@ def test_long_docs_are_examples_window_by_window(tiny_llm):
 
 
 def test_a_training_text_in_the_pool_is_not_its_own_example(tiny_llm, tmp_path):
-    """Though `spacy llmner index` names files, not Docs."""
+    """This is true although `spacy llmner index` stores names of files, not of Docs."""
     nlp = make_nlp(tiny_llm, k=3, cfg={"window": 44, "random_k": False})
     doc = long_doc(nlp)
     index = ExampleIndex(nlp.get_pipe("ra_it_ner").encoder)
@@ -171,7 +171,7 @@ def test_a_training_text_in_the_pool_is_not_its_own_example(tiny_llm, tmp_path):
 
 
 def test_unannotated_docs_are_no_examples(trained):
-    """They would be shown as texts without entities."""
+    """Otherwise they would be shown as texts without entities."""
     pipe = copy.deepcopy(trained.get_pipe("ra_it_ner"))
     assert pipe.add_examples([trained.make_doc("Bo sang in Bern.")]) == 0
     part = trained.make_doc("Bo sang in Bern.")

@@ -46,7 +46,7 @@ def choose(index, policy="auto", threshold=None, labels=("place",), words=None, 
 
 
 def test_published_rule(index):
-    """In-domain: half of the labels asked for occur among the examples. Others must pass the gate."""
+    """If half of the requested labels occur in the index, its examples are in-domain and pass."""
     context = choose(index)
     assert context.reason == "in-domain" and context.examples == (NEAR, FAR)
     assert context.similarities == pytest.approx((0.8, 0.3), abs=0.01)
@@ -76,7 +76,7 @@ def test_a_gate_that_was_chosen_stays(index):
 
 
 def test_threshold(index):
-    """What the most similar example reaches counts for all: so it was calibrated."""
+    """The similarity of the most similar example decides for all, as in calibration."""
     assert choose(index, threshold=0.5).examples == (NEAR, FAR)
     assert choose(index, threshold=0.5).reason == "threshold"
     assert choose(index, threshold=0.81).examples == ()
@@ -133,7 +133,7 @@ def test_best_threshold(helped, threshold):
     nlp = spacy.blank("en")
     examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])] * 4)
     similarities = [0.9, 0.7, 0.4, 0.2]
-    # Read without examples, the last two are right.
+    # Without examples, the last two predictions are correct.
     plain = [False, False, True, True]
     if helped == [True] * 4:
         plain = [False] * 4
@@ -145,7 +145,7 @@ def test_best_threshold(helped, threshold):
 
 
 def test_each_window_counts_by_itself():
-    """The near example of the first window says nothing about the second."""
+    """The similar example of the first window doesn't affect the second."""
     nlp = spacy.blank("en")
     examples = make_examples(nlp, [("Ada left . Bo sang .", [(0, 3, "PER"), (11, 13, "PER")])] * 2)
 
@@ -154,13 +154,13 @@ def test_each_window_counts_by_itself():
         contexts = [SelectedExamples((NEAR,), (s,), "always") for s in (0.9, 0.3)]
         return PredictionWithExamples(ents, ents, contexts, [0, 11])
 
-    # Behind examples the first one is found and the second is not, without it is the other way round.
+    # With examples, the first entity is found and the second is not. Without, it is the other way round.
     assert best_threshold(examples, [read(3)] * 2, [read(0)] * 2, None) == 0.9
     assert best_threshold(examples, [read(0)] * 2, [read(0, 3)] * 2, None) == 0.3
 
 
 def test_what_was_not_read_does_not_count():
-    """Neither a Doc nor a first word that has no room in the context."""
+    """Docs and first words that don't fit into the context are ignored."""
     nlp = spacy.blank("en")
     examples = make_examples(nlp, [("Ada left .", [(0, 3, "PER")])] * 3)
     per = PredictedSpan(0, 1, "PER", 0.9)

@@ -21,19 +21,19 @@ from tests.helpers import (
 from tests.ra_it_ner.helpers import ADA, BO, initialized, make_nlp, scrambled, train
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar."
-# Nothing is drawn: examples are the nearest, and each text is asked for both labels or for none.
+# No random numbers: the nearest examples are shown, and both labels are requested, or none.
 FIXED = {"random_k": False, "negative_rate": 1.0, "least_negatives": 0}
 
 
 def read_by(nlp, examples):
-    """RETURNS (List[str]): What the LLM reads in training, text by text."""
+    """RETURNS (List[str]): The inputs of the LLM in training, text by text."""
     pipe = nlp.get_pipe("ra_it_ner")
     hf = pipe.shared_llm().tokenizer.hf
     return [hf.decode(packed.ids) for packed in pipe.make_training_batch(examples)]
 
 
 def test_examples_of_an_earlier_corpus_are_gone(tiny_llm):
-    """Initialization starts over with the adapter and with the examples."""
+    """Initialization creates a new adapter and a new index of examples."""
     nlp = initialized(make_nlp(tiny_llm))
     first = state_of(nlp)
     nlp.update(make_examples(nlp), sgd=make_sgd())
@@ -43,7 +43,7 @@ def test_examples_of_an_earlier_corpus_are_gone(tiny_llm):
 
 
 def test_of_two_that_begin_alike_the_longer_is_learnt(tiny_llm):
-    """An ordered answer has one string for each word that one begins with."""
+    """An ordered answer lists only one of several mentions that begin with the same word."""
     nlp = make_nlp(tiny_llm, k=0, cfg={"train_spans": "sc"})
     doc = nlp.make_doc("Port Ellam Club met in Port Ellam.")
     doc.spans["sc"] = [Span(doc, 0, 2, "ORG"), Span(doc, 0, 3, "ORG")]
@@ -61,7 +61,7 @@ REPEATED = [
 
 @pytest.mark.parametrize("occurrences", ["ordered", "all"])
 def test_occurrences(tiny_llm, occurrences):
-    """An answer names every mention, or each string once, which stands for all its places."""
+    """An answer lists every mention, or each string once for all of its occurrences."""
     cfg = {"negative_rate": 1.0, "constrained": True}
     nlp = train(make_nlp(tiny_llm, k=0, cfg=cfg, occurrences=occurrences), 40, REPEATED)
     listed = {"ordered": '["Mira Stone", "Mira Stone"]', "all": '["Mira Stone"]'}
@@ -75,7 +75,7 @@ def test_occurrences(tiny_llm, occurrences):
 
 
 def test_all_occurrences_of_anything(tiny_llm):
-    """Wherever a listed string stands it is found, once; batches change nothing."""
+    """Each occurrence of a listed string is found once. Batches change nothing."""
     cfg = {"list_threshold": 0.0, "max_answer_tokens": 40}
     nlp = scrambled(initialized(make_nlp(tiny_llm, cfg=cfg, occurrences="all")))
     texts = ["Bo saw Bo saw Bo.", "Tea , tea , tea and Tea", "a b a b a b", *TEXTS[:3]]
@@ -93,14 +93,14 @@ def test_all_occurrences_of_anything(tiny_llm):
 
 
 def all_places(doc, string):
-    """RETURNS (List[Tuple[int, int]]): Of a string, in tokens."""
+    """RETURNS (List[Tuple[int, int]]): All occurrences of a string, in tokens."""
     n = len(doc)
     runs = [(a, b) for a in range(n) for b in range(a + 1, n + 1)]
     return [(a, b) for a, b in runs if doc[a:b].text == string]
 
 
 def shown(nlp, text=UNSEEN):
-    """RETURNS (List[Tuple[str, float]]): Texts of the examples in front of a text, and their cosines."""
+    """RETURNS (List[Tuple[str, float]]): The texts of the examples before a text, and their cosines."""
     texts = {e.hash: e.text for e in nlp.get_pipe("ra_it_ner").index.examples}
     (context,) = nlp(text)._.llmner_examples
     return [(texts[e["hash"]], e["similarity"]) for e in context["examples"]]
@@ -108,7 +108,7 @@ def shown(nlp, text=UNSEEN):
 
 @pytest.mark.parametrize("kind", ["random", "mixed", "diverse", "bm25_rank"])
 def test_kinds_of_retrieval(tiny_llm, kind, tmp_path):
-    """Each text has examples that depend on nothing but itself, also when they are drawn."""
+    """The examples of a text depend only on the text, even if they are random."""
     retrieval = {"kind": kind, "candidates": 4, "mix": 0.5}
     nlp = initialized(make_nlp(tiny_llm, k=2, retrieval=retrieval, cfg={"list_threshold": 1.0}))
     texts = [*TEXTS[:3], UNSEEN]
@@ -132,7 +132,7 @@ def test_kinds_of_retrieval(tiny_llm, kind, tmp_path):
     ("gate", "lowest"), [("cosine", 0.999), ("bm25", 1e6), ("bm25_relative", 1.0)]
 )
 def test_a_gate_that_lets_nothing_pass(tiny_llm, gate, lowest):
-    """Texts are then read and learnt as without examples."""
+    """Then training and prediction are the same as without examples."""
     retrieval = {"gate": gate, "threshold": lowest}
     nlp = initialized(make_nlp(tiny_llm, k=2, retrieval=retrieval, cfg=FIXED))
     assert nlp(UNSEEN)._.llmner_examples == [{"reason": "in-domain", "examples": []}]
@@ -187,7 +187,7 @@ def test_chinese_prompts(tiny_llm):
 
 
 def test_pool_of_another_encoder(tiny_llm, other_llm, tmp_path):
-    """Refused when training begins; it says by which encoder it was made and which is set."""
+    """Training raises an error that names both encoders."""
     index = ExampleIndex(make_nlp(other_llm).get_pipe("ra_it_ner").encoder)
     index.add([BO, ADA])
     index.to_disk(tmp_path)
@@ -204,7 +204,7 @@ def test_pool_of_another_encoder(tiny_llm, other_llm, tmp_path):
 
 
 def test_training_texts_encoded_by_another_encoder(tiny_llm, other_llm, tmp_path):
-    """Refused too, though nothing would be added to such a pool."""
+    """There is an error, although nothing would be added to such a pool."""
     index = initialized(make_nlp(other_llm)).get_pipe("ra_it_ner").index
     index.to_disk(tmp_path)
     nlp = make_with_pool(tiny_llm, tmp_path)
@@ -219,7 +219,7 @@ def make_with_pool(llm, path):
 
 
 def test_a_long_text_whose_examples_are_cut(trained, monkeypatch):
-    """Windows take the room of the examples; a short last window keeps its own."""
+    """Long windows leave no room for examples. A short last window keeps its examples."""
     pipe = trained.get_pipe("ra_it_ner")
     monkeypatch.setitem(pipe.cfg, "list_threshold", 0.0)
     monkeypatch.setitem(pipe.cfg, "use_examples", "always")
@@ -239,7 +239,7 @@ def test_a_long_text_whose_examples_are_cut(trained, monkeypatch):
 
 
 def test_a_long_training_text_whose_examples_are_cut(tiny_llm):
-    """Every window is learnt, though there is no room for examples."""
+    """Every window is used in training, although there is no room for examples."""
     cfg = {"context": 300, "max_answer_tokens": 60, **FIXED}
     nlp = make_nlp(tiny_llm, k=2, cfg=cfg)
     text, ents, at = "", [], 0

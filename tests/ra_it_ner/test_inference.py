@@ -42,7 +42,7 @@ def test_examples_are_cut_before_the_text(trained, monkeypatch):
     assert len(reasons[1024]["examples"]) == 1 and reasons[1024]["reason"] == "in-domain"
     assert reasons[120] == {"reason": "in-domain, cut", "examples": []}
     monkeypatch.setitem(cfg, "context", 20)
-    told = r"no room for a text, since `context` is 20, of which 5 are.*Raise it.*reads 1024"
+    told = r"no room for a text, since `context` is 20, of which 5 are.*Raise `context`.*reads at most 1024"
     with pytest.raises(LLMNERError, match=told):
         trained(TEXTS[0])
 
@@ -50,7 +50,7 @@ def test_examples_are_cut_before_the_text(trained, monkeypatch):
 def test_an_llm_that_reads_too_little(tiny_llm, monkeypatch):
     """Raising `context` would not help."""
     nlp = make_nlp(tiny_llm, k=0, cfg={"labels": ["PER", "dis" + "like " * 300]})
-    told = r"'dislike .*\.\.\.'.*no room for a text, since the LLM reads 1024 .*, of which 256 are"
+    told = r"'dislike .*\.\.\.'.*no room for a text, since .* at most 1024 tokens, of which 256 are"
     with pytest.raises(LLMNERError, match=told):
         nlp(TEXTS[0])
 
@@ -60,7 +60,7 @@ def places(found):
 
 
 def test_what_all_texts_begin_with_is_read_once(wild, monkeypatch):
-    """The instruction in front of the texts of a batch."""
+    """All texts of a batch begin with the same instruction."""
     made = []
 
     class Counted(decoding.DecodingEngine):
@@ -81,7 +81,7 @@ def test_what_all_texts_begin_with_is_read_once(wild, monkeypatch):
 
 @pytest.mark.parametrize("labels", [["PER", "LOC"], ["PER"], None])
 def test_the_same_text_twice(wild, monkeypatch, labels):
-    """Nothing of the question about the first label is taken for what all texts begin with."""
+    """The common prefix contains no part of the question about the first label."""
     pipe = wild.get_pipe("ra_it_ner")
     monkeypatch.setitem(pipe.cfg, "list_threshold", 0.0)
 
@@ -97,7 +97,7 @@ def test_the_same_text_twice(wild, monkeypatch, labels):
 
 
 def test_half_is_greedy(wild, monkeypatch):
-    """With list_threshold = 0.5 the LLM writes what it writes if nothing is decided for it."""
+    """With list_threshold = 0.5, the answers are the same as with plain greedy decoding."""
     pipe = wild.get_pipe("ra_it_ner")
     monkeypatch.setitem(pipe.cfg, "list_threshold", 0.5)
     llm, view, prompt_encoder = pipe.adapted_llm()

@@ -1,4 +1,4 @@
-"""Whatever was written, strings come out, at their places; nothing malformed raises (3d.13)."""
+"""Strings and their offsets are read from any answer. Malformed answers raise no error (3d.13)."""
 
 import pytest
 from hypothesis import given
@@ -55,7 +55,7 @@ def test_ordered_answers_have_one_place_each():
     assert lost == 0
     assert [(m.start, m.end) for m in out] == [(0, 2), (18, 22), (25, 27)]
     assert out[0] == Mention(0, 2, "X", 1.0) and out[2].score == pytest.approx(0.3679, abs=1e-4)
-    # What has no place left is dropped.
+    # Strings without a free occurrence are dropped.
     out, lost = mentions_of("X", [listed((0, 2)), listed((0, 2))], ordered=True)
     assert (len(out), lost) == (1, 1)
 

@@ -58,7 +58,7 @@ def fill_pool(
 
 
 def uses_demonstrations(cfg: Mapping[str, Any]) -> bool:
-    """RETURNS (bool): Whether the settings ask for demonstrations."""
+    """RETURNS (bool): Whether the component is set to use demonstrations."""
     return cfg["retrieval"] != "none" and cfg["k"] > 0
 
 
@@ -76,8 +76,8 @@ def _texts_about(texts: Sequence[PoolText], labels: Sequence[str], name: str) ->
 def _short_texts(
     texts: Sequence[PoolText], ensemble: Ensemble, size: int, name: str
 ) -> List[PoolText]:
-    """Split texts that are too long for one window, as `read_tasks` does. Parts that cut an entity are left
-    out, and so are duplicates."""
+    """Split texts that are too long for one window, as `read_tasks` does. Parts that start or end inside an
+    entity are left out, and so are duplicates."""
     voters, residency, label_set = ensemble.voters, ensemble.residency, ensemble.label_set
     out: Dict[Any, PoolText] = {}
     n_cut = 0

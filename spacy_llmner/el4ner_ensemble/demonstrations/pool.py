@@ -19,11 +19,12 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from spacy.tokens import Doc, Span
 
+from ...pipeline.gold import trim_mentions
 from ...pipeline.windows import may_start_sentence
 from ...retrieval.encoder import SentenceEncoder
 from ...retrieval.examples import LabelledText, PoolText
 from ...retrieval.index import META, ExampleIndex, incomplete_pool
-from ...util import CharSpan, replaced
+from ...util import CharSpan, is_blank, replaced
 from ..interfaces import Demonstration
 
 SPANS, VECTORS = "spans.json", "spans.safetensors"
@@ -102,8 +103,8 @@ class DemonstrationPool:
 
         number (int): The index of the text.
         labels (Iterable[str]): The requested labels. Entities with other labels are left out.
-        RETURNS (Demonstration): The text with its entities and at most as many spans that are not entities
-            (at most one if it has no entities).
+        RETURNS (Demonstration): The text with its entities, and with at most as many spans that are not
+            entities (at most one if the text has no entities).
         """
         example = self.index.examples[number]
         entities = tuple(entity for entity in example.entities if entity[2] in set(labels))
@@ -184,6 +185,7 @@ def pool_texts(docs: Iterable[Doc]) -> Iterator[PoolText]:
     for doc in docs:
         if not doc.has_annotation("ENT_IOB"):
             continue
+        doc = trim_mentions(doc)
         doc_id = LabelledText(doc.text).hash
         for part in doc.sents if doc.has_annotation("SENT_START") else [doc[:]]:
             text = _pool_text(part, doc_id)
@@ -201,8 +203,8 @@ def _cuts_entity(part: Span) -> bool:
 
 
 def choose_texts(texts: Sequence[PoolText], size: int) -> List[PoolText]:
-    """Choose texts so that all labels occur in about the same number of them. The next text is always one
-    with the label that has the fewest texts so far. Having no entities counts as a label.
+    """Choose texts so that all labels occur in about the same number of texts. The next text is always one
+    with the label that has the fewest texts so far. Texts without entities count as a label of their own.
 
     texts (Sequence[PoolText]): The texts to choose from.
     size (int): Maximum number of texts.
@@ -229,7 +231,7 @@ def choose_texts(texts: Sequence[PoolText], size: int) -> List[PoolText]:
 
 
 def _pool_text(part: Span, doc_id: str) -> PoolText:
-    tokens = [token for token in part if not token.is_space]
+    tokens = [token for token in part if not is_blank(token.text)]
     words = [(t.idx, t.idx + len(t)) for t in tokens]
     first, last = (words[0][0], words[-1][1]) if words else (0, 0)
     entities = tuple(

@@ -21,9 +21,9 @@ class Demonstrator:
     """Chooses demonstrations from a pool.
 
     pool (DemonstrationPool): The pool.
-    how (str): How to rank the labelled texts. "span": by SpanSim (see `span_similarity`), and by the
-        similarity of the whole texts if it is equal. "sentence": by the similarity of the whole texts.
-        "random": in a random order that depends on the text only. "none": no demonstrations.
+    how (str): How to rank the labelled texts. "span": by SpanSim (see `span_similarity`) or, if this is
+        equal, by the similarity of the whole texts. "sentence": by the similarity of the whole texts.
+        "random": in a random order that depends only on the text. "none": no demonstrations.
     k (int): Maximum number of demonstrations.
     labels (Sequence[str]): The requested labels.
     """
@@ -115,5 +115,5 @@ def add_demonstrations(
 
 
 def _shuffled(seed: str, numbers: Sequence[int]) -> List[int]:
-    """RETURNS (List[int]): The numbers in a pseudorandom order that depends on the seed only."""
+    """RETURNS (List[int]): The numbers in a pseudorandom order that depends only on the seed."""
     return sorted(numbers, key=lambda n: blake2b(f"{seed} {n}".encode(), digest_size=8).digest())

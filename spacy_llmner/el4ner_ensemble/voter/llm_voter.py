@@ -31,7 +31,7 @@ from .prompt_tokens import VoterPromptEncoder
 from .saved_adapter import SavedAdapter
 from .session import LLMSession
 
-# The voters of an ensemble whose config has none. `spacy llmner download` has these LLMs.
+# The voters of an ensemble whose config has none. `spacy llmner download` downloads these LLMs.
 DEFAULT_LLMS = {"gemma": "gemma-3-270m", "smollm2": "smollm2-135m-instruct"}
 
 
@@ -47,7 +47,7 @@ class LLMLimits(NamedTuple):
 
 
 class LLMVoter:
-    """A voter that is an LLM, see `Voter`. The LLM is loaded at first use.
+    """A voter that uses an LLM. See `Voter`. The LLM is loaded at first use.
 
     llm (LLM): A handle on the shared LLM.
     prompts (str): "auto", the name of a prompt file of the package, or the path of a prompt file.
@@ -87,7 +87,7 @@ class LLMVoter:
         except LLMNERError:  # the LLM's device doesn't exist
             llm = self.llm.spec
         adapter = self.adapter and self.adapter.resolved_folder
-        for prompt_encoder in self._prompt_encoders.values():  # the meaning of "auto" is known
+        for prompt_encoder in self._prompt_encoders.values():  # it is known what "auto" means
             return llm, adapter, prompt_encoder.prompts, prompt_encoder.chat
         return llm, adapter, self.prompts, self.chat
 
@@ -152,7 +152,7 @@ class LLMVoter:
 
     @property
     def limits(self) -> LLMLimits:
-        """RETURNS (LLMLimits): The tokenizer and number of positions of the LLM. Loads it at first use."""
+        """RETURNS (LLMLimits): The LLM's tokenizer and number of positions. Loads the LLM at first use."""
         if self._limits is None:
             self._load()
         assert self._limits is not None
@@ -189,7 +189,7 @@ class LLMVoter:
                 Errors.E001.format(component=f"{self.component}.llms.{self.name}")
             )
         if self._limits is None and self.prompts != AUTO:
-            # Raises if the prompt file is not valid, before loading takes minutes.
+            # Raises an error if the prompt file is not valid, before the LLM is loaded for minutes.
             self._prompts(self._prompt_text())
         llm = self.llm.load()
         known = self._saved.get("fingerprint", llm.fingerprint)
@@ -298,7 +298,7 @@ class ModelResidency:
         self._lock = RLock()
 
     def __getstate__(self) -> Dict[str, Any]:
-        # In another process no LLM is in memory, and no voter has its tokenizer.
+        # In another process, no LLM is in memory, and no voter has its tokenizer.
         state = {**self.__dict__, "_loaded": [], "_known": set()}
         del state["_lock"]
         return state

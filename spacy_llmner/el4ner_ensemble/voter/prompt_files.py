@@ -48,7 +48,8 @@ class Prompts:
 
 
 def parse_prompts(source: str, content: str) -> Prompts:
-    """Parse the content of a prompt file. It has a section for each prompt, headed by "# " and its name.
+    """Parse the content of a prompt file. It has a section for each prompt, with the heading "# " and the
+    name of the prompt.
 
     source (str): Where the content is from, for messages.
     content (str): The content.
@@ -77,7 +78,7 @@ def read_prompts(name: str, lang: str, chat: bool) -> str:
 
     name (str): The name of a file of the package ("en_chat"), the path of a file, or "auto", which chooses
         a file of the package by `lang` and `chat`.
-    lang (str): Language code of the pipeline. "auto" takes the Chinese prompts for "zh", and the English
+    lang (str): Language code of the pipeline. "auto" chooses the Chinese prompts for "zh", and the English
         prompts for all other languages.
     chat (bool): Whether the LLM is prompted with its chat template.
     RETURNS (str): The content of the file.
@@ -99,7 +100,7 @@ def known_prompts() -> List[str]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Replace placeholders by values. Placeholders inside a value are not replaced.
+    """Replace placeholders with values. Placeholders inside a value are not replaced.
 
     template (str): The text with placeholders.
     values (Mapping[str, str]): The values by placeholder, such as {"{text}": "..."}.

@@ -23,8 +23,8 @@ class VoterPromptEncoder:
         instruction, demonstrations, text | list? [...] | type of a span? ...
                                                         | true or false? ...
 
-    Texts, spans and types are encoded as plain characters, each one separately. Control tokens in them have
-    no effect, and the text before them doesn't change their tokens.
+    Texts, spans and types are encoded separately, as plain characters. So control tokens in them have no
+    effect, and their tokens don't depend on the text before them.
 
     prompts (Prompts): The wording.
     tokenizer (LLMTokenizer): The LLM's tokenizer.
@@ -123,13 +123,13 @@ class VoterPromptEncoder:
         return [*self._plain(question), *self._to_word]
 
     def check_question(self, span: str, label: str) -> List[int]:
-        """RETURNS (List[int]): The question whether a span has a label, which follows the list."""
+        """RETURNS (List[int]): The question about whether a span has a label, which follows the list."""
         values = {"{span}": span, "{type}": self.types[label]}
         return [*self._plain(fill(self.prompts.check, values)), *self._to_word]
 
     def longest_question(self, span: str) -> int:
-        """RETURNS (int): Maximum number of tokens after a list, for any question about a span and its
-        answer."""
+        """RETURNS (int): Maximum number of tokens after a list: those of any question about a span, and of
+        its answer."""
         questions = [self.type_question(span)] + [self.check_question(span, x) for x in self.types]
         answer = max(len(sequence) for sequence in self.choices.sequences)
         return len(self.after_list([0])) + max(len(question) for question in questions) + answer

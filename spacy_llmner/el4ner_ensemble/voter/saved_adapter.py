@@ -27,7 +27,7 @@ class SavedAdapter:
 
     @property
     def resolved_folder(self) -> str:
-        """RETURNS (str): The absolute path of the folder. It is equal for equal folders."""
+        """RETURNS (str): The absolute path of the folder, with links resolved."""
         return str(self.folder.resolve())
 
     def attach(self, llm: LoadedLLM, name: str) -> Tuple[Any, str]:

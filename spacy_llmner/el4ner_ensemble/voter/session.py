@@ -32,7 +32,7 @@ MAX_LIST_TOKENS = 256
 
 
 class LLMSession:
-    """A session of an LLM voter, see `Session`.
+    """A session of an LLM voter. See `Session`.
 
     engine (DecodingEngine): Runs the requests. It must not be used for anything else until the session is
         closed.
@@ -142,8 +142,8 @@ class TaskSession:
         self._lists: Dict[Tuple[CharSpan, ...], Node] = {}
 
     def _max_shared(self) -> int:
-        """RETURNS (int): The maximum number of tokens in the shared prompt. After it there must be enough
-        positions for a list with each word as an item, and a question about the whole text."""
+        """RETURNS (int): The maximum number of tokens in the shared prompt. It must leave enough positions
+        for a list with each word as an item, and for a question about the whole text."""
         every_word = [(k, k + 1) for k in range(len(self.task.words))]
         listed = min(len(self.lists.spell(every_word)), MAX_LIST_TOKENS)
         return (
@@ -264,8 +264,8 @@ class TaskSession:
         words = [(first[start], last[end]) for start, end in spans]
         ids = self.lists.spell(words)
         free = self.max_length - len(self.ids)
-        # Usually there are enough positions for any question, so that the longest one need not be computed.
-        # A span quoted in a question takes fewer than twice the tokens of the text.
+        # Usually there are enough positions for any question, so the longest one need not be computed. A
+        # span quoted in a question takes fewer than twice the tokens of the text.
         most_after = self.prompt_encoder.tokens_after_text + 2 * len(self.lists.words.ids)
         if len(ids) + most_after > free:
             strings = {self.task.text[slice(*span)] for span in spans}

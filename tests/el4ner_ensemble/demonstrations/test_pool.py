@@ -71,7 +71,7 @@ def test_texts_of_a_corpus():
 
 
 def test_entities_across_sentences():
-    """A half of one would be shown as no entity."""
+    """Half of an entity would be shown as a span that is not an entity."""
     words = ["Mira", "left", "Yahoo", "!", "Inc", "today", ".", "Bo", "sang", "."]
     starts = [k in (0, 4, 7) for k in range(len(words))]
     doc = Doc(spacy.blank("en").vocab, words=words, sent_starts=starts)
@@ -123,7 +123,7 @@ def test_modes(pool):
     assert shown(pool, text, "none") == [] and shown(pool, text, k=0) == []
     one, again = shown(pool, text, "random", k=3), shown(pool, text, "random", k=3)
     assert one == again and len(one) == 3
-    assert shown(pool, "Mira and Oskar", "random", k=3) != one  # by the text, by no seed
+    assert shown(pool, "Mira and Oskar", "random", k=3) != one  # depends on the text, not on a seed
 
 
 def test_second_query_encodes_no_pool(pool):
@@ -134,7 +134,7 @@ def test_second_query_encodes_no_pool(pool):
     texts, spans = encoder.texts, encoder.spans
     for _ in range(2):
         demonstrator.choose([query(text)], [[(13, 17)]], [[4.0]])
-    # The query and its span, and nothing of the pool.
+    # The query and its span are encoded, but nothing of the pool.
     assert (encoder.texts - texts, encoder.spans - spans) == (2, 2)
 
 
@@ -168,7 +168,7 @@ def test_incomplete(pool, file, broken, tmp_path):
 
 
 def test_files_of_two_pools(pool, tmp_path):
-    """As if writing one over the other had stopped in between."""
+    """This happens if saving one pool over another is interrupted."""
     texts = texts_of()[:3]
     less = DemonstrationPool(FakeEncoder())
     less.fill(texts, [{"a": []} for _ in texts])
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_old_pool(pool, tmp_path, monkeypatch):
 def test_what_is_shown(pool):
     mira = pool.demonstration(0, LABELS)
     assert mira.entities == ((0, 10, "PER"), (15, 25, "PER"), (29, 37, "LOC"))
-    assert [mira.text[a:b] for a, b in mira.others] == ["met"]  # the longest word that is none
+    assert [mira.text[a:b] for a, b in mira.others] == ["met"]  # the longest other word
     tea = pool.demonstration(1, LABELS)
     assert [tea.text[a:b] for a, b in tea.others] == ["tea"]  # what a voter found
 
@@ -217,7 +217,7 @@ def test_other_labels(pool):
 
 
 def test_no_spans_in_the_pool(pool):
-    """Voters that find nothing: then the whole texts decide, and the longest words are no entities."""
+    """If the voters find nothing, whole texts are compared, and long words are shown as "no entity"."""
     texts = texts_of()
     pool.fill(texts, [{"b": []} for _ in texts])
     assert not pool.vectors.size and pool.sizes == [0] * len(TRAIN)

@@ -52,7 +52,7 @@ def tagged(words, tags, heads=None, deps=None):
 
 
 def test_the_head_decides():
-    """Published code goes by the first word, so that "the Bush administration" weighs nothing."""
+    """The published code uses the first word, so "the Bush administration" has the weight 0."""
     doc = tagged(["the", "Bush", "administration"], ["DT", "NNP", "NN"])
     assert span_weight(doc, 0, 3, POS_WEIGHTS) == 2.0  # "administration"
     assert span_weight(doc, 0, 2, POS_WEIGHTS) == 4.0
@@ -118,8 +118,8 @@ def test_invalid_weights(weights):
 
 @pytest.mark.parametrize("proper,shown", [("Oskar", "Oskar likes tea."), ("Port", "Port is cold.")])
 def test_a_tagger_in_front_decides_what_is_shown(proper, shown):
-    """What it takes for a proper noun weighs 4, all else 0, in the similarity to the labelled texts
-    (checklist 3)."""
+    """In the similarity to the labelled texts, spans that the tagger considers proper nouns weigh 4, and
+    all others 0 (checklist 3)."""
 
     voter = MockVoter({"Oskar": {"PER": 1.0}, "Port": {"LOC": 1.0}})
     nlp, pipe = make_mock_nlp({"a": voter}, initialize=False, k=1)

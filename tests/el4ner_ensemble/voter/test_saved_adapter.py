@@ -16,7 +16,7 @@ from tests.helpers import TEXTS, assert_valid, make_examples
 
 @pytest.fixture(scope="module")
 def trained(roomy, tmp_path_factory):
-    """Folder of a `padellm_ner` whose adapter changes much."""
+    """Folder of a `padellm_ner` whose adapter changes the LLM's output a lot."""
     nlp = spacy.blank("en")
     llm = {"@misc": "spacy_llmner.LLM.v1", "name": roomy[0], "device": "cpu"}
     model = {"@architectures": "spacy_llmner.PaDeLLM.v1", "rank": 4, "alpha": 8}
@@ -36,7 +36,7 @@ def nlp(roomy, trained):
 
 
 def said(nlp):
-    """RETURNS (List[Dict]): What each voter says about the first word."""
+    """RETURNS (List[Dict]): The probabilities that each voter gives for the first word."""
     pipe = nlp.get_pipe("el4ner_ensemble")
     task = Task(TEXTS[0], words_of(TEXTS[0]))
     sessions = [v.session([task], pipe.label_set, keep=False) for v in pipe.voters.values()]

@@ -1,4 +1,4 @@
-"""An LLM at work: what is shared is read once, and nothing else changes (checklist 7, 10, 11)."""
+"""Shared tokens are read once, and this doesn't change the answers (checklist 7, 10, 11)."""
 
 import numpy as np
 import pytest
@@ -53,8 +53,8 @@ def test_keeping_changes_nothing_but_the_work(voter):
         assert sum(one.values()) == pytest.approx(1.0)
         assert np.allclose(list(one.values()), list(other.values()), atol=1e-4)
     assert np.allclose(sum(true, []), sum(true2, []), atol=1e-4)
-    # The instruction goes through the LLM once. What else is shared, too: without keeping three times, the
-    # list of spans two times.
+    # The instruction goes through the LLM once. So do the other shared tokens if they are kept in memory.
+    # Otherwise, they are read three times, and the list of spans twice.
     prompt_encoder = voter._prompt_encoder(ASKED)
     instruction = len(prompt_encoder.instruction.ids)
     shared = -instruction
@@ -65,7 +65,7 @@ def test_keeping_changes_nothing_but_the_work(voter):
             words = {start: k for k, (start, _) in enumerate(task.words)}
             ends = {end: k + 1 for k, (_, end) in enumerate(task.words)}
             spelt = task_session.lists.spell([(words[a], ends[b]) for a, b in spans])
-            # The question for the list is read with the text, but for its last token.
+            # The question for the list is read with the text, except for its last token.
             assert (
                 len(task_session.ids)
                 == len(prompt_encoder.shared_prompt(task.window_text, DEMOS)) + len(question) - 1
@@ -90,7 +90,7 @@ def test_together_is_apart(voter):
 
 
 def test_only_what_was_written_is_read(voter):
-    """The published parsing returned the first demonstration's answer: here the text decides."""
+    """The published parsing returned the answer of the first demonstration. Here, spans are in the text."""
     listed = answers(voter, True)[0][0]
     for text, spans in zip(TEXTS, listed):
         assert spans == sorted(set(spans))
@@ -116,7 +116,7 @@ def test_demonstrations_are_cut_first(voter):
         return len(TaskSession(prompt_encoder, task, room).ids) - len(question) + 1
 
     lists = TaskSession(prompt_encoder, task, 4096).lists
-    # Behind the text: a list (here as short as conftest.py makes it), and a question about all of it.
+    # After the text: a list (here as short as conftest.py makes it), and a question about all of it.
     behind = prompt_encoder.tokens_after_text + session.MAX_LIST_TOKENS + len(lists.words.ids)
     both, one, bare = (
         len(prompt_encoder.shared_prompt(task.window_text, DEMOS[k:])) for k in range(3)
@@ -142,7 +142,7 @@ def test_prompts_make_another_voter(roomy):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_small_context(tiny_models, monkeypatch, keep):
-    """256 positions, and lists that are as long as they get: nothing stands behind the last position."""
+    """With 256 positions and the longest possible lists, no token is beyond the last position."""
     monkeypatch.setattr(session, "MAX_LIST_TOKENS", 256)
     voter = voter_of(tiny_models["gpt2"])
     asked = LabelSet({"PER": "person", "LOC": "place"})
