@@ -11,13 +11,13 @@ import torch
 from spacy_llmner.llm import registry as pool
 from tests.el4ner_ensemble import helpers as el4ner_ensemble
 from tests.ember_probe import helpers as ember_probe
-from tests.helpers import TEXTS, TRAIN, make_examples, scores
+from tests.helpers import TEXTS, TRAIN, entities, make_examples, scores
 from tests.padellm_ner import helpers as padellm_ner
 from tests.ra_it_ner import helpers as ra_it_ner
 
 UNSEEN = "Yesterday Mira Stone left Port Ellam ; nobody saw Oskar Blum. Then tea in Varnholm."
-MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "From Varnholm to Varnholm ."]
-# Training draws nothing: examples are the nearest, and each text is asked for both labels or for none.
+MANY = [*TEXTS, UNSEEN, "", " ", "Tea", "From Varnholm to Varnholm .", "Mira Stone " * 20]
+# Training uses no random numbers: it shows the nearest examples, and requests both labels or none.
 FIXED = {"random_k": False, "negative_rate": 1.0, "least_negatives": 0}
 
 
@@ -64,12 +64,12 @@ def make_ember_probe(llm, lang="en", cfg=None, **model):
 
 
 def make_ra_it_ner(llm, lang="en", cfg=None, **model):
-    """Nothing is drawn in training."""
+    """Training uses no random numbers."""
     return ra_it_ner.make_nlp(llm, lang=lang, cfg={**FIXED, **(cfg or {})}, **model)
 
 
 def make_el4ner_ensemble(llms, lang="en", cfg=None):
-    """Of one LLM; the others of `llms` are left for other tests."""
+    """With one LLM. The others in `llms` are for other tests."""
     llms = [llms] if isinstance(llms, str) else llms
     return el4ner_ensemble.make_nlp({"a": llms[0]}, lang=lang, **(cfg or {}))
 
@@ -164,17 +164,18 @@ def llms_of(pipe):
 
 
 def found_in(nlp, texts, key="llmner"):
-    """RETURNS (List[Dict]): Scores by characters and label, and `doc._.llmner_examples`."""
+    """RETURNS (List[Tuple]): Entities, scores by characters and label, and `doc._.llmner_examples`."""
     return [answer(doc, key) for doc in nlp.pipe(texts)]
 
 
 def answer(doc, key="llmner"):
-    return scores(doc, key), doc._.llmner_examples
+    return entities(doc), scores(doc, key), doc._.llmner_examples
 
 
 def assert_same_answers(found, other, tolerance=1e-4):
-    """found, other: Of found_in. All spans are the same, with about the same scores."""
-    for (one, examples), (two, other_examples) in zip(found, other, strict=True):
+    """found, other: Results of found_in. Entities and spans are the same, with about the same scores."""
+    for (ents, one, examples), (other_ents, two, other_examples) in zip(found, other, strict=True):
+        assert ents == other_ents
         assert one == pytest.approx(two, abs=tolerance)
         assert examples == other_examples
 
@@ -197,7 +198,7 @@ def gradients(pipe):
 
 
 def weight_of(nlp, examples):
-    """RETURNS (float): What a loss is the mean of: weighted tokens, or words."""
+    """RETURNS (float): The number that a loss is divided by: weighted tokens, or words."""
     pipe = pipe_of(nlp)
     if pipe.name == "ember_probe":
         return float(sum(len(eg.predicted) for eg in examples))
@@ -210,7 +211,7 @@ def random_states() -> Tuple:
 
 
 class Untouched:
-    """Notes the weights of LLMs, and checks that they are still the same."""
+    """Records the weights of LLMs, and checks that they are still the same."""
 
     def __init__(self, llms):
         self.llms = llms

@@ -86,7 +86,7 @@ def test_processes(saved, method, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*LLMNER-W014")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_threads_share_a_fresh_pipeline(saved, name):
-    """The first calls of 8 threads come at the same time. None breaks what another one uses."""
+    """8 threads make their first calls at the same time. No thread breaks what another one uses."""
     expected = [found(doc) for doc in load(saved, name).pipe(TEXTS)]
     for _ in range(5):
         registry.clear()
@@ -97,7 +97,7 @@ def test_threads_share_a_fresh_pipeline(saved, name):
 
 
 def test_a_prediction_writes_nothing_to_the_probe(saved):
-    """Moving a module to the device it is on rebuilds its GRU's list of weights."""
+    """Prediction doesn't move the module: a move to the same device would rebuild the GRU's weight list."""
     nlp = load(saved, "ember_probe")
     module = nlp.get_pipe("ember_probe").module
     before = module.forwards._flat_weights

@@ -9,7 +9,7 @@ from spacy.util import load_config
 from spacy_llmner.ra_it_ner.architecture import make_ra_it
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# What is chosen in a config file, and null or something else by default.
+# Settings to which a config file gives other values than the defaults.
 CHOSEN = {"ember_probe": {"feature_cache"}, "el4ner_ensemble": {"verifier"}}
 
 

@@ -1,4 +1,4 @@
-"""Labels that are words, which can change at any time: of the components that need no training for them."""
+"""Components whose labels are words, which can change at any time without training."""
 
 import copy
 
@@ -64,14 +64,14 @@ def test_labels_at_any_time(component, pipelines):
 
 
 def test_labels_that_are_given_stay(make):
-    """Initialization takes no others from the corpus."""
+    """Initialization adds no labels from the corpus to those that were set."""
     nlp = make(cfg={"labels": ["PER", "ship"]})
     assert pipe_of(initialized(nlp)).labels == ("PER", "ship")
 
 
 @pytest.mark.filterwarnings("ignore:.*no labelled texts")
 def test_without_training(component, make):
-    """An LLM can be asked as it is: released weights, or one that follows instructions."""
+    """The LLM can be used without training, such as released weights or an instruction-tuned LLM."""
     cfg = {"list_threshold": 0.0} if component.name == "ra_it_ner" else {}
     nlp = make(cfg={"labels": ["person"], **cfg})
     assert_valid(nlp(UNSEEN), UNSEEN)

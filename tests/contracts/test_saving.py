@@ -1,4 +1,4 @@
-"""Saved, copied, loaded: the same answers, small files, and errors that name what is wrong."""
+"""Saved, copied and loaded components: equal answers, small files, and errors that say what is wrong."""
 
 import copy
 import json
@@ -77,7 +77,7 @@ def test_overfitting_IO(kind, pipelines, tmp_path):
 
 
 def test_pickle(component, trained):
-    """Of a pipeline that was used: the LLM is in memory, but not in the pickle."""
+    """After a pipeline was used, its LLM is in memory, but not in the pickle."""
     expected = found_in(trained, component.texts)
     data = pickle.dumps(trained)
     assert_same_answers(found_in(pickle.loads(data), component.texts), expected, 1e-5)
@@ -98,7 +98,7 @@ def test_deepcopy(component, trained, pipe):
 
 @only(TRAINABLE)
 def test_copies_of_a_component_in_training(component, make, tmp_path):
-    """An optimizer and a feature cache in use stay where they are."""
+    """An optimizer and a feature cache in use don't prevent copies."""
     cfg = {"feature_cache": str(tmp_path)} if component.name == "ember_probe" else {}
     nlp = initialized(make(cfg=cfg))
     for _ in range(2):
@@ -126,7 +126,7 @@ for path, text in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def test_unpickled_in_another_process(pipelines, tmp_path):
-    """The extensions are there too."""
+    """The extension attributes exist in the other process as well."""
     args, expected = [], []
     for name, component in BY_NAME.items():
         nlp = pipelines(name)
@@ -141,7 +141,7 @@ def test_unpickled_in_another_process(pipelines, tmp_path):
 
 
 def test_source(component, trained):
-    """A sourced component shares the LLM; the pipeline it is from can go."""
+    """A sourced component shares the LLM. It doesn't need the pipeline that it was sourced from."""
     expected = found_in(trained, component.texts)
     n_loaded = len(pool.loaded())
     nlp = spacy.blank("en")
@@ -152,7 +152,7 @@ def test_source(component, trained):
 
 
 def test_from_bytes_in_use(component, pipe, trained):
-    """What was learnt counts immediately, also where something else was in use."""
+    """Loaded weights take effect immediately, even if the component has used other weights before."""
     other = initialized(spacy.util.load_model_from_config(trained.config), component.data[:2])
     other(TEXTS[0])
     pipe_of(other).from_bytes(pipe.to_bytes())
@@ -208,10 +208,12 @@ def test_loading_reads_no_llm(component, saved):
 
 
 def test_the_llm_may_be_missing(component, saved):
-    """A pipeline is loaded without its LLM; only using it needs one."""
-    nlp = spacy.load(saved, config={component.llm_setting: "/no/such/folder"})
-    with pytest.raises(LLMNotFoundError, match="Can't find the LLM '/no/such/folder'"):
-        nlp(TEXTS[0])
+    """A pipeline can be loaded without its LLM. The LLM is only needed to use it."""
+    for key in "ab"[: component.n_llms]:
+        setting = component.llm_setting.replace("llms.a", f"llms.{key}")
+        nlp = spacy.load(saved, config={setting: "/no/such/folder"})
+        with pytest.raises(LLMNotFoundError, match="Can't find the LLM '/no/such/folder'"):
+            nlp(TEXTS[0])
 
 
 def test_another_llm_is_refused(component, saved, llm, other_llm):
@@ -222,7 +224,7 @@ def test_another_llm_is_refused(component, saved, llm, other_llm):
         match = rf"The voter 'a' of '{component.name}' .*{component.llm_setting}': PATH"
     with pytest.raises(LLMMismatchError, match=match):
         nlp(TEXTS[0])
-    # No document's fault: an error handler doesn't hide it.
+    # The error isn't about a document, so an error handler doesn't hide it.
     nlp.set_error_handler(lambda *args: None)
     with pytest.raises(LLMMismatchError):
         list(nlp.pipe(TEXTS))
@@ -322,7 +324,7 @@ def test_broken_folder(component, saved, file, left):
     "data", [b"abc", b"", srsly.msgpack_dumps({"cfg": "{}"}), srsly.msgpack_dumps({"other": 1})]
 )
 def test_bytes_of_something_else(component, fresh, data):
-    """What is refused changes nothing."""
+    """Bytes that can't be loaded change nothing."""
     pipe = pipe_of(fresh)
     whole, found = pipe.to_bytes(), entities(fresh(TEXTS[0]))
     with pytest.raises(

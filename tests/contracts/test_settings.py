@@ -1,4 +1,4 @@
-"""Values of settings that are not valid: at construction, or when they were changed later in `cfg`."""
+"""Invalid values of settings, given at construction or set later in `cfg`."""
 
 import pytest
 import spacy
@@ -82,12 +82,16 @@ CHANGED = [
 
 @pytest.mark.parametrize(("name", "setting", "value", "must"), CHANGED)
 def test_values_changed_in_cfg_are_checked(name, setting, value, must, pipelines, monkeypatch):
-    """Before anything is read, whatever the error handler."""
+    """They are checked before any text is read, whatever the error handler, and before training too."""
     nlp = pipelines(name)
     pipe = nlp.get_pipe(name)
     monkeypatch.setitem(pipe.cfg, setting, value)
-    uses = [lambda: nlp(TEXTS[0]), lambda: list(nlp.pipe(TEXTS))]
-    if hasattr(pipe, "stream"):
+    untrained = BY_NAME[name].make("/no/such/llm")
+    pipe_of(untrained).cfg[setting] = value
+    uses = [lambda: nlp(TEXTS[0]), lambda: list(nlp.pipe(TEXTS)), lambda: untrained(TEXTS[0])]
+    if name == "ember_probe":  # a call is enough
+        uses.append(lambda: pipe.stream(TEXTS[0]))
+    elif hasattr(pipe, "stream"):
         uses.append(lambda: list(pipe.stream(TEXTS[0])))
     if name == "el4ner_ensemble":
         uses.append(lambda: pipe.initialize(lambda: make_examples(nlp)))
@@ -160,7 +164,7 @@ def test_labels_with_the_same_word(component, make):
     words = {"PER": "name", "LOC": "name"}
     with pytest.raises(LLMNERError, match="`label_words` .* each of LOC, PER"):
         initialized(make(label_words=words))
-    # Words for labels that are not there do no harm.
+    # Words for labels that don't exist are allowed.
     initialized(make(label_words={"PER": "person", "ORG": "person"}))
 
 
@@ -187,7 +191,7 @@ def test_no_llm_set(component):
 
 @only(["ember_probe", "padellm_ner"])
 def test_use_before_training(component, make):
-    """The others can be used without training."""
+    """The other components can be used without training."""
     nlp = make()
     pipe = pipe_of(nlp)
     pipe.add_label("PER")

@@ -1,6 +1,7 @@
 """spaCy's training contract: initialize, update, get_loss, finish_update."""
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from tests.contracts.components import (
     ADAPTERS,
     TRAINABLE,
     Untouched,
+    assert_same_answers,
+    found_in,
     gradients,
     gradients_of,
     initialized,
@@ -63,7 +66,7 @@ def test_initialize_with_labels(make):
 
 @only(["ember_probe", "padellm_ner"])
 def test_initialize_with_too_few_labels(component, make):
-    """The others can be asked for fewer labels than the corpus has."""
+    """The other components can be initialized with fewer labels than the corpus has."""
     nlp = make()
     nlp.config["initialize"]["components"][component.name] = {"labels": ["PER"]}
     with pytest.raises(LLMNERError, match=f"the labels LOC, which '{component.name}' does"):
@@ -101,10 +104,13 @@ def test_initialize_follows_the_seed_and_touches_no_other(make):
 
 
 @only(TRAINABLE)
-def test_a_seed_repeats_training(make):
+def test_a_seed_repeats_training(component, make):
+    """It does so even if training uses random examples and labels."""
+    drawn = {"random_k": True, "negative_rate": 0.5, "least_negatives": 1}
+    cfg = drawn if component.name == "ra_it_ner" else {}
     states = []
     for _ in range(2):
-        nlp = initialized(make())
+        nlp = initialized(make(cfg=cfg))
         for _ in range(3):
             nlp.update(make_examples(nlp), sgd=make_sgd())
         states.append(state_of(nlp))
@@ -156,15 +162,15 @@ def test_nothing_comes_of_nothing(component, nlp):
 def test_loss_falls(component, nlp):
     before = state_of(nlp)
     examples, sgd = make_examples(nlp), make_sgd(0.01, grad_clip=1.0)
-    losses = [nlp.update(examples, sgd=sgd)[component.name] for _ in range(15)]
+    losses = [nlp.update(examples, sgd=sgd)[component.name] for _ in range(8)]
     assert all(loss >= 0 for loss in losses)
-    assert losses[-1] < losses[0] * (0.7 if component.adapter else 0.5)
+    assert losses[-1] < losses[0] / 2
     assert not same_state(before, state_of(nlp))
 
 
 @only(TRAINABLE)
 def test_gradients_add_up(component, nlp):
-    """Two updates without an optimizer leave the sum of their gradients; one step uses it up."""
+    """Two updates without an optimizer add up their gradients. One step uses the sum and clears it."""
     pipe = pipe_of(nlp)
     examples = make_examples(nlp)
     first, second = examples[:2], examples[2:]
@@ -182,7 +188,7 @@ def test_gradients_add_up(component, nlp):
     after = state_of(nlp)
     assert not same_state(before, after)
     assert all(p.grad is None for p in pipe.module.parameters())
-    # Nothing is gathered, so nothing is stepped.
+    # There are no gradients, so there is no step.
     pipe.finish_update(make_sgd())
     assert same_state(after, state_of(nlp))
 
@@ -190,21 +196,26 @@ def test_gradients_add_up(component, nlp):
 @only(TRAINABLE)
 @pytest.mark.parametrize("max_batch_tokens", [1, 2048])
 def test_gradient_of_a_batch_is_that_of_its_docs(component, nlp, max_batch_tokens):
-    """Weighted by what there is to learn, whatever fits into one pass."""
+    """It is weighted by what there is to learn, and doesn't depend on how much fits into one pass."""
     examples = make_examples(nlp)
     if component.name == "ra_it_ner":
         examples = [eg for eg in examples if eg.reference.ents]
     pipe_of(nlp).max_batch_tokens = max_batch_tokens
-    if component.adapter:
-        scrambled(nlp)
+    assert_weighted_mean(nlp, examples, 1e-5)
+    if component.adapter:  # random weights have larger gradients
+        assert_weighted_mean(scrambled(nlp), examples, 1e-4)
+
+
+def assert_weighted_mean(nlp, examples, tolerance):
+    """Loss and gradient of a batch are the weighted mean of those of its examples."""
     loss, together = gradients_of(nlp, examples)
     alone = [(*gradients_of(nlp, [eg]), weight_of(nlp, [eg])) for eg in examples]
     total = weight_of(nlp, examples)
     assert total == pytest.approx(sum(weight for _, _, weight in alone))
-    assert loss == pytest.approx(sum(x * weight for x, _, weight in alone) / total, rel=1e-4)
+    assert loss == pytest.approx(sum(x * weight for x, _, weight in alone) / total)
     for name, grad in together.items():
         mean = sum(grads[name] * weight for _, grads, weight in alone) / total
-        assert torch.allclose(grad, mean, atol=1e-4 if component.adapter else 1e-5), name
+        assert torch.allclose(grad, mean, atol=tolerance), name
 
 
 def test_frozen_component_is_untouched(component, nlp):
@@ -218,7 +229,7 @@ def test_frozen_component_is_untouched(component, nlp):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_annotating_component(component, trained, nlp, monkeypatch, frozen):
-    """What it finds is there for the components after it, also if it is frozen."""
+    """Components after it can use its annotations, even if it is frozen."""
     nlp = trained if frozen else nlp
     before = pipe_of(nlp).to_bytes()
     seen = []
@@ -278,19 +289,19 @@ def test_docs_without_annotation_teach_nothing(component, nlp):
 
 @only(TRAINABLE)
 def test_docs_marked_without_entities_are_learnt(component, saved):
-    """An annotated document without entities pushes mentions away."""
+    """An annotated document without entities makes mentions less probable."""
     nlp = spacy.load(saved)
     text = "Oskar Blum likes tea."
     assert entities(nlp(text))
     reference = nlp.make_doc(text)
     reference.set_ents([], default="outside")
-    for _ in range(12):
+    for _ in range(8):
         nlp.update([Example(nlp.make_doc(text), reference)], sgd=make_sgd())
     assert entities(nlp(text)) == []
 
 
 # Updates after loading, the loss that is then reached, and the share of the entities found.
-RESUMED = {"ember_probe": (1, 0.1, 1.0), "padellm_ner": (10, 1.0, 0.9), "ra_it_ner": (5, 1.0, 0.0)}
+RESUMED = {"ember_probe": (1, 0.1, 1.0), "padellm_ner": (10, 1.0, 1.0), "ra_it_ner": (5, 1.0, 0.0)}
 
 
 @only(TRAINABLE)
@@ -307,8 +318,8 @@ def test_resume_after_loading(component, trained, saved):
 
 
 @only(ADAPTERS)
-def test_windows_that_are_not_learnt_are_reported(component, make, recwarn):
-    """When training begins, since the loss would not show it."""
+def test_windows_that_are_not_learnt_are_reported(component, make):
+    """They are reported when training begins, since the loss would not show them."""
     nlp = make(**({"k": 0} if component.name == "ra_it_ner" else {}))
     known = make_examples(nlp, component.data)
     bare = [Example(nlp.make_doc(text), nlp.make_doc(text)) for text in TEXTS[:2]]
@@ -316,13 +327,14 @@ def test_windows_that_are_not_learnt_are_reported(component, make, recwarn):
     data = {"entities": [(0, 10, "PER")], "words": ["Mira", "Stone", "met", "Oskar"]}
     data["spaces"] = [True, False, True, False]
     misaligned = [Example.from_dict(Doc(nlp.vocab, words=words, spaces=spaces), data)]
-    nlp.initialize(lambda: known)
-    assert not [w for w in recwarn if "learn" in str(w.message)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nlp.initialize(lambda: known)
     n = len(known) + 3
-    match = f"'{component.name}' .* 3 of {n} windows .* 3 contain tokens that are not annotated"
+    match = f"'{component.name}' .* 3 of {n} windows .* 3 contain unannotated tokens"
     with pytest.warns(UserWarning, match=match):
         nlp.initialize(lambda: [*known, *bare, *misaligned])
-    match = f"'{component.name}' cannot learn anything .*of 3 windows of text, 3 "
+    match = f"'{component.name}' can't learn anything .*of 3 windows of text, 3 "
     if component.name == "ra_it_ner":  # it counts only entities that can be learnt
         match = "None of the training examples"
     with pytest.raises(LLMNERError, match=match):
@@ -339,7 +351,7 @@ def test_full_fine_tuning(component, make, tmp_path):
     assert not pipe.module.is_untrained()  # it answers without any step
     examples, sgd = make_examples(nlp, component.data), make_sgd(0.005, grad_clip=1.0)
     losses = [nlp.update(examples, sgd=sgd)[component.name] for _ in range(20)]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[11] < 0.6 * losses[0]
     if component.exact:
         assert share_found(nlp, component.data) == 1.0
     shared.check()
@@ -350,6 +362,4 @@ def test_full_fine_tuning(component, make, tmp_path):
     assert n_trained == sum(p.numel() for p in llm.decoder.parameters()) - embeddings
     nlp.to_disk(tmp_path)
     again = spacy.load(tmp_path)
-    for doc, other in zip(nlp.pipe(TEXTS), again.pipe(TEXTS)):
-        assert_same(doc, other, 1e-5)
-        assert doc._.llmner_examples == other._.llmner_examples
+    assert_same_answers(found_in(again, component.texts), found_in(nlp, component.texts), 1e-5)
