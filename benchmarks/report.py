@@ -50,6 +50,16 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "retrieval_memory": memory_table,
     "retrieval_quality": retrieval_table,
 }
+# Headings of the other sections, also by the beginning of the names of their results.
+HEADINGS = {
+    "compare_memory": "Memory of all four components in one process",
+    "el4ner_speed": "Speed of el4ner_ensemble, compared with prompts that share nothing",
+    "ember_memory": "Memory of one to four pipelines with ember_probe",
+    "ember_streaming": "Time of an LLM's answer with ember_probe, divided by that without",
+    "ember_throughput_gpu": "Speed of ember_probe on a GPU, compared with the LLM alone",
+    "ember_throughput": "Speed of ember_probe, compared with the LLM alone",
+    "padellm_placement": "Mentions whose offsets can be recovered from their strings",
+}
 
 
 def main() -> None:
@@ -88,7 +98,9 @@ def other_tables(results: Dict[str, Any]) -> List[str]:
     for name, r in results.items():
         if name.startswith(("ember_quality_", "padellm_quality_", *TABLES)):
             continue
-        lines += ["", f"## {name}", "", "| | |", "|---|---|"]
+        heading = next((text for key, text in HEADINGS.items() if name.startswith(key)), name)
+        heading += f": {r['set']}" if "set" in r else ""
+        lines += ["", f"## {heading}", "", "| | |", "|---|---|"]
         for key, value in r.items():
             if key in ("command", "date", "device", "cores", "threads", "torch", "spacy", "ratios"):
                 continue

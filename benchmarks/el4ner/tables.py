@@ -15,15 +15,15 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
             f"Strict scores in percent on {r['texts']} texts with {r['entities']} entities.",
             f"{r['k']} demonstrations out of {r['pool']} labelled texts, verifier {r['verifier']} (a",
             f"single LLM verifies its own spans), seed {r['seed']}. Seconds, calls and tokens are per",
-            f"text. Fitted: `calibrate` on {r.get('held_out')} held-out texts, with the verification",
-            "threshold that is best on these (0: nothing is dropped). Other variants have the threshold",
-            f"{r['threshold']}. Ensemble minus it: F of the ensemble of the same kind minus F of the",
-            "variant, 95 % interval (paired bootstrap over the texts). Shared label: percentage of",
-            "demonstrations with an entity whose label occurs in the text.",
+            f"text. Fitted: calibrated (`calibrate`) on {r.get('held_out')} held-out texts, with the",
+            "verification threshold that is best on these (0: nothing is dropped). Other variants have",
+            f"the threshold {r['threshold']}. Ensemble minus variant: F of the ensemble of the same kind",
+            "minus F of the variant, 95 % interval (paired bootstrap over the texts). Shared label:",
+            "percentage of demonstrations with an entity whose label occurs in the text.",
             r.get("note", ""),
         ),
         "",
-        "| variant | P | R | F | ensemble minus it | threshold | shared label | s | calls | tokens |",
+        "| variant | P | R | F | ensemble minus variant | threshold | shared label | s | calls | tokens |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, row in r["variants"].items():
@@ -45,7 +45,7 @@ def ablation_table(r: Dict[str, Any]) -> List[str]:
         out += [
             "",
             *paragraph(
-                "The stages of the ensemble one by one. Entities whose span is found:",
+                "The stages of the ensemble separately. Entities whose span is found:",
                 f"{before[0]} (of {before[1]} spans) without demonstrations, with them"
                 if before
                 else "",

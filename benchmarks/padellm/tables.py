@@ -37,7 +37,7 @@ def _table(rows: List[Dict[str, Any]]) -> List[str]:
             f"{llm}, {rows[0]['test_docs']} test texts. `padellm_ner` and the autoregressive baseline",
             "have the same adapter, recipe and CPU time; spaCy's `ner` is trained until early",
             "stopping. Strict F1 of spans and the paper's F1 of sets of strings (set F1), in percent.",
-            "Violations: spans whose string is not the text at their offsets.",
+            "Violations: spans whose string differs from the text at their offsets.",
         ),
         "",
         "| component | CPU min | seeds | texts seen | strict F1 | spread | set F1 | violations "
@@ -77,7 +77,7 @@ def _ablations(r: Dict[str, Any]) -> List[str]:
     out = [
         "",
         *paragraph(
-            f"Chosen on dev for each seed: {chosen}. Ablations, one setting at a time, with the first",
+            f"Chosen on dev for each seed: {chosen}. Ablations of one setting at a time, with the first",
             f"seed on {r['ablation_docs']} test sentences:",
         ),
         "",
@@ -95,7 +95,7 @@ def training_table(r: Dict[str, Any]) -> List[str]:
         "",
         *paragraph(
             f"{r['minutes']:g} CPU minutes each, seed {r['seed']}, {r['docs']} test texts. This shows",
-            "which variant learns fast, not which one is best in the end.",
+            "which variant learns fastest, not which one is best in the end.",
             r.get("note", ""),
         ),
         "",
@@ -113,7 +113,7 @@ def constraint_table(r: Dict[str, Any]) -> List[str]:
         "",
         *paragraph(
             f"{r['docs']} test texts, the same weights, greedy decoding, published count, before",
-            "deduplication. Set F1 in percent. Without the constraint, strings that are not in the",
+            "deduplication. Scores in percent. Without the constraint, strings that are not in the",
             "text are dropped.",
             r.get("note", ""),
         ),
@@ -135,14 +135,14 @@ def speed_table(r: Dict[str, Any]) -> List[str]:
         "",
         *paragraph(
             f"{r['llm']} on {r['llm_device']}, {r['labels']} labels, {r['sentences']} sentences.",
-            f"The methods alternate, with {r['rounds']} rounds for each sentence; the median counts.",
-            'The rows "ours" are `padellm_ner`. Ratio: mean time divided by that of `padellm_ner`, in',
-            "brackets the 95 % bootstrap interval over sentences. Rounds: lowest and highest ratio of",
-            "a round.",
+            f"The methods alternate, with {r['rounds']} rounds for each sentence; the median is used.",
+            '"Ours" is `padellm_ner`, "published way" the published inference. Ratio: mean time',
+            "divided by that of `padellm_ner`, in brackets the 95 % bootstrap interval over sentences.",
+            "Rounds: lowest and highest ratio of a round.",
             r.get("note", ""),
-            "All methods write the gold answers, so that mistakes of the models have no influence."
+            "All methods write the gold answers, so that mistakes of the models have no effect."
             if r["gold_answers"]
-            else "With the published template, the answers of `padellm_ner` are forced.",
+            else 'For "published way and wording", the answers of `padellm_ner` are forced.',
         ),
     ]
     if not r["gold_answers"]:
@@ -175,12 +175,12 @@ def _comparison(f1: Dict[str, float], same: Dict[str, Any]) -> List[str]:
     """A paragraph about scores, and about whether all ways of decoding gave the same."""
     without = ""
     if "published way = ours" in same:
-        without = f"Without constraints it did so on {same['published way = ours']}."
+        without = f"Without constraints, it did so on {same['published way = ours']}."
     return paragraph(
         f"Strict F1 of these sentences: `padellm_ner` {f1['ours']:.1f}, autoregressive",
-        f"{f1['autoregressive']:.1f}. With all speed-ups, `padellm_ner` gave the same as plain",
+        f"{f1['autoregressive']:.1f}. With all speed-ups, `padellm_ner` gave the same result as plain",
         f"constrained decoding on {same['default = plain']} of {same['sentences']} sentences. The",
-        "published way with the same constraints gave the same on the first",
+        "published way with the same constraints gave the same result on the first",
         f"{same['sentences, published way']} sentences.",
         without,
     )

@@ -9,12 +9,12 @@ def project_table(r: Dict[str, Any]) -> List[str]:
     """The time and the scores of each workflow, and the table of `compare`."""
     runs = r["runs"]
     out = [
-        "## spacy project run",
+        "## Workflows of spacy project run",
         "",
         *paragraph(
             "Time of each complete workflow: downloads, training, and evaluation on this project's test",
-            "sentences. Strict F1 in percent, words/s with the LLM loaded. `compare` without the steps",
-            "that other workflows had already done.",
+            "sentences. Strict F1 in percent, words/s with the LLM loaded. The time of `compare`",
+            "excludes the steps that other workflows had already done.",
         ),
         "",
         "| workflow | seconds | sentences | F1 | words/s | |",

@@ -9,7 +9,7 @@ from benchmarks.lib.markdown import paragraph
 def shared_context_table(r: Dict[str, Any]) -> List[str]:
     """The effect of sharing the context among the types."""
     out = [
-        "## Speed of ra_it_ner: one encoding of examples and passage for all types",
+        "## Speed of ra_it_ner: one encoding of examples and text for all types",
         "",
         *paragraph(
             f"{r['texts']} texts of this project's test set, {r['types']} types,",
@@ -46,9 +46,9 @@ def transfer_table(r: Dict[str, Any]) -> List[str]:
             f"Tuned on {', '.join(s['tuned_on'])} ({s['texts_to_tune_on']} texts in total),",
             f'{s["processor_minutes_of_tuning"]:g} CPU minutes each ("as many texts": as many as RA-IT',
             f"sees in that time), {s['seeds']} seed(s), {s['test_texts_per_domain']} test texts per",
-            "domain, without the label `misc`. Strict F1 of spans in percent, in brackets F1 of",
-            "strings as UniversalNER computes it. The samples are small: a difference of a few points",
-            "in one domain is not significant.",
+            'domain, without the label `misc`. "Vanilla" is plain instruction tuning, without examples.',
+            "Strict F1 of spans in percent, in brackets F1 of strings as UniversalNER computes it. The",
+            "samples are small: a difference of a few points in one domain is not significant.",
             r.get("note", ""),
         ),
         "",
@@ -74,7 +74,7 @@ def calibrated_table(r: Dict[str, Any]) -> List[str]:
         "## ra_it_ner: when to show examples",
         "",
         *paragraph(
-            "Tuned as for the comparison with plain instruction tuning,",
+            "Tuned with examples, as in the comparison with plain instruction tuning,",
             f"{r['processor_minutes_of_tuning']:g} CPU minutes, {r['seeds']} seed(s). For each domain of",
             f"CrossNER, `calibrate` uses {r['held_out_texts_per_domain']} dev texts. Strict F1 in",
             f"percent on {r['test_texts_per_domain']} test texts, in brackets the number of texts with",
