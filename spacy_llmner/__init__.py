@@ -2,8 +2,8 @@
 
 Add the components to a pipeline as usual:
 `nlp.add_pipe("ember_probe", config={"llm": "smollm2-135m-instruct"})`, and likewise `padellm_ner`,
-`ra_it_ner`, `el4ner_ensemble` and `llmner_combine`. This module exports what programs need in addition to
-them.
+`ra_it_ner`, `el4ner_ensemble` and `llmner_combine`. This module exports the other classes and functions
+that programs need.
 """
 
 from importlib import import_module

@@ -43,7 +43,7 @@ from tests.pipelines import PIPELINES
 
 # Tiny models gain nothing from more threads, and lose much on a busy machine.
 torch.set_num_threads(1)
-# The machine may be busy: no test fails since it took its time.
+# The machine may be busy, so no test fails because it took too long.
 settings.register_profile("llmner", deadline=None)
 settings.load_profile("llmner")
 
@@ -125,8 +125,8 @@ def roomy(tmp_path_factory, short_lists):
 
 @pytest.fixture(scope="session")
 def llm_of(tiny_models, roomy_llm, roomy):
-    """Give the LLM that the tests of a component use. RETURNS (Callable): From name to folder; for
-    el4ner_ensemble, to three folders."""
+    """Get the LLM for the tests of a component. RETURNS (Callable): Takes the name of a component, and
+    returns a folder, or three folders for el4ner_ensemble."""
     return {
         "ember_probe": tiny_models["llama"],
         "padellm_ner": tiny_models["llama"],
@@ -137,7 +137,7 @@ def llm_of(tiny_models, roomy_llm, roomy):
 
 @pytest.fixture(scope="session")
 def pipelines(llm_of, tmp_path_factory):
-    """Give a small pipeline: pipelines("padellm_ner", "wild"). Each is trained once, at its first use.
+    """Get a small pipeline: pipelines("padellm_ner", "wild"). Each is trained once, at its first use.
     Tests must not change it."""
     made = {}
 
@@ -152,7 +152,7 @@ def pipelines(llm_of, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def other_llm(tiny_llm, tmp_path_factory):
-    """Of the same shape as tiny_llm, with other weights."""
+    """Folder of an LLM with the shape of tiny_llm and other weights."""
     folder = tmp_path_factory.mktemp("llm") / "other"
     shutil.copytree(tiny_llm, folder)
     state = load_file(folder / "model.safetensors")
@@ -175,7 +175,7 @@ def tiny_bert(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def other_bert(tmp_path_factory):
-    """Of the same shape, with other weights."""
+    """Folder of a BERT with the shape of tiny_bert and other weights."""
     return save_bert(tmp_path_factory.mktemp("bert") / "other", seed=1)
 
 
@@ -332,7 +332,7 @@ def fast(tokenizer):
 def save_bert(path, seed=0):
     """Write a tiny random sentence encoder."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    # Not trained: of pieces that are equally frequent, a trainer takes others each time.
+    # The tokenizer isn't trained: a trainer chooses at random among pieces that are equally frequent.
     words = {word for text in SENTENCES for word in text.lower().split()}
     parts = {word[k : k + n] for word in words for k in range(len(word)) for n in (1, 2)}
     parts.update(string.ascii_lowercase)

@@ -1,4 +1,4 @@
-"""All four components in one pipeline, on one LLM, and what most of them found."""
+"""All four components in one pipeline with one LLM, and their combined entities."""
 
 import json
 import random
@@ -14,7 +14,7 @@ PIPES = ["ember_probe", "padellm_ner", "ra_it_ner", "el4ner_ensemble"]
 
 @pytest.fixture(scope="module")
 def nlp(make_tiny, tmp_path_factory):
-    """Two of them are trained, the other two say what a random LLM says."""
+    """Two of them are trained. The other two use a random LLM without training."""
     folder = tmp_path_factory.mktemp("llm") / "roomy"
     make_tiny(folder, "llama")
     config = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""`import spacy_llmner`, and what objects say about themselves."""
+"""`import spacy_llmner`, and the reprs of objects."""
 
 import subprocess
 import sys

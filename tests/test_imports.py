@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "util"),
     ("models",),
     ("llm",),
-    ("decoding", "pipeline", "retrieval"),
+    ("corpora", "decoding", "pipeline", "retrieval"),
     COMPONENTS,
     ("cli", "serve", "scale"),
 )

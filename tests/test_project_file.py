@@ -1,4 +1,4 @@
-"""project.yml: what a workflow calls is there, and is understood."""
+"""project.yml: everything that a workflow calls exists and has valid arguments."""
 
 import shlex
 import shutil
@@ -24,7 +24,7 @@ WORKFLOWS = ["all", "compare", "el4ner", "padellm", "ra_it"]
 
 @pytest.fixture(scope="module", params=["en", "zh"])
 def project(request, tmp_path_factory):
-    """Read elsewhere, since reading it makes directories."""
+    """Read a copy of the project, since reading it creates directories."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "project.yml", folder)
     return load_project_config(folder, overrides={"vars.lang": request.param})
@@ -42,7 +42,7 @@ def values_of(command, args):
 
 
 def check_training(config, *args):
-    """RETURNS (List[str]): The config and what overrides it; the config has all that is overridden."""
+    """RETURNS (List[str]): The config and its overrides. The config contains all overridden settings."""
     overrides = dict(zip(args[::2], args[1::2]))
     output = overrides.pop("--output")
     gpu = overrides.pop("--gpu-id")
@@ -57,7 +57,7 @@ def check_training(config, *args):
 
 
 def check_line(line):
-    """RETURNS (List[str]): What a line is about, files among it."""
+    """RETURNS (List[str]): The arguments of a line, including files."""
     python, *args = shlex.split(line)
     assert python == "python"
     if args[:3] == ["-m", "spacy", "train"]:

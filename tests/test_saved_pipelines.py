@@ -1,7 +1,7 @@
 """Pipelines that version 0.1.0 saved before its modules were renamed load, and find what they found.
 
 `data/saved_by_0.1.0.zip` has a tiny random LLM, pipelines with one trained component each, and in
-`expected.json` what those found: entities, and all spans with their scores.
+`expected.json` their results: the entities, and all spans with their scores.
 """
 
 import json

@@ -1,10 +1,12 @@
 """Shared code of the commands: loading pipelines and data, colors, errors."""
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Union
 
 import typer
+from spacy import blank
 from spacy.cli._util import setup_gpu
 from spacy.displacy.render import EntityRenderer
 from spacy.language import Language
@@ -12,8 +14,12 @@ from spacy.training import Corpus, Example
 from spacy.training.corpus import FILE_TYPE, walk_corpus
 from spacy.util import is_package, load_model
 
+from ..corpora.rows import check_not_spacy_v2
 from ..errors import Errors, LLMNERError
+from ..llm.registry import LLM
 
+# Control characters, which a terminal could interpret as commands and which HTML doesn't allow.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Colors of labels that displaCy has no color for.
 PALETTE = ("#f0d0ff", "#bfe1d9", "#ffc4d6", "#c5d8f7", "#e6dcb1", "#cfe8a9", "#ffd8b5", "#d4d4e8")
 
@@ -36,6 +42,7 @@ def check_data_path(path: Path) -> None:
     """
     if not path.exists():
         raise LLMNERError(Errors.E093.format(path=path))
+    check_not_spacy_v2(path)
     if path.is_file() and path.suffix != FILE_TYPE:
         raise LLMNERError(Errors.E094.format(path=path))
     if path.is_dir() and not any(path.rglob(f"*{FILE_TYPE}")):
@@ -67,6 +74,16 @@ def load_pipeline(
         except ValueError as e:
             raise LLMNERError(Errors.E102.format(gpu_id=gpu_id, reason=e)) from None
     return load_model(model, config=config or {})
+
+
+def blank_pipeline(lang: str) -> Language:
+    """RETURNS (Language): A blank pipeline.
+    RAISES (LLMNERError): If spaCy doesn't support the language.
+    """
+    try:
+        return blank(lang)
+    except ImportError as e:
+        raise LLMNERError(Errors.E106.format(lang=lang, reason=e)) from None
 
 
 def read_examples(nlp: Language, path: Path, spans_key: Optional[str] = None) -> List[Example]:
@@ -106,5 +123,31 @@ def colors_of(labels: Iterable[str]) -> Dict[str, str]:
     return {label: known.get(label.upper()) or palette[label] for label in labels}
 
 
+def folder_name(path: Union[str, Path]) -> str:
+    """RETURNS (str): The last part of a path, or the last two parts for the folders of `spacy train`,
+    such as "ember_probe/model-best"."""
+    parts = Path(path).absolute().parts
+    return "/".join(parts[-2:] if parts[-1] in ("model-best", "model-last") else parts[-1:])
+
+
+def llm_names(pipes: Iterable[Any]) -> List[str]:
+    """RETURNS (List[str]): The names of the components' LLMs, each one once. A local folder is named by its
+    last part."""
+    names: Dict[str, None] = {}
+    for pipe in pipes:
+        for part in (pipe, *getattr(pipe, "voters", {}).values()):
+            llm = getattr(part, "llm", None)
+            if isinstance(llm, LLM) and llm.spec.name:
+                local = Path(llm.spec.name).is_absolute() or Path(llm.spec.name).is_dir()
+                names[folder_name(llm.spec.name) if local else llm.spec.name] = None
+    return list(names)
+
+
 def percent(value: Optional[float]) -> str:
     return "-" if value is None else f"{value * 100:.1f}"
+
+
+def clean(text: str) -> str:
+    """RETURNS (str): The text with a replacement character for each control character, except tabs and line
+    feeds."""
+    return CONTROL.sub("\ufffd", text)

@@ -9,6 +9,7 @@ from spacy.language import Language
 from spacy.tokens import DocBin
 from tqdm import tqdm
 
+from ..corpora.rows import check_not_spacy_v2
 from ..ember_probe.generated_data import generate_examples
 from ..errors import Errors, LLMNERError
 from ..llm.registry import make_llm
@@ -17,13 +18,13 @@ from ._util import exit_on_error, load_pipeline
 
 def generate_cli(
     prompts: Path = typer.Argument(
-        ..., help="Prompts: .spacy file, or text file with one per line"
+        ..., help="Prompts: a .spacy file, or a text file with one prompt per line"
     ),
     output: Path = typer.Argument(..., help="Output: a .spacy file"),
-    llm: str = typer.Option(..., "--llm", help="LLM that writes: name, folder or hub id"),
+    llm: str = typer.Option(..., "--llm", help="LLM to write with: name, folder or hub id"),
     annotator: str = typer.Option(..., "--annotator", help="Pipeline that annotates the entities"),
     max_new_tokens: int = typer.Option(
-        100, "--max-new-tokens", min=1, help="Maximum tokens per prompt"
+        100, "--max-new-tokens", min=1, help="Maximum number of generated tokens per prompt"
     ),
     limit: Optional[int] = typer.Option(None, "--limit", min=1, help="Maximum number of prompts"),
 ) -> None:
@@ -81,6 +82,7 @@ def read_prompts(path: Path, nlp: Language) -> Iterator[str]:
     """
     if not path.exists():
         raise LLMNERError(Errors.E110.format(path=path))
+    check_not_spacy_v2(path)
     if path.suffix == ".spacy":
         try:
             texts = [doc.text for doc in DocBin().from_disk(path).get_docs(nlp.vocab)]

@@ -80,7 +80,7 @@ class SubstringState:
 
     starts (ndarray): int64, shape (occurrences,): first character of each occurrence.
     last (ndarray): int64, same shape: index of its last token so far; -1 - w if nothing was written yet and
-        it would start with word w.
+        the occurrence starts with word w.
     ended (bool): Whether the end token was written.
     """
 
@@ -103,7 +103,7 @@ class Substrings:
     starts (ndarray): int64, same shape: the first character of each word.
     end (int): The token that ends the answer.
     likely_ends (Optional[ndarray]): bool, shape (tokens,): the tokens after which `guess` ends the answer.
-        None guesses that it always goes on.
+        With None, it always guesses that the answer goes on.
     """
 
     def __init__(
@@ -211,8 +211,8 @@ class JsonList:
     opening (Sequence[int]): Tokens of `["`.
     comma (Sequence[int]): Tokens of `", "`.
     closing (Sequence[int]): Tokens of `"]` and the end token.
-    ordered (bool): Items must be in the order of the text: each is located at its first occurrence that
-        starts after the start of the previous item. So every list ends.
+    ordered (bool): Items must be in the order of the text: each item is located at its first occurrence
+        after the start of the previous item. So no list is endless.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class JsonList:
     ) -> None:
         self.items = items
         self.ordered = ordered
-        # False if the text has no words: then the only list is the empty one.
+        # False if the text has no words. Then only the empty list is possible.
         self.can_list = len(items.first) > 0
         beginnings = [tuple(empty)] + ([tuple(opening)] if self.can_list else [])
         self.empty, self.opening, self.comma = tuple(empty), tuple(opening), tuple(comma)

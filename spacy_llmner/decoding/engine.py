@@ -95,8 +95,8 @@ class Node:
         return len(self.path) - len(self.ids)
 
     def scores(self, row: int) -> Scores:
-        """RETURNS (Scores): The scores after token `row` of this node. They exist when the request is
-        resumed."""
+        """RETURNS (Scores): The scores after token `row` of this node. They are available after the next
+        `yield` of the request."""
         return self.answers[row % len(self.ids)]
 
     def truncated(self, n: int) -> "Node":
@@ -144,9 +144,9 @@ class Tree:
 
         parent (Optional[Node]): The node to add them after, which can also be new; None for a root.
         ids (Sequence[int]): At least one token.
-        ask (Optional[Dict[int, ndarray]]): By index of a token in `ids` (negative from the end): the
-            possible next tokens to score, int64.
-        RETURNS (Node): The new node. It has its scores when the request is resumed.
+        ask (Optional[Dict[int, ndarray]]): By index of a token in `ids` (negative indices count from the
+            end): the possible next tokens to score, int64.
+        RETURNS (Node): The new node. Its scores are available after the next `yield` of the request.
         """
         slots = self.slots.allocate(len(ids))
         path = slots if parent is None else np.concatenate([parent.path, slots])
@@ -160,8 +160,8 @@ class Tree:
         """Add a prompt to the tree, after the engine's prefix if it has one.
 
         ids (Sequence[int]): The prompt, including the prefix.
-        RETURNS (Node): The last node of the prompt. If the prompt is just the prefix, this is the node of
-            the prefix, which has no scores.
+        RETURNS (Node): The last node of the prompt. If the prompt consists of the prefix only, this is the
+            node of the prefix, which has no scores.
         """
         if self.prefix is None:
             return self.add(None, ids)
@@ -170,7 +170,7 @@ class Tree:
         return self.add(self.prefix, rest) if len(rest) else self.prefix
 
     def drop(self, branch: Optional[List[Node]] = None) -> None:
-        """Release the slots of a branch's nodes. Nothing can be added after these nodes any more.
+        """Release the slots of a branch's nodes. After that, nothing can be added to these nodes.
 
         branch (Optional[List[Node]]): The nodes, as filled by `collect`, which are removed from the list.
             None for the nodes that were added outside of branches.
@@ -185,7 +185,7 @@ class Tree:
 
 class Prefix:
     """Tokens before many requests, such as one instruction for all texts. Their keys and values are stored
-    between runs, as long as the decoder exists. Its weights must not change in between.
+    between runs, as long as the decoder exists. The decoder's weights must not change in between.
 
     ids (Sequence[int]): At least one token.
     read (WeakKeyDictionary[Module, KVCache]): By decoder: the stored keys and values.
@@ -206,8 +206,8 @@ class DecodingEngine:
     raw (bool): Also compute log-probabilities over the whole vocabulary, for which the LM head has to
         compute all logits.
     max_slots (int): Budget of KV slots, one for each token in memory. When it is used up, further requests
-        wait, and all branches of each request (`generate.run_parallel`) but the first. A single branch can
-        exceed the budget.
+        have to wait. So do all branches of a request but the first (`generate.run_parallel`). A single
+        branch can exceed the budget.
     max_batch_tokens (int): Maximum number of tokens per forward pass.
     passes (int): Number of forward passes so far.
     tokens (int): Number of tokens sent through the LLM so far.
@@ -262,7 +262,7 @@ class DecodingEngine:
                         if not self._resume(i, running, results):
                             continue
                         if len(running) > 1 and self.slots.used > self.slots.budget:
-                            # It has to wait. Later it starts from the beginning.
+                            # The request has to wait. Later, it starts again from the beginning.
                             self._end(i, running)
                             waiting.append((i, request))
                             break
@@ -384,7 +384,7 @@ class DecodingEngine:
 
 
 def _start(request: Request, tree: Tree) -> Steps:
-    """Start a request lazily: also the code that runs before it returns its generator."""
+    """Start a request lazily, including the code that runs before it returns its generator."""
     return (yield from request(tree))
 
 

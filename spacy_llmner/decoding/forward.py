@@ -1,9 +1,9 @@
 """Forward passes of the decoding engine: each sends tokens of many trees through the LLM, with one KV
 cache.
 
-On a GPU, the time of a pass of few tokens is the launch time of its hundreds of kernels. So such passes
-are recorded once as CUDA graphs, for a few sizes, and replayed: tokens are padded to the next size, and
-keys to the next power of two.
+On a GPU, a pass with few tokens spends nearly all of its time launching hundreds of kernels. Therefore such
+passes are recorded once as CUDA graphs, for a few sizes, and replayed. Tokens are padded to the next size,
+and keys to the next power of two.
 """
 
 import logging
@@ -20,7 +20,7 @@ from .kv_slots import NO_SLOT
 
 logger = logging.getLogger("spacy_llmner")
 
-# Numbers of tokens of a replayed pass. Longer passes keep the GPU busy without CUDA graphs.
+# The numbers of tokens that a replayed pass can have. Longer passes keep the GPU busy without CUDA graphs.
 SIZES = (8, 32, 128)
 MIN_KEYS = 256
 # Maximum initial number of slots of a cache. The cache grows, and a budget can be unlimited.

@@ -50,7 +50,7 @@ def decode(
 
     Drafted tokens go through the LLM in the same pass as the token before them. They are accepted up to the
     first token that differs from the LLM's own choice. So the result is the same as when decoding token by
-    token, in fewer passes. Where only one token is allowed, it is appended without a score.
+    token, but takes fewer passes. If only one token is allowed, it is appended without a score.
 
     tree (Tree): The tree of the request.
     parent (Node): The node to decode after. Without a prompt, its last token must have scores for
@@ -61,12 +61,11 @@ def decode(
     draft (int): Maximum number of tokens in a row that the constraint drafts.
     raw (bool): Fill `raw_log_probs`, for which every token is scored. The engine must be `raw` too.
     max_tokens (int): Maximum number of tokens of the answer.
-    on_choice (Optional[Callable]): Called with the state and the scores before each token is chosen from
-        its scores.
-    first (Optional[int]): The first token, instead of the most likely one. It excludes a prompt.
+    on_choice (Optional[Callable]): Called with the state and the scores before each token is chosen.
+    first (Optional[int]): The first token, instead of the most likely one. Can't be used with a prompt.
     n_read (Optional[int]): Number of tokens of `parent` to decode after; None for all. The other tokens of
         `parent` are drafted tokens that already have scores.
-    RETURNS (Answer): The answer, with `yield from`.
+    RETURNS (Answer): The answer, as the result of `yield from`.
     """
     answer = Answer([], [], [], constraint.start)
     node, read = parent, len(parent.ids) if n_read is None else n_read
@@ -122,7 +121,7 @@ def look_ahead(
     state (Any): The state to start from.
     guess (Sequence[int]): The tokens to draft first.
     draft (int): Maximum number of tokens that the constraint drafts.
-    raw (bool): Every token is scored, also those without an alternative.
+    raw (bool): Score every token, even if there is no alternative.
     RETURNS (Tuple[List[ndarray], List[int]]): The tokens to score before each drafted token and after the
         last one, and the drafted tokens.
     """
@@ -164,7 +163,7 @@ def run_parallel(tree: Tree, branches: Iterable[Branch]) -> Generator[None, None
 
     tree (Tree): The tree of the request.
     branches (Iterable[Branch]): Generators that add nodes to the tree.
-    RETURNS (List[Any]): The result of each branch, with `yield from`.
+    RETURNS (List[Any]): The result of each branch, as the result of `yield from`.
     """
     running: List[Tuple[int, Branch, List[Node]]] = [(i, b, []) for i, b in enumerate(branches)]
     results: List[Any] = [None] * len(running)

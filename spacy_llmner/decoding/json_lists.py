@@ -67,13 +67,13 @@ class TextLists:
         return out + self._closing
 
     def item_log_probs(self, ids: Sequence[int], log_probs: Sequence[float]) -> List[float]:
-        """Compute the log-probability of each string in a finished list: that the list goes on, and that it
-        goes on with this string.
+        """Compute the log-probability of each string in a finished list. This is the probability that the
+        list continues, and continues with this string.
 
         ids (Sequence[int]): Tokens of an answer.
         log_probs (Sequence[float]): Log-probability of each token.
-        RETURNS (List[float]): For each string, the sum over its tokens and the tokens between the previous
-            string and it.
+        RETURNS (List[float]): For each string, the sum over its tokens and the tokens between it and the
+            previous string.
         """
         state: ListState = self.rule.start
         sums = [0.0]
@@ -81,7 +81,7 @@ class TextLists:
             done = len(state.done)
             state = self.rule.advance(state, token)
             if len(state.done) > done:
-                sums.append(0.0)  # the token that ends a string counts for the next
+                sums.append(0.0)  # the token that ends a string counts for the next one
             sums[-1] += log_prob
         return sums[:-1]
 

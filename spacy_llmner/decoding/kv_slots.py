@@ -1,4 +1,4 @@
-"""Allocates the KV slots of tokens. Released slots are used again."""
+"""Allocate the KV slots of tokens. Released slots are used again."""
 
 from heapq import heappop, heappush
 from typing import List
@@ -37,7 +37,7 @@ class KVSlots:
         if len(self._free) < n:
             size = len(self.positions)
             more = max(n - len(self._free), 64, size)
-            # Ascending, and higher than all others, so the list stays a heap.
+            # The new slots are ascending and higher than all others, so the list stays a heap.
             self._free.extend(range(size, size + more))
             self.positions = np.concatenate([self.positions, np.zeros(more, dtype=np.int64)])
         # Allocate the lowest slots first, so that attention covers few keys.

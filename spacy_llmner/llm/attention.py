@@ -1,10 +1,10 @@
 """SDPA attention that can also record the attention weights of a few keys, without building the
 full attention map.
 
-Every shared LLM is loaded with this attention. It is transformers' own SDPA. Where a recorder is active
-in the calling thread, it also computes the attention rows of the query tokens, restricted to a window of
-keys, from the same queries and keys. The model has no switch to set and no hooks to remove, and each
-thread sees only its own recorder.
+Every shared LLM is loaded with this attention. It calls transformers' own SDPA. If a recorder is active in
+the calling thread, it also computes the attention weights of each query for a window of keys, from the
+same queries and keys. So the model needs no switch and no hooks, and each thread sees only its own
+recorder.
 """
 
 from contextvars import ContextVar

@@ -31,9 +31,10 @@ class ChatEncoder:
     def encode(self, turns: Sequence[Turn]) -> List[int]:
         """Encode a conversation, up to where the LLM answers.
 
-        turns (Sequence[Turn]): Roles are "system", "user" and "assistant". The last turn is the user's or
-            the assistant's; a last turn of the assistant is left open.
-        RETURNS (List[int]): Token ids. Conversations that start alike have ids that start alike.
+        turns (Sequence[Turn]): The roles are "system", "user" and "assistant". The last turn is the user's
+            or the assistant's. If it is the assistant's, it is left open.
+        RETURNS (List[int]): Token ids. If conversations start with the same turns, their ids start with the
+            same tokens.
         """
         return [token for piece in self.pieces(turns) for token in piece]
 
@@ -41,7 +42,8 @@ class ChatEncoder:
         """Encode a conversation as `encode` does, in separate pieces.
 
         RETURNS (List[List[int]]): The ids before the first turn, the first turn, the ids between it and
-            the second turn, and so on. After a last turn of the user, the ids that make the LLM answer.
+            the second turn, and so on. If the last turn is the user's, the ids that make the LLM answer
+            follow it.
         """
         separators = self._separators(tuple(role for role, _ in turns))
         out = [list(separators[0])]
@@ -63,7 +65,7 @@ class ChatEncoder:
         return out
 
     def _separator_texts(self, roles: Tuple[str, ...]) -> List[str]:
-        """RETURNS (List[str]): The text before the first turn, between the turns and after the last."""
+        """RETURNS (List[str]): The texts before, between and after the turns."""
         answer = roles[-1] != "assistant"
         if not self.tokenizer.hf.chat_template:
             ends = ["\n" if role != "assistant" else "\n\n" for role in roles]
@@ -74,7 +76,7 @@ class ChatEncoder:
             rendered = self.tokenizer.hf.apply_chat_template(
                 messages, add_generation_prompt=answer, tokenize=False
             )
-        except Exception as e:  # jinja's errors, or those of anything the template calls
+        except Exception as e:  # an error of jinja, or of a function in the template
             raise self._template_error(roles, str(e)) from e
         out = []
         for mark in marks:

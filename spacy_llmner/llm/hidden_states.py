@@ -62,12 +62,12 @@ def read_texts(
 ) -> List[Features]:
     """Run the LLM over whole texts.
 
-    texts (Sequence[Sequence[int]]): Token ids of each text, starting with LLMTokenizer.bos if wanted.
+    texts (Sequence[Sequence[int]]): Token ids of each text, usually starting with LLMTokenizer.bos.
     probed (FeatureSpec): The features to read.
     max_batch_tokens (int): Tokens of one forward pass, padding included. Texts are batched by length.
-    prefix (Sequence[int]): Tokens before all texts. They go through the LLM once, and the result has no
-        rows for them. Can't be combined with attention.
-    RETURNS (List[Features]): In the order of the texts, one row per id.
+    prefix (Sequence[int]): Tokens to read before each text. They go through the LLM only once, and the
+        result has no rows for them. Can't be combined with attention.
+    RETURNS (List[Features]): The features of each text, with one row per token id.
     """
     _check_layers(llm, probed)
     view = reading_view(llm, probed.layers, probed.end(llm))
@@ -138,7 +138,7 @@ class StepReader:
         self.llm = llm
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
-        # Without a cache object GPT-2 returns a tuple, which later passes don't extend.
+        # Without a cache object, GPT-2 returns a tuple, which later passes don't extend.
         self.cache: Any = DynamicCache()
         self._recorder = Recorder(probed.window)
 
@@ -174,7 +174,7 @@ class StepReader:
 def tap_generation(
     llm: LoadedLLM, probed: FeatureSpec
 ) -> Iterator[Callable[[], Optional[Features]]]:
-    """Record the passes that this thread sends through a generating view inside the `with` block.
+    """Record the forward passes that this thread runs on a generating view inside the `with` block.
 
     YIELDS (Callable[[], Optional[Features]]): Returns the features of the last forward pass (batch size 1),
         or None if there was no pass since the last call.
@@ -199,7 +199,7 @@ def _last_pass(llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder) -> Featu
 def _recorded(
     llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """RETURNS (Tuple[Tensor, Optional[Tensor]]): The tensors of Features, with a batch axis in front."""
+    """RETURNS (Tuple[Tensor, Optional[Tensor]]): The tensors of Features, with an additional batch axis."""
     states = [recorder.hidden[layer] for layer in probed.layers]
     hidden = torch.cat(states, dim=2).view(*states[0].shape[:2], len(states), -1).float()
     if not probed.window:

@@ -117,8 +117,8 @@ class LoadedLLM:
         """Apply the LM head.
 
         hidden (Tensor): Shape (rows, width), after the final norm.
-        ids (Optional[Tensor]): The tokens to compute logits for; None for the whole vocabulary, as
-            training needs it.
+        ids (Optional[Tensor]): The tokens to compute logits for; None for the whole vocabulary, which
+            training needs.
         RETURNS (Tensor): float32, shape (rows, ids).
         """
         head = self.model.get_output_embeddings()
@@ -151,7 +151,7 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     RAISES (MemoryError): If it does not fit into memory.
     """
     path = resolve_path(spec.name, spec.revision)
-    # Tensors created in inference mode could never be trained on, and another component may want that.
+    # Tensors created in inference mode could never be used in training, which another component may need.
     with torch.inference_mode(False):
         model, hf_tokenizer = _from_pretrained(spec, path)
     _check_tokenizer(spec, hf_tokenizer, model)
@@ -167,7 +167,7 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
 
 def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     """RETURNS (Tuple[PreTrainedModel, PreTrainedTokenizer]): The frozen model and its tokenizer."""
-    # Without an answer, transformers would ask on the standard input whether to run a folder's own code.
+    # Without this setting, transformers would ask on the standard input whether to run a folder's own code.
     settings: Dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
@@ -179,7 +179,7 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
             **settings,
         )
     except Exception as e:
-        if _out_of_memory(e):  # not the folder's fault
+        if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
         raise _load_error(spec, path, e) from e
     if info["missing_keys"]:  # transformers initializes them at random
@@ -192,13 +192,13 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
 
 
 def _check_tokenizer(spec: LLMSpec, hf_tokenizer: Any, model: Any) -> None:
-    """RAISES (LLMNERError): If a tokenizer has no offsets, or encodes text to ids without an embedding."""
+    """RAISES (LLMNERError): If a tokenizer has no offsets, or can encode text to ids without embeddings."""
     if not hf_tokenizer.is_fast:
         raise LLMNERError(Errors.E011.format(name=spec.name))
     n_rows = model.get_input_embeddings().weight.shape[0]
     if len(hf_tokenizer) <= n_rows:
         return
-    # Text is never encoded to special tokens: some LLMs, such as Gemma 3, have more of these than rows.
+    # Text is never encoded to special tokens, so they need no rows. Gemma 3 has no rows for some of them.
     special = set(hf_tokenizer.all_special_ids) | {
         i for i, token in hf_tokenizer.added_tokens_decoder.items() if token.special
     }
@@ -267,7 +267,7 @@ def _not_found(name: str, revision: Optional[str], reason: str) -> LLMNotFoundEr
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # torch and safetensors word this differently.
+    # torch and safetensors have different messages for this.
     message = str(error).casefold()
     return isinstance(error, MemoryError) or any(
         words in message for words in ("out of memory", "not enough memory", "allocate memory")
@@ -281,8 +281,8 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
     revision (Optional[str]): Revision of a hub id.
     RETURNS (str): The folder, or the hub id itself. transformers finds a hub id in its cache or downloads
         it, unless the user forbids this with HF_HUB_OFFLINE.
-    RAISES (LLMNotFoundError): If the LLM is not there. For a name from the catalogue, the message has the
-        command that downloads it.
+    RAISES (LLMNotFoundError): If the LLM can't be found. For a name from the catalogue, the message
+        contains the command that downloads it.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -308,11 +308,22 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
     return name
 
 
-def _missing_on_hub(name: str, revision: Optional[str]) -> Optional[str]:
-    """Look for a hub id. transformers would ask for several files and repeat each request for a minute.
+def is_on_disk(name: str) -> bool:
+    """RETURNS (bool): Whether a model can be loaded without downloading it. It is a local folder, or was
+    downloaded from the catalogue or the hub."""
+    if Path(name).is_dir() or name in catalogue.CATALOGUE:
+        return Path(name).is_dir() or catalogue.path_of(name) is not None
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
 
-    RETURNS (Optional[str]): Why it can't be had; None if it is in the local cache or on the hub, or if
-        transformers has to find out.
+
+def _missing_on_hub(name: str, revision: Optional[str]) -> Optional[str]:
+    """Look for a hub id. transformers would request several files and repeat each request for a minute.
+
+    RETURNS (Optional[str]): Why the model is not available; None if it is in the local cache or on the hub,
+        or if only transformers can find out.
     """
     try:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):

@@ -43,9 +43,9 @@ class AdapterSettings:
 
 
 class Adapter(nn.Module):
-    """Trained tensors, float32, named as in the view.
+    """Trained tensors in float32, with the names that they have in the view.
 
-    shapes (Shapes): The tensors' shapes. With them a saved adapter can be loaded before its LLM.
+    shapes (Shapes): The tensors' shapes. With them, a saved adapter can be loaded before its LLM.
     """
 
     def __init__(self, shapes: Shapes) -> None:
@@ -56,8 +56,8 @@ class Adapter(nn.Module):
     def attach(self, llm: LoadedLLM, settings: AdapterSettings) -> nn.Module:
         """Create a view of the LLM's decoder that uses these tensors.
 
-        RETURNS (nn.Module): The view, called like the decoder. It shares the tensors, so it changes as
-            they are trained.
+        RETURNS (nn.Module): The view, which is called like the decoder. It shares the tensors, so it
+            changes when they are trained.
         """
         self.to(llm.device)
         view = _view(llm, settings, empty=True)
@@ -74,7 +74,7 @@ class Adapter(nn.Module):
 
 
 def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Shapes]:
-    """Create an adapter that does not change the LLM's output yet. Draws from torch's random generator.
+    """Create an adapter that does not change the LLM's output yet. Uses torch's random generator.
 
     RETURNS (Tuple[Adapter, Shapes]): The adapter, and its shapes, which must be saved to load it again.
     """
@@ -116,7 +116,7 @@ def _layer(name: str) -> int:
 def _is_trained(name: str, llm: LoadedLLM, settings: AdapterSettings) -> bool:
     if settings.rank:
         return "lora_" in name
-    # Position embeddings too: they affect all layers.
+    # Embeddings are not trained. Neither are position embeddings, which affect all layers.
     if isinstance(llm.decoder.get_submodule(name.rpartition(".")[0]), nn.Embedding):
         return False
     return _layer(name) >= settings.first(llm)

@@ -1,8 +1,8 @@
 """Pack training sequences with a common prefix into a tree, so that shared tokens go through the LLM
 once.
 
-A text and the questions about it form a tree, as in decoding: each token attends to its ancestors only, at
-its position in its own sequence. So the logits are the same as for the separate sequences.
+A text and the questions about it form a tree, as in decoding. Each token attends only to its ancestors, and
+has the same position as in its own sequence. So the logits are the same as for separate sequences.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class TrainingSequence:
     """One sequence of tokens to train on.
 
     ids (List[int]): Token ids.
-    loss (List[bool]): Same length: whether each token is to be learned.
+    loss (List[bool]): Same length: whether each token is learned.
     weight (float): Weight of its tokens in the loss.
-    allowed (Optional[List[ndarray]]): Same length: the token ids that each token to be learned is chosen
+    allowed (Optional[List[ndarray]]): Same length: for each learned token, the token ids that it is chosen
         from. A token without alternatives is not learned. None for the whole vocabulary.
     """
 
@@ -32,7 +32,7 @@ class TrainingSequence:
     allowed: Optional[List[np.ndarray]] = None
 
     def learns(self, k: int) -> bool:
-        """RETURNS (bool): Whether token k is to be learned."""
+        """RETURNS (bool): Whether token k is learned."""
         return self.loss[k] and not (self.allowed and len(self.allowed[k]) == 1)
 
 
@@ -81,7 +81,7 @@ def pack(sequences: Sequence[TrainingSequence]) -> Packed:
                 if sequence.allowed is not None:
                     allowed[node, token] = sequence.allowed[k]
             if k == last:
-                break  # it predicts nothing
+                break  # the last token predicts nothing
             if (node, token) not in children:
                 children[node, token] = len(ids)
                 ids.append(token)
@@ -112,14 +112,14 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
     decoder (nn.Module): The LLM's decoder, or a view with an adapter.
     batch (Sequence[Packed]): At least one tree.
     RETURNS (Tensor): float32, shape (targets of all trees, vocabulary). If all targets are chosen from a
-        part of the vocabulary: shape (targets of all trees, `choices` of the batch), and -inf for tokens
-        that a target is not chosen from.
+        part of the vocabulary, the shape is (targets of all trees, `choices` of the batch), and the logits
+        of tokens that are not allowed for a target are -inf.
     """
     lines = fill_lines([len(packed) for packed in batch])
     n_tokens = max(len(packed) for packed in batch)
     ids = np.zeros((len(lines), n_tokens), dtype=np.int64)
     positions = np.zeros_like(ids)
-    # Padding attends to itself, since attention without any key is NaN.
+    # Padding attends to itself, since attention without any key would be NaN.
     mask = np.tile(np.eye(n_tokens, dtype=bool), (len(lines), 1, 1))
     starts = np.zeros(len(batch), dtype=np.int64)
     for line, trees in enumerate(lines):

@@ -22,7 +22,7 @@ _LOCK = threading.RLock()
 
 
 class LLM:
-    """A cheap handle on a shared LLM. Creating, copying and pickling it never loads weights.
+    """A lightweight handle on a shared LLM. Creating, copying or pickling it never loads the weights.
 
     spec (LLMSpec): The LLM to load at first use.
     """
@@ -36,8 +36,8 @@ class LLM:
         """Get the shared LLM. It is loaded if it is not in memory yet.
 
         RETURNS (LoadedLLM): The same object for all handles whose names resolve to the same weights.
-        RAISES (LLMNERError): If the model or the device is not available, the folder is broken, or this is
-            a forked process and the device a GPU.
+        RAISES (LLMNERError): If the model or the device is not available, if the folder is broken, or if
+            the device is a GPU and this is a forked process.
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
@@ -88,7 +88,7 @@ def make_llm(
 
 
 def as_llm(llm: Union[str, LLM]) -> LLM:
-    """RETURNS (LLM): The handle itself, or for a name, a new handle with default settings."""
+    """RETURNS (LLM): The handle itself; for a name, a new handle with default settings."""
     return make_llm(llm) if isinstance(llm, str) else llm
 
 

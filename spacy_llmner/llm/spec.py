@@ -26,7 +26,7 @@ class LLMSpec:
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on CUDA.
     device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if torch can use it, otherwise the CPU.
-    RAISES (LLMNERError): If the dtype or the device is not one of these.
+    RAISES (LLMNERError): If the dtype or the device is not one of those above.
     """
 
     name: str
@@ -46,7 +46,7 @@ class LLMSpec:
         """Replace each "auto" with its value on this machine, and "cuda" with the current device.
 
         RETURNS (LLMSpec): The resolved spec, with the same name.
-        RAISES (LLMNERError): If the device is not available, or is a GPU and this is a forked process.
+        RAISES (LLMNERError): If the device is not available, or if it is a GPU and this process is forked.
         """
         device = _resolve_device(self.device)
         dtype = self.dtype
@@ -69,7 +69,7 @@ if hasattr(os, "register_at_fork"):
 
 def is_forked() -> bool:
     """RETURNS (bool): Whether multiprocessing forked this process, as `nlp.pipe` with n_process does on
-    Linux. A forked process has neither the threads nor the GPU of its parent. A spawned process has its
+    Linux. A forked process can't use the threads or the GPU of its parent. A spawned process has its
     own."""
     return _was_forked and multiprocessing.parent_process() is not None
 

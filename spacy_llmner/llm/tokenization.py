@@ -77,8 +77,8 @@ class LLMTokenizer:
 
     @property
     def bos(self) -> List[int]:
-        """RETURNS (List[int]): The ids put before every text, at position 0: the BOS token, or the EOS
-        token if there is no BOS token, or nothing."""
+        """RETURNS (List[int]): The ids before every text: the BOS token, the EOS token if there is no BOS
+        token, or nothing."""
         for token in (self.hf.bos_token_id, self.hf.eos_token_id):
             if token is not None:
                 return [token]
@@ -86,8 +86,8 @@ class LLMTokenizer:
 
     @property
     def end(self) -> List[int]:
-        """RETURNS (List[int]): The ids put after a text whose last token needs a row after it: the EOS
-        token, or nothing."""
+        """RETURNS (List[int]): The ids after a text, if features of a token after the last one are needed:
+        the EOS token, or nothing."""
         return [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
 
     def encode(self, text: str) -> Encoding:
@@ -102,8 +102,8 @@ class LLMTokenizer:
         return self._encode(text)
 
     def _encode_without(self, missing: bytes, text: str) -> Encoding:
-        """Encode a text without the characters that have a byte without a token. The tokenizers library
-        would leave out the byte only, and all later offsets would be too small."""
+        """Encode a text without the characters that contain a byte for which there is no token. The
+        tokenizers library would leave out only this byte, and all later offsets would be too small."""
         missing_set = frozenset(missing)
         kept = [k for k, char in enumerate(text) if missing_set.isdisjoint(char.encode())]
         encoding = self._encode("".join(text[k] for k in kept))
@@ -149,8 +149,8 @@ class LLMTokenizer:
         return Encoding(whole.ids[n:], whole.starts[n:] - 1, whole.ends[n:] - 1)
 
     def encode_control(self, text: str) -> List[int]:
-        """Encode a text of this package or of a chat template, in which names of special tokens are encoded
-        as special tokens.
+        """Encode a text of this package or of a chat template. Names of special tokens in it are encoded as
+        special tokens.
 
         RETURNS (List[int]): Token ids.
         """
@@ -159,8 +159,8 @@ class LLMTokenizer:
 
     @cached_property
     def _missing_bytes(self) -> bytes:
-        """RETURNS (bytes): The bytes without a token in a byte-level vocabulary that has no unknown token
-        either."""
+        """RETURNS (bytes): The bytes that have no token. Empty unless the vocabulary is byte-level and has
+        no unknown token."""
         backend = self.hf.backend_tokenizer
         unknown = getattr(backend.model, "unk_token", None)
         if unknown or "ByteLevel" not in str(backend.pre_tokenizer):
@@ -206,7 +206,7 @@ def trim_offsets(offsets: Sequence[Tuple[int, int]], text: str) -> Tuple[np.ndar
     ends = np.zeros(len(offsets), dtype=np.int64)
     reached = 0
     for i, (start, end) in enumerate(offsets):
-        # Some tokenizers report (0, 0) for a piece that they have added.
+        # Some tokenizers report (0, 0) for a piece that they have added themselves.
         start, end = max(start, 0), max(end, start)
         if end < reached:
             start = end = reached
@@ -260,7 +260,7 @@ class PieceDecoder:
         self.context_text = ""
         self.pending: List[int] = []
         self.complete = 0
-        # Complete characters in the pending text, and the number of last tokens that added none.
+        # Complete characters in the pending text, and how many of the last tokens in a row added none.
         self._n_whole, self._n_stalled = 0, 0
 
     def follow(self, ids: Sequence[int]) -> None:

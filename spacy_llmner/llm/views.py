@@ -29,7 +29,7 @@ def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
     if key not in llm.views:
         view = _shallow(llm.model)
         view._modules[llm.decoder_name] = _recording_decoder(llm.decoder, layers, decoder_end=None)
-        # In a cache of fixed size (Gemma's configs request one) the last keys aren't the last tokens.
+        # In a cache of fixed size, which Gemma's configs request, the last keys aren't the last tokens.
         view.generation_config = copy.copy(llm.model.generation_config)
         view.generation_config.cache_implementation = None
         llm.views[key] = view

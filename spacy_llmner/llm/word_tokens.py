@@ -15,8 +15,8 @@ class WordTokens:
     ids (ndarray): int64, shape (tokens,).
     first (ndarray): int64, shape (words,): index of each word's first token, after any separate tokens of
         white space before the word.
-    last (ndarray): int64, shape (words,): index of each word's last token; less than `first` for a word
-        that the tokenizer drops.
+    last (ndarray): int64, shape (words,): index of each word's last token; less than `first` if the
+        tokenizer drops the word.
     bounds (ndarray): int64, shape (words, 2): first character of each word, and one past its last.
     """
 

@@ -1,4 +1,4 @@
-"""Conversations are written as the LLM's template has them, and a text never ends its turn."""
+"""Conversations are encoded as the LLM's template renders them, and a text never ends its turn."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_template(hf):
 def test_an_assistant_may_go_on(hf):
     chat = chat_of(hf)
     assert chat.text(TALK[:2]).endswith("Ada.")
-    # Behind it the conversation goes on as if it had been ended.
+    # A longer conversation begins with the tokens of the shorter one, whose last turn is left open.
     longer = chat.encode(TALK)
     assert longer[: len(chat.encode(TALK[:2]))] == chat.encode(TALK[:2])
 

@@ -1,4 +1,4 @@
-"""All of it on a GPU: in float32 as on a CPU, in bfloat16 as well as that can be. Skipped without one."""
+"""Components and the engine on a GPU: the same as on a CPU up to rounding errors. Skipped without a GPU."""
 
 import logging
 import random
@@ -51,7 +51,7 @@ def make_nlp(what, llm, dtype="float32", device=CUDA):
         config["model"] = model
     else:
         voters = {"a": {"@misc": "spacy_llmner.Voter.v1", "llm": block}}
-        # Zero-shot, the first pass is one that keeps its texts.
+        # With k = 0, the first pass already belongs to a session that keeps its texts.
         k = 0 if what == "el4ner zero-shot" else 1
         config = {"llms": voters, "encoder": encoder, "k": k, "pre_extract": "gold"}
         name, config = "el4ner_ensemble", {**config, "verify_threshold": 0.0}
@@ -102,7 +102,7 @@ def test_one_copy_on_the_gpu(tiny_llm):
 
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-3), ("bfloat16", 0.3)])
 def test_engine(any_llm, dtype, apart, caplog):
-    """Batched, one by one, replayed and not: as on the CPU."""
+    """The results are the same as on the CPU: in batches, one by one, with and without replayed passes."""
     requests = [writing(text) for text in TOKENS]
     cpu = DecodingEngine(make_llm(str(any_llm), dtype="float32", device="cpu").load()).run(requests)
     llm = make_llm(str(any_llm), dtype=dtype, device=CUDA).load()
@@ -121,7 +121,7 @@ def test_engine(any_llm, dtype, apart, caplog):
 
 
 def test_engines_side_by_side(tiny_llm):
-    """While one is left in the middle, another takes plain passes."""
+    """While one engine is suspended, another one uses passes without CUDA graphs."""
     llm = make_llm(str(tiny_llm), dtype="float32", device=CUDA).load()
     expected = DecodingEngine(llm).run([writing(TOKENS[1])])
     steps = DecodingEngine(llm).steps([writing(TOKENS[0])])
@@ -151,7 +151,7 @@ def test_packed_texts(any_llm):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("what", PIPES)
 def test_component(what, dtype, tiny_llm, tmp_path):
-    """Learns, finds, is saved, and finds the same afterwards, on a CPU too."""
+    """A component learns, is saved, and finds the same after loading, even on a CPU."""
     if what == "copies" and dtype == "bfloat16":
         pytest.skip("copies are trained in float32")
     nlp = make_nlp(what, tiny_llm, dtype)
@@ -208,7 +208,7 @@ def test_adapters_leave_each_other_alone(tiny_llm):
 
 
 def test_training_goes_on_behind_recorded_passes(tiny_llm):
-    """What was recorded reads the weights as they are now."""
+    """Recorded passes use the current weights."""
     nlp = make_nlp("padellm", tiny_llm)
     train(nlp, 3)
     run(nlp)

@@ -19,7 +19,7 @@ def home(tmp_path, monkeypatch):
 
 
 def test_every_weight_counts_in_the_fingerprint(smollm2, tmp_path, home):
-    """With all queries and values negated, an LLM says something else: samples of 0.1.0 missed it."""
+    """If all queries and values are negated, the LLM's output changes. The samples of 0.1.0 missed this."""
     config = SimpleNamespace(
         model_type="llama", num_hidden_layers=30, hidden_size=576, vocab_size=49152
     )

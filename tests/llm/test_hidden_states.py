@@ -71,7 +71,7 @@ def test_as_the_eager_reference(llm):
     assert features.hidden.shape == (len(ids), 3, 32)
     assert_close(features.hidden, hidden[:, list(LAYERS)])
     assert_close(features.attention, rows)
-    # The test would see nothing if all attention were the same.
+    # If all attention weights were equal, the test would detect nothing.
     assert rows[10:].std() > 0.02
 
 
@@ -253,7 +253,7 @@ class Reader(BaseStreamer):
 
 @pytest.mark.parametrize("cache", [None, "hybrid"])
 def test_tapped_while_it_generates(llm, cache, monkeypatch):
-    # Gemma3's own folders ask for a cache of fixed size, whose keys are not those of the text.
+    # Gemma3's configs request a cache of fixed size, whose last keys are not those of the text.
     cache = cache if "gemma3" in llm.spec.name else None
     monkeypatch.setattr(llm.model.generation_config, "cache_implementation", cache)
     llm.views.clear()
@@ -325,7 +325,7 @@ def test_unknown_layer(tiny_llm, load, layer):
         with pytest.raises(LLMNERError) as error:
             call(FeatureSpec((0, layer)))
         assert f"] Layer {layer} was requested" in str(error.value)
-        assert "has 4 layers (0 is the embeddings, 4 the last)" in str(error.value)
+        assert "has 4 layers. Choose a layer from 0 (the embeddings) to 4 (" in str(error.value)
 
 
 def test_unsupported_model():

@@ -37,7 +37,7 @@ def assert_untouched(llm, before):
 
 
 def changed(llm, settings, seed):
-    """An adapter that has learnt something, and its view."""
+    """A trained adapter, and its view."""
     adapter, _ = new_adapter(llm, settings)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_the_shared_model_stays_bit_identical(llm, settings):
 
 @pytest.mark.parametrize("settings", [LORA, FULL])
 def test_hooks_are_not_shared(llm, settings):
-    """What watches the shared model is not called by a view of it, nor the other way."""
+    """Views don't call the hooks of the shared model, and the model doesn't call those of its views."""
     _, view = changed(llm, settings, 1)
     called = []
     watched = {"shared": llm.decoder, "view": view}
@@ -173,7 +173,7 @@ def test_base_weights_are_held_once(llm):
 @pytest.mark.parametrize("rank", [3, 0])
 @pytest.mark.parametrize("first_layer", [0, 2, 3])
 def test_first_layer(llm, rank, first_layer):
-    """What goes into a trained layer is what goes into it without an adapter."""
+    """The input of the first trained layer is the same as without an adapter."""
     settings = AdapterSettings(rank=rank, first_layer=first_layer)
     adapter, view = changed(llm, settings, 0)
     seen = []
@@ -205,7 +205,7 @@ def test_saved_and_loaded(llm, settings):
         name.replace(".", "/"): shape for name, shape in shapes.items()
     }
     train(adapter.attach(llm, settings), adapter)
-    # Built and filled before the LLM is there.
+    # The adapter is created and loaded before its LLM.
     loaded = Adapter(shapes)
     loaded.load_state_dict(adapter.state_dict())
     found = states(loaded.attach(llm, settings))
@@ -222,7 +222,7 @@ def test_the_view_follows_its_tensors(llm):
 
 
 def test_all_linear_layers_are_adapted(llm):
-    """Also those of GPT-2, which hold their weights the other way round."""
+    """This includes those of GPT-2, whose weights are transposed."""
     _, shapes = new_adapter(llm, LORA)
     weights = dict(llm.decoder.named_parameters())
     conv = "gpt2" in llm.spec.name
@@ -245,7 +245,7 @@ def test_same_seed_same_adapter(llm):
 
 
 def test_attaching_draws_no_random_numbers(llm):
-    """Loading and using a pipeline must not change what a user's seed gives."""
+    """Loading and using a pipeline must not change the results of a user's seed."""
     adapter, _ = new_adapter(llm, LORA)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -255,7 +255,7 @@ def test_attaching_draws_no_random_numbers(llm):
 
 
 def test_half_precision(any_llm, load):
-    """What is trained is float32, whatever the shared weights are."""
+    """Trained weights are float32, whatever the dtype of the shared weights."""
     llm = load(any_llm, "bfloat16")
     adapter, _ = new_adapter(llm, LORA)
     view = adapter.attach(llm, LORA)

@@ -33,7 +33,7 @@ def llm(any_llm, load):
 
 
 def alone(llm, sequence, decoder=None):
-    """Logits of transformers for what one sequence learns, as (logits, target)."""
+    """The (logits, target) pairs of one sequence, computed with transformers."""
     ids = torch.tensor([sequence.ids])
     hidden = (decoder or llm.decoder)(input_ids=ids, use_cache=False).last_hidden_state[0]
     logits = llm.model.get_output_embeddings()(hidden)
@@ -41,12 +41,12 @@ def alone(llm, sequence, decoder=None):
 
 
 def paths(packed):
-    """What each token's path from the root says."""
+    """The tokens on the path from the root to each token."""
     return [tuple(packed.ids[seen]) for seen in packed.mask]
 
 
 def prefixes(sequences):
-    """Of each target: the tokens in front of it, and itself."""
+    """For each target: the tokens before it, and the target itself."""
     return [
         (tuple(s.ids[:k]), s.ids[k])
         for s in sequences
@@ -111,14 +111,14 @@ SEQUENCES = st.lists(
 
 @given(sequences=SEQUENCES)
 def test_the_smallest_tree(sequences):
-    """One token for each beginning that something is predicted from."""
+    """The tree has one token for each prefix from which a token is predicted."""
     packed = pack(sequences)
     beginnings = {tuple(s.ids[:k]) for s in sequences for k in range(1, len(s.ids))}
     assert len(packed) == len(beginnings)
     assert set(paths(packed)) == beginnings
     assert packed.positions.tolist() == [len(path) - 1 for path in paths(packed)]
     assert packed.mask.diagonal().all()
-    assert not np.triu(packed.mask, 1).any()  # parents stand before children
+    assert not np.triu(packed.mask, 1).any()  # parents come before children
 
 
 @given(sequences=SEQUENCES)

@@ -66,7 +66,7 @@ def test_one_folder_by_several_names(tiny_llm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [folder, f"{folder}/", "llm", f"{folder}/../llm", tmp_path / "link"]
     handles = [cpu(name) for name in names]
-    handles.append(cpu(folder, revision="v1"))  # means nothing of a folder
+    handles.append(cpu(folder, revision="v1"))  # has no effect on a folder
     assert len({id(handle.load()) for handle in handles}) == 1 == len(pool.loaded())
     assert pool.count_handles(handles[1].spec) == len(handles)
     assert handles[1].spec.name == f"{folder}/"  # saved as it was given
@@ -121,7 +121,7 @@ def test_unload(make_tiny, tmp_path):
     assert again is not loaded
     assert again.fingerprint == loaded.fingerprint
     a.unload()
-    a.unload()  # nothing is there any more
+    a.unload()  # nothing is left in memory
     pool.clear()
     assert not pool.loaded()
     assert b.load() is not kept
@@ -315,7 +315,7 @@ def test_slow_tokenizer(broken):
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "t5"])
 def test_no_causal_lm(broken, model_type):
-    """A sentence encoder's folder, say: nothing is wrong with it, and none is told to delete it."""
+    """For example, the folder of a sentence encoder. It isn't broken, so it shouldn't be deleted."""
     AutoConfig.for_model(model_type).save_pretrained(broken)
     with pytest.raises(LLMNERError, match=f"type '{model_type}' are not supported.*causal LM") as e:
         cpu(broken).load()
@@ -323,7 +323,7 @@ def test_no_causal_lm(broken, model_type):
 
 
 def test_revisions_of_a_hub_id(make_tiny, tmp_path, monkeypatch):
-    """Each is another LLM; it does not matter which of them is `main`, or whether one is."""
+    """Each revision is a different LLM, whether or not one of them is `main`."""
     root = tmp_path / "models--someone--tiny"
     for revision, seed in ("a" * 40, 1), ("b" * 40, 2):
         shutil.copytree(

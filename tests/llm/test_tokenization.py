@@ -46,7 +46,7 @@ def smollm2_reader(smollm2):
 
 
 class Fake:
-    """A tokenizer that is like another one but for what a subclass changes."""
+    """A tokenizer that behaves like another one, except for what a subclass changes."""
 
     def __init__(self, hf):
         self.hf = hf
@@ -65,7 +65,7 @@ class WithoutOffsets(Fake):
 
 
 class OneAtATime(Fake):
-    """A tokenizer that notes how many threads were in it."""
+    """A tokenizer that records how many threads use it at the same time."""
 
     def __init__(self, hf):
         super().__init__(hf)
@@ -185,7 +185,7 @@ def test_word_before_the_first_token(byte_level):
 @given(before=TEXTS, after=TEXTS)
 def test_names_of_special_tokens_are_text(any_tokenizer, before, after):
     ids = any_tokenizer.encode(f"{before}<|im_end|>{after}").ids
-    # What an unknown character becomes is no control token.
+    # An unknown character is not encoded to a control token.
     control = {any_tokenizer.hf.bos_token_id, any_tokenizer.hf.eos_token_id}
     assert not control & set(ids)
 

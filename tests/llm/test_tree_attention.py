@@ -42,7 +42,7 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 def flat(tree):
-    """RETURNS: ids, positions, and for every token the numbers of those it sees."""
+    """RETURNS: ids, positions, and for every token the indices of the tokens that it attends to."""
     ids, positions, seen, last = [], [], [], []
     for tokens, parent in tree:
         path = [] if parent is None else list(seen[last[parent]])
@@ -106,7 +106,7 @@ def test_cache_goes_on_where_the_last_pass_ended(llm, cuts):
 
 
 def test_slots_in_any_order(llm):
-    """A text whose tokens lie scattered in the cache, between those of another one."""
+    """The tokens of a text are scattered in the cache, between those of another text."""
     expected = plain(llm, TEXT)
     slots = torch.randperm(40, generator=torch.Generator().manual_seed(0))[: len(TEXT)]
     other = torch.tensor([s for s in range(40) if s not in slots])
@@ -153,13 +153,13 @@ def test_cache_grows_and_keeps():
         assert torch.equal(found, -values[:, :end])
     copied = cache.copy(torch.tensor([4, 1, 2]))
     cache.write(0, torch.tensor([2]), 3, torch.zeros(2, 1, 3), torch.zeros(2, 1, 3))
-    assert torch.equal(copied.keys[0], values[:, [4, 1, 2]])  # its own, with no room to grow
+    assert torch.equal(copied.keys[0], values[:, [4, 1, 2]])  # a copy without spare capacity
     assert torch.equal(copied.values[0], -values[:, [4, 1, 2]])
     assert copied.keys[0].untyped_storage().nbytes() == copied.keys[0].nbytes
 
 
 def test_blocks():
-    """Each has all keys that its tokens see; a short pass that sees most of the cache is not cut."""
+    """Each block has all keys that its tokens attend to. A pass that needs most keys isn't split."""
     mask = np.zeros((150, 400), dtype=bool)
     mask[:70, 5:20], mask[70:, 200:300], mask[149, 399] = True, True, True
     first, second, third = blocks_of(mask)

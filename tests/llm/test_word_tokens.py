@@ -59,7 +59,7 @@ def byte_level(tiny_tokenizers):
 
 
 def decode(tokenizer, ids):
-    # The first space is what some decoders take away, others not.
+    # Some decoders strip the first space, others don't.
     return tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False)
 
 
@@ -72,7 +72,7 @@ def assert_words(tokenizer, text, bounds, words):
     assert len(words) == len(words.first) == len(words.last) == len(bounds)
     assert words.bounds.tolist() == [list(pair) for pair in bounds]
     assert all(array.dtype == np.int64 for array in (words.ids, words.first, words.last))
-    # Words are runs of tokens, one behind the other.
+    # The tokens of a word are consecutive, and words follow one another.
     assert (words.last >= words.first - 1).all()
     assert (words.first[1:] > words.last[:-1]).all()
     assert len(words.ids) == 0 or words.last.max(initial=0) < len(words.ids)
@@ -119,7 +119,7 @@ def test_part(tokenizer, text, split, data):
         whole = words.ids[words.first[k] : words.last[k] + 1]
         mine = part.ids[part.first[k - start] : part.last[k - start] + 1]
         assert mine.tolist() == whole.tolist()
-    # Parts side by side hold every token once.
+    # Adjacent parts contain every token once.
     if 0 < start < len(bounds):
         both = [*words.part(0, start).ids, *words.part(start, len(bounds)).ids]
         assert both == words.ids.tolist()
@@ -180,7 +180,7 @@ def test_spelling(tokenizer):
     for word in ("Ada", "Lund", "王小明", "🚀", "3.5%"):
         ids = spelling(tokenizer, word)
         assert decode(tokenizer, ids) == word
-        # No space stands in front, wherever it is written.
+        # There is no space before the word, wherever it occurs.
         written = [*tokenizer.encode("x\n").ids, *ids]
         assert decode(tokenizer, written) == f"x\n{word}"
 
@@ -210,7 +210,7 @@ def smollm2_reader(smollm2):
 
 
 def test_words_by_regular_expression(byte_level):
-    """Any split will do, not only spaCy's."""
+    """Texts can be split into words in any way, not only as spaCy does."""
     text = "Ada-Hale_met Bo.Lund"
     bounds = [match.span() for match in re.finditer(r"[A-Za-z]+|[^A-Za-z\s]", text)]
     assert_words(byte_level, text, bounds, word_tokens(byte_level, text, bounds))

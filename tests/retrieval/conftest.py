@@ -12,6 +12,6 @@ def minilm():
 
 @pytest.fixture
 def no_encoders():
-    """Nothing is loaded, and only what the test loads is."""
+    """Get the dict of loaded encoders, which is empty at the beginning of the test."""
     encoders._LOADED.clear()
     return encoders._LOADED

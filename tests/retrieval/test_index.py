@@ -84,7 +84,7 @@ def test_never_itself():
 
 
 def test_one_text_with_two_annotations_counts_once():
-    """As in a mix of corpora that look for different labels."""
+    """This happens if corpora with different label sets are mixed."""
     encoder = FakeEncoder({"query": at(0), "near": at(20), "far": at(60)})
     index = ExampleIndex(encoder)
     index.add(
@@ -119,7 +119,7 @@ def test_add_is_incremental_and_lazy():
 
     def stream():
         for e in examples:
-            # No more than a batch is waiting.
+            # At most one batch is in memory.
             pulled.append(e)
             assert len(pulled) - len(index) <= 7
             yield e
@@ -175,7 +175,7 @@ def test_saved_is_loaded(kind, how, tmp_path, small_lists, monkeypatch):
     again = ExampleIndex(NeverLoaded())
     if how == "disk":
         index.to_disk(tmp_path / "index")
-        index.to_disk(tmp_path / "index")  # over what is there
+        index.to_disk(tmp_path / "index")  # over an existing index
         again.from_disk(tmp_path / "index")
     elif how == "bytes":
         again.from_bytes(index.to_bytes())
@@ -186,7 +186,7 @@ def test_saved_is_loaded(kind, how, tmp_path, small_lists, monkeypatch):
     np.testing.assert_array_equal(again.vectors, index.vectors)
     queries = [example(f"query {i}") for i in range(30)] + examples[:20]
     assert again.search(queries, 5) == index.search(queries, 5)
-    # It goes on as the first would.
+    # It continues like the first one.
     more = [example(f"more {i}") for i in range(60)]
     assert again.add(more + examples) == index.add(more) == 60
     assert again.search(queries, 5) == index.search(queries, 5)
@@ -221,7 +221,7 @@ def test_another_encoder(tmp_path):
         other.search([example("a")], 1)
     with pytest.raises(LLMMismatchError, match=message):
         other.add([example("new")])
-    # The same weights under another name are welcome.
+    # The same weights can have another name.
     moved = ExampleIndex(FakeEncoder(name="moved")).from_disk(tmp_path)
     assert numbers(moved.search([example("a")], 1)) != [[]]
 
@@ -246,7 +246,7 @@ def test_broken_folder(spoil, how, tmp_path):
 
 @pytest.mark.parametrize("room", [10, 5_000, 70_000])
 def test_a_full_disk_leaves_the_old_index(tmp_path, room):
-    """Whichever file it is that does not fit."""
+    """This is true for whichever file doesn't fit."""
     old = make_index()
     old.to_disk(tmp_path)
     index, examples = many(600, width=40)
@@ -271,7 +271,7 @@ def little_room(n):
 
 
 def test_killed_while_files_are_replaced(tmp_path, monkeypatch):
-    """What is half new can't be read."""
+    """A mixture of old and new files can't be loaded."""
     make_index().to_disk(tmp_path)
     replace, replaced = os.replace, []
 
@@ -289,7 +289,7 @@ def test_killed_while_files_are_replaced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [-1, 10**9])
 def test_broken_lists(tmp_path, small_lists, number):
-    """FAISS would read any memory."""
+    """FAISS would read memory out of bounds."""
     index, examples = many(200)
     index.kind = "ivf"
     index.add(examples)

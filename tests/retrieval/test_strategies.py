@@ -227,7 +227,7 @@ def test_messages(settings, message):
 
 @pytest.mark.parametrize("kind", ["nearest", "bm25_rank", "mixed"])
 def test_added_to_while_it_is_searched(kind):
-    """FAISS moves its vectors when it grows, and the first query makes BM25's counts."""
+    """FAISS moves its vectors when it grows, and the first query computes the counts of BM25."""
     index = ExampleIndex(FakeEncoder(width=64))
     index.add([example(f"text {i} of Bonn", "L") for i in range(3000)])
     retriever = Retriever(index, make_strategy(kind, candidates=16, gate="bm25", threshold=-9.0))

@@ -17,7 +17,7 @@ MIRA = {"Mira Stone": {"PER": 0.8}}
 
 
 def voters():
-    """One voter finds tea, the other one cold; both find Mira."""
+    """One voter finds "tea", the other one "cold". Both find "Mira"."""
     return {
         ONE: MockVoter({**MIRA, "tea": {"PER": 0.9}}, true={("Mira Stone", "PER"): 0.0}),
         OTHER: MockVoter({**MIRA, "cold": {"PER": 0.9}}),

@@ -1,4 +1,4 @@
-"""The naive method gives the same as the component, with the calls of the formula."""
+"""The naive method gives the same results as the component, with as many calls as the formula says."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ NEW = ["Yesterday Ada left Bonn with Bo Lund.", "Bo, Bo and Ada in Bern", "Tea i
 
 @pytest.fixture(scope="module")
 def nlp(make_tiny, tmp_path_factory):
-    """Two LLMs of random weights, which find something, with demonstrations."""
+    """An ensemble of two LLMs with random weights, which find some spans, and with demonstrations."""
     root = tmp_path_factory.mktemp("voters")
     voters = {}
     for name, shape, seed in (("a", "llama", 7), ("b", "qwen2", 8)):

@@ -137,7 +137,7 @@ def test_accepts_settings_of_padellm_ner(tiny_llm, tmp_path):
 
 @given(st.data())
 def test_any_allowed_answer_has_lines_in_order(tiny_tokenizers, data):
-    """Any choice of allowed tokens ends, and gives substrings in the order in which they begin."""
+    """Any choice of allowed tokens comes to an end, and gives substrings in the order of the text."""
     tokenizer = LLMTokenizer(tiny_tokenizers["byte-level"])
     text = data.draw(st.text("ab \n", max_size=12)).rstrip()
     nlp = spacy.blank("en")
