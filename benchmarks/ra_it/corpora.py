@@ -1,6 +1,7 @@
 """The corpora of the benchmarks of `ra_it_ner`, as their publishers wrote them."""
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Iterator, List
 
@@ -9,7 +10,8 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from scripts.corpora import conll_sentences
+from spacy_llmner.corpora.docs import read_sentences
+from spacy_llmner.corpora.rows import Format
 
 # Files to tune on.
 TUNED_ON = {
@@ -56,7 +58,8 @@ def sample(nlp: Language, data: Path, domain: str, part: str, n: int) -> List[Do
 
 def read_docs(nlp: Language, path: Path) -> Iterator[Doc]:
     """Read a column file. Of nested mentions, only the longest are used."""
-    for sentence in conll_sentences(path, nlp, labels=None, nested="litbank" in path.parts):
+    nested = "litbank" in path.parts
+    for sentence in read_sentences(path, nlp, Format.conll, Counter(), nested=nested):
         doc = Doc(nlp.vocab, words=sentence.words)
         spans = [
             spacy.tokens.Span(doc, start, end, label=label_words(label))

@@ -6,7 +6,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from ..util import BLANKS
+from ..util import is_blank, trimmed
 
 # Spans: the start, the end (exclusive) and the label. In characters or in tokens.
 Offsets = List[Tuple[int, int, str]]
@@ -94,7 +94,7 @@ def clean(
         raise ValueError("the text is not a string")
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError("the text contains one half of a surrogate pair (\\ud800 to \\udfff)")
-    if not text.strip(BLANKS):
+    if is_blank(text):
         raise ValueError("the text is empty")
     spans: Dict[Tuple[int, int, str], None] = {}  # in the order of the file
     for start, end, label in annotated.spans:
@@ -113,13 +113,6 @@ def clean(
         if c < b and not nested:
             raise ValueError(f"'{text[a:b]}' and '{text[c:d]}' overlap (use --nested to allow it)")
     return replace(annotated, spans=list(spans))
-
-
-def trimmed(text: str, start: int, end: int) -> Tuple[int, int]:
-    """RETURNS (Tuple[int, int]): The offsets of a span without the white space at its borders."""
-    found = text[start:end]
-    start += len(found) - len(found.lstrip(BLANKS))
-    return start, max(start, end - (len(found) - len(found.rstrip(BLANKS))))
 
 
 def utf16_offsets(text: str) -> List[int]:

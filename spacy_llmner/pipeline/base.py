@@ -382,8 +382,10 @@ class LLMNERPipe(TrainablePipe):
         if state:
             self._check_model()
             self._check_shapes(state)
-            self.module = self.build()
-            self.module.load_state_dict(state)
+            # Otherwise a pipeline that is loaded in inference mode could not be trained later.
+            with torch.inference_mode(False):
+                self.module = self.build()
+                self.module.load_state_dict(state)
             self.module.eval()
         for label in self.labels:
             self.vocab.strings.add(label)

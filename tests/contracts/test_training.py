@@ -11,6 +11,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from spacy_llmner.errors import LLMNERError
+from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.registry import make_llm
 from tests.contracts.components import (
     ADAPTERS,
@@ -363,3 +364,18 @@ def test_full_fine_tuning(component, make, tmp_path):
     nlp.to_disk(tmp_path)
     again = spacy.load(tmp_path)
     assert_same_answers(found_in(again, component.texts), found_in(nlp, component.texts), 1e-5)
+
+
+@only(TRAINABLE)
+def test_training_after_a_first_use_in_inference_mode(component, fresh, tmp_path):
+    """What is loaded in inference mode, and what the first use keeps in memory, can be trained."""
+    fresh.to_disk(tmp_path)
+    pool.clear()
+    with torch.inference_mode():
+        nlp = spacy.load(tmp_path)
+        list(nlp.pipe(TEXTS[:2]))
+    before = state_of(nlp)
+    for _ in range(2):
+        losses = nlp.update(make_examples(nlp, component.data), sgd=make_sgd())
+    assert np.isfinite(losses[component.name])
+    assert not same_state(before, state_of(nlp))
