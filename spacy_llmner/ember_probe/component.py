@@ -26,11 +26,12 @@ from thinc.api import Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
-from ..pipeline.base import FACTORY_META, LLMNERPipe, isolated_seed
+from ..pipeline.base import FACTORY_META, LLMNERPipe
 from ..pipeline.gold import gold_mentions, warn_about_white_space
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
+from ..pipeline.torch_pipe import isolated_seed
 from ..util import batches_by_length
 from . import platt_scaling
 from .config import DEFAULT_CONFIG, MIN_THRESHOLD, check_settings

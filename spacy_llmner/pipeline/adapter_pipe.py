@@ -15,8 +15,9 @@ from ..errors import Errors, LLMNERError, check_values, is_at_least, wrong
 from ..llm.loading import LoadedLLM
 from ..llm.lora import Adapter, AdapterSettings, new_adapter
 from ..llm.packing import Packed, target_logits
-from .base import LLMNERPipe, isolated_seed
+from .base import LLMNERPipe
 from .gold import gold_mentions, warn_about_white_space
+from .torch_pipe import isolated_seed
 from .training import batches_by_tokens, cross_entropy, training_windows, warn_about_skipped
 from .windows import Window
 

@@ -12,7 +12,7 @@ from ...errors import Errors, LLMMismatchError, LLMNotFoundError
 from ...llm.loading import LoadedLLM
 from ...llm.lora import Adapter, AdapterSettings
 from ...pipeline.adapter_pipe import AdapterCache
-from ...pipeline.base import TENSORS
+from ...pipeline.torch_pipe import TENSORS
 
 
 class SavedAdapter:
