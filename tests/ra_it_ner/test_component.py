@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 
 import pytest
 import spacy
@@ -182,3 +183,16 @@ def test_labels_of_a_training_doc_are_checked(tiny_llm):
     examples[0].reference._.llmner_labels = "PER"
     with pytest.raises(LLMNERError, match="`labels` of 'ra_it_ner' is .*a list of words"):
         nlp.update(examples)
+
+
+def test_an_untrained_component_warns_once(roomy_llm):
+    """Without an adapter, an LLM lists strings that are not entities."""
+    nlp = make_nlp(roomy_llm, cfg={"max_answer_tokens": 8})
+    nlp.get_pipe("ra_it_ner").set_labels(["PER"])
+    with pytest.warns(UserWarning, match="'ra_it_ner' is not trained, .* with python -m spacy train"):
+        nlp(TEXTS[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(nlp.pipe(TEXTS[:2]))
+        nlp = scrambled(initialized(make_nlp(roomy_llm, cfg={"max_answer_tokens": 8})))
+        nlp(TEXTS[0])
