@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from .tree_attention import current_pass
+from .tree_attention import current_pass, masked_attention
 
 ATTENTION = "llmner_sdpa"
 # Queries are processed in slices, so that memory grows with the length of the text, not its square.
@@ -66,18 +66,38 @@ def attention_forward(
 ) -> Tuple[torch.Tensor, None]:
     """Implement transformers' attention interface: SDPA, plus rows for the active recorder. Inside a tree
     pass, attend along its trees instead."""
+    softcap = kwargs.get("softcap")
     tree_pass = current_pass()
     if tree_pass is not None:
         window = kwargs.get("sliding_window")
-        return tree_pass.attend(module.layer_idx, query, key, value, scaling, window), None
+        return tree_pass.attend(module.layer_idx, query, key, value, scaling, window, softcap), None
     recorder = _RECORDER.get()
     if recorder is not None and recorder.window:
         recorder.rows[module.layer_idx] = attention_rows(
-            query, key, attention_mask, scaling, recorder.window
+            query, key, attention_mask, scaling, recorder.window, softcap
         )
+    if softcap is not None:
+        shared = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, shared), repeat_kv(value, shared)
+        mask = _bool_mask(attention_mask, query.shape[2], key.shape[2], query.device)
+        out = masked_attention(query, key, value, mask, scaling, softcap)
+        return out.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
+
+
+def _bool_mask(
+    mask: Optional[torch.Tensor], n_queries: int, n_keys: int, device: torch.device
+) -> torch.Tensor:
+    """RETURNS (Tensor): transformers' mask as bool, broadcastable to (batch, heads, queries, keys). The
+    causal mask if there is none.
+    """
+    if mask is None:
+        past = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
+        return (torch.arange(n_keys, device=device)[None] <= past)[None, None]
+    mask = mask[..., :n_keys]
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def attention_rows(
@@ -86,6 +106,7 @@ def attention_rows(
     mask: Optional[torch.Tensor],
     scaling: Optional[float],
     window: int,
+    softcap: Optional[float] = None,
 ) -> torch.Tensor:
     """Compute the attention probabilities of the last `window` keys of each query.
 
@@ -109,6 +130,8 @@ def attention_rows(
         # Scale before the product, which could overflow in float16.
         scaled = query[:, :, start:end] * scale
         weights = torch.matmul(scaled, key[:, :, :n_visible].transpose(2, 3)).float()
+        if softcap is not None:
+            weights = softcap * torch.tanh(weights / softcap)
         positions = torch.arange(n_past + start, n_visible, device=query.device)[:, None]
         if mask is None:
             future = torch.arange(n_visible, device=query.device)[None] > positions

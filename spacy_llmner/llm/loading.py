@@ -19,6 +19,7 @@ from ..errors import Errors, LLMNERError, LLMNotFoundError, Warnings
 from ..models import catalogue
 from .attention import ATTENTION
 from .fingerprint import fingerprint_of, sampled_fingerprint_of
+from .lm_head import lm_logits, log_prob_difference, tolerance
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
@@ -121,12 +122,7 @@ class LoadedLLM:
             training needs.
         RETURNS (Tensor): float32, shape (rows, ids).
         """
-        head = self.model.get_output_embeddings()
-        if ids is None:
-            return head(hidden).float()
-        weight = head.weight[ids.to(head.weight.device)]
-        bias = None if head.bias is None else head.bias[ids.to(head.weight.device)]
-        return torch.nn.functional.linear(hidden, weight, bias).float()
+        return lm_logits(self.model, hidden, ids)
 
     @property
     def end_ids(self) -> List[int]:
@@ -156,13 +152,25 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
         model, hf_tokenizer = _from_pretrained(spec, path)
     _check_tokenizer(spec, hf_tokenizer, model)
     weights = (path, spec.revision, model.config)
-    return LoadedLLM(
+    llm = LoadedLLM(
         spec,
         model,
         LLMTokenizer(hf_tokenizer),
         fingerprint_of(*weights),
         sampled_fingerprint_of(*weights),
     )
+    _check_log_probs(llm)
+    return llm
+
+
+def _check_log_probs(llm: LoadedLLM) -> None:
+    """RAISES (LLMNERError): If our log-probabilities are not those that transformers computes."""
+    difference = log_prob_difference(llm.model, llm.decoder)
+    if difference > tolerance(llm.model.dtype):
+        kind = llm.model.config.model_type
+        raise LLMNERError(
+            Errors.E127.format(name=llm.spec.name, model_type=kind, difference=difference)
+        )
 
 
 def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
@@ -309,10 +317,10 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
 
 
 def is_on_disk(name: str) -> bool:
-    """RETURNS (bool): Whether a model can be loaded without downloading it. It is a local folder, or was
-    downloaded from the catalogue or the hub."""
-    if Path(name).is_dir() or name in catalogue.CATALOGUE:
-        return Path(name).is_dir() or catalogue.path_of(name) is not None
+    """RETURNS (bool): Whether a model can be loaded without downloading it: it is a local folder, or was
+    downloaded from the catalogue or the hub before."""
+    if Path(name).is_dir() or catalogue.path_of(name) is not None:
+        return True
     try:
         return isinstance(try_to_load_from_cache(name, "config.json"), str)
     except HFValidationError:

@@ -108,15 +108,17 @@ class TreePass:
         value: torch.Tensor,
         scaling: Optional[float],
         window: Optional[int],
+        softcap: Optional[float] = None,
     ) -> torch.Tensor:
         """Compute the attention of one layer.
 
         layer (int): Index of the layer.
         query (Tensor): Shape (batch, heads, queries, head width).
         key (Tensor): Shape (batch, key heads, queries, head width): keys of this pass's tokens.
-        value (Tensor): Same shape as the keys.
+        value (Tensor): Same shape as the keys, except that the head width may differ.
         scaling (Optional[float]): Factor of the scores; None for head width ** -0.5.
         window (Optional[int]): Size of the layer's sliding window in positions; None for no window.
+        softcap (Optional[float]): Soft cap of the scores (Gemma 2); None for no cap.
         RETURNS (Tensor): Shape (batch, queries, heads, head width).
         """
         if self.cache is not None:
@@ -132,16 +134,17 @@ class TreePass:
         shared = n_heads // n_key_heads
         query = query.reshape(n_batch, n_key_heads, shared, n_queries, width)
         out = [
-            scaled_dot_product_attention(
+            masked_attention(
                 query[:, :, :, block.rows].flatten(2, 3),
                 key[:, :, block.keys],
                 value[:, :, block.keys],
-                attn_mask=self._mask(k, window, shared),
-                scale=scaling,
-            ).reshape(n_batch, n_heads, -1, width)
+                self._mask(k, window, shared),
+                scaling,
+                softcap,
+            ).reshape(n_batch, n_heads, -1, value.shape[-1])
             for k, block in enumerate(self.blocks)
         ]
-        return (out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2)
+        return (out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2).contiguous()
 
     def _mask(self, k: int, window: Optional[int], shared: int) -> torch.Tensor:
         """RETURNS (Tensor): Cached mask of block k: bool, shape (batch, 1, shared * queries, keys)."""
@@ -154,6 +157,32 @@ class TreePass:
                 mask = mask & (distance < window)
             self._masks[key] = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
         return self._masks[key]
+
+
+def masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: Optional[float],
+    softcap: Optional[float],
+) -> torch.Tensor:
+    """Compute attention. With a soft cap, which torch's own function doesn't have, all scores are in memory.
+
+    query (Tensor): Shape (batch, heads, queries, head width).
+    key (Tensor): Shape (batch, heads, keys, head width).
+    value (Tensor): Shape (batch, heads, keys, head width), where the head width may differ.
+    mask (Tensor): bool, broadcastable to (batch, heads, queries, keys): whether a query attends to a key.
+    scaling (Optional[float]): Factor of the scores; None for head width ** -0.5.
+    softcap (Optional[float]): The soft cap c of the scores s: c * tanh(s / c). None for no cap.
+    RETURNS (Tensor): Shape (batch, heads, queries, width of the values).
+    """
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scale, key.transpose(2, 3)).float()
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf"))
+    return torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
 
 
 def _expand(cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

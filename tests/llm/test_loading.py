@@ -69,6 +69,15 @@ def test_the_hub_does_not_have_it(monkeypatch):
         cpu("no thing").load()
 
 
+def test_is_on_disk(tiny_llm, tmp_path, monkeypatch):
+    """Without asking the hub."""
+    monkeypatch.setenv("SPACY_LLMNER_HOME", str(tmp_path))
+    monkeypatch.setattr(loading, "get_session", lambda: pytest.fail("asks the hub"))
+    assert loading.is_on_disk(tiny_llm)
+    for name in ("smollm2-135m-instruct", "nobody/nothing", "no thing"):
+        assert not loading.is_on_disk(name)
+
+
 def test_folder_of_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
     with pytest.raises(LLMNotFoundError, match="a LoRA adapter of 'some/base'. Merge it"):
