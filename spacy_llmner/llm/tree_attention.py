@@ -167,7 +167,7 @@ def masked_attention(
     scaling: Optional[float],
     softcap: Optional[float],
 ) -> torch.Tensor:
-    """Compute attention. With a soft cap, which torch's own function doesn't have, all scores are in memory.
+    """Compute attention. With a soft cap, which torch's own function lacks, all scores are in memory.
 
     query (Tensor): Shape (batch, heads, queries, head width).
     key (Tensor): Shape (batch, heads, keys, head width).

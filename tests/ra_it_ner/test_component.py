@@ -189,7 +189,9 @@ def test_an_untrained_component_warns_once(roomy_llm):
     """Without an adapter, an LLM lists strings that are not entities."""
     nlp = make_nlp(roomy_llm, cfg={"max_answer_tokens": 8})
     nlp.get_pipe("ra_it_ner").set_labels(["PER"])
-    with pytest.warns(UserWarning, match="'ra_it_ner' is not trained, .* with python -m spacy train"):
+    with pytest.warns(
+        UserWarning, match="'ra_it_ner' is not trained, .* with python -m spacy train"
+    ):
         nlp(TEXTS[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
