@@ -7,7 +7,13 @@ import json
 from typing import Any, Callable, Dict, List
 
 from benchmarks.el4ner.tables import ablation_table
-from benchmarks.ember.tables import fewshot_table, generated_table, layers_table, quality_table
+from benchmarks.ember.tables import (
+    fewshot_table,
+    generated_table,
+    layers_table,
+    quality_table,
+    schedule_table,
+)
 from benchmarks.lib.common import RESULTS
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import provenance
@@ -37,6 +43,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_fewshot": fewshot_table,
     "ember_layers_": lambda r: layers_table(r, QUALITY_SETS[r["set"]]),
     "ember_generated": generated_table,
+    "ember_schedule": schedule_table,
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
     "padellm_training": training_table,

@@ -53,8 +53,8 @@ class Errors(metaclass=WithCodes):
         "Can't find the LLM {name}: it is not a folder with a config.json, not in the catalogue ({known}) "
         "and not in the local hub cache ({reason}).{hint} Correct the name, or download a small LLM with: "
         "python -m spacy llmner download {first}. If a pipeline from another machine contains this name, "
-        "load it with the LLM's folder on this machine: spacy.load(NAME, config={{'paths.llm': FOLDER}}). If "
-        "its config doesn't use paths.llm, the setting is 'components.COMPONENT.llm.name'."
+        "load it with the LLM's folder on this one: spacy.load(NAME, config={{'paths.llm': FOLDER}}). If "
+        "the config doesn't use it, the setting is 'components.COMPONENT.llm.name'."
     )
     E004 = (
         "The LLM folder '{path}' is incomplete or broken ({reason}). Get the model again from its source. "
@@ -101,6 +101,11 @@ class Errors(metaclass=WithCodes):
     E112 = (
         "The tokenizer of '{name}' has {n} tokens, but the LLM has embeddings for only {rows} of them. For "
         "example, the token '{token}' (id {first}) has none. Use the tokenizer that belongs to the LLM."
+    )
+    E127 = (
+        "The LLM '{name}' ({model_type}) is not supported: the log-probabilities computed here differ from "
+        "those of transformers by up to {difference:.2g} nats, so its results would be wrong. Choose "
+        "another LLM."
     )
 
     # Downloading and converting a model of the catalogue
@@ -491,7 +496,7 @@ class Errors(metaclass=WithCodes):
     E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
     E124 = (
         "The data '{path}' contain no entities that can be used: there are none, or they begin or end "
-        "inside the tokens of spaCy's tokenizer for '{lang}'. Convert the corpus again, and use the same "
+        "inside tokens of spaCy's tokenizer for '{lang}'. Convert the corpus again, and use the same "
         "--lang for both commands: python -m spacy llmner convert CORPUS OUTPUT.spacy --lang {lang}"
     )
 
@@ -563,11 +568,11 @@ class Warnings(metaclass=WithCodes):
 
     # Command line: writing a training config
     W019 = (
-        "The time and memory of the training can't be estimated yet, because these models are not "
+        "The time and memory for training can't be estimated yet, because these models are not "
         "downloaded: {names}. For models of the catalogue, run: python -m spacy llmner download NAME"
     )
     W020 = (
-        "The language is '{lang}', but these settings are in English: {settings}. Translate them in the "
+        "The language is '{lang}', but these settings are for English: {settings}. Adapt them in the "
         "config, and use an LLM that knows the language."
     )
 

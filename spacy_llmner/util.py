@@ -14,8 +14,9 @@ CharSpan = Tuple[int, int]
 # Beginning of the name of a scratch folder, and of the file next to it that its process keeps locked.
 SCRATCH = ".llmner-"
 
-# White space as in `str.isspace`, and characters without width that texts from the web have between
-# words: zero-width spaces, byte order marks and marks of direction. Joiners are letters in some scripts.
+# White space as in `str.isspace`, and characters without width that occur between words in texts from the
+# web: zero-width spaces, byte order marks and direction marks. Joiners are not included, because they
+# belong to words in some scripts.
 BLANKS = (
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
     "\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -58,18 +59,18 @@ def replaced(path: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Create a folder for files that are moved to their place once they are complete. It is deleted at the
-    end. Leftovers of killed processes in the parent folder are deleted first.
+    """Create a folder for files that are moved to their final place once they are complete. The folder is
+    deleted at the end. Leftovers of killed processes in the parent folder are deleted first.
 
     parent (Path): An existing folder on the disk that the files are moved to.
     YIELDS (Path): The new folder.
     """
     for lock in parent.glob(f"{SCRATCH}*.lock"):
-        # If its process still runs, locking raises filelock's Timeout, an OSError.
+        # If its process is still running, locking raises filelock's Timeout, an OSError.
         with suppress(OSError), FileLock(lock, timeout=0):
             _delete_scratch(lock)
-    # The operating system releases the lock of a killed process. A process id would not do: it can be
-    # used again, and on a shared disk it can belong to another machine or container.
+    # The operating system releases the lock of a killed process. A process ID would not work: it can be
+    # reused, and on a shared disk it can belong to another machine or container.
     lock = parent / f"{SCRATCH}{token_hex(8)}.lock"
     with FileLock(lock):
         try:

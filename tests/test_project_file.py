@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import spacy
 import typer
 from spacy.util import load_config
 from weasel.cli.run import project_run
 from weasel.util import load_project_config
 
 from spacy_llmner.cli import app
+from spacy_llmner.cli.training_config import RECIPES, make_config, make_schedule
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -41,13 +43,23 @@ def values_of(command, args):
     return [str(x) for value in given for x in (value if isinstance(value, list) else [value])]
 
 
+def settings_of(config):
+    """RETURNS (Config): A config of the repository, or what `llmner init config` writes to a file that has
+    the name of the component."""
+    if (ROOT / config).exists():
+        return load_config(ROOT / config, interpolate=False)
+    component = Path(config).stem
+    schedule = make_schedule(RECIPES[component], [100])
+    return make_config(component, spacy.blank("en"), schedule, {"paths.train": "train.spacy"})
+
+
 def check_training(config, *args):
     """RETURNS (List[str]): The config and its overrides. The config contains all overridden settings."""
     overrides = dict(zip(args[::2], args[1::2]))
     output = overrides.pop("--output")
     gpu = overrides.pop("--gpu-id")
     assert output and gpu
-    known = load_config(ROOT / config, interpolate=False)
+    known = settings_of(config)
     for key in overrides:
         at = known
         for part in key.removeprefix("--").split("."):
@@ -63,8 +75,10 @@ def check_line(line):
     if args[:3] == ["-m", "spacy", "train"]:
         return check_training(*args[3:])
     if args[:3] == ["-m", "spacy", "llmner"]:
-        group = typer.main.get_command(app)
-        return values_of(group.commands[args[3]], args[4:])
+        command, args = typer.main.get_command(app), args[3:]
+        while hasattr(command, "commands"):
+            command, args = command.commands[args[0]], args[1:]
+        return values_of(command, args)
     assert args[0] == "scripts/convert.py"
     converting = typer.Typer()
     converting.command()(convert.main)

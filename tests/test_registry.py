@@ -11,6 +11,7 @@ from spacy.util import load_config, load_model_from_config
 import spacy_llmner
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
+from tests.helpers import make_examples
 
 ROOT = Path(spacy_llmner.__file__).parent.parent
 REGISTRIES = {
@@ -97,9 +98,12 @@ def test_paper_architecture_fills(nothing_loaded):
 
 
 def test_init_config(nothing_loaded):
-    """`spacy init config -p ember_probe` makes a config that can be trained once an LLM is set."""
+    """The config of `spacy init config -p ember_probe` has no LLM. The error names a better command."""
     config = init_config(lang="en", pipeline=["ember_probe"], silent=True)
     assert config["components"]["ember_probe"]["factory"] == "ember_probe"
+    nlp = load_model_from_config(config, auto_fill=True)
+    with pytest.raises(LLMNERError, match="llmner init config TRAIN.spacy DEV.spacy OUT.cfg --llm"):
+        nlp.initialize(lambda: make_examples(nlp))
 
 
 def test_analyze_pipes(nothing_loaded):

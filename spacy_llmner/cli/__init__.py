@@ -6,28 +6,37 @@ from spacy.cli._util import app as spacy_app
 from .calibrate import calibrate_cli
 from .chat import chat_cli
 from .compare import compare_cli
+from .convert import convert_cli
 from .download import download_cli
 from .evaluate import evaluate_cli
+from .export import export_cli
 from .generate import generate_cli
 from .index import index_cli
 from .info import info_cli
+from .init_config import init_config_cli
 from .layers import layers_cli
 
 app = typer.Typer(
     name="llmner",
-    help="Local LLMs for entity recognition: download, evaluate, compare, calibrate and chat.",
+    help="Local LLMs for entity recognition: download, convert, evaluate, compare, calibrate and chat.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.command("download")(download_cli)
 app.command("info")(info_cli)
+app.command("convert")(convert_cli)
 app.command("evaluate")(evaluate_cli)
 app.command("compare")(compare_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("layers")(layers_cli)
 app.command("generate")(generate_cli)
 app.command("index")(index_cli)
+app.command("export")(export_cli)
 app.command("chat")(chat_cli)
+
+init_app = typer.Typer(help="Write a training config for a corpus.", no_args_is_help=True)
+init_app.command("config")(init_config_cli)
+app.add_typer(init_app, name="init")
 
 # spaCy imports this module through its entry point, but doesn't register the group itself.
 spacy_app.add_typer(app, name="llmner")

@@ -1,7 +1,7 @@
 """`spacy llmner convert`: convert an annotated corpus to spaCy's binary format.
 
-Nothing is dropped or repaired silently: what was left out or changed is counted, and a line that can't be
-read stops the conversion. An existing output file is not changed then.
+Nothing is dropped or repaired silently: what is left out or changed is counted, and a line that can't be
+read stops the conversion. In that case, an existing output file is not changed.
 """
 
 import os
@@ -128,7 +128,7 @@ def convert(
     """Convert a corpus to a .spacy file. For the arguments, see the command line.
 
     RETURNS (ConversionCounts): The numbers of converted items.
-    RAISES (LLMNERError): If the corpus can't be read. The output file is not changed then.
+    RAISES (LLMNERError): If the corpus can't be read. In that case, the output file is not changed.
     """
     if not input_path.is_file():
         raise LLMNERError(Errors.E113.format(where=input_path, reason="the file does not exist"))

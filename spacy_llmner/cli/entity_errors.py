@@ -50,7 +50,7 @@ class EntityError(NamedTuple):
 
 
 def find_errors(eg: Example, spans_key: Optional[str] = None) -> List[EntityError]:
-    """Compare the predicted entities with the reference. Each entity is in at most one error.
+    """Compare the predicted entities with the reference. Each entity is part of at most one error.
 
     eg (Example): The Docs.
     spans_key (Optional[str]): Compare doc.spans[spans_key] instead of doc.ents.

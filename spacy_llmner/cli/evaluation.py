@@ -49,8 +49,8 @@ class ScoreRow(NamedTuple):
 
 
 def score_rows(result: Evaluation, spans_key: Optional[str] = None) -> List[ScoreRow]:
-    """RETURNS (List[ScoreRow]): The scores of each label, and in the last row of "all". They are those of
-    doc.spans[spans_key], or of doc.ents if `spans_key` is None."""
+    """RETURNS (List[ScoreRow]): One row for each label, and a last row for "all" labels. The scores are
+    those of doc.spans[spans_key], or of doc.ents if `spans_key` is None."""
     prefix = "ents" if spans_key is None else f"spans_{spans_key}"
     gold, predicted = (
         Counter(

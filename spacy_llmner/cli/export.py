@@ -80,12 +80,12 @@ def export(
     RAISES (LLMNERError): If the texts or the pipeline can't be read, or there are no texts.
     """
     nlp = load_pipeline(model, gpu_id)
-    # All at once, so that a broken line is found before the LLM has read the lines before it.
+    # Read the whole file first, so that an invalid line is found before the LLM starts.
     read = list(read_texts(texts, nlp))
     if not read:
         raise LLMNERError(Errors.E116.format(path=texts, notes="it is empty"))
     make_row = _row_maker(tool, nlp)
-    # Label Studio reads a list, the other tools lines.
+    # Label Studio reads a JSON list, the other tools JSONL.
     begin, between, end = ("[\n", ",\n", "\n]\n") if tool is Tool.label_studio else ("", "\n", "\n")
     n_texts = n_spans = 0
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from ..pipeline.extensions import get_score
 from ._util import clean
 from .entity_errors import BOTH, BOUNDARY, EXTRA, LABEL, MISSED, EntityError, spans_of
 
-# Maximum number of an entity's last letters that are kept on the line of its label.
+# Maximum number of letters at the end of an entity that are kept on the same line as its label.
 KEPT_TOGETHER = 8
 
 RIGHT = "right"
@@ -120,7 +120,7 @@ def make_page(title: str, body: Iterable[str], style: str = "") -> str:
 
     title (str): The title, as plain text.
     body (Iterable[str]): The parts of the page, as HTML.
-    style (str): CSS that is added to that of all pages.
+    style (str): CSS to add to the style that all pages share.
     RETURNS (str): The page.
     """
     return PAGE.format(title=escaped(title), style=STYLE + style, body="\n".join(body))

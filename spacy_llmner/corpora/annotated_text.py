@@ -19,7 +19,7 @@ TYPES: Dict[type, str] = {str: "a string", list: "a list", int: "a whole number"
 
 class Unit(StrEnum):
     """The unit of offsets: Unicode code points, as in Python, or UTF-16 code units, as in JavaScript, where
-    a character such as an emoji has two. `auto` is the unit of the annotation tool."""
+    an emoji, for example, counts as two. `auto` is the unit of the annotation tool."""
 
     auto = "auto"
     codepoints = "codepoints"
@@ -37,7 +37,7 @@ class AnnotatedText:
     text (str): The text.
     spans (Offsets): The entities, in characters.
     group (Any): The document or topic that the text belongs to.
-    key (Any): Equal in several annotations of the same text, of which only the first is used. None if there
+    key (Any): The same for all annotations of the same text, of which only the first is used. None if there
         is only one annotation.
     """
 

@@ -1,4 +1,4 @@
-"""doccano's JSONL of sequence labelling projects.
+"""doccano's JSONL format for sequence labelling projects.
 
 doccano's editor counts UTF-16 code units: https://github.com/doccano/doccano/issues/2290
 """
@@ -12,7 +12,7 @@ from .annotated_text import AnnotatedText, Unit, from_utf16, get_value, utf16_of
 
 # The keys of the entities: with relations, without them, and in old versions.
 KEYS = ("entities", "label", "labels")
-# Counted for a warning, since the unit of the offsets can't be seen in the file.
+# Counted for a warning, since the file doesn't say what its offsets count.
 WIDE = "texts have characters that UTF-16 counts twice"
 
 
@@ -49,7 +49,7 @@ def parse(
 
 
 def make_row(doc: Doc, scored: Sequence[Tuple[Span, Optional[float]]]) -> Dict[str, Any]:
-    """Write a row for doccano's import, which has no scores.
+    """Create a row to import into doccano, which doesn't show scores.
 
     doc (Doc): The text.
     scored (Sequence[Tuple[Span, Optional[float]]]): The spans that were found, and their scores.

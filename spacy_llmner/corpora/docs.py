@@ -23,7 +23,7 @@ class Sentence(NamedTuple):
     words (List[str]): The tokens.
     spaces (List[bool]): Whether a space follows each token.
     spans (Offsets): The entities, in tokens.
-    group (Any): The document or topic. A Doc only gets sentences of the same group.
+    group (Any): The document or topic. All sentences of a Doc are from the same group.
     split (int): The number of tokens that were split because an entity begins or ends inside them.
     """
 
@@ -50,7 +50,7 @@ def read_sentences(
     path (Path): The file.
     nlp (Language): The pipeline whose tokenizer is used, except for column files.
     format (Format): The format. `Format.auto` detects it.
-    notes (Counter[str]): What was left out or changed, with its number, modified in place.
+    notes (Counter[str]): The counts of what was left out or changed, modified in place.
     labels (Optional[Set[str]]): The allowed labels. None for any.
     nested (bool): Allow overlapping spans. In a column file, all columns after the token then contain tags,
         one for each layer.

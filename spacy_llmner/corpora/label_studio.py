@@ -1,4 +1,4 @@
-"""Label Studio's exports JSON and JSON-MIN, and its pre-annotations.
+"""Label Studio's JSON and JSON-MIN exports, and its pre-annotations.
 
 Offsets count code points. In old versions they counted UTF-16 code units:
 https://github.com/HumanSignal/label-studio/issues/1008
@@ -19,7 +19,7 @@ UTF16 = "texts with offsets in UTF-16 code units, which were converted"
 
 # Strings that JSON-MIN adds to the data of a task.
 METADATA = {"created_at", "updated_at", "history"}
-# What a region consists of.
+# The keys of a region, and the types of their values.
 REGION = {"start": int, "end": int, "labels": list}
 
 
@@ -63,15 +63,15 @@ def parse(
 
 
 def _is_labelled(value: Any) -> bool:
-    """RETURNS (bool): Whether a value is a region with a label, not a choice about all of the text or about
-    a region, for example.
+    """RETURNS (bool): Whether a value is a region with a label, as opposed to a choice about a region or
+    about the whole text, for example.
     """
     return isinstance(value, dict) and not {"labels", "hypertextlabels"}.isdisjoint(value)
 
 
 def _listed_regions(row: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """RETURNS (List[Dict[str, Any]]): The regions of a row of JSON-MIN. Their key is the name of a tag in
-    the labelling interface.
+    """RETURNS (List[Dict[str, Any]]): The regions of a row of JSON-MIN. Their key can be anything: it is
+    the name of a tag in the labelling interface.
     """
     items = [item for value in row.values() if isinstance(value, list) for item in value]
     return [item for item in items if _is_labelled(item)]
@@ -138,7 +138,7 @@ def _squeeze(text: str) -> str:
 def make_row(
     doc: Doc, scored: Sequence[Tuple[Span, Optional[float]]], model_version: str
 ) -> Dict[str, Any]:
-    """Write a task with a prediction, for the labelling interface of Label Studio's own template.
+    """Create a task with a prediction. It uses the names in Label Studio's own template.
 
     doc (Doc): The text.
     scored (Sequence[Tuple[Span, Optional[float]]]): The spans that were found, and their scores.

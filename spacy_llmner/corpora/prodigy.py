@@ -50,7 +50,7 @@ def check_answer(row: Dict[str, Any]) -> None:
 
 
 def make_row(doc: Doc, scored: Sequence[Tuple[Span, Optional[float]]]) -> Dict[str, Any]:
-    """Write a row that Prodigy shows as a suggestion.
+    """Create a row whose spans Prodigy shows as suggestions.
 
     doc (Doc): The text.
     scored (Sequence[Tuple[Span, Optional[float]]]): The spans that were found, and their scores.

@@ -1,4 +1,4 @@
-"""Read the rows of a JSON or JSONL file, and detect the annotation tool that has written it."""
+"""Read the rows of a JSON or JSONL file, and detect the annotation tool that wrote it."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def read_annotated(
     """Read the annotated texts of a JSON or JSONL file.
 
     path (Path): The file.
-    counts (Counter[str]): What was left out or changed, with its number, modified in place.
+    counts (Counter[str]): The counts of what was left out or changed, modified in place.
     format (Format): The format. `Format.auto` detects it from the first row.
     labels (Optional[Set[str]]): The allowed labels. None for any.
     nested (bool): Allow overlapping spans.
@@ -100,7 +100,7 @@ def check_not_spacy_v2(path: Path, row: Any = None) -> None:
     """Recognize the training format of spaCy v2.
 
     path (Path): The file.
-    row (Any): The first item of its list. By default, it is read from the file if that is a .json file.
+    row (Any): The first item of its list. By default, it is read from the file if its name ends in .json.
     RAISES (LLMNERError): If the file is in that format.
     """
     if row is None and path.suffix == ".json" and path.is_file():

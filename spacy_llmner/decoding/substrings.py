@@ -51,9 +51,9 @@ def substring_constraint(
 
 
 def spellings_in_text(words: WordTokens, text: str) -> Dict[str, List[int]]:
-    """Choose one spelling for the occurrences of a word, so that a mention that begins with it has the same
-    tokens wherever it is. Without a space before it, as at the beginning of a text or after a quote, a word
-    has other tokens than after a space.
+    """Choose one spelling for all occurrences of each word, so that a mention that begins with the word has
+    the same tokens everywhere. Without a space before it, as at the beginning of a text or after a quote, a
+    word has different tokens than after a space.
 
     words (WordTokens): The tokens of the text.
     text (str): The text of `words`.

@@ -1,11 +1,12 @@
-"""The LM head: from hidden states to logits, and a check that they are those of the whole model."""
+"""The LM head: from hidden states to logits, and a check that these match the whole model's."""
 
 from typing import Any, Optional
 
 import torch
 from torch.nn.functional import linear
 
-# Tokens in the check, and the largest difference of log-probabilities by the size of the dtype in bytes.
+# Number of tokens in the check, and the largest acceptable difference between log-probabilities, by the
+# size of the dtype in bytes.
 CHECKED_TOKENS = 8
 TOLERANCES = {4: 1e-3, 2: 0.1}
 
@@ -38,11 +39,11 @@ def log_prob_difference(model: Any, decoder: Any) -> float:
     """Compare log-probabilities from `lm_logits` with those that the model itself computes.
 
     model (PreTrainedModel): The causal LM.
-    decoder (PreTrainedModel): The same without its LM head.
+    decoder (PreTrainedModel): The same model without its LM head.
     RETURNS (float): The largest difference over the whole vocabulary, in nats.
     """
     n_rows = model.get_input_embeddings().weight.shape[0]
-    # Ids that are far apart, the same at each start.
+    # IDs that are far apart. They are the same in every process.
     ids = torch.arange(CHECKED_TOKENS) * 7919 % n_rows
     ids = ids[None].to(model.get_input_embeddings().weight.device)
     ours = lm_logits(model, decoder(input_ids=ids, use_cache=False).last_hidden_state[0])

@@ -41,8 +41,8 @@ class KVCache:
         slots (Tensor): int64, shape (tokens,): the slots to write to.
         n_slots (int): One past the highest slot in use.
         key (Tensor): Shape (key heads, tokens, head width).
-        value (Tensor): Same shape.
-        RETURNS (Tuple[Tensor, Tensor]): All keys and values, shape (key heads, n_slots, head width).
+        value (Tensor): The same; the head width may differ.
+        RETURNS (Tuple[Tensor, Tensor]): All keys and values, shape (key heads, n_slots, their head width).
         """
         out = []
         for store, new in ((self.keys, key), (self.values, value)):
@@ -167,7 +167,7 @@ def masked_attention(
     scaling: Optional[float],
     softcap: Optional[float],
 ) -> torch.Tensor:
-    """Compute attention. With a soft cap, which torch's own function lacks, all scores are in memory.
+    """Compute attention. With a soft cap, which torch's function lacks, all scores are in memory at once.
 
     query (Tensor): Shape (batch, heads, queries, head width).
     key (Tensor): Shape (batch, heads, keys, head width).

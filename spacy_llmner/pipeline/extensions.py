@@ -17,7 +17,7 @@ from spacy.tokens import Doc, Span
 from ..errors import Warnings
 from .scorers import chars, span_offsets
 
-# The start of the keys in doc.user_data. spaCy adapts the offsets after it when it joins or cuts Docs.
+# How the keys in doc.user_data begin. Offsets follow, which spaCy adapts when it joins or slices Docs.
 FOUND = ("._.", "llmner_found")
 
 
@@ -67,8 +67,7 @@ def warn_about_taken_names() -> None:
 
 
 def _found_by(span: Span) -> Tuple[Optional[float], Optional[str]]:
-    """Look up a span in the span groups that the components have written. Thus each score is stored only
-    once.
+    """Look up a span in the span groups that the components have written, and then in doc.user_data.
 
     If several components have found the span, the last group is used, because its component also wrote
     doc.ents last: for example, an `llmner_combine` at the end of the pipeline.

@@ -45,8 +45,8 @@ def gold_mentions(eg: Example, spans_key: Optional[str] = None) -> GoldMentions:
 
 def trim_mentions(doc: Doc, spans_key: Optional[str] = None) -> Doc:
     """Remove white space, and tokens without width, from the borders of the mentions of a Doc.
-    Annotation tools and texts extracted from HTML have such mentions. Mentions that consist of white space
-    are removed.
+    Annotation tools and text extracted from HTML produce such mentions. Mentions that consist only of white
+    space are removed.
 
     doc (Doc): The Doc.
     spans_key (Optional[str]): The doc.spans group with the mentions; None for doc.ents.

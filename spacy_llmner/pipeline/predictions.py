@@ -83,8 +83,8 @@ def write_group(
 def _store_scores(
     doc: Doc, ents: Sequence[Span], scores: Dict[Tuple[Any, ...], float], method: str
 ) -> None:
-    """Store the scores of entities in doc.user_data as well, since spaCy copies no attrs of span groups
-    into other Docs, see `extensions`.
+    """Store the scores of entities in doc.user_data as well, because spaCy doesn't copy the attrs of span
+    groups to other Docs. See `extensions`.
     """
     user_data: Dict[Any, Any] = doc.user_data
     for key, found in list(user_data.items()):

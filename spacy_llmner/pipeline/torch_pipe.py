@@ -189,14 +189,14 @@ class TorchPipe(TrainablePipe):
         check_cfg(self.name, self.cfg)
 
     def _check_shapes(self, state: Dict[str, torch.Tensor]) -> None:
-        """Compare the saved tensors with the settings, before memory for the settings is reserved."""
+        """Compare the saved tensors with the settings, before memory is allocated for these sizes."""
         if self.cfg["llm"] is None:
             raise ValueError("`llm` in `cfg` is null, but there are trained tensors")
         with torch.device("meta"):
             expected = self.build().state_dict()
         for key in expected.keys() & state.keys():
             shape, saved = tuple(expected[key].shape), tuple(state[key].shape)
-            # The number of vectors that a few-shot probe stores isn't known before.
+            # The number of vectors that a few-shot probe stores isn't known in advance.
             first = 1 if shape[:1] == (0,) else 0
             if saved[first:] != shape[first:]:
                 raise ValueError(f"the shape of '{key}' is {saved}, but `cfg` needs {shape}")

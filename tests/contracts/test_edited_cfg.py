@@ -34,7 +34,7 @@ def edit(folder, component, setting, value):
 
 @pytest.mark.parametrize("setting, value", EDITED)
 def test_in_a_saved_pipeline(component, trained, tmp_path, setting, value):
-    """The error names the setting, when the pipeline is loaded."""
+    """Loading the pipeline raises an error that names the setting."""
     trained.to_disk(tmp_path)
     edit(tmp_path, component, setting, value)
     with pytest.raises(LLMNERError, match=setting) as raised:
@@ -44,7 +44,7 @@ def test_in_a_saved_pipeline(component, trained, tmp_path, setting, value):
 
 @pytest.mark.parametrize("setting, value", [EDITED[0], EDITED[1], EDITED[5], EDITED[7]])
 def test_in_use(component, trained, pipe, monkeypatch, setting, value):
-    """No document is to blame, so that no error handler drops one."""
+    """The error is not blamed on a document, so no error handler drops one."""
     monkeypatch.setitem(pipe.cfg, setting, value)
     blamed = []
     monkeypatch.setattr(pipe, "get_error_handler", lambda: lambda *args: blamed.append(args))

@@ -74,7 +74,7 @@ CHANGED = [
     ("el4ner_ensemble", "pos_weights", {"noun": "2"}, TYPE),
     ("el4ner_ensemble", "pos_weights", None, TYPE),
     ("el4ner_ensemble", "label_words", ["PER"], TYPE),
-    ("el4ner_ensemble", "labels", None, TYPE),
+    ("el4ner_ensemble", "labels", None, "must be a list of strings"),
     ("el4ner_ensemble", "verifier", ["a"], TYPE),
     ("el4ner_ensemble", "verify", "no", "true or false"),
 ]

@@ -12,7 +12,7 @@ from spacy.tokens import Doc
 from tests.contracts.components import only, pipe_of
 from tests.helpers import TEXTS
 
-# The other components have no use for the tokenizer.
+# The other components don't use the tokenizer.
 USE_IT = only(["ember_probe", "padellm_ner"])
 
 

@@ -1,4 +1,4 @@
-"""Annotated entities that begin or end with white space, as annotation tools and HTML give them."""
+"""Annotated entities that begin or end with white space, as annotation tools and HTML produce them."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from spacy_llmner.pipeline.scorers import llmner_score
 from tests.contracts.components import TRAINABLE, initialized, only, pipe_of
 from tests.helpers import entities, make_examples, make_sgd, same_state, share_found, state_of
 
-# What stands around entities. Zero-width characters are tokens of their own between spaces.
+# White space around entities. Between spaces, zero-width characters are separate tokens.
 BLANKS = ["\n", " \t ", " \xa0 ", " \u3000\u2028 ", " \u200b ", " \ufeff \u2060 "]
 FRAMED = [
     ("Then {0}Mira Stone{1} met {0}Oskar Blum{1} in {0}Varnholm{1} .", ["PER", "PER", "LOC"]),
@@ -22,7 +22,7 @@ FRAMED = [
 
 
 def framed_docs(nlp, before, after, *, wide):
-    """RETURNS (List[Doc]): With entities with white space around them; if `wide`, as parts of them."""
+    """RETURNS (List[Doc]): Docs with white space around their entities, or inside them if `wide`."""
     docs = []
     for template, labels in FRAMED:
         doc = nlp.make_doc(template.replace("{0}", before).replace("{1}", after))
@@ -39,7 +39,7 @@ def framed_docs(nlp, before, after, *, wide):
 
 
 def widened(span):
-    """RETURNS (Span): With the white space around a span."""
+    """RETURNS (Span): The span, extended to the white space around it."""
     doc, start, end = span.doc, span.start, span.end
     while start and not doc[start - 1].text.strip(" \n\t\xa0\u3000\u2028\u200b\ufeff\u2060"):
         start -= 1
@@ -54,7 +54,7 @@ def examples_of(nlp, docs):
 
 @pytest.mark.parametrize("before, after", zip(BLANKS, BLANKS[::-1]))
 def test_framed_entities_are_wide(before, after):
-    """What the other tests rely on."""
+    """The other tests rely on this."""
     import spacy
 
     nlp = spacy.blank("en")
@@ -144,7 +144,7 @@ def test_scorer_ignores_white_space_at_the_borders(component, trained, pipe):
 
 
 def test_scorer_trims_other_components_entities_and_groups(trained):
-    """Also those that a component before ours has found."""
+    """Even if a component that runs before ours has found them."""
     doc = trained.make_doc("Then \n Mira Stone \n met Tea .")
     reference = doc.copy()
     tight = next(Span(doc, t.i, t.i + 2, "PER") for t in doc if t.text == "Mira")
@@ -161,7 +161,7 @@ def test_scorer_trims_other_components_entities_and_groups(trained):
 
 @only(["ember_probe", "padellm_ner"])
 def test_line_ends_inside_an_entity(component, make):
-    """An entity that is broken over two lines is learned and found, line end included."""
+    """An entity that is broken over two lines is learned and found, including the line break."""
     data = [
         ("Yesterday Mira\nStone met tea .", [(10, 20, "PER")]),
         ("Mira Stone likes Port\nEllam .", [(0, 10, "PER"), (17, 27, "LOC")]),

@@ -1,4 +1,4 @@
-"""LLMs of more families: the numbers are those of the model's own eager attention."""
+"""LLMs of more families: the log-probabilities match those of the model's own eager attention."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.llm.tree_attention import causal_pass, run_decoder
 from tests.conftest import SIZE, byte_level_tokenizer
 
-# Settings that make a difference: scales of logits, soft caps, values of another width than queries.
+# Settings that make a difference: scales of logits, soft caps, values with a different width than queries.
 FAMILIES = {
     "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
     "granitemoe": {"logits_scaling": 4.0, "num_local_experts": 2, "num_experts_per_tok": 1},
@@ -74,7 +74,7 @@ def test_numbers_of_the_eager_model(folder):
 
 
 def test_other_log_probabilities_are_refused(tiny_llm, monkeypatch):
-    """For example because a model multiplies its logits by something that nobody has told us."""
+    """For example, because a model multiplies its logits by a factor that we don't know of."""
     logits = lm_head.lm_logits
     monkeypatch.setattr(lm_head, "lm_logits", lambda *args: 0.5 * logits(*args))
     with pytest.raises(LLMNERError, match=r"\(llama\) is not supported: .* differ .* nats"):
