@@ -2,6 +2,7 @@
 corpora of different sizes, compared with a fixed schedule.
 
     python -m benchmarks.ember.schedule conll_train.spacy conll_dev.spacy conll_test.spacy 100 500 1000
+    python -m benchmarks.ember.schedule conll_train.spacy conll_dev.spacy conll_test.spacy 100 --fixed
 
 The fixed schedule was that of configs/ember_probe.cfg before the command existed: 900 batches of 3,000
 words, for any corpus. By default, only its time is measured, from a few steps and one evaluation. `--fixed`
