@@ -127,8 +127,11 @@ def mask_blank(spans: np.ndarray, blank: Sequence[bool]) -> np.ndarray:
 
     spans (ndarray): Shape (words, max_words, ...), as in `mask_crossing`.
     blank (Sequence[bool]): Whether each word is blank.
-    RETURNS (ndarray): A copy, IMPOSSIBLE where a span begins or ends with a blank word.
+    RETURNS (ndarray): The scores, IMPOSSIBLE where a span begins or ends with a blank word. A copy, unless
+        there are no blank words.
     """
+    if not any(blank):
+        return spans
     out, is_blank = spans.copy(), np.array(blank, dtype=bool)
     out[is_blank] = IMPOSSIBLE
     for k in range(1, spans.shape[1]):
