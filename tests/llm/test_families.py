@@ -73,6 +73,12 @@ def test_numbers_of_the_eager_model(folder):
     torch.testing.assert_close(llm.logits(hidden, some), llm.logits(hidden)[:, some])
 
 
+def test_half_precision_is_not_refused(folder):
+    """A scale or a cap after rounding differs a little from one before it."""
+    llm = make_llm(folder, device="cpu", dtype="bfloat16").load()
+    assert llm.model.dtype == torch.bfloat16
+
+
 def test_other_log_probabilities_are_refused(tiny_llm, monkeypatch):
     """For example, because a model multiplies its logits by a factor that we don't know of."""
     logits = lm_head.lm_logits
