@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 # Number of tokens in the check, and the largest acceptable difference between log-probabilities, by the
 # size of the dtype in bytes.
 CHECKED_TOKENS = 8
-# Without a model's scale, the difference is several nats. In bfloat16, logits from 16 to 32 are multiples of
+# Without a model's scale, the difference is several nats. In bfloat16, logits above 16 are multiples of
 # 0.125.
 TOLERANCES = {4: 1e-3, 2: 0.5}
 
