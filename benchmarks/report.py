@@ -14,6 +14,7 @@ from benchmarks.ember.tables import (
     quality_table,
     schedule_table,
 )
+from benchmarks.families.tables import families_table, update_docs
 from benchmarks.lib.common import RESULTS
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import provenance
@@ -43,6 +44,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_fewshot": fewshot_table,
     "ember_layers_": lambda r: layers_table(r, QUALITY_SETS[r["set"]]),
     "ember_generated": generated_table,
+    "families": families_table,
     "ember_schedule": schedule_table,
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
@@ -71,6 +73,7 @@ HEADINGS = {
 
 def main() -> None:
     (RESULTS.parent / "RESULTS.md").write_text(report())
+    update_docs(json.loads((RESULTS / "families.json").read_text()))
 
 
 def report() -> str:

@@ -66,8 +66,8 @@ class Errors(metaclass=WithCodes):
     )
     E006 = "'{value}' is not a valid {what}. Choose one of: {known}."
     E007 = (
-        "Models of the type '{model_type}' are not supported: {reason}. Use a causal LM with the "
-        "architecture of Llama, Qwen2, Gemma3 or GPT-2."
+        "Models of the type '{model_type}' are not supported: {reason}. Use a causal LM, for "
+        "example one of the families Llama, Qwen2, Gemma 3 or GPT-2."
     )
     E009 = (
         "Layer {layer} was requested, but the LLM '{name}' has {n_layers} layers. Choose a layer from 0 "
@@ -103,10 +103,25 @@ class Errors(metaclass=WithCodes):
         "example, the token '{token}' (id {first}) has none. Use the tokenizer that belongs to the LLM."
     )
     E127 = (
-        "The LLM '{name}' ({model_type}) is not supported: the log-probabilities computed here differ from "
-        "those of transformers by up to {difference:.2g} nats, so its results would be wrong. Choose "
-        "another LLM."
+        "The LLM '{name}' ({model_type}) is not supported: {reason}. Its results would be wrong, so choose "
+        "another LLM. For details, run: python -m spacy llmner check {name}"
     )
+    E140 = (
+        "The LLM '{name}' ({model_type}) can't be used for streaming: {reason}. It can be used for "
+        "finished texts. For details, run: python -m spacy llmner check {name}"
+    )
+    E141 = (
+        "The LLM '{name}' ({model_type}) can't be used for prompts that share a prefix: {reason}. It can "
+        'be used in ember_probe with `prefix = ""` in its model block. For other components, choose '
+        "another LLM. For details, run: python -m spacy llmner check {name}"
+    )
+    E142 = (
+        "The attention weights of the LLM '{name}' ({model_type}) can't be used: {reason}. EmberPaper "
+        "needs them, so use EmberProbe or another LLM. For details, run: "
+        "python -m spacy llmner check {name}"
+    )
+    E143 = "Attention sinks are not supported"
+    E144 = "the hidden states of its layers have the shapes {shapes}"
 
     # Downloading and converting a model of the catalogue
     E082 = (

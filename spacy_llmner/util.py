@@ -1,11 +1,12 @@
 """Helpers that depend neither on LLMs nor on spaCy."""
 
+import json
 import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 from filelock import FileLock
 
@@ -79,6 +80,21 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
             yield folder
         finally:
             _delete_scratch(lock)
+
+
+def replace_json(file: Path, data: Any) -> None:
+    """Write a small file to a cache folder, whole or not at all. Errors of the disk are ignored, since the
+    data can be computed again.
+
+    file (Path): The file. Its folder is created if needed.
+    data (Any): Values that JSON supports.
+    """
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(file.parent) as folder:
+            written = folder / file.name
+            written.write_text(json.dumps(data), encoding="utf8")
+            os.replace(written, file)
 
 
 def _delete_scratch(lock: Path) -> None:

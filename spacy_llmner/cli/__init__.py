@@ -5,6 +5,7 @@ from spacy.cli._util import app as spacy_app
 
 from .calibrate import calibrate_cli
 from .chat import chat_cli
+from .check import check_cli
 from .compare import compare_cli
 from .convert import convert_cli
 from .download import download_cli
@@ -18,12 +19,13 @@ from .layers import layers_cli
 
 app = typer.Typer(
     name="llmner",
-    help="Local LLMs for entity recognition: download, convert, evaluate, compare, calibrate and chat.",
+    help="Local LLMs for entity recognition: download, check, train, evaluate, compare and chat.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.command("download")(download_cli)
 app.command("info")(info_cli)
+app.command("check")(check_cli)
 app.command("convert")(convert_cli)
 app.command("evaluate")(evaluate_cli)
 app.command("compare")(compare_cli)

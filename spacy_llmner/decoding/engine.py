@@ -223,6 +223,7 @@ class DecodingEngine:
         max_slots: int = 2048,
         max_batch_tokens: int = 1024,
     ) -> None:
+        llm.require("trees")
         self.llm = llm
         self.decoder = llm.decoder if decoder is None else decoder
         self.prefix = prefix

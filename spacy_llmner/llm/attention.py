@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from ..errors import Errors, LLMNERError
 from .tree_attention import current_pass, masked_attention
 
 ATTENTION = "llmner_sdpa"
@@ -67,6 +68,8 @@ def attention_forward(
     """Implement transformers' attention interface: SDPA, plus rows for the active recorder. Inside a tree
     pass, attend along its trees instead."""
     softcap = kwargs.get("softcap")
+    if kwargs.get("s_aux") is not None:  # gpt-oss
+        raise LLMNERError(Errors.E143)
     tree_pass = current_pass()
     if tree_pass is not None:
         window = kwargs.get("sliding_window")

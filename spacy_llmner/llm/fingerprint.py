@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, List, Optional
 
 from ..models import catalogue
-from ..util import scratch_folder
+from ..util import replace_json
 
 # Bytes that are read from a weight file at a time.
 CHUNK = 1 << 24
@@ -76,12 +75,7 @@ def _cached_hash(files: List[Path]) -> str:
         if known["files"] == state:
             return known["hash"]
     found = _hash(files)
-    with suppress(OSError):  # without a cache, the weights are hashed at each start
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(cache.parent) as folder:
-            written = folder / cache.name
-            written.write_text(json.dumps({"files": state, "hash": found}), encoding="utf8")
-            os.replace(written, cache)
+    replace_json(cache, {"files": state, "hash": found})
     return found
 
 

@@ -6,6 +6,7 @@ parameters, whose decoder layers record their input. The shared model itself is 
 finished text ends above the highest recorded layer.
 """
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
@@ -70,6 +71,8 @@ def read_texts(
     RETURNS (List[Features]): The features of each text, with one row per token id.
     """
     _check_layers(llm, probed)
+    if prefix:
+        llm.require("trees")
     view = reading_view(llm, probed.layers, probed.end(llm))
     out: List[Optional[Features]] = [None] * len(texts)
     for batch in batches_by_length([len(ids) for ids in texts], max_batch_tokens):
@@ -135,12 +138,16 @@ class StepReader:
 
     def __init__(self, llm: LoadedLLM, probed: FeatureSpec) -> None:
         _check_layers(llm, probed)
+        llm.require("streams")
         self.llm = llm
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
         # Without a cache object, GPT-2 returns a tuple, which later passes don't extend.
         self.cache: Any = DynamicCache()
         self._recorder = Recorder(probed.window)
+        # Older architectures always compute the logits of all positions.
+        can_skip = "logits_to_keep" in inspect.signature(llm.model.forward).parameters
+        self._last_logits = {"logits_to_keep": 1} if can_skip else {}
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int]) -> Tuple[torch.Tensor, Features]:
@@ -152,7 +159,7 @@ class StepReader:
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
             out = self.model(
-                input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+                input_ids=inputs, past_key_values=self.cache, use_cache=True, **self._last_logits
             )
         self.cache = out.past_key_values
         return out.logits[0, -1], _last_pass(self.llm, self.probed, self._recorder)
@@ -213,3 +220,5 @@ def _check_layers(llm: LoadedLLM, probed: FeatureSpec) -> None:
             raise LLMNERError(
                 Errors.E009.format(layer=layer, name=llm.spec.name, n_layers=llm.n_layers)
             )
+    if probed.window:
+        llm.require("attention")

@@ -13,16 +13,24 @@ from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, build_hf_headers, get_session
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
 
 from ..errors import Errors, LLMNERError, LLMNotFoundError, Warnings
 from ..models import catalogue
 from .attention import ATTENTION
+from .findings import Finding
 from .fingerprint import fingerprint_of, sampled_fingerprint_of
-from .lm_head import lm_logits, log_prob_difference, tolerance
+from .lm_head import lm_logits
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
+
+# Names of the number of positions in the configs of transformers, and the number if there is none.
+MAX_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+DEFAULT_LENGTH = 2048
 
 Prefixes = WeakKeyDictionary[nn.Module, Dict[Tuple[int, ...], KVCache]]
 
@@ -49,6 +57,8 @@ class LoadedLLM:
     tokenizer (LLMTokenizer): Encodes text to ids with exact character offsets.
     fingerprint (str): Identifies the weights, independent of their dtype and device.
     sampled_fingerprint (str): The same as version 0.1.0 computed it, from samples of the weights.
+    findings (Dict[str, Finding]): What the self-check found, by use; empty if it was switched off. See
+        `llm/self_check.py`.
     views (Dict[ViewKey, Module]): The views created so far. See `llm/views.py`.
     prefixes (WeakKeyDictionary[Module, Dict[Tuple[int, ...], KVCache]]): By view: the cached keys and
         values of prefixes.
@@ -59,6 +69,7 @@ class LoadedLLM:
     tokenizer: LLMTokenizer
     fingerprint: str
     sampled_fingerprint: str = ""
+    findings: Dict[str, Finding] = field(default_factory=dict, repr=False)
     views: Dict[ViewKey, nn.Module] = field(default_factory=dict, repr=False)
     prefixes: Prefixes = field(default_factory=WeakKeyDictionary, repr=False)
 
@@ -105,6 +116,25 @@ class LoadedLLM:
         warnings.warn(Warnings.W014.format(name=name), stacklevel=2)
         return True
 
+    def require(self, use: str) -> None:
+        """Check that the LLM can be used in some way.
+
+        use (str): "reads", "streams", "trees" or "attention".
+        RAISES (LLMNERError): If the self-check found that the results would be wrong.
+        """
+        finding = self.findings.get(use)
+        if finding is not None and finding.reason:
+            message = {
+                "reads": Errors.E127,
+                "streams": Errors.E140,
+                "trees": Errors.E141,
+                "attention": Errors.E142,
+            }[use]
+            model_type = self.model.config.model_type
+            raise LLMNERError(
+                message.format(name=self.spec.name, model_type=model_type, reason=finding.reason)
+            )
+
     def check_finite(self, values: Any) -> None:
         """Check the LLM's output for NaN.
 
@@ -135,7 +165,14 @@ class LoadedLLM:
     def max_length(self) -> int:
         """RETURNS (int): The number of positions the LLM was trained for. (Its tokenizer's own limit is
         often a placeholder.)"""
-        return self.model.config.max_position_embeddings
+        config = self.model.config
+        limits = [getattr(config, name, None) for name in MAX_LENGTHS]
+        scaling = getattr(config, "rope_scaling", None) or {}
+        if scaling.get("rope_type", scaling.get("type")) == "longrope":
+            # transformers changes the rotation of all positions of a batch if one of its texts is longer.
+            limits.append(getattr(config, "original_max_position_embeddings", None))
+            limits.append(scaling.get("original_max_position_embeddings"))
+        return min((limit for limit in limits if limit), default=DEFAULT_LENGTH)
 
 
 def load_llm(spec: LLMSpec) -> LoadedLLM:
@@ -152,25 +189,13 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
         model, hf_tokenizer = _from_pretrained(spec, path)
     _check_tokenizer(spec, hf_tokenizer, model)
     weights = (path, spec.revision, model.config)
-    llm = LoadedLLM(
+    return LoadedLLM(
         spec,
         model,
         LLMTokenizer(hf_tokenizer),
         fingerprint_of(*weights),
         sampled_fingerprint_of(*weights),
     )
-    _check_log_probs(llm)
-    return llm
-
-
-def _check_log_probs(llm: LoadedLLM) -> None:
-    """RAISES (LLMNERError): If our log-probabilities are not those that transformers computes."""
-    difference = log_prob_difference(llm.model, llm.decoder)
-    if difference > tolerance(llm.model.dtype):
-        kind = llm.model.config.model_type
-        raise LLMNERError(
-            Errors.E127.format(name=llm.spec.name, model_type=kind, difference=difference)
-        )
 
 
 def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
@@ -179,13 +204,17 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     settings: Dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            torch_dtype=DTYPES[spec.dtype],
-            attn_implementation=ATTENTION,
-            output_loading_info=True,
-            **settings,
-        )
+        options = {"torch_dtype": DTYPES[spec.dtype], "output_loading_info": True, **settings}
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation=ATTENTION, **options
+            )
+        except Exception as e:
+            config = AutoConfig.from_pretrained(path, **settings)
+            if ATTENTION not in str(e) or not _is_causal(config):
+                raise
+            # Some older architectures have only attention of their own. They can still read texts.
+            model, info = AutoModelForCausalLM.from_pretrained(path, **options)
     except Exception as e:
         if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
@@ -233,15 +262,20 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         reason = "its config.json asks for code of its own (auto_map), which is not run"
         model_type = _read_json(folder / "config.json").get("model_type", "unknown")
         return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
-    causal = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # such as BERT
-        reason = "it is not a causal LM whose attention can be replaced"
+    if config is not None and not _is_causal(config):
+        reason = "it is not a causal LM"
         return LLMNERError(Errors.E007.format(model_type=config.model_type, reason=reason))
     if folder.is_dir():
         if _is_broken_generation_config(folder):
             reason = f"generation_config.json has invalid values: {error}"
         return LLMNERError(Errors.E004.format(path=path, reason=reason))
     return _not_found(spec.name, spec.revision, reason)
+
+
+def _is_causal(config: Any) -> bool:
+    """RETURNS (bool): False for other models (T5), even if they have a causal variant (BERT)."""
+    kind = type(config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def _is_broken_generation_config(folder: Path) -> bool:

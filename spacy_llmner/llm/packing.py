@@ -115,6 +115,7 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
         part of the vocabulary, the shape is (targets of all trees, `choices` of the batch), and the logits
         of tokens that are not allowed for a target are -inf.
     """
+    llm.require("trees")
     lines = fill_lines([len(packed) for packed in batch])
     n_tokens = max(len(packed) for packed in batch)
     ids = np.zeros((len(lines), n_tokens), dtype=np.int64)

@@ -14,6 +14,7 @@ import torch
 from ..errors import Errors, LLMNERError, LLMNotFoundError
 from ..models import catalogue
 from .loading import LoadedLLM, load_llm
+from .self_check import self_check
 from .spec import LLMSpec, refuse_forked_process
 
 _LOADED: Dict[LLMSpec, LoadedLLM] = {}
@@ -46,9 +47,12 @@ class LLM:
             if self._loaded_key in _LOADED:  # no need to look for its files again
                 return _LOADED[self._loaded_key]
             key = self._loaded_key = self.key
-            if key not in _LOADED:
-                _LOADED[key] = load_llm(self.spec.resolve())
-            return _LOADED[key]
+            llm = _LOADED[key] if key in _LOADED else load_llm(self.spec.resolve())
+            if self.spec.self_check and not llm.findings:
+                llm.findings = self_check(llm)
+                llm.require("reads")
+            _LOADED[key] = llm
+            return llm
 
     @property
     def key(self) -> LLMSpec:
@@ -74,6 +78,7 @@ def make_llm(
     revision: Optional[str] = None,
     dtype: str = "auto",
     device: str = "auto",
+    self_check: bool = True,
 ) -> LLM:
     """Create an LLM handle. Registered as `spacy_llmner.LLM.v1` in `@misc`, for the LLM block of a
     component's config.
@@ -82,9 +87,10 @@ def make_llm(
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "auto", "float32", "bfloat16" or "float16".
     device (str): "auto", "cpu", "cuda" or "cuda:N".
+    self_check (bool): Check at the first load that the LLM's results are those of transformers.
     RETURNS (LLM): The handle. Nothing is loaded.
     """
-    return LLM(LLMSpec(name=name or "", revision=revision, dtype=dtype, device=device))
+    return LLM(LLMSpec(name or "", revision, dtype, device, self_check))
 
 
 def as_llm(llm: Union[str, LLM]) -> LLM:
@@ -106,7 +112,7 @@ def key_of(spec: LLMSpec) -> LLMSpec:
         is the absolute path of the folder.
     RAISES (LLMNERError): If the device is not available.
     """
-    resolved = spec.resolve()
+    resolved = replace(spec.resolve(), self_check=True)
     if spec.name and Path(spec.name).is_dir():
         folder: Optional[Path] = Path(spec.name)
     else:

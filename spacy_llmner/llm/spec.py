@@ -26,6 +26,8 @@ class LLMSpec:
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on CUDA.
     device (str): "cpu", "cuda", "cuda:N", or "auto": CUDA if torch can use it, otherwise the CPU.
+    self_check (bool): Check at the first load that the LLM's results are those of transformers
+        (`llm/self_check.py`).
     RAISES (LLMNERError): If the dtype or the device is not one of those above.
     """
 
@@ -33,6 +35,7 @@ class LLMSpec:
     revision: Optional[str] = None
     dtype: str = "auto"
     device: str = "auto"
+    self_check: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:

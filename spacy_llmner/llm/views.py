@@ -7,15 +7,24 @@ shared model. It shares parameters and buffers, so it takes almost no memory.
 import copy
 from typing import Any, Optional, Sequence, Tuple
 
-import torch
 from torch import nn
 
 from ..errors import Errors, LLMNERError
 from .attention import current_recorder
 from .loading import LoadedLLM, ViewKey
 
-# Names that decoder models give to their list of layers and the norm after it.
-_LAYOUTS = (("layers", "norm"), ("h", "ln_f"), ("layers", "final_layer_norm"))
+# Names that decoder models give to their list of layers, and to the norm after it.
+_LAYERS = ("layers", "h", "blocks")
+_NORMS = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "layer_norm",
+    "norm_f",
+    "final_norm",
+    "embedding_norm",
+)
 
 
 def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
@@ -64,6 +73,10 @@ def copy_modules(module: Any) -> Any:
 
 
 def _recording_decoder(decoder: Any, layers: Sequence[int], decoder_end: Optional[int]) -> Any:
+    if hasattr(decoder, "decoder"):  # OPT's decoder is a module of its own
+        outer = _shallow(decoder)
+        outer._modules["decoder"] = _recording_decoder(decoder.decoder, layers, decoder_end)
+        return outer
     layers_name, norm_name = _layout(decoder)
     blocks = list(getattr(decoder, layers_name))
     norm = getattr(decoder, norm_name)
@@ -83,10 +96,11 @@ def _recording_decoder(decoder: Any, layers: Sequence[int], decoder_end: Optiona
 def _recording(module: nn.Module, layer: int, output: bool = False) -> nn.Module:
     """RETURNS (nn.Module): A copy of a module with shared parameters that records its input or output."""
 
-    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = module.forward(hidden, *args, **kwargs)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = module.forward(*args, **kwargs)
         recorder = current_recorder()
         if recorder is not None:
+            hidden = args[0] if args else kwargs["hidden_states"]
             recorder.hidden[layer] = out if output else hidden
         return out
 
@@ -104,9 +118,12 @@ def _shallow(module: Any) -> Any:
 
 
 def _layout(decoder: Any) -> Tuple[str, str]:
-    for layers_name, norm_name in _LAYOUTS:
-        if hasattr(decoder, layers_name) and hasattr(decoder, norm_name):
-            return layers_name, norm_name
+    found = [
+        next((name for name in names if name in decoder._modules), None)
+        for names in (_LAYERS, _NORMS)
+    ]
+    if found[0] is not None and found[1] is not None:
+        return found[0], found[1]
     model_type = getattr(decoder.config, "model_type", "?")
     reason = f"no list of decoder layers was found in {type(decoder).__name__}"
     raise LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))

@@ -1,69 +1,63 @@
-"""LLMs of more families: the log-probabilities match those of the model's own eager attention."""
+"""LLMs of many families: right numbers, or a reason why not."""
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.llm import lm_head, loading
+from spacy_llmner.llm.hidden_states import FeatureSpec, StepReader, read_texts
 from spacy_llmner.llm.registry import make_llm
 from spacy_llmner.llm.tree_attention import causal_pass, run_decoder
-from tests.conftest import SIZE, byte_level_tokenizer
+from tests.conftest import change_json
+from tests.llm.families import save_random_llm
 
-# Settings that make a difference: scales of logits, soft caps, values with a different width than queries.
-FAMILIES = {
-    "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
-    "granitemoe": {"logits_scaling": 4.0, "num_local_experts": 2, "num_experts_per_tok": 1},
-    "cohere": {"logit_scale": 0.25},
-    "cohere2": {"logit_scale": 0.25, "sliding_window": 4, "head_dim": 8},
-    "gemma2": {
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": 4,
-        "attn_logit_softcapping": 1.0,
-        "final_logit_softcapping": 2.0,
-    },
-    "deepseek_v3": {
-        "num_key_value_heads": 4,
-        "kv_lora_rank": 8,
-        "q_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 6,
-        "first_k_dense_replace": 4,
-    },
-    "olmo2": {},
-    "phi3": {},
-}
 IDS = [7, 30, 2, 99, 12, 55, 301, 8, 4, 77, 120]
+# Families for every use, with settings in tests/llm/families.py that make a difference.
+ALL_USES = (
+    *(
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+    ),
+    *("phi", "phi3", "opt", "gpt2", "gpt_neox", "granite", "granitemoe", "cohere", "cohere2"),
+    *("deepseek_v3", "olmo2", "smollm3", "glm4", "starcoder2", "helium"),
+)
+# Families that read finished texts and stream, but not trees.
+NO_TREES = ("bloom", "falcon", "gptj", "codegen")
+# Families with recurrent or convolutional layers.
+RECURRENT = ("mamba", "bamba")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tmp_path_factory):
-    """Folder of a tiny random LLM."""
-    path = tmp_path_factory.mktemp(request.param)
-    tokenizer = byte_level_tokenizer()
-    tokenizer.save_pretrained(path)
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    settings = {**SIZE, **ids, **FAMILIES[request.param]}
-    config = AutoConfig.for_model(request.param, vocab_size=len(tokenizer), **settings)
-    model = AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.3 * noise)
-    model.save_pretrained(path)
-    return str(path)
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    folders = {}
+
+    def get(family):
+        if family not in folders:
+            folders[family] = save_random_llm(tmp_path_factory.mktemp(family), family)
+        return folders[family]
+
+    return get
 
 
+@pytest.mark.parametrize("family", ALL_USES)
 @torch.no_grad()
-def test_numbers_of_the_eager_model(folder):
+def test_numbers_of_the_eager_model(folder_of, family):
+    folder = folder_of(family)
     eager = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    expected = torch.log_softmax(eager(torch.tensor([IDS])).logits[0].float(), -1)
+    out = eager(torch.tensor([IDS]), output_hidden_states=True)
+    expected = torch.log_softmax(out.logits[0].float(), -1)
     llm = make_llm(folder, device="cpu").load()
-    own = torch.log_softmax(llm.model(torch.tensor([IDS])).logits[0].float(), -1)
-    torch.testing.assert_close(own, expected, rtol=0, atol=1e-4)
+    assert not any(finding.reason for finding in llm.findings.values())
+    hidden = read_texts(llm, [IDS, IDS[:4]], FeatureSpec((0, 2, llm.n_layers)))[0].hidden
+    states = torch.stack([out.hidden_states[k][0] for k in (0, 2, llm.n_layers)], 1)
+    torch.testing.assert_close(hidden, states, rtol=1e-3, atol=1e-3)
     positions = torch.arange(len(IDS))[None]
     one_pass = causal_pass(0, len(IDS), llm.device)
     hidden = run_decoder(llm.decoder, torch.tensor([IDS]), positions, one_pass)[0]
@@ -73,15 +67,58 @@ def test_numbers_of_the_eager_model(folder):
     torch.testing.assert_close(llm.logits(hidden, some), llm.logits(hidden)[:, some])
 
 
-def test_half_precision_is_not_refused(folder):
-    """A scale or a cap after rounding differs a little from one before it."""
-    llm = make_llm(folder, device="cpu", dtype="bfloat16").load()
+@pytest.mark.parametrize("family", ["granite", "gemma2", "qwen3_moe", "deepseek_v3"])
+def test_half_precision_is_not_refused(folder_of, family):
+    """Rounding makes a difference, but a small one."""
+    llm = make_llm(folder_of(family), device="cpu", dtype="bfloat16").load()
     assert llm.model.dtype == torch.bfloat16
+    assert not any(finding.reason for finding in llm.findings.values())
 
 
-def test_other_log_probabilities_are_refused(tiny_llm, monkeypatch):
-    """For example, because a model multiplies its logits by a factor that we don't know of."""
-    logits = lm_head.lm_logits
-    monkeypatch.setattr(lm_head, "lm_logits", lambda *args: 0.5 * logits(*args))
-    with pytest.raises(LLMNERError, match=r"\(llama\) is not supported: .* differ .* nats"):
-        loading.load_llm(make_llm(tiny_llm, device="cpu").spec.resolve())
+@pytest.mark.parametrize("family", NO_TREES + RECURRENT)
+@torch.no_grad()
+def test_finished_texts_without_trees(folder_of, family):
+    """EMBER needs neither trees nor attention that can be replaced."""
+    folder = folder_of(family)
+    eager = AutoModelForCausalLM.from_pretrained(folder).eval()
+    states = eager(torch.tensor([IDS]), output_hidden_states=True).hidden_states
+    llm = make_llm(folder, device="cpu").load()
+    hidden = read_texts(llm, [IDS, IDS[:4]], FeatureSpec((2,)))[0].hidden
+    expected = states[1 if family == "mamba" else 2][
+        0
+    ]  # transformers leaves out Mamba's embeddings
+    torch.testing.assert_close(hidden[:, 0], expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(
+        LLMNERError, match=r"share a prefix: some layers \(.*can be used in ember_p"
+    ):
+        read_texts(llm, [IDS], FeatureSpec((2,)), prefix=[5, 6])
+
+
+@pytest.mark.parametrize("family", NO_TREES)
+def test_streaming_without_trees(folder_of, family):
+    llm = make_llm(folder_of(family), device="cpu").load()
+    assert not llm.findings["streams"].reason
+    reader = StepReader(llm, FeatureSpec((1,)))
+    states = [reader.feed(IDS[:5])[1].hidden, *(reader.feed([i])[1].hidden for i in IDS[5:])]
+    whole = read_texts(llm, [IDS], FeatureSpec((1,)))[0].hidden
+    torch.testing.assert_close(torch.cat(states), whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_other_models_are_refused(folder_of, tmp_path, family):
+    with pytest.raises((LLMNERError, ValueError), match="not supported|T5Config"):
+        make_llm(folder_of(family), device="cpu").load()
+
+
+def test_longrope_does_not_exceed_its_original_length(tmp_path):
+    """transformers rotates all positions of a batch in another way if one of its texts is longer."""
+    folder = save_random_llm(tmp_path / "phi3", "phi3")
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    change_json(
+        tmp_path / "phi3" / "config.json",
+        rope_scaling=scaling,
+        original_max_position_embeddings=64,
+    )
+    llm = make_llm(folder, device="cpu").load()
+    assert llm.model.config.max_position_embeddings == 256
+    assert llm.max_length == 64

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, GPT2LMHeadModel
 from transformers.generation.streamers import BaseStreamer
 
 from spacy_llmner.errors import LLMNERError
@@ -329,16 +329,20 @@ def test_unknown_layer(tiny_llm, load, layer):
 
 
 def test_unsupported_model():
-    config = OPTConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=2, ffn_dim=8, num_attention_heads=2
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=2,
+        intermediate_size=8,
+        num_attention_heads=2,
     )
-    config.word_embed_proj_dim = 8
-    llm = LoadedLLM(LLMSpec("x"), OPTForCausalLM(config).eval(), None, "x")
+    config.is_decoder = True
+    llm = LoadedLLM(LLMSpec("x"), BertLMHeadModel(config).eval(), None, "x")
     for call in (lambda p: read_texts(llm, [[5]], p), lambda p: StepReader(llm, p)):
         with pytest.raises(LLMNERError) as error:
             call(FeatureSpec((1,)))
-        assert "'opt' are not supported" in str(error.value)
-        assert "Llama, Qwen2, Gemma3 or GPT-2" in str(error.value)
+        assert "'bert' are not supported" in str(error.value)
+        assert "Llama, Qwen2, Gemma 3 or GPT-2" in str(error.value)
 
 
 @pytest.mark.llm
