@@ -43,12 +43,14 @@ STEPS = {
     ],
     "features of words": [
         "spacy_llmner.llm.hidden_states:_recorded",
+        "spacy_llmner.llm.hidden_states:_rows_of_texts",
         f"{EMBER}.features.words:WordReader.gather",
         f"{EMBER}.predictor:Predictor.batch",
     ],
     "probe": [f"{EMBER}.probes.structured:StructuredProbe.forward"],
     "posterior, best segmentation": [
         f"{EMBER}.predictor:Predictor.decode",
+        f"{EMBER}.predictor:Predictor.decode_batch",
         f"{EMBER}.probes.structured:StructuredProbe.rows",
     ],
     "annotations": [f"{EMBER}.component:EmberProbe.set_annotations"],

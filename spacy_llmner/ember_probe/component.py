@@ -26,6 +26,7 @@ from thinc.api import Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
+from ..llm.transfer import to_cpu
 from ..pipeline.base import FACTORY_META, LLMNERPipe
 from ..pipeline.gold import gold_mentions, warn_about_white_space
 from ..pipeline.predictions import Prediction
@@ -184,9 +185,12 @@ class EmberProbe(LLMNERPipe):
                 batch = predictor.batch(batch_docs, [features[i] for i in group])
                 with torch.no_grad():
                     scores = predictor.probe(batch)
-                for row, i in enumerate(group):
-                    rows = predictor.probe.rows(scores, row, len(group_docs[i]))
-                    out[indices[i]] = predictor.decode(group_docs[i], rows)
+                scores = to_cpu(scores)()
+                rows = [
+                    predictor.probe.rows(scores, k, len(doc)) for k, doc in enumerate(batch_docs)
+                ]
+                for i, prediction in zip(group, predictor.decode_batch(batch_docs, rows)):
+                    out[indices[i]] = prediction
         return out
 
     def check_cfg(self) -> None:

@@ -1,7 +1,7 @@
 """A trained probe with everything that inference needs, for finished texts and for streams."""
 
 from dataclasses import dataclass
-from typing import Callable, Sequence, Tuple
+from typing import Callable, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -65,14 +65,31 @@ class Predictor:
         rows (ndarray): One row per word of the Doc.
         RETURNS (Prediction): Non-overlapping entities, and all spans found.
         """
-        chosen, candidates = decode(doc, rows, self.probe, self.threshold)
-        found = {(m.start, m.end, m.label): self.span(m) for m in candidates}
-        return Prediction([found[m] for m in chosen], list(found.values()))
+        return self.decode_batch([doc], [rows])[0]
 
-    def span(self, mention: ScoredSpan) -> PredictedSpan:
-        """RETURNS (PredictedSpan): The mention with the name of its label and its calibrated score."""
-        score = platt_scaling.apply(self.calibration, mention.score)
-        return PredictedSpan(mention.start, mention.end, self.labels[mention.label], score)
+    def decode_batch(self, docs: Sequence[Doc], texts: Sequence[np.ndarray]) -> List[Prediction]:
+        """Decode several Docs. See `decode`.
+
+        texts (Sequence[ndarray]): The rows of each Doc.
+        RETURNS (List[Prediction]): One for each Doc.
+        """
+        out = []
+        decoded = decode(docs, texts, self.probe, self.threshold)
+        spans = iter(self.spans([m for _, mentions in decoded for m in mentions]))
+        for chosen, mentions in decoded:
+            found = {(m.start, m.end, m.label): next(spans) for m in mentions}
+            out.append(Prediction([found[m] for m in chosen], list(found.values())))
+        return out
+
+    def spans(self, mentions: Sequence[ScoredSpan]) -> List[PredictedSpan]:
+        """RETURNS (List[PredictedSpan]): The mentions with the names of their labels and their calibrated
+        scores.
+        """
+        scores = platt_scaling.apply_to_all(self.calibration, [m.score for m in mentions])
+        return [
+            PredictedSpan(m.start, m.end, self.labels[m.label], score)
+            for m, score in zip(mentions, scores)
+        ]
 
     def annotate(self, doc: Doc, rows: np.ndarray) -> None:
         """Write the entities of one Doc to it, as the component does.

@@ -19,8 +19,8 @@ from ...pipeline.base import settings_model
 from ..features.batch import SURFACE, GoldSpans, WordBatch
 from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, ScoredSpan, mask_blank, mask_crossing
-from .semi_markov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
+from .segmentation import IMPOSSIBLE, Decoded, mask_blank, mask_crossing
+from .semi_markov import SemiMarkovDecoder, decode_texts, loss_and_gradient
 from .standardize import Standardize
 from .structured_stream import NORM_EPS, StructuredStream
 
@@ -244,17 +244,11 @@ class StructuredProbe(nn.Module):
         """
         return mask_crossing(rows, starts)
 
-    def all_mentions(
-        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
-    ) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): All mentions with at least this probability. They can overlap."""
-        rows = mask_blank(rows, blank)
-        scores = np.where(rows <= IMPOSSIBLE, NEVER, rows.astype(np.float64))
-        posterior = probabilities(scores[None])[0][0]
-        return [
-            ScoredSpan(int(e - k), int(e) + 1, int(c), float(posterior[e, k, c]))
-            for e, k, c in zip(*np.nonzero(posterior >= min_score))
-        ]
+    def decode(
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+    ) -> List[Decoded]:
+        """RETURNS (List[Decoded]): See Probe. All texts are decoded together."""
+        return decode_texts([mask_blank(*text) for text in zip(texts, blank)], threshold)
 
     def stream(self) -> StructuredStream:
         return StructuredStream(self.state_dict())
