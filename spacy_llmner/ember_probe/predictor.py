@@ -1,20 +1,26 @@
 """A trained probe with everything that inference needs, for finished texts and for streams."""
 
 from dataclasses import dataclass
-from typing import Callable, List, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
 
 from ..llm.loading import LoadedLLM
+from ..llm.transfer import to_cpu
 from ..pipeline.predictions import PredictedSpan, Prediction, write_prediction
+from ..util import batches_by_length
 from . import platt_scaling
 from .features.batch import WordBatch, collate, surface
 from .features.words import WordFeatures, WordReader
 from .postprocess import decode
 from .probes.base import Probe
 from .probes.segmentation import ScoredSpan
+
+
+# Words per forward pass of the probe, padding included. On a CPU, smaller batches fit into its caches.
+PADDED_WORDS, PADDED_WORDS_CPU = 8192, 1024
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,36 @@ class Predictor:
     def batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
         """RETURNS (WordBatch): The words of some Docs, padded, on the LLM's device."""
         return collate(features, [surface(doc) for doc in docs], self.llm.device)
+
+    def score(
+        self, docs: Sequence[Doc], features: Sequence[WordFeatures]
+    ) -> Callable[[], List[np.ndarray]]:
+        """Score the words of several Docs. A GPU only starts with it.
+
+        docs (Sequence[Doc]): Docs with at least one word.
+        features (Sequence[WordFeatures]): Features of each Doc's words.
+        RETURNS (Callable[[], List[ndarray]]): Waits for the scores, and returns the rows of each Doc, for
+            `decode_batch`. It raises an LLMNERError if the features contain NaN.
+        """
+        size = PADDED_WORDS if self.llm.device.type == "cuda" else PADDED_WORDS_CPU
+        batches = batches_by_length([len(doc) for doc in docs], size)
+        running = []
+        for indices in batches:
+            batch = self.batch([docs[i] for i in indices], [features[i] for i in indices])
+            with torch.no_grad():
+                # The maximum is NaN if any value is.
+                running.append(to_cpu([batch.hidden.amax(), *self.probe(batch)]))
+
+        def rows() -> List[np.ndarray]:
+            out: List[Any] = [None] * len(docs)
+            for indices, wait in zip(batches, running):
+                highest, *scores = wait()
+                self.llm.check_finite(highest)
+                for k, i in enumerate(indices):
+                    out[i] = self.probe.rows(tuple(scores), k, len(docs[i]))
+            return out
+
+        return rows
 
     def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
         """Score the words of one Doc.

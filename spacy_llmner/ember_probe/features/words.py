@@ -198,7 +198,7 @@ def word_bounds(doc: Doc) -> Tuple[np.ndarray, np.ndarray]:
     """
     if not len(doc):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    starts, lengths = doc.to_array([IDX, LENGTH]).astype(np.int64).T
+    starts, lengths = doc.to_array([IDX, LENGTH]).view(np.int64).T
     return starts, starts + lengths
 
 

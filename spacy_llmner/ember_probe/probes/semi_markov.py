@@ -75,20 +75,27 @@ def decode_texts(texts: Sequence[np.ndarray], threshold: float) -> List[Decoded]
     """
     bias = _bias(threshold)
     out: List[Decoded] = [([], []) for _ in texts]
-    found = [np.nonzero(scores >= -bias - ROUNDING) for scores in texts]
-    numbers = [i for i, cells in enumerate(found) if len(cells[0])]
-    if not numbers:
+    scores = np.concatenate(texts)
+    cells = np.nonzero(scores >= -bias - ROUNDING)
+    first_words = np.cumsum([0, *(len(text) for text in texts)])
+    of_text = np.searchsorted(first_words, cells[0], side="right") - 1
+    numbers, sizes = np.unique(of_text, return_counts=True)
+    if not len(numbers):
         return out
-    posteriors = _posteriors([texts[i] for i in numbers], [found[i] for i in numbers])
-    for i, posterior in zip(numbers, posteriors):
-        cells = found[i]
-        ends, lengths, labels = (cell.tolist() for cell in cells)
-        starts = [e - k for e, k in zip(ends, lengths)]
-        mentions = list(zip(starts, (e + 1 for e in ends), labels))
-        best = _best_mentions(mentions, texts[i][cells].tolist(), bias)
+    ends = cells[0] - first_words[of_text] + 1
+    starts = ends - 1 - cells[1]
+    rows = np.repeat(np.arange(len(numbers)), sizes)
+    boundaries = np.stack([rows, starts, ends])
+    posterior = _posteriors([texts[i] for i in numbers], boundaries, scores[cells]).tolist()
+    mentions = list(zip(starts.tolist(), ends.tolist(), cells[2].tolist()))
+    values = scores[cells].tolist()
+    last = 0
+    for i, size in zip(numbers.tolist(), sizes.tolist()):
+        part, last = slice(last, last + size), last + size
+        best = _best_mentions(mentions[part], values[part], bias)
         out[i] = best, [
             ScoredSpan(*mention, score)
-            for mention, score in sorted(zip(mentions, posterior.tolist()))
+            for mention, score in sorted(zip(mentions[part], posterior[part]))
             if score >= threshold or mention in best
         ]
     return out
@@ -125,26 +132,24 @@ def _best_mentions(mentions: Sequence[Mention], scores: Sequence[float], bias: f
 
 
 def _posteriors(
-    texts: Sequence[np.ndarray], found: Sequence[Tuple[np.ndarray, ...]]
-) -> List[np.ndarray]:
-    """RETURNS (List[ndarray]): For each text, the posterior probabilities of some of its mentions, whose
-    (last word, length - 1, label) are given.
+    texts: Sequence[np.ndarray], boundaries: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """Compute the posterior probabilities of some mentions.
+
+    texts (Sequence[ndarray]): See `decode_texts`.
+    boundaries (ndarray): int64, shape (3, mentions): the text, the start and the end of each mention.
+    scores (ndarray): Shape (mentions,).
+    RETURNS (ndarray): Shape (mentions,).
     """
-    lengths = [len(scores) for scores in texts]
-    width = max(lengths)
-    positions = padded_positions(lengths, width)
+    width = max(len(text) for text in texts)
     # Labels come first, where numpy adds them fastest.
-    scores = np.concatenate(texts).transpose(2, 0, 1).copy()
-    spans = np.full((len(texts) * width, scores.shape[2]), NEVER)
-    spans[positions] = _logsumexp(scores, 0)
+    by_label = np.concatenate(texts).transpose(2, 0, 1).copy()
+    spans = np.full((len(texts) * width, by_label.shape[2]), NEVER)
+    spans[padded_positions([len(text) for text in texts], width)] = _logsumexp(by_label, 0)
     alpha, beta = _log_sums(spans.reshape(len(texts), width, -1))
-    sizes = [len(cells[0]) for cells in found]
-    rows = np.repeat(np.arange(len(texts)), sizes)
-    ends, lengths_, labels = (np.concatenate(part) for part in zip(*found))
-    words = np.repeat(np.cumsum(lengths) - lengths, sizes) + ends
-    logs = alpha[rows, ends - lengths_] + scores[labels, words, lengths_] + beta[rows, ends + 1]
-    posterior = np.exp(np.minimum(logs - alpha[rows, -1], 0.0))
-    return np.split(posterior, np.cumsum(sizes)[:-1])
+    rows, starts, ends = boundaries
+    logs = alpha[rows, starts] + scores + beta[rows, ends]
+    return np.exp(np.minimum(logs - alpha[rows, -1], 0.0))
 
 
 class SemiMarkovDecoder:

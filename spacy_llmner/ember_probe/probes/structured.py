@@ -153,16 +153,19 @@ class StructuredProbe(nn.Module):
         r = self._encode(z, batch.lengths)
         starts = self.start(r) + self.before(_shift(z, -1))
         ends = self.end(r) + self.after(after)
-        sums = F.pad(self.inside(z).cumsum(1), (0, 0, 1, 0))
         n_words = z.shape[1]
-        back = torch.arange(n_words, device=z.device)[:, None] - torch.arange(
-            self.settings.max_words, device=z.device
-        )
-        first = back.clamp(min=0)
-        lengths = torch.arange(1, self.settings.max_words + 1, device=z.device)
-        means = (sums[:, 1:, None] - sums[:, first]) / lengths[:, None]
-        scores = self._score(starts[:, first], ends[:, :, None], means)
-        impossible = (back < 0)[None] | ~mask[..., None]
+        sums = F.pad(self.inside(z).cumsum(1), (0, 0, 1, 0))
+        spans = []
+        for k in range(self.settings.max_words):
+            # The mean over the words e - k to e is the difference of two sums.
+            first = torch.add(starts, sums[:, :-1], alpha=-1 / (k + 1))
+            last = torch.add(ends, sums[:, 1:], alpha=1 / (k + 1)) + self.length[k]
+            last[:, k:] += first[:, : max(n_words - k, 0)]
+            spans.append(last)
+        positions = torch.arange(n_words, device=z.device)
+        lengths = torch.arange(self.settings.max_words, device=z.device)
+        impossible = (positions[:, None] < lengths)[None] | ~mask[..., None]
+        scores = self._score(torch.stack(spans, 2))
         return (scores.masked_fill(impossible[..., None], IMPOSSIBLE),)
 
     def words(self, batch: WordBatch) -> torch.Tensor:
@@ -199,8 +202,8 @@ class StructuredProbe(nn.Module):
             parts.append(F.dropout(encoded, self.drop, self.training))
         return torch.cat(parts, -1)
 
-    def _score(self, starts: torch.Tensor, ends: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-        hidden = F.gelu(starts + ends + means + self.length)
+    def _score(self, spans: torch.Tensor) -> torch.Tensor:
+        hidden = F.gelu(spans)
         if self.training and self.drop:
             # All spans that end with a word share a mask, since they compete with one another.
             shape = (*hidden.shape[:-2], 1, hidden.shape[-1])
