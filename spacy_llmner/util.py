@@ -8,6 +8,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Iterator, List, Sequence, Tuple
 
+import numpy as np
 from filelock import FileLock
 
 # The first character of a span of text, and one past its last character.
@@ -123,3 +124,16 @@ def batches_by_length(lengths: Sequence[int], max_size: int) -> List[List[int]]:
         else:
             batches.append([i])
     return batches[::-1]
+
+
+def padded_positions(lengths: Sequence[int], width: int) -> np.ndarray:
+    """Find the places of sequences in a padded batch, so that one index call reads or writes all of them.
+
+    lengths (Sequence[int]): Length of each sequence.
+    width (int): Length of a row of the batch.
+    RETURNS (ndarray): int64, shape (sum of lengths,): the index of each element in the batch, if its rows
+        are concatenated.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    shifts = np.arange(len(sizes)) * width - (np.cumsum(sizes) - sizes)
+    return np.arange(sizes.sum()) + np.repeat(shifts, sizes)

@@ -18,6 +18,7 @@ from typing import (
     Union,
 )
 
+import numpy as np
 import torch
 from spacy.language import Language
 from spacy.tokens import Doc
@@ -32,7 +33,6 @@ from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
 from ..pipeline.torch_pipe import isolated_seed
-from ..util import batches_by_length
 from . import platt_scaling
 from .config import DEFAULT_CONFIG, MIN_THRESHOLD, check_settings
 from .features.batch import GoldSpans, collate, groups_by_words, surface
@@ -46,8 +46,6 @@ from .streaming.generation import EmberStream
 from .streaming.prompt import Prompt
 from .streaming.streamer import EmberStreamer, follow_generation
 
-# Words per forward pass of the probe, padding included.
-PADDED_WORDS = 8192
 _MOVING = Lock()
 
 
@@ -175,18 +173,22 @@ class EmberProbe(LLMNERPipe):
         self._check_settings()
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
+        running: List[Tuple[List[int], List[Doc], Callable[[], List[np.ndarray]]]] = []
+
+        def finish() -> None:
+            indices, group, rows = running.pop(0)
+            for i, prediction in zip(indices, predictor.decode_batch(group, rows())):
+                out[i] = prediction
+
         # Features take about 10 to 100 KB per word, so only a few thousand words are processed at a time.
         for indices in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
-            group_docs = [docs[i] for i in indices]
-            features = self.read(group_docs)
-            for group in batches_by_length([len(f) for f in features], PADDED_WORDS):
-                batch_docs = [group_docs[i] for i in group]
-                batch = predictor.batch(batch_docs, [features[i] for i in group])
-                with torch.no_grad():
-                    scores = predictor.probe(batch)
-                for row, i in enumerate(group):
-                    rows = predictor.probe.rows(scores, row, len(group_docs[i]))
-                    out[indices[i]] = predictor.decode(group_docs[i], rows)
+            group = [docs[i] for i in indices]
+            running.append((indices, group, predictor.score(group, self.read(group))))
+            if len(running) > 1:
+                # A GPU computes the scores of the new group while those of the last one are decoded.
+                finish()
+        while running:
+            finish()
         return out
 
     def check_cfg(self) -> None:
@@ -255,7 +257,7 @@ class EmberProbe(LLMNERPipe):
         probe.train()
         probe.set_dropout(drop)
         docs = [eg.predicted for eg in examples]
-        scores = probe(predictor.batch(docs, self.read(docs)))
+        scores = probe(predictor.batch(docs, self._read_finite(docs)))
         loss, d_scores = self.get_loss(examples, scores)
         torch.autograd.backward(scores, d_scores)
         probe.eval()
@@ -324,7 +326,8 @@ class EmberProbe(LLMNERPipe):
         warn_about_unlearnable(self.name, examples, getattr(settings, "max_words", None), tokenizer)
         docs = [eg.predicted for eg in examples]
         # Without a cache, read only what `fit_scale` needs.
-        sample = read_corpus(self.read, docs[:BATCH] if self.cache is None else docs)
+        docs = docs[:BATCH] if self.cache is None else docs
+        sample = read_corpus(self._read_finite, docs)
         self.module.fit_scale(sample)
         self.module.eval()
 
@@ -429,14 +432,17 @@ class EmberProbe(LLMNERPipe):
         return self.module
 
     def read(self, docs: Sequence[Doc]) -> List[WordFeatures]:
-        """RETURNS (List[WordFeatures]): The LLM's features of the Docs' words, cached during training.
-        RAISES (LLMNERError): If the LLM computes NaN.
-        """
+        """RETURNS (List[WordFeatures]): The LLM's features of the Docs' words, cached during training."""
         llm = self.shared_llm()
         if self._training and self.cache is not None:
-            found = self.cache.read(llm, self.reader, docs)
-        else:
-            found = self.reader.read(llm, docs)
+            return self.cache.read(llm, self.reader, docs)
+        return self.reader.read(llm, docs)
+
+    def _read_finite(self, docs: Sequence[Doc]) -> List[WordFeatures]:
+        """RETURNS (List[WordFeatures]): See `read`.
+        RAISES (LLMNERError): If the LLM computes NaN.
+        """
+        found = self.read(docs)
         for features in found:
-            llm.check_finite(features.hidden)
+            self.shared_llm().check_finite(features.hidden)
         return found

@@ -29,8 +29,13 @@ def check(name: str, calibration: Any) -> None:
 
 def apply(calibration: Sequence[float], score: float) -> float:
     """RETURNS (float): The calibrated probability."""
+    return apply_to_all(calibration, [score])[0]
+
+
+def apply_to_all(calibration: Sequence[float], scores: Sequence[float]) -> List[float]:
+    """RETURNS (List[float]): The calibrated probabilities."""
     slope, offset = calibration
-    return float(_sigmoid(slope * _logit(score) + offset))
+    return _sigmoid(slope * _logit(np.array(scores, dtype=np.float64)) + offset).tolist()
 
 
 def invert(calibration: Sequence[float], score: float) -> float:

@@ -1,40 +1,45 @@
-"""Conversion of a probe's scores to the mentions of a Doc."""
+"""Conversion of a probe's scores to the mentions of Docs."""
 
-from typing import List, Tuple
+from typing import Dict, List, Sequence
 
 import numpy as np
+from spacy.attrs import ORTH, SENT_START
 from spacy.tokens import Doc
 
 from ..util import is_blank
 from .probes.base import Probe
-from .probes.segmentation import ScoredSpan
+from .probes.segmentation import Decoded
 
 
 def decode(
-    doc: Doc, rows: np.ndarray, probe: Probe, threshold: float
-) -> Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]:
+    docs: Sequence[Doc], texts: Sequence[np.ndarray], probe: Probe, threshold: float
+) -> List[Decoded]:
     """Find the best non-overlapping mentions, and all mentions that are probable enough.
 
-    No mention starts or ends with a blank word. If the Doc has sentence boundaries, no mention crosses one.
+    No mention starts or ends with a blank word. If a Doc has sentence boundaries, no mention crosses one.
 
-    doc (Doc): The Doc.
-    rows (ndarray): The probe's scores, one row per word.
+    docs (Sequence[Doc]): The Docs.
+    texts (Sequence[ndarray]): The probe's scores of each Doc, one row per word.
     probe (Probe): The probe that computed the rows.
     threshold (float): Probability at which a mention is preferred over no mention.
-    RETURNS (Tuple[List[Tuple[int, int, int]], List[ScoredSpan]]): (start, end, label index) of the best
-        mentions, and all mentions with their scores. The latter include the former.
+    RETURNS (List[Decoded]): For each Doc, the best mentions, and all mentions with their scores.
     """
-    if doc.has_annotation("SENT_START"):
-        rows = probe.within_sentences(rows, [bool(t.is_sent_start) for t in doc])
-    decoder = probe.decoder(threshold)
-    blank = [is_blank(token.text) for token in doc]
-    for row, is_blank_word in zip(rows, blank):
-        decoder.push(row, is_blank_word)
-    chosen = decoder.chain.trace()
-    found = {(m.start, m.end, m.label): m.score for m in probe.all_mentions(rows, blank, threshold)}
-    missing = [m for m in chosen if m not in found]
-    if missing:
-        posterior = probe.all_mentions(rows, blank, 0.0)
-        scores = {(m.start, m.end, m.label): m.score for m in posterior}
-        found.update({m: scores.get(m, 0.0) for m in missing})
-    return chosen, [ScoredSpan(*key, score) for key, score in sorted(found.items())]
+    within = [
+        probe.within_sentences(rows, doc.to_array(SENT_START) == 1)
+        if doc.has_annotation("SENT_START")
+        else rows
+        for doc, rows in zip(docs, texts)
+    ]
+    return probe.decode(within, blank_words(docs), threshold)
+
+
+def blank_words(docs: Sequence[Doc]) -> List[np.ndarray]:
+    """RETURNS (List[ndarray]): bool: for each Doc, whether each of its words is blank."""
+    known: Dict[int, bool] = {}
+    out = []
+    for doc in docs:
+        words = doc.to_array(ORTH).tolist()
+        for word in set(words).difference(known):
+            known[word] = is_blank(doc.vocab.strings[word])
+        out.append(np.array([known[word] for word in words], dtype=bool))
+    return out

@@ -1,20 +1,26 @@
 """A trained probe with everything that inference needs, for finished texts and for streams."""
 
 from dataclasses import dataclass
-from typing import Callable, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
 
 from ..llm.loading import LoadedLLM
+from ..llm.transfer import to_cpu
 from ..pipeline.predictions import PredictedSpan, Prediction, write_prediction
+from ..util import batches_by_length
 from . import platt_scaling
 from .features.batch import WordBatch, collate, surface
 from .features.words import WordFeatures, WordReader
 from .postprocess import decode
 from .probes.base import Probe
 from .probes.segmentation import ScoredSpan
+
+
+# Words per forward pass of the probe, padding included. On a CPU, smaller batches fit into its caches.
+PADDED_WORDS, PADDED_WORDS_CPU = 8192, 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,36 @@ class Predictor:
         """RETURNS (WordBatch): The words of some Docs, padded, on the LLM's device."""
         return collate(features, [surface(doc) for doc in docs], self.llm.device)
 
+    def score(
+        self, docs: Sequence[Doc], features: Sequence[WordFeatures]
+    ) -> Callable[[], List[np.ndarray]]:
+        """Score the words of several Docs. A GPU only starts with it.
+
+        docs (Sequence[Doc]): Docs with at least one word.
+        features (Sequence[WordFeatures]): Features of each Doc's words.
+        RETURNS (Callable[[], List[ndarray]]): Waits for the scores, and returns the rows of each Doc, for
+            `decode_batch`. It raises an LLMNERError if the features contain NaN.
+        """
+        size = PADDED_WORDS if self.llm.device.type == "cuda" else PADDED_WORDS_CPU
+        batches = batches_by_length([len(doc) for doc in docs], size)
+        running = []
+        for indices in batches:
+            batch = self.batch([docs[i] for i in indices], [features[i] for i in indices])
+            with torch.no_grad():
+                # The maximum is NaN if any value is.
+                running.append(to_cpu([batch.hidden.amax(), *self.probe(batch)]))
+
+        def rows() -> List[np.ndarray]:
+            out: List[Any] = [None] * len(docs)
+            for indices, wait in zip(batches, running):
+                highest, *scores = wait()
+                self.llm.check_finite(highest)
+                for k, i in enumerate(indices):
+                    out[i] = self.probe.rows(tuple(scores), k, len(docs[i]))
+            return out
+
+        return rows
+
     def rows(self, doc: Doc, features: WordFeatures) -> np.ndarray:
         """Score the words of one Doc.
 
@@ -65,14 +101,31 @@ class Predictor:
         rows (ndarray): One row per word of the Doc.
         RETURNS (Prediction): Non-overlapping entities, and all spans found.
         """
-        chosen, candidates = decode(doc, rows, self.probe, self.threshold)
-        found = {(m.start, m.end, m.label): self.span(m) for m in candidates}
-        return Prediction([found[m] for m in chosen], list(found.values()))
+        return self.decode_batch([doc], [rows])[0]
 
-    def span(self, mention: ScoredSpan) -> PredictedSpan:
-        """RETURNS (PredictedSpan): The mention with the name of its label and its calibrated score."""
-        score = platt_scaling.apply(self.calibration, mention.score)
-        return PredictedSpan(mention.start, mention.end, self.labels[mention.label], score)
+    def decode_batch(self, docs: Sequence[Doc], texts: Sequence[np.ndarray]) -> List[Prediction]:
+        """Decode several Docs. See `decode`.
+
+        texts (Sequence[ndarray]): The rows of each Doc.
+        RETURNS (List[Prediction]): One for each Doc.
+        """
+        out = []
+        decoded = decode(docs, texts, self.probe, self.threshold)
+        spans = iter(self.spans([m for _, mentions in decoded for m in mentions]))
+        for chosen, mentions in decoded:
+            found = {(m.start, m.end, m.label): next(spans) for m in mentions}
+            out.append(Prediction([found[m] for m in chosen], list(found.values())))
+        return out
+
+    def spans(self, mentions: Sequence[ScoredSpan]) -> List[PredictedSpan]:
+        """RETURNS (List[PredictedSpan]): The mentions with the names of their labels and their calibrated
+        scores.
+        """
+        scores = platt_scaling.apply_to_all(self.calibration, [m.score for m in mentions])
+        return [
+            PredictedSpan(m.start, m.end, self.labels[m.label], score)
+            for m, score in zip(mentions, scores)
+        ]
 
     def annotate(self, doc: Doc, rows: np.ndarray) -> None:
         """Write the entities of one Doc to it, as the component does.

@@ -9,16 +9,19 @@ finished text ends above the highest recorded layer.
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache
 
 from ..errors import Errors, LLMNERError
-from ..util import batches_by_length
+from ..util import batches_by_length, padded_positions
 from .attention import Recorder
 from .loading import LoadedLLM
+from .transfer import to_device
 from .tree_attention import KVCache, causal_pass, run_decoder
 from .views import generating_view, reading_view
 
@@ -60,6 +63,7 @@ def read_texts(
     probed: FeatureSpec,
     max_batch_tokens: int = 2048,
     prefix: Sequence[int] = (),
+    rows: Optional[Sequence[np.ndarray]] = None,
 ) -> List[Features]:
     """Run the LLM over whole texts.
 
@@ -68,7 +72,9 @@ def read_texts(
     max_batch_tokens (int): Tokens of one forward pass, padding included. Texts are batched by length.
     prefix (Sequence[int]): Tokens to read before each text. They go through the LLM only once, and the
         result has no rows for them. Can't be combined with attention.
-    RETURNS (List[Features]): The features of each text, with one row per token id.
+    rows (Optional[Sequence[ndarray]]): For each text, the indices of the tokens whose features are needed.
+        The texts of a forward pass then share one tensor. None for all tokens, in tensors of their own.
+    RETURNS (List[Features]): The features of each text, with one row per token id or index.
     """
     _check_layers(llm, probed)
     if prefix:
@@ -77,8 +83,10 @@ def read_texts(
     out: List[Optional[Features]] = [None] * len(texts)
     for batch in batches_by_length([len(ids) for ids in texts], max_batch_tokens):
         batch_texts = [texts[i] for i in batch]
-        for i, features in zip(batch, _read_batch(llm, view, batch_texts, probed, tuple(prefix))):
-            out[i] = features
+        batch_rows = None if rows is None else [rows[i] for i in batch]
+        features = _read_batch(llm, view, batch_texts, probed, tuple(prefix), batch_rows)
+        for i, of_text in zip(batch, features):
+            out[i] = of_text
     return [f for f in out if f is not None]
 
 
@@ -88,26 +96,47 @@ def _read_batch(
     texts: Sequence[Sequence[int]],
     probed: FeatureSpec,
     prefix: Tuple[int, ...],
+    rows: Optional[Sequence[np.ndarray]],
 ) -> List[Features]:
+    lengths = [len(ids) for ids in texts]
     # Models reject empty input, so a batch of empty texts gets one padding token.
-    longest = max(1, *(len(ids) for ids in texts))
+    longest = max(1, *lengths)
     # Padding comes after the text, where a causal model can't see it, so no mask is needed.
-    ids = torch.zeros((len(texts), longest), dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.as_tensor(text)
+    ids = np.zeros((len(texts), longest), dtype=np.int64)
+    np.put(ids, padded_positions(lengths, longest), np.fromiter(chain(*texts), dtype=np.int64))
+    inputs = to_device(ids, llm.device)
     with torch.no_grad(), Recorder(probed.window) as recorder:
         if prefix:
-            _read_after_prefix(llm, view, prefix, ids.to(llm.device))
+            _read_after_prefix(llm, view, prefix, inputs)
         else:
-            view(input_ids=ids.to(llm.device), use_cache=False)
-        hidden, attention = _recorded(llm, probed, recorder)
+            view(input_ids=inputs, use_cache=False)
+        if rows is None:
+            hidden, attention = _recorded(llm, probed, recorder)
+        else:
+            return _rows_of_texts(llm, probed, recorder, rows)
     out = []
-    for row, text in enumerate(texts):
-        n = len(text)
+    for row, n in enumerate(lengths):
         # Copies, since a slice would keep the whole batch in memory.
         text_attention = None if attention is None else attention[row, :n].clone()
         out.append(Features(hidden[row, :n].clone(), text_attention))
     return out
+
+
+def _rows_of_texts(
+    llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder, rows: Sequence[np.ndarray]
+) -> List[Features]:
+    """RETURNS (List[Features]): For each text, the features of some of its tokens."""
+    lengths = [len(of_text) for of_text in rows]
+    longest = recorder.hidden[probed.layers[0]].shape[1]
+    texts = np.repeat(np.arange(len(rows)) * longest, lengths)
+    index = to_device(texts + np.concatenate(rows), llm.device)
+    states = [recorder.hidden[layer].flatten(0, 1)[index] for layer in probed.layers]
+    hidden = torch.stack(states, dim=1).float().split(lengths)
+    if not probed.window:
+        return [Features(of_text) for of_text in hidden]
+    weights = [recorder.rows[k].flatten(0, 1)[index] for k in range(llm.n_layers)]
+    attention = torch.stack(weights, dim=1).split(lengths)
+    return [Features(*of_text) for of_text in zip(hidden, attention)]
 
 
 def _read_after_prefix(

@@ -3,8 +3,9 @@ and for Chinese text."""
 
 import threading
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, List, Sequence, Tuple
+from functools import cached_property, lru_cache
+from itertools import chain
+from typing import Any, Iterable, List, Sequence, Tuple
 
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
@@ -96,17 +97,29 @@ class LLMTokenizer:
         RETURNS (Encoding): The tokens. Names of special tokens in the text are encoded as plain
             characters, never as control tokens.
         """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> List[Encoding]:
+        """Encode many texts in one call of the tokenizer. See `encode`.
+
+        RETURNS (List[Encoding]): The tokens of each text.
+        """
         missing = self._missing_bytes
-        if missing and len((raw := text.encode()).translate(None, missing)) < len(raw):
-            return self._encode_without(missing, text)
-        return self._encode(text)
+        if not missing or not _has_any(missing, "".join(texts)):
+            return self._encode(texts)
+        return [
+            self._encode_without(missing, text)
+            if _has_any(missing, text)
+            else self._encode([text])[0]
+            for text in texts
+        ]
 
     def _encode_without(self, missing: bytes, text: str) -> Encoding:
         """Encode a text without the characters that contain a byte for which there is no token. The
         tokenizers library would leave out only this byte, and all later offsets would be too small."""
         missing_set = frozenset(missing)
         kept = [k for k, char in enumerate(text) if missing_set.isdisjoint(char.encode())]
-        encoding = self._encode("".join(text[k] for k in kept))
+        encoding = self._encode(["".join(text[k] for k in kept)])[0]
         original = np.array([*kept, len(text)], dtype=np.int64)
         starts = original[encoding.starts]
         ends = np.where(
@@ -116,24 +129,35 @@ class LLMTokenizer:
         )
         return Encoding(encoding.ids, starts, ends)
 
-    def _encode(self, text: str) -> Encoding:
-        if not text:
-            return Encoding([], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    def _encode(self, texts: Sequence[str]) -> List[Encoding]:
+        if not any(texts):
+            return [Encoding([], _offsets([]), _offsets([])) for _ in texts]
+        single = len(texts) == 1
         with self._lock:
             out = self.hf(
-                text,
+                texts[0] if single else list(texts),
                 add_special_tokens=False,
                 return_offsets_mapping=True,
                 split_special_tokens=True,
                 truncation=False,
                 verbose=False,
             )
-        ids = out["input_ids"]
-        offsets = out["offset_mapping"]
-        if offsets_are_broken(offsets, text):
-            offsets = offsets_from_pieces(self.hf, ids, text)
-        starts, ends = trim_offsets(offsets, text)
-        return Encoding(ids, starts, ends)
+        all_ids, reported = out["input_ids"], out["offset_mapping"]
+        if single:
+            all_ids, reported = [all_ids], [reported]
+        offsets = [
+            offsets_from_pieces(self.hf, ids, text) if offsets_are_broken(found, text) else found
+            for ids, found, text in zip(all_ids, reported, texts)
+        ]
+        # Numpy is slow for single texts, so the tokens of all texts are processed as those of one.
+        n_tokens = [len(ids) for ids in all_ids]
+        before = np.cumsum([0, *(len(text) for text in texts)])
+        shifts = np.repeat(before[:-1], n_tokens)
+        starts, ends = _trim(_offsets(chain.from_iterable(offsets)), shifts, "".join(texts))
+        last = np.cumsum(n_tokens)[:-1]
+        return list(
+            map(Encoding, all_ids, np.split(starts - shifts, last), np.split(ends - shifts, last))
+        )
 
     def encode_inside(self, text: str) -> Encoding:
         """Encode a text as a continuation of other text. Tokenizers like Llama 2's add a space before a
@@ -202,26 +226,58 @@ def trim_offsets(offsets: Sequence[Tuple[int, int]], text: str) -> Tuple[np.ndar
     text (str): The text that they refer to.
     RETURNS (Tuple[ndarray, ndarray]): Starts and ends, int64, shape (tokens,), both ascending.
     """
-    starts = np.zeros(len(offsets), dtype=np.int64)
-    ends = np.zeros(len(offsets), dtype=np.int64)
-    reached = 0
-    for i, (start, end) in enumerate(offsets):
-        # Some tokenizers report (0, 0) for a piece that they have added themselves.
-        start, end = max(start, 0), max(end, start)
-        if end < reached:
-            start = end = reached
-        first = start
-        while first < end and text[first].isspace():
-            first += 1
-        starts[i] = start if first == end else first
-        ends[i] = reached = end
-    return np.maximum.accumulate(starts), ends
+    return _trim(_offsets(offsets), np.zeros(len(offsets), dtype=np.int64), text)
+
+
+def _offsets(offsets: Iterable[Tuple[int, int]]) -> np.ndarray:
+    """RETURNS (ndarray): int64, shape (2 * tokens,): the start and the end of each token."""
+    return np.fromiter(chain.from_iterable(offsets), dtype=np.int64)
+
+
+def _trim(offsets: np.ndarray, shifts: np.ndarray, text: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Trim the offsets of tokens of several texts.
+
+    offsets (ndarray): From `_offsets`.
+    shifts (ndarray): int64, shape (tokens,): where the text of each token begins in `text`.
+    text (str): All texts, joined.
+    RETURNS (Tuple[ndarray, ndarray]): See `trim_offsets`. Offsets are those in the joined text.
+    """
+    # Some tokenizers report (0, 0) for a piece that they have added themselves.
+    starts = np.maximum(offsets[::2], 0) + shifts
+    ends = np.maximum(offsets[1::2] + shifts, starts)
+    reached = np.maximum.accumulate(ends)
+    starts = np.where(ends < reached, reached, starts)
+    following = _next_visible(text)[starts]
+    return np.maximum.accumulate(np.where(following < reached, following, starts)), reached
+
+
+def _next_visible(text: str) -> np.ndarray:
+    """RETURNS (ndarray): int64, shape (characters + 1,): for each character, the index of the first
+    character from there on that is not white space; the length of the text if there is none."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    white = _white_space()
+    is_white = white[np.minimum(codes, len(white) - 1)]
+    visible = np.append(np.where(is_white, len(text), np.arange(len(text))), len(text))
+    return np.minimum.accumulate(visible[::-1])[::-1]
+
+
+@lru_cache(maxsize=None)
+def _white_space() -> np.ndarray:
+    """RETURNS (ndarray): bool: whether each character is white space. The last entry stands for all
+    further characters."""
+    return np.array([*(chr(code).isspace() for code in range(0x3001)), False])
+
+
+def _has_any(some: bytes, text: str) -> bool:
+    """RETURNS (bool): Whether the encoded text contains any of some bytes."""
+    raw = text.encode()
+    return len(raw.translate(None, some)) < len(raw)
 
 
 def offsets_are_broken(offsets: Sequence[Tuple[int, int]], text: str) -> bool:
     """RETURNS (bool): Whether a tokenizer reports empty offsets, as Llama 3's does in many versions."""
-    empty = sum(1 for start, end in offsets if start == end)
-    return bool(text.strip()) and empty > len(offsets) // 2
+    empty = sum([start == end for start, end in offsets])
+    return empty > len(offsets) // 2 and bool(text.strip())
 
 
 def offsets_from_pieces(tokenizer: Any, ids: Sequence[int], text: str) -> List[Tuple[int, int]]:

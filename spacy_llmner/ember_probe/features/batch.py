@@ -8,6 +8,8 @@ import torch
 from spacy.attrs import LOWER, PREFIX, SHAPE, SUFFIX
 from spacy.tokens import Doc
 
+from ...llm.transfer import to_device
+from ...util import padded_positions
 from .words import WordFeatures
 
 # Token attributes that describe what a word looks like.
@@ -48,23 +50,24 @@ def collate(
     RETURNS (WordBatch): The batch, in float32.
     """
     lengths = [len(f) for f in features]
-    shape = (len(features), max(lengths))
-    hidden = torch.zeros((*shape, *features[0].hidden.shape[1:]))
-    hidden = hidden.to(features[0].hidden.device)
-    surface_ids = torch.zeros((*shape, len(SURFACE)), dtype=torch.long)
-    for row, (f, s) in enumerate(zip(features, surfaces)):
-        hidden[row, : len(f)] = f.hidden
-        surface_ids[row, : len(f)] = torch.from_numpy(s)
-    attention = None
-    if features[0].attention is not None:
-        cells = features[0].attention
-        attention = torch.zeros((*shape, *cells.shape[1:]), device=cells.device)
-        for row, f in enumerate(features):
-            assert f.attention is not None
-            attention[row, : len(f)] = f.attention
-        attention = attention.to(device)
+    width = max(lengths)
+    positions = padded_positions(lengths, width)
+    index = to_device(positions, device)
+
+    def pad(words: Sequence[torch.Tensor]) -> torch.Tensor:
+        found = torch.cat(list(words)).to(device, non_blocking=True).float()
+        padded = found.new_zeros((len(lengths) * width, *found.shape[1:]))
+        return padded.index_copy_(0, index, found).unflatten(0, (len(lengths), width))
+
+    hidden = pad([f.hidden for f in features])
+    attention = [f.attention for f in features if f.attention is not None]
+    ids = np.zeros((len(lengths) * width, len(SURFACE)), dtype=np.int64)
+    ids[positions] = np.concatenate(surfaces)
     return WordBatch(
-        hidden.to(device), surface_ids.to(device), torch.tensor(lengths, device=device), attention
+        hidden,
+        to_device(ids.reshape(len(lengths), width, -1), device),
+        to_device(np.array(lengths), device),
+        pad(attention) if attention else None,
     )
 
 

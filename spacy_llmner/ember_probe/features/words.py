@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from spacy.attrs import IDX, LENGTH
 from spacy.tokens import Doc
 
 from ...llm.hidden_states import Features, FeatureSpec, read_texts
@@ -82,9 +83,11 @@ class WordReader:
     def read(self, llm: LoadedLLM, docs: Sequence[Doc]) -> List[WordFeatures]:
         """Read the words of some Docs.
 
-        RETURNS (List[WordFeatures]): One for each Doc, float32, on the LLM's device.
+        RETURNS (List[WordFeatures]): One for each Doc, float32, on the LLM's device. The Docs of a forward
+            pass share one tensor.
         """
-        encodings = [llm.tokenizer.encode(doc.text) for doc in docs]
+        encodings = llm.tokenizer.encode_batch([doc.text for doc in docs])
+        bounds = [word_bounds(doc) for doc in docs]
         bos, end = llm.tokenizer.bos, llm.tokenizer.end if self.attention else []
         separator = llm.tokenizer.encode("\n").ids if self.read_twice else []
         prefix = bos + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
@@ -93,24 +96,41 @@ class WordReader:
         size -= len(start) + len(prefix) + len(end) + len(separator)
         size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
-        parts, texts = [], []
+        parts, texts, rows = [], [], []
         for i, encoding in enumerate(encodings):
+            if self.attention:
+                # All tokens, and the one after the text.
+                needed = np.arange(len(encoding) + len(end))
+            else:
+                needed = np.maximum(encoding.last_tokens(bounds[i][1]), 0)
             for window in strided_windows(len(encoding), size, overlap):
                 ids = encoding.ids[window.start : window.end]
                 before = start + ids + separator if self.read_twice else start
                 after = end if window.end == len(encoding) else []
                 # A text can have no tokens, because some tokenizers drop characters.
                 if ids:
-                    parts.append((i, len(before) + window.keep - window.start))
+                    parts.append(i)
                     texts.append(before + ids + after)
-        read = read_texts(llm, texts, self.probed, self.max_batch_tokens, prefix)
+                    first, last = np.searchsorted(needed, [window.keep, window.end])
+                    if after:
+                        last = len(needed)
+                    rows.append(needed[first:last] + (len(before) - window.start))
+        read = read_texts(llm, texts, self.probed, self.max_batch_tokens, prefix, rows)
         pieces: List[List[Features]] = [[] for _ in docs]
-        for (i, first), features in zip(parts, read):
-            pieces[i].append(_rows_from(features, first))
+        for i, features in zip(parts, read):
+            pieces[i].append(features)
         return [
-            self.gather(*word_bounds(doc), encoding, _concatenate(doc_parts, llm, self))
-            for doc, encoding, doc_parts in zip(docs, encodings, pieces)
+            self._of_words(*of_doc, encoding, _concatenate(doc_parts, llm, self))
+            for of_doc, encoding, doc_parts in zip(bounds, encodings, pieces)
         ]
+
+    def _of_words(
+        self, starts: np.ndarray, ends: np.ndarray, encoding: Encoding, needed: Features
+    ) -> WordFeatures:
+        """RETURNS (WordFeatures): The words' features, from those of the tokens that were needed."""
+        if self.attention or not len(encoding):
+            return self.gather(starts, ends, encoding, needed)
+        return WordFeatures(needed.hidden)
 
     def gather(
         self, starts: np.ndarray, ends: np.ndarray, encoding: Encoding, tokens: Features
@@ -176,14 +196,10 @@ def word_bounds(doc: Doc) -> Tuple[np.ndarray, np.ndarray]:
     """RETURNS (Tuple[ndarray, ndarray]): First character of each token of the Doc, and one past its last
     character.
     """
-    starts = doc.to_array("IDX").astype(np.int64) if len(doc) else np.zeros(0, dtype=np.int64)
-    ends = starts + np.array([len(t) for t in doc], dtype=np.int64)
-    return starts, ends
-
-
-def _rows_from(features: Features, start: int) -> Features:
-    attention = None if features.attention is None else features.attention[start:]
-    return Features(features.hidden[start:], attention)
+    if not len(doc):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    starts, lengths = doc.to_array([IDX, LENGTH]).view(np.int64).T
+    return starts, starts + lengths
 
 
 def _concatenate(parts: List[Features], llm: LoadedLLM, reader: WordReader) -> Features:

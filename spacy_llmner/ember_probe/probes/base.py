@@ -9,7 +9,7 @@ import torch
 from ...errors import check_values
 from ..features.batch import GoldSpans, WordBatch
 from ..features.words import WordFeatures, WordReader
-from .segmentation import ScoredSpan, SegmentDecoder
+from .segmentation import Decoded, ScoredSpan, SegmentDecoder
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,17 @@ class Probe(Protocol):
         RETURNS (ndarray): A copy of the rows in which no mention can cross a sentence boundary.
         """
 
-    def all_mentions(
-        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
-    ) -> List[ScoredSpan]:
-        """rows (ndarray): The rows of a text.
-        blank (Sequence[bool]): Whether each word is blank. No mention begins or ends with such a word.
-        min_score (float): The lowest probability of a mention.
-        RETURNS (List[ScoredSpan]): All mentions that are probable enough. They can overlap.
+    def decode(
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+    ) -> List[Decoded]:
+        """Convert scores to mentions.
+
+        texts (Sequence[ndarray]): The rows of each text.
+        blank (Sequence[Sequence[bool]]): For each text, whether each word is blank. No mention begins or
+            ends with such a word.
+        threshold (float): Probability at which a mention is preferred over no mention.
+        RETURNS (List[Decoded]): For each text, the mentions that `decoder` finds, and all mentions that are
+            at least as probable as the threshold. The latter can overlap.
         """
 
     def stream(self) -> "ProbeStream":
@@ -123,6 +127,46 @@ class ProbeStream(Protocol):
 
         RETURNS (Optional[ndarray]): The last row, unless `push` has returned it already.
         """
+
+
+class ScoringProbe(Protocol):
+    """A probe that decodes each text by itself. See `decode_each`."""
+
+    def decoder(self, threshold: float) -> SegmentDecoder:
+        """See Probe."""
+
+    def all_mentions(
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+    ) -> List[ScoredSpan]:
+        """rows (ndarray): The rows of a text.
+        blank (Sequence[bool]): Whether each word is blank. No mention begins or ends with such a word.
+        min_score (float): The lowest probability of a mention.
+        RETURNS (List[ScoredSpan]): All mentions that are probable enough. They can overlap.
+        """
+
+
+def decode_each(
+    probe: ScoringProbe,
+    texts: Sequence[np.ndarray],
+    blank: Sequence[Sequence[bool]],
+    threshold: float,
+) -> List[Decoded]:
+    """Implement `Probe.decode` for a probe whose decoder works word by word."""
+    out: List[Decoded] = []
+    for rows, is_blank in zip(texts, blank):
+        decoder = probe.decoder(threshold)
+        for row, is_blank_word in zip(rows, is_blank):
+            decoder.push(row, is_blank_word)
+        chosen = decoder.chain.trace()
+        mentions = probe.all_mentions(rows, is_blank, threshold)
+        found = {(m.start, m.end, m.label): m.score for m in mentions}
+        missing = [m for m in chosen if m not in found]
+        if missing:
+            posterior = probe.all_mentions(rows, is_blank, 0.0)
+            scores = {(m.start, m.end, m.label): m.score for m in posterior}
+            found.update({m: scores.get(m, 0.0) for m in missing})
+        out.append((chosen, [ScoredSpan(*key, score) for key, score in sorted(found.items())]))
+    return out
 
 
 def check_sizes(**sizes: Tuple[int, int]) -> None:

@@ -31,9 +31,9 @@ from ...pipeline.base import settings_model
 from ...pipeline.gold import gold_mentions
 from ..features.batch import GoldSpans, WordBatch, one_word
 from ..features.words import WordFeatures, WordReader
-from .base import Dims, check_sizes
+from .base import Dims, check_sizes, decode_each
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
-from .segmentation import IMPOSSIBLE, ScoredSpan, mask_crossing
+from .segmentation import IMPOSSIBLE, Decoded, ScoredSpan, mask_crossing
 
 # Number of nearest stored words of a type (or of nearest stored mentions) whose cosines are averaged.
 NEIGHBOURS = 5
@@ -297,6 +297,12 @@ class FewShotProbe(nn.Module):
         else:
             lengths = mask_crossing(lengths, starts)
         return np.concatenate([types, lengths], axis=1)
+
+    def decode(
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+    ) -> List[Decoded]:
+        """RETURNS (List[Decoded]): See Probe."""
+        return decode_each(self, texts, blank, threshold)
 
     def all_mentions(
         self, rows: np.ndarray, blank: Sequence[bool], min_score: float

@@ -20,8 +20,15 @@ from ...errors import Errors, LLMNERError
 from ...pipeline.base import settings_model
 from ..features.batch import GoldSpans, WordBatch, one_word
 from ..features.words import ATTENTION_KINDS, WordFeatures, WordReader
-from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, Chain, ScoredSpan, mask_blank_row, mask_crossing
+from .base import Dims, check_sizes, decode_each
+from .segmentation import (
+    IMPOSSIBLE,
+    Chain,
+    Decoded,
+    ScoredSpan,
+    mask_blank_row,
+    mask_crossing,
+)
 from .standardize import Standardize
 
 
@@ -189,6 +196,12 @@ class PaperProbe(nn.Module):
         else:
             joins = mask_crossing(rows[:, n_types:], starts)
         return np.concatenate([rows[:, :n_types], joins], axis=1)
+
+    def decode(
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+    ) -> List[Decoded]:
+        """RETURNS (List[Decoded]): See Probe."""
+        return decode_each(self, texts, blank, threshold)
 
     def all_mentions(
         self, rows: np.ndarray, blank: Sequence[bool], min_score: float

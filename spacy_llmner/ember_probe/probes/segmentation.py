@@ -25,6 +25,13 @@ class ScoredSpan:
     score: float
 
 
+# Start, end and label of a mention.
+Mention = Tuple[int, int, int]
+# The best mentions of a text, which don't overlap, and all mentions that are probable enough, sorted. The
+# latter include the former.
+Decoded = Tuple[List[Mention], List[ScoredSpan]]
+
+
 class SegmentDecoder(Protocol):
     """Converts a probe's scores to mentions, one word at a time.
 
@@ -114,11 +121,11 @@ def mask_crossing(spans: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
     starts (Sequence[bool]): Whether there is a boundary before each word.
     RETURNS (ndarray): A copy of the spans, with IMPOSSIBLE where a span contains a boundary.
     """
+    words = np.arange(len(spans))
+    since = np.maximum.accumulate(np.where(starts, words, 0))
+    lengths = np.arange(spans.shape[1])
     out = spans.copy()
-    since = 0
-    for e, start in enumerate(starts):
-        since = e if start else since
-        out[e, e - since + 1 :] = IMPOSSIBLE
+    out[lengths > (words - since)[:, None]] = IMPOSSIBLE
     return out
 
 
@@ -130,9 +137,10 @@ def mask_blank(spans: np.ndarray, blank: Sequence[bool]) -> np.ndarray:
     RETURNS (ndarray): The scores, IMPOSSIBLE where a span begins or ends with a blank word. A copy, unless
         there are no blank words.
     """
-    if not any(blank):
+    is_blank = np.asarray(blank, dtype=bool)
+    if not is_blank.any():
         return spans
-    out, is_blank = spans.copy(), np.array(blank, dtype=bool)
+    out = spans.copy()
     out[is_blank] = IMPOSSIBLE
     for k in range(1, spans.shape[1]):
         out[k:, k][is_blank[:-k]] = IMPOSSIBLE

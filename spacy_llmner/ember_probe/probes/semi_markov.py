@@ -7,14 +7,18 @@ with numpy, since the recursions are long chains of very small operations.
 """
 
 import math
+from bisect import bisect_right
 from typing import List, Sequence, Tuple
 
 import numpy as np
 
-from .segmentation import Chain, mask_blank_row
+from ...util import padded_positions
+from .segmentation import Chain, Decoded, Mention, ScoredSpan, mask_blank_row
 
 # Score of a mention that does not exist, and log-sum over an empty set of segmentations.
 NEVER = -1e30
+# A posterior probability can be at the threshold although the score is less than its log-odds by this much.
+ROUNDING = 1e-3
 
 
 def probabilities(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -28,8 +32,7 @@ def probabilities(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """
     scores = scores.astype(np.float64)
     spans, shares = _over_labels(scores)
-    alpha = _forward(spans)
-    beta = _backward(spans)
+    alpha, beta = _log_sums(spans)
     total = alpha[:, -1]
     n_batch, n_words, max_words = spans.shape
     starts = np.arange(n_words)[:, None] - np.arange(max_words)[None]
@@ -58,6 +61,97 @@ def loss_and_gradient(
     return loss, gradient
 
 
+def decode_texts(texts: Sequence[np.ndarray], threshold: float) -> List[Decoded]:
+    """Decode finished texts. Equal to pushing their words to a SemiMarkovDecoder, but for the whole batch.
+
+    Replacing a mention by words outside divides the weight of a segmentation by exp(score). So if a
+    mention's score is below the log-odds of the threshold, it is neither part of the best segmentation nor
+    more probable than the threshold, and only the few other mentions are considered.
+
+    texts (Sequence[ndarray]): For each text the scores of its mentions, shape (words, max_words, labels).
+    threshold (float): See SemiMarkovDecoder.
+    RETURNS (List[Decoded]): For each text, its best mentions, and all mentions that are at least as probable
+        as the threshold.
+    """
+    bias = _bias(threshold)
+    out: List[Decoded] = [([], []) for _ in texts]
+    scores = np.concatenate(texts)
+    cells = np.nonzero(scores >= -bias - ROUNDING)
+    first_words = np.cumsum([0, *(len(text) for text in texts)])
+    of_text = np.searchsorted(first_words, cells[0], side="right") - 1
+    numbers, sizes = np.unique(of_text, return_counts=True)
+    if not len(numbers):
+        return out
+    ends = cells[0] - first_words[of_text] + 1
+    starts = ends - 1 - cells[1]
+    rows = np.repeat(np.arange(len(numbers)), sizes)
+    boundaries = np.stack([rows, starts, ends])
+    posterior = _posteriors([texts[i] for i in numbers], boundaries, scores[cells]).tolist()
+    mentions = list(zip(starts.tolist(), ends.tolist(), cells[2].tolist()))
+    values = scores[cells].tolist()
+    last = 0
+    for i, size in zip(numbers.tolist(), sizes.tolist()):
+        part, last = slice(last, last + size), last + size
+        best = _best_mentions(mentions[part], values[part], bias)
+        out[i] = best, [
+            ScoredSpan(*mention, score)
+            for mention, score in sorted(zip(mentions[part], posterior[part]))
+            if score >= threshold or mention in best
+        ]
+    return out
+
+
+def _best_mentions(mentions: Sequence[Mention], scores: Sequence[float], bias: float) -> List[Mention]:
+    """Find the best segmentation, as SemiMarkovDecoder does, from the mentions that can be part of it.
+
+    mentions (Sequence[Mention]): Ascending by their end, then by their length, then by their label.
+    scores (Sequence[float]): Their scores.
+    bias (float): Added to each score.
+    RETURNS (List[Mention]): The mentions of the segmentation, in text order.
+    """
+    # The boundaries where a mention of the best segmentation up to there ends.
+    ends, totals = [0], [0.0]
+    last: List[Mention] = [(0, 0, 0)]
+    for mention, score in zip(mentions, scores):
+        start, end, _ = mention
+        before = bisect_right(ends, start) - 1
+        total = score + bias + totals[before]
+        if total > totals[-1]:
+            if ends[-1] < end:
+                ends.append(end)
+                totals.append(total)
+                last.append(mention)
+            else:
+                totals[-1], last[-1] = total, mention
+    out = []
+    k = len(ends) - 1
+    while k:
+        out.append(last[k])
+        k = bisect_right(ends, last[k][0]) - 1
+    return out[::-1]
+
+
+def _posteriors(
+    texts: Sequence[np.ndarray], boundaries: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """Compute the posterior probabilities of some mentions.
+
+    texts (Sequence[ndarray]): See `decode_texts`.
+    boundaries (ndarray): int64, shape (3, mentions): the text, the start and the end of each mention.
+    scores (ndarray): Shape (mentions,).
+    RETURNS (ndarray): Shape (mentions,).
+    """
+    width = max(len(text) for text in texts)
+    # Labels come first, where numpy adds them fastest.
+    by_label = np.concatenate(texts).transpose(2, 0, 1).copy()
+    spans = np.full((len(texts) * width, by_label.shape[2]), NEVER)
+    spans[padded_positions([len(text) for text in texts], width)] = _logsumexp(by_label, 0)
+    alpha, beta = _log_sums(spans.reshape(len(texts), width, -1))
+    rows, starts, ends = boundaries
+    logs = alpha[rows, starts] + scores + beta[rows, ends]
+    return np.exp(np.minimum(logs - alpha[rows, -1], 0.0))
+
+
 class SemiMarkovDecoder:
     """Viterbi search, word by word.
 
@@ -68,8 +162,7 @@ class SemiMarkovDecoder:
 
     def __init__(self, max_words: int, threshold: float = 0.5) -> None:
         self.chain = Chain(max_words)
-        threshold = min(max(threshold, 1e-6), 1 - 1e-6)
-        self.bias = float(np.log(1 - threshold) - np.log(threshold))
+        self.bias = _bias(threshold)
         self.rows: List[np.ndarray] = []
         self.blank: List[bool] = []
         self.best: List[float] = [0.0]
@@ -124,6 +217,12 @@ class SemiMarkovDecoder:
             self.alpha.append(_log_add(self.alpha[-1], *logs))
 
 
+def _bias(threshold: float) -> float:
+    """RETURNS (float): The log-odds of no mention at the threshold."""
+    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
+    return float(np.log(1 - threshold) - np.log(threshold))
+
+
 def _over_labels(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """RETURNS (Tuple[ndarray, ndarray]): Log-sum of the scores over the labels, and the fraction of each
     label.
@@ -132,33 +231,36 @@ def _over_labels(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     return spans, np.exp(scores - spans[..., None])
 
 
+def _log_sums(spans: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """RETURNS (Tuple[ndarray, ndarray]): Shape (batch, words + 1): log-sums over the segmentations up to
+        each boundary, and over those after each boundary.
+    """
+    n_batch, n_words, max_words = spans.shape
+    # The sums after the boundaries are those up to the boundaries of the mirrored text. A mention that ends
+    # with word e of the mirrored text starts with word n_words - 1 - e.
+    ends = np.arange(n_words)[::-1, None] + np.arange(max_words)[None]
+    mirrored = spans[:, ends.clip(max=n_words - 1), np.arange(max_words)[None]]
+    mirrored = np.where(ends[None] < n_words, mirrored, NEVER)
+    sums = _forward(np.concatenate([spans, mirrored]))
+    return sums[:n_batch], sums[n_batch:, ::-1]
+
+
 def _forward(spans: np.ndarray) -> np.ndarray:
     """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations up to each boundary."""
     n_batch, n_words, max_words = spans.shape
-    # Boundaries before the start of the text are impossible.
-    alpha = np.full((n_batch, n_words + max_words), NEVER)
-    alpha[:, max_words - 1] = 0.0
+    # One word after the other, longest mention first. Texts come last, where numpy is fastest.
+    words = np.ascontiguousarray(spans.transpose(1, 2, 0)[:, ::-1])
+    # Row e + max_words - 1 is boundary e. Boundaries before the start of the text are impossible.
+    alpha = np.full((n_words + max_words, n_batch), NEVER)
+    alpha[max_words - 1] = 0.0
+    logs = np.empty((max_words + 1, n_batch))
     for e in range(n_words):
-        # alpha[:, e + max_words - 1] is boundary e; a mention of k + 1 words starts at boundary e - k.
-        logs = alpha[:, e : e + max_words][:, ::-1] + spans[:, e]
-        outside = alpha[:, e + max_words - 1]
-        alpha[:, e + max_words] = np.logaddexp(_logsumexp(logs, 1), outside)
-    return alpha[:, max_words - 1 :]
-
-
-def _backward(spans: np.ndarray) -> np.ndarray:
-    """RETURNS (ndarray): Shape (batch, words + 1): log-sum over the segmentations after each boundary."""
-    n_batch, n_words, max_words = spans.shape
-    # Mentions by their start: cell [b, s, k] belongs to words s to s + k.
-    ends = np.arange(n_words)[:, None] + np.arange(max_words)[None]
-    by_start = spans[:, ends.clip(max=n_words - 1), np.arange(max_words)[None]]
-    by_start = np.where(ends[None] < n_words, by_start, NEVER)
-    beta = np.full((n_batch, n_words + max_words + 1), NEVER)
-    beta[:, n_words] = 0.0
-    for s in range(n_words - 1, -1, -1):
-        logs = beta[:, s + 1 : s + 1 + max_words] + by_start[:, s]
-        beta[:, s] = np.logaddexp(_logsumexp(logs, 1), beta[:, s + 1])
-    return beta[:, : n_words + 1]
+        # A mention of k + 1 words starts at boundary e - k.
+        np.add(alpha[e : e + max_words], words[e], out=logs[:-1])
+        logs[-1] = alpha[e + max_words - 1]  # outside
+        top = logs.max(0)
+        alpha[e + max_words] = top + np.log(np.exp(logs - top).sum(0))
+    return alpha[max_words - 1 :].T
 
 
 def _logsumexp(x: np.ndarray, axis: int) -> np.ndarray:

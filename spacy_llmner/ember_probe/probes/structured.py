@@ -19,8 +19,8 @@ from ...pipeline.base import settings_model
 from ..features.batch import SURFACE, GoldSpans, WordBatch
 from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes
-from .segmentation import IMPOSSIBLE, ScoredSpan, mask_blank, mask_crossing
-from .semi_markov import NEVER, SemiMarkovDecoder, loss_and_gradient, probabilities
+from .segmentation import IMPOSSIBLE, Decoded, mask_blank, mask_crossing
+from .semi_markov import SemiMarkovDecoder, decode_texts, loss_and_gradient
 from .standardize import Standardize
 from .structured_stream import NORM_EPS, StructuredStream
 
@@ -153,16 +153,19 @@ class StructuredProbe(nn.Module):
         r = self._encode(z, batch.lengths)
         starts = self.start(r) + self.before(_shift(z, -1))
         ends = self.end(r) + self.after(after)
-        sums = F.pad(self.inside(z).cumsum(1), (0, 0, 1, 0))
         n_words = z.shape[1]
-        back = torch.arange(n_words, device=z.device)[:, None] - torch.arange(
-            self.settings.max_words, device=z.device
-        )
-        first = back.clamp(min=0)
-        lengths = torch.arange(1, self.settings.max_words + 1, device=z.device)
-        means = (sums[:, 1:, None] - sums[:, first]) / lengths[:, None]
-        scores = self._score(starts[:, first], ends[:, :, None], means)
-        impossible = (back < 0)[None] | ~mask[..., None]
+        sums = F.pad(self.inside(z).cumsum(1), (0, 0, 1, 0))
+        spans = []
+        for k in range(self.settings.max_words):
+            # The mean over the words e - k to e is the difference of two sums.
+            first = torch.add(starts, sums[:, :-1], alpha=-1 / (k + 1))
+            last = torch.add(ends, sums[:, 1:], alpha=1 / (k + 1)) + self.length[k]
+            last[:, k:] += first[:, : max(n_words - k, 0)]
+            spans.append(last)
+        positions = torch.arange(n_words, device=z.device)
+        lengths = torch.arange(self.settings.max_words, device=z.device)
+        impossible = (positions[:, None] < lengths)[None] | ~mask[..., None]
+        scores = self._score(torch.stack(spans, 2))
         return (scores.masked_fill(impossible[..., None], IMPOSSIBLE),)
 
     def words(self, batch: WordBatch) -> torch.Tensor:
@@ -199,8 +202,8 @@ class StructuredProbe(nn.Module):
             parts.append(F.dropout(encoded, self.drop, self.training))
         return torch.cat(parts, -1)
 
-    def _score(self, starts: torch.Tensor, ends: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-        hidden = F.gelu(starts + ends + means + self.length)
+    def _score(self, spans: torch.Tensor) -> torch.Tensor:
+        hidden = F.gelu(spans)
         if self.training and self.drop:
             # All spans that end with a word share a mask, since they compete with one another.
             shape = (*hidden.shape[:-2], 1, hidden.shape[-1])
@@ -244,17 +247,11 @@ class StructuredProbe(nn.Module):
         """
         return mask_crossing(rows, starts)
 
-    def all_mentions(
-        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
-    ) -> List[ScoredSpan]:
-        """RETURNS (List[ScoredSpan]): All mentions with at least this probability. They can overlap."""
-        rows = mask_blank(rows, blank)
-        scores = np.where(rows <= IMPOSSIBLE, NEVER, rows.astype(np.float64))
-        posterior = probabilities(scores[None])[0][0]
-        return [
-            ScoredSpan(int(e - k), int(e) + 1, int(c), float(posterior[e, k, c]))
-            for e, k, c in zip(*np.nonzero(posterior >= min_score))
-        ]
+    def decode(
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+    ) -> List[Decoded]:
+        """RETURNS (List[Decoded]): See Probe. All texts are decoded together."""
+        return decode_texts([mask_blank(*text) for text in zip(texts, blank)], threshold)
 
     def stream(self) -> StructuredStream:
         return StructuredStream(self.state_dict())

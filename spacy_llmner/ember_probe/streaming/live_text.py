@@ -291,7 +291,7 @@ class LiveText:
     ) -> EntityEvent:
         start, end, label = self._char_span(key)
         score = self.decoder.score(*key)
-        found = self.predictor.span(ScoredSpan(*key, score))
+        found = self.predictor.spans([ScoredSpan(*key, score)])[0]
         event = EntityEvent(start, end, label, found.score, self.text[start:end], status, replaces)
         if status == "final":
             self.finals[(start, end, label)] = event
