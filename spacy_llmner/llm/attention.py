@@ -15,9 +15,11 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from ..errors import Errors, LLMNERError
 from .tree_attention import current_pass, masked_attention
 
-ATTENTION = "llmner_sdpa"
+# transformers 5 refuses a name with "sdpa" for models that its own SDPA can't compute, such as Gemma 2.
+ATTENTION = "llmner"
 # Queries are processed in slices, so that memory grows with the length of the text, not its square.
 SLICE = 128
 
@@ -66,6 +68,9 @@ def attention_forward(
 ) -> Tuple[torch.Tensor, None]:
     """Implement transformers' attention interface: SDPA, plus rows for the active recorder. Inside a tree
     pass, attend along its trees instead."""
+    if kwargs.get("s_aux") is not None:  # such as gpt-oss
+        reason = "its attention has sinks"
+        raise LLMNERError(Errors.E007.format(model_type=module.config.model_type, reason=reason))
     softcap = kwargs.get("softcap")
     tree_pass = current_pass()
     if tree_pass is not None:

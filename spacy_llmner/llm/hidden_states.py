@@ -8,17 +8,17 @@ finished text ends above the highest recorded layer.
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from ..errors import Errors, LLMNERError
 from ..util import batches_by_length
 from .attention import Recorder
 from .loading import LoadedLLM
 from .tree_attention import KVCache, causal_pass, run_decoder
+from .versions import cache_argument
 from .views import generating_view, reading_view
 
 
@@ -138,8 +138,7 @@ class StepReader:
         self.llm = llm
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
-        # Without a cache object, GPT-2 returns a tuple, which later passes don't extend.
-        self.cache: Any = DynamicCache()
+        self._cache = cache_argument(llm.model)
         self._recorder = Recorder(probed.window)
 
     @torch.no_grad()
@@ -151,10 +150,7 @@ class StepReader:
         """
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
-            out = self.model(
-                input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-            )
-        self.cache = out.past_key_values
+            out = self.model(input_ids=inputs, use_cache=True, logits_to_keep=1, **self._cache)
         return out.logits[0, -1], _last_pass(self.llm, self.probed, self._recorder)
 
     @torch.no_grad()
@@ -166,7 +162,7 @@ class StepReader:
         view = reading_view(self.llm, self.probed.layers, self.probed.end(self.llm))
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
-            view(input_ids=inputs, past_key_values=self.cache, use_cache=True)
+            view(input_ids=inputs, use_cache=True, **self._cache)
         return _last_pass(self.llm, self.probed, self._recorder)
 
 

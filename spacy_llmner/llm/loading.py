@@ -23,6 +23,7 @@ from .lm_head import lm_logits, log_prob_difference, tolerance
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
+from .versions import dtype_argument
 
 Prefixes = WeakKeyDictionary[nn.Module, Dict[Tuple[int, ...], KVCache]]
 
@@ -181,15 +182,17 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
         hf_tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
-            torch_dtype=DTYPES[spec.dtype],
             attn_implementation=ATTENTION,
             output_loading_info=True,
+            **dtype_argument(DTYPES[spec.dtype]),
             **settings,
         )
     except Exception as e:
         if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
         raise _load_error(spec, path, e) from e
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):  # such as BERT
+        raise _not_causal(model.config.model_type)
     if info["missing_keys"]:  # transformers initializes them at random
         reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
         raise LLMNERError(Errors.E004.format(path=path, reason=reason))
@@ -235,13 +238,17 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
     causal = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # such as BERT
-        reason = "it is not a causal LM whose attention can be replaced"
-        return LLMNERError(Errors.E007.format(model_type=config.model_type, reason=reason))
+        return _not_causal(config.model_type)
     if folder.is_dir():
         if _is_broken_generation_config(folder):
             reason = f"generation_config.json has invalid values: {error}"
         return LLMNERError(Errors.E004.format(path=path, reason=reason))
     return _not_found(spec.name, spec.revision, reason)
+
+
+def _not_causal(model_type: str) -> LLMNERError:
+    reason = "it is not a causal LM whose attention can be replaced"
+    return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
 
 
 def _is_broken_generation_config(folder: Path) -> bool:
