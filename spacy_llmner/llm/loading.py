@@ -191,7 +191,8 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
         if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
         raise _load_error(spec, path, e) from e
-    if any(getattr(module, "is_causal", True) is False for module in model.modules()):  # such as BERT
+    # transformers 5 can replace BERT's attention, too.
+    if any(getattr(module, "is_causal", None) is False for module in model.modules()):
         raise _not_causal(model.config.model_type)
     if info["missing_keys"]:  # transformers initializes them at random
         reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
