@@ -120,7 +120,7 @@ class Errors(metaclass=WithCodes):
         "needs them, so use EmberProbe or another LLM. For details, run: "
         "python -m spacy llmner check {name}"
     )
-    E143 = "Attention sinks are not supported"
+    E143 = "its attention has sinks, which are not supported"
     E144 = "the hidden states of its layers have the shapes {shapes}"
 
     # Downloading and converting a model of the catalogue

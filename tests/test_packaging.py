@@ -116,9 +116,26 @@ def test_sdist(built):
 def test_metadata(wheel):
     meta = metadata(wheel)
     assert meta["Name"] == "spacy-llmner" and meta["Version"] == spacy_llmner.__version__
-    assert {"build", "test"} <= set(meta.get_all("Provides-Extra"))
+    assert {"build", "encoder", "test"} <= set(meta.get_all("Provides-Extra"))
     urls = dict(url.split(", ") for url in meta.get_all("Project-URL"))
     assert {"Source", "Documentation"} <= set(urls)
+
+
+def test_constraints(wheel):
+    """Both sets of tested versions pin what the package requires, and differ only where they must."""
+    pins, pins_5 = (
+        dict(line.split("==") for line in (ROOT / name).read_text().split() if "==" in line)
+        for name in ("constraints.txt", "constraints-transformers5.txt")
+    )
+    requirements = [Requirement(line) for line in metadata(wheel).get_all("Requires-Dist")]
+    for requirement in requirements:
+        if requirement.marker is None:
+            assert requirement.specifier.contains(pins[requirement.name])
+            assert requirement.specifier.contains(pins_5[requirement.name])
+    assert "spacy-transformers" not in pins_5
+    versions = {"transformers", "tokenizers", "huggingface_hub"}
+    assert {name for name in pins_5 if pins_5[name] != pins[name]} == versions
+    assert pins.keys() - pins_5.keys() == {"spacy-transformers", "spacy-alignments"}
 
 
 def test_requirements_of_a_pipeline(pipeline_wheels):

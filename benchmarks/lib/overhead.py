@@ -172,9 +172,7 @@ def made_up_texts(n: int, seed: int = 0) -> List[Tuple[str, List[Tuple[int, int,
     return [_join(rng, rng.sample(TEMPLATES, rng.randint(1, 2))) for _ in range(n)]
 
 
-def _join(
-    rng: random.Random, sentences: List[str]
-) -> Tuple[str, List[Tuple[int, int, str]]]:
+def _join(rng: random.Random, sentences: List[str]) -> Tuple[str, List[Tuple[int, int, str]]]:
     text, ents = "", []
     for piece in " . ".join(sentences).split() + ["."]:
         label = piece.strip("{}")
@@ -200,5 +198,7 @@ def _name(rng: random.Random, label: str) -> str:
 
 def _words(rng: random.Random) -> Iterator[str]:
     while True:
-        syllables = [rng.choice("bdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))]
+        syllables = [
+            rng.choice("bdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))
+        ]
         yield "".join(syllables).capitalize()

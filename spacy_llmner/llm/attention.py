@@ -18,7 +18,8 @@ from transformers.modeling_utils import AttentionInterface
 from ..errors import Errors, LLMNERError
 from .tree_attention import current_pass, masked_attention
 
-ATTENTION = "llmner_sdpa"
+# transformers 5 refuses a name with "sdpa" for models that its own SDPA can't compute, such as Gemma 2.
+ATTENTION = "llmner"
 # Queries are processed in slices, so that memory grows with the length of the text, not its square.
 SLICE = 128
 
@@ -67,9 +68,9 @@ def attention_forward(
 ) -> Tuple[torch.Tensor, None]:
     """Implement transformers' attention interface: SDPA, plus rows for the active recorder. Inside a tree
     pass, attend along its trees instead."""
-    softcap = kwargs.get("softcap")
-    if kwargs.get("s_aux") is not None:  # gpt-oss
+    if kwargs.get("s_aux") is not None:  # such as gpt-oss
         raise LLMNERError(Errors.E143)
+    softcap = kwargs.get("softcap")
     tree_pass = current_pass()
     if tree_pass is not None:
         window = kwargs.get("sliding_window")

@@ -10,12 +10,11 @@ import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from ..errors import Errors, LLMNERError
 from ..util import batches_by_length, padded_positions
@@ -23,6 +22,7 @@ from .attention import Recorder
 from .loading import LoadedLLM
 from .transfer import to_device
 from .tree_attention import KVCache, causal_pass, run_decoder
+from .versions import cache_argument
 from .views import generating_view, reading_view
 
 
@@ -171,8 +171,7 @@ class StepReader:
         self.llm = llm
         self.probed = probed
         self.model = generating_view(llm, probed.layers)
-        # Without a cache object, GPT-2 returns a tuple, which later passes don't extend.
-        self.cache: Any = DynamicCache()
+        self._cache = cache_argument(llm.model)
         self._recorder = Recorder(probed.window)
         # Older architectures always compute the logits of all positions.
         can_skip = "logits_to_keep" in inspect.signature(llm.model.forward).parameters
@@ -187,10 +186,7 @@ class StepReader:
         """
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
-            out = self.model(
-                input_ids=inputs, past_key_values=self.cache, use_cache=True, **self._last_logits
-            )
-        self.cache = out.past_key_values
+            out = self.model(input_ids=inputs, use_cache=True, **self._last_logits, **self._cache)
         return out.logits[0, -1], _last_pass(self.llm, self.probed, self._recorder)
 
     @torch.no_grad()
@@ -202,7 +198,7 @@ class StepReader:
         view = reading_view(self.llm, self.probed.layers, self.probed.end(self.llm))
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
-            view(input_ids=inputs, past_key_values=self.cache, use_cache=True)
+            view(input_ids=inputs, use_cache=True, **self._cache)
         return _last_pass(self.llm, self.probed, self._recorder)
 
 

@@ -1,6 +1,7 @@
 """Load an LLM's weights and tokenizer from a folder or a hub id."""
 
 import json
+import re
 import warnings
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -27,6 +28,7 @@ from .lm_head import lm_logits
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
+from .versions import dtype_argument
 
 # Names of the number of positions in the configs of transformers, and the number if there is none.
 MAX_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
@@ -204,14 +206,14 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     settings: Dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
-        options = {"torch_dtype": DTYPES[spec.dtype], "output_loading_info": True, **settings}
+        options = {**dtype_argument(DTYPES[spec.dtype]), "output_loading_info": True, **settings}
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path, attn_implementation=ATTENTION, **options
             )
         except Exception as e:
             config = AutoConfig.from_pretrained(path, **settings)
-            if ATTENTION not in str(e) or not _is_causal(config):
+            if not re.search(f"[\"']{ATTENTION}[\"']", str(e)) or not _is_causal(config):
                 raise
             # Some older architectures have only attention of their own. They can still read texts.
             model, info = AutoModelForCausalLM.from_pretrained(path, **options)
@@ -219,6 +221,8 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
         if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
         raise _load_error(spec, path, e) from e
+    if not _is_causal(model.config):
+        raise _not_causal(model.config.model_type)
     if info["missing_keys"]:  # transformers initializes them at random
         reason = f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
         raise LLMNERError(Errors.E004.format(path=path, reason=reason))
@@ -263,8 +267,7 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         model_type = _read_json(folder / "config.json").get("model_type", "unknown")
         return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
     if config is not None and not _is_causal(config):
-        reason = "it is not a causal LM"
-        return LLMNERError(Errors.E007.format(model_type=config.model_type, reason=reason))
+        return _not_causal(config.model_type)
     if folder.is_dir():
         if _is_broken_generation_config(folder):
             reason = f"generation_config.json has invalid values: {error}"
@@ -276,6 +279,11 @@ def _is_causal(config: Any) -> bool:
     """RETURNS (bool): False for other models (T5), even if they have a causal variant (BERT)."""
     kind = type(config)
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def _not_causal(model_type: str) -> LLMNERError:
+    reason = "it is not a causal LM"
+    return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
 
 
 def _is_broken_generation_config(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import inspect
 import math
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -357,4 +358,8 @@ def _nats(ours: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 def _summary(error: Exception) -> str:
     first = str(error).strip().split("\n")[0]
-    return first if isinstance(error, LLMNERError) else f"{type(error).__name__}: {first}"
+    if isinstance(error, LLMNERError):
+        return re.sub(
+            r"^\[LLMNER\d+\] ", "", first
+        )  # the code belongs to the message that contains this
+    return f"{type(error).__name__}: {first}"

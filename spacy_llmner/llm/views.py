@@ -5,7 +5,7 @@ shared model. It shares parameters and buffers, so it takes almost no memory.
 """
 
 import copy
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 from torch import nn
 
@@ -37,7 +37,9 @@ def generating_view(llm: LoadedLLM, layers: Sequence[int]) -> Any:
     key = ViewKey("generate", tuple(sorted(set(layers))))
     if key not in llm.views:
         view = _shallow(llm.model)
-        view._modules[llm.decoder_name] = _recording_decoder(llm.decoder, layers, decoder_end=None)
+        decoder = _recording_decoder(llm.decoder, layers, decoder_end=None)
+        decoder.forward = _at_every_position(decoder)
+        view._modules[llm.decoder_name] = decoder
         # In a cache of fixed size, which Gemma's configs request, the last keys aren't the last tokens.
         view.generation_config = copy.copy(llm.model.generation_config)
         view.generation_config.cache_implementation = None
@@ -107,6 +109,17 @@ def _recording(module: nn.Module, layer: int, output: bool = False) -> nn.Module
     view = _shallow(module)
     view.forward = forward
     return view
+
+
+def _at_every_position(decoder: Any) -> Callable[..., Any]:
+    """RETURNS (Callable): The decoder's `forward`, which ignores that only the last logits are needed. With
+    this argument, Gemma 4 computes its upper layers for the last position only."""
+    decoder_forward = decoder.forward
+
+    def forward(*args: Any, logits_to_keep: Any = None, **kwargs: Any) -> Any:
+        return decoder_forward(*args, **kwargs)
+
+    return forward
 
 
 def _shallow(module: Any) -> Any:

@@ -38,9 +38,7 @@ def likelihood(path: Path) -> float:
     if not kinds[0].endswith(("ForCausalLM", "LMHeadModel")):
         raise LLMNERError(Errors.E092.format(path=path, kind=kinds[0]))
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, torch_dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").float().eval()
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     total, n_tokens = 0.0, 0
     with torch.inference_mode():
@@ -82,7 +80,7 @@ def _similarities(path: Path) -> Tuple[float, float]:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModel.from_pretrained(path, torch_dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(path).float().eval()
     vectors = []
     with torch.inference_mode():
         for sentence in SIMILAR_AND_OTHER:

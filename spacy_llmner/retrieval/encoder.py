@@ -282,13 +282,13 @@ def _command(name: str) -> str:
 
 def _from_pretrained(path: str) -> Tuple[Any, Any]:
     """Load a tokenizer and a model as the `transformer` component of spacy-transformers does."""
-    import transformers
-    from transformers import tokenization_utils
+    try:
+        from spacy_transformers.layers.transformer_model import huggingface_from_pretrained
+    except ImportError:  # it can't be installed next to transformers 5
+        from transformers import AutoConfig, AutoTokenizer
 
-    # spacy-transformers 1.4 imports BatchEncoding from a module in which transformers 5 doesn't have it.
-    vars(tokenization_utils).setdefault("BatchEncoding", transformers.BatchEncoding)
-    from spacy_transformers.layers.transformer_model import huggingface_from_pretrained
-
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
+        return tokenizer, _Complete.from_pretrained(path, AutoConfig.from_pretrained(path))
     loaded = huggingface_from_pretrained(path, {"use_fast": True}, {}, model_cls=_Complete)
     return loaded.tokenizer, loaded.transformer
 

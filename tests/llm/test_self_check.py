@@ -7,6 +7,7 @@ import torch
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import lm_head, loading, self_check, tree_attention
+from spacy_llmner.llm.attention import ATTENTION
 from spacy_llmner.llm.hidden_states import FeatureSpec, StepReader, read_texts
 from spacy_llmner.llm.registry import clear, make_llm
 from spacy_llmner.models import catalogue
@@ -144,7 +145,7 @@ def test_the_check_changes_nothing(tiny_models, home):
     weights = {name: p.clone() for name, p in llm.model.named_parameters()}
     self_check.self_check(llm, remember=False)
     assert llm.model.config.to_json_string() == config
-    assert llm.model.config._attn_implementation == "llmner_sdpa"
+    assert llm.model.config._attn_implementation == ATTENTION
     assert [layer.self_attn.sliding_window for layer in llm.decoder.layers] == windows
     assert all(torch.equal(p, weights[name]) for name, p in llm.model.named_parameters())
     assert llm.views == {} and len(llm.prefixes) == 0

@@ -1,6 +1,8 @@
 import pickle
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -112,6 +114,33 @@ def test_spans_beyond_the_window(encoder):
     close(out[2][1], encoder.encode([long[90:130]])[0])
     assert out[1].shape == (0, 16) and not out[3].any()
     assert encoder.encode_spans([], []) == []
+
+
+def test_without_spacy_transformers(tiny_bert, monkeypatch, no_encoders):
+    assert_same_without_spacy_transformers(tiny_bert, monkeypatch)
+
+
+@pytest.mark.llm
+def test_minilm_without_spacy_transformers(minilm, monkeypatch, no_encoders):
+    assert_same_without_spacy_transformers(minilm, monkeypatch)
+
+
+def assert_same_without_spacy_transformers(name, monkeypatch):
+    """transformers alone gives the same vectors."""
+    module = pytest.importorskip("spacy_transformers.layers.transformer_model")
+    load = Mock(wraps=module.huggingface_from_pretrained)
+    monkeypatch.setattr(module, "huggingface_from_pretrained", load)
+    spans = [[(0, 3)]] * len(TEXTS)
+    encoder = make_sentence_encoder(name, device="cpu")
+    expected = [encoder.encode(TEXTS), *encoder.encode_spans(TEXTS, spans)]
+    window, fingerprint = encoder.load().window, encoder.fingerprint
+    encoder.unload()
+    monkeypatch.setitem(sys.modules, module.__name__, None)  # as if it were not installed
+    found = [encoder.encode(TEXTS), *encoder.encode_spans(TEXTS, spans)]
+    for vectors, same in zip(found, expected):
+        np.testing.assert_allclose(vectors, same, atol=1e-6)
+    assert (encoder.load().window, encoder.fingerprint) == (window, fingerprint)
+    assert load.call_count == 1
 
 
 def test_threads(encoder):

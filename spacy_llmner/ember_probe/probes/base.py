@@ -95,12 +95,12 @@ class Probe(Protocol):
         """
 
     def decode(
-        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+        self, texts: Sequence[np.ndarray], blank: Sequence[np.ndarray], threshold: float
     ) -> List[Decoded]:
         """Convert scores to mentions.
 
         texts (Sequence[ndarray]): The rows of each text.
-        blank (Sequence[Sequence[bool]]): For each text, whether each word is blank. No mention begins or
+        blank (Sequence[ndarray]): bool: for each text, whether each word is blank. No mention begins or
             ends with such a word.
         threshold (float): Probability at which a mention is preferred over no mention.
         RETURNS (List[Decoded]): For each text, the mentions that `decoder` finds, and all mentions that are
@@ -148,7 +148,7 @@ class ScoringProbe(Protocol):
 def decode_each(
     probe: ScoringProbe,
     texts: Sequence[np.ndarray],
-    blank: Sequence[Sequence[bool]],
+    blank: Sequence[np.ndarray],
     threshold: float,
 ) -> List[Decoded]:
     """Implement `Probe.decode` for a probe whose decoder works word by word."""

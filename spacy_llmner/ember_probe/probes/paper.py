@@ -198,7 +198,7 @@ class PaperProbe(nn.Module):
         return np.concatenate([rows[:, :n_types], joins], axis=1)
 
     def decode(
-        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
+        self, texts: Sequence[np.ndarray], blank: Sequence[np.ndarray], threshold: float
     ) -> List[Decoded]:
         """RETURNS (List[Decoded]): See Probe."""
         return decode_each(self, texts, blank, threshold)

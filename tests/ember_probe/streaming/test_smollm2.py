@@ -81,7 +81,9 @@ def test_chat(nlp):
         {"role": "user", "content": "Mira Stone met Oskar Blum in Varnholm."},
     ]
     prompt = encode_prompt(llm, messages)
-    marked = llm.tokenizer.hf.apply_chat_template(messages, add_generation_prompt=True)
+    marked = llm.tokenizer.hf.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     assert prompt.ids == list(marked)
     stream = ember.stream(messages, max_new_tokens=10)
     events = list(stream)
