@@ -25,15 +25,26 @@ def lm_logits(model: Any, hidden: torch.Tensor, ids: Optional[torch.Tensor] = No
     head, config = model.get_output_embeddings(), model.config
     if ids is None:
         logits = head(hidden).float()
+    elif is_packed(head):
+        logits = head(hidden)[:, ids.to(hidden.device)].float()
     else:
-        ids = ids.to(head.weight.device)
+        weight = head.weight
+        ids = ids.to(weight.device)
         bias = None if head.bias is None else head.bias[ids]
-        logits = linear(hidden, head.weight[ids], bias).float()
+        logits = linear(hidden.to(weight.device), weight[ids], bias).float()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
     logits = logits if scale == 1.0 else logits * scale
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def is_packed(head: Any) -> bool:
+    """RETURNS (bool): Whether an LM head is quantized, so that its weight has no row for each token."""
+    weight: Any = getattr(head, "weight", None)
+    # Some tensors that are not plain ones look like matrices of floats, but have no rows to select.
+    plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    return not plain or not weight.is_floating_point() or weight.itemsize < 2
 
 
 @torch.no_grad()
