@@ -5,6 +5,8 @@ from typing import Any, Optional
 import torch
 from torch.nn.functional import linear
 
+from .quantization import is_packed_tensor
+
 # Number of tokens in the check, and the largest acceptable difference between log-probabilities, by the
 # size of the dtype in bytes.
 CHECKED_TOKENS = 8
@@ -41,10 +43,8 @@ def lm_logits(model: Any, hidden: torch.Tensor, ids: Optional[torch.Tensor] = No
 
 def is_packed(head: Any) -> bool:
     """RETURNS (bool): Whether an LM head is quantized, so that its weight has no row for each token."""
-    weight: Any = getattr(head, "weight", None)
-    # Some tensors that are not plain ones look like matrices of floats, but have no rows to select.
-    plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
-    return not plain or not weight.is_floating_point() or weight.itemsize < 2
+    weight = getattr(head, "weight", None)
+    return weight is None or is_packed_tensor(weight)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
-from .quantization import own_options
+from .quantization import method_of, options_of, own_options
 from .spec import LLMSpec
 
 
@@ -14,17 +14,16 @@ def placement_settings(spec: LLMSpec) -> Dict[str, Any]:
     """Get the arguments of `from_pretrained` that say where the weights go.
 
     spec (LLMSpec): A resolved spec.
-    RETURNS (Dict[str, Any]): The arguments. Empty if `place` moves the whole model instead.
+    RETURNS (Dict[str, Any]): The arguments. Empty if the model is loaded on the CPU, and `place` moves it.
     """
     if spec.device_map is not None:
         return {"device_map": spec.device_map_table or spec.device_map}
-    # Quantized weights are packed on their way to the device, and some can't be moved later.
-    return {"device_map": {"": spec.device}} if is_quantized(spec) else {}
-
-
-def is_quantized(spec: LLMSpec) -> bool:
-    """RETURNS (bool): Whether the weights in memory will be quantized."""
-    return spec.quantization is not None or bool(own_options(spec.name, spec.revision))
+    # Quantized weights are packed on their way to the device, and some can't be moved later. Without a
+    # device, bitsandbytes would choose the GPU; torchao does not quantize what is placed on the CPU.
+    method = method_of(options_of(spec.quantization) or own_options(spec.name, spec.revision))
+    if method == "bitsandbytes" or (method is not None and spec.device != "cpu"):
+        return {"device_map": {"": spec.device}}
+    return {}
 
 
 def place(model: Any, spec: LLMSpec) -> Any:
@@ -39,7 +38,7 @@ def place(model: Any, spec: LLMSpec) -> Any:
     RETURNS (PreTrainedModel): The model.
     """
     if not placement_settings(spec):
-        return model.to(spec.device)
+        return model if getattr(model, "is_quantized", False) else model.to(spec.device)
     remove_hook_from_module(model, recurse=True)
     if is_spread(model):
         follow_devices(model)

@@ -4,6 +4,7 @@ import inspect
 import json
 from typing import Any, Dict, Mapping, Optional, Set, Union
 
+import torch
 from transformers import BitsAndBytesConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -87,6 +88,13 @@ def own_options(name: str, revision: Optional[str] = None) -> Dict[str, Any]:
     if the LLM is not on this machine yet."""
     found = read_config(name, revision).get("quantization_config")
     return found if isinstance(found, dict) else {}
+
+
+def is_packed_tensor(weight: torch.Tensor) -> bool:
+    """RETURNS (bool): Whether the values of a weight are packed, so that its rows can't be selected."""
+    # torchao's tensors look like matrices of floats.
+    is_plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    return not is_plain or not weight.is_floating_point() or weight.itemsize < 2
 
 
 def describe(options: Mapping[str, Any]) -> Optional[str]:

@@ -8,13 +8,21 @@ from transformers import BitsAndBytesConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..errors import Errors, LLMNERError, Warnings
-from .quantization import describe, known_methods, method_of, options_of, own_options, unknown
+from .quantization import (
+    describe,
+    is_packed_tensor,
+    known_methods,
+    method_of,
+    options_of,
+    own_options,
+    unknown,
+)
 from .spec import LLMSpec
 
 # How to install what a method needs. For other methods, the message of transformers says it.
 INSTALL = {
     "bitsandbytes": 'pip install "spacy-llmner[quantized]"',
-    "torchao": 'pip install "spacy-llmner[quantized]"',
+    "torchao": "pip install torchao (needs transformers 5)",
     "gptq": "pip install gptqmodel optimum",
     "awq": "pip install autoawq (for transformers 5: gptqmodel)",
     "compressed-tensors": "pip install compressed-tensors",
@@ -64,6 +72,16 @@ def _transformers_config(options: Dict[str, Any], dtype: str) -> Any:
     if isinstance(given.get("quant_type"), dict):  # torchao's own objects, as JSON
         return config_class.from_dict(dict(options))
     return config_class(**given)
+
+
+def check_quantized(spec: LLMSpec, model: Any) -> None:
+    """RAISES (LLMNERError): If transformers has loaded the weights without quantizing them."""
+    if method_of(options_of(spec.quantization)) in ("bitsandbytes", "torchao") and not any(
+        is_packed_tensor(p) for p in model.parameters()
+    ):
+        reason = "it has not quantized any weight"
+        settings = f"the quantization {spec.quantization}"
+        raise LLMNERError(Errors.E134.format(name=spec.name, settings=settings, reason=reason))
 
 
 def _not_about_casts(record: logging.LogRecord) -> bool:
