@@ -106,6 +106,42 @@ class Errors(metaclass=WithCodes):
         "The LLM '{name}' ({model_type}) is not supported: {reason}. Its results would be wrong, so choose "
         "another LLM. For details, run: python -m spacy llmner check {name}"
     )
+    E128 = (
+        "'{path}' is a GGUF file, the format of llama.cpp, which can't be loaded. Use the folder of the "
+        "original model, with a config.json and *.safetensors files. To load it in little memory, set "
+        '`quantization = "bitsandbytes-4bit"` in the LLM\'s block.'
+    )
+    E129 = (
+        "The LLM '{name}' needs packages for the quantization method '{method}' that are not installed, or "
+        "not in the right version ({reason}). To install them: {command}"
+    )
+    E130 = (
+        "{value!r} is not a valid quantization ({reason}). Choose one of the names {names}, or write a "
+        "table with the options of transformers' BitsAndBytesConfig, or with `quant_method` and its "
+        "options. Known methods: {methods}."
+    )
+    E131 = (
+        "The weights of the LLM '{name}' are quantized already ({own}), so they can't be quantized to "
+        "{given}. Remove `quantization` from the LLM's block, or use the original model."
+    )
+    E132 = (
+        "The LLM '{name}' needs {needed:.2f} GB {how}, but only {free:.2f} GB of memory are free "
+        "({place}). {advice}"
+    )
+    E133 = (
+        "The LLM's block has both `device` ({device}) and `device_map` ({device_map}). Keep `device` to "
+        "use one device, or `device_map` to spread the LLM over several."
+    )
+    E134 = (
+        "transformers can't load the LLM '{name}' with {settings} ({reason}). Some methods need a GPU or "
+        "certain versions, and a device_map must contain all parts of the model. Change the setting, or "
+        "use an LLM that is not quantized."
+    )
+    E135 = (
+        "The LLM '{name}' is quantized ({quantization}), so copies of its weights can't be trained. Set "
+        "the `rank` of the adapter to 1 or more to train LoRA matrices, or remove `quantization` from the "
+        "LLM's block."
+    )
     E140 = (
         "The LLM '{name}' ({model_type}) can't be used for streaming: {reason}. It can be used for "
         "finished texts. For details, run: python -m spacy llmner check {name}"
@@ -518,6 +554,17 @@ class Errors(metaclass=WithCodes):
 
 class Warnings(metaclass=WithCodes):
     """The messages of all warnings, grouped by subject. The same rules apply as for Errors."""
+
+    # Finding and loading an LLM
+    W022 = (
+        "'{name}' was trained on the LLM {trained}, but now uses it {given}. Its entities and scores can "
+        "differ. To use the same weights, set `quantization` in the LLM's block."
+    )
+    W023 = (
+        "bitsandbytes rounds the activations of the LLM '{name}' to 8 bits, and treats large values apart. "
+        "So the scores of a text depend on the other texts of its batch. Use bitsandbytes-4bit, which "
+        "doesn't round activations, if the same text must always get the same scores."
+    )
 
     # Training data
     W001 = (

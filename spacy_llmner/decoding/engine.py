@@ -253,7 +253,8 @@ class DecodingEngine:
         results: List[Any] = [None] * len(waiting)
         prefix_tree = Tree(self.slots)
         try:
-            with forward_passes(self.decoder, self.llm.device, 2 * self.slots.budget) as passes:
+            n_slots, can_record = 2 * self.slots.budget, not self.llm.is_spread
+            with forward_passes(self.decoder, self.llm.device, n_slots, can_record) as passes:
                 prefix = self._add_prefix(prefix_tree, passes) if waiting else None
                 while running or waiting:
                     while waiting and not (running and self.slots.full):
@@ -364,12 +365,12 @@ class DecodingEngine:
             union, columns = asked[0], np.tile(np.arange(len(asked[0])), len(asked))
         else:
             union, columns = np.unique(np.concatenate(asked), return_inverse=True)
-        if not self.raw and len(union) == len(self.llm.model.get_output_embeddings().weight):
+        if not self.raw and len(union) == self.llm.n_logits:
             logits = self.llm.logits(hidden).cpu().numpy()
         elif self.raw:
             all_logits = self.llm.logits(hidden)
             full_sums = torch.logsumexp(all_logits, dim=-1).cpu().numpy()
-            logits = all_logits[:, torch.from_numpy(union).to(hidden.device)].cpu().numpy()
+            logits = all_logits[:, torch.from_numpy(union).to(all_logits.device)].cpu().numpy()
         else:
             logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
         self.llm.check_finite(logits)

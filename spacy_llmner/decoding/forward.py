@@ -137,15 +137,18 @@ _GRAPHED: "WeakKeyDictionary[Any, CUDAGraphPasses]" = WeakKeyDictionary()
 
 
 @contextmanager
-def forward_passes(decoder: Any, device: torch.device, n_slots: int) -> Iterator[ForwardPasses]:
+def forward_passes(
+    decoder: Any, device: torch.device, n_slots: int, can_record: bool = True
+) -> Iterator[ForwardPasses]:
     """Get the forward passes of a decoder. Its CUDA graphs are stored as long as the decoder exists.
 
     decoder (nn.Module): A model of transformers without its LM head.
     device (torch.device): The device of the decoder.
     n_slots (int): Number of slots that will be used, approximately.
+    can_record (bool): Whether CUDA graphs are possible. A decoder on several devices can't be recorded.
     YIELDS (ForwardPasses): Passes whose cache no other engine uses inside the `with` block.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or not can_record:
         yield ForwardPasses(device)
         return
     graph_passes = _GRAPHED.setdefault(decoder, CUDAGraphPasses(device, n_slots))

@@ -187,7 +187,8 @@ class StepReader:
         with self._recorder:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
             out = self.model(input_ids=inputs, use_cache=True, **self._last_logits, **self._cache)
-        return out.logits[0, -1], _last_pass(self.llm, self.probed, self._recorder)
+        logits = out.logits[0, -1].to(self.llm.device)
+        return logits, _last_pass(self.llm, self.probed, self._recorder)
 
     @torch.no_grad()
     def feed_last(self, ids: Sequence[int]) -> Features:
@@ -232,11 +233,12 @@ def _recorded(
     llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """RETURNS (Tuple[Tensor, Optional[Tensor]]): The tensors of Features, with an additional batch axis."""
-    states = [recorder.hidden[layer] for layer in probed.layers]
+    states = [recorder.hidden[layer].to(llm.device) for layer in probed.layers]
     hidden = torch.cat(states, dim=2).view(*states[0].shape[:2], len(states), -1).float()
     if not probed.window:
         return hidden, None
-    return hidden, torch.stack([recorder.rows[k] for k in range(llm.n_layers)], dim=2)
+    rows = [recorder.rows[k].to(llm.device) for k in range(llm.n_layers)]
+    return hidden, torch.stack(rows, dim=2)
 
 
 def _check_layers(llm: LoadedLLM, probed: FeatureSpec) -> None:

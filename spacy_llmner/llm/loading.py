@@ -1,10 +1,10 @@
 """Load an LLM's weights and tokenizer from a folder or a hub id."""
 
-import json
 import re
 import warnings
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
@@ -24,7 +24,12 @@ from ..models import catalogue
 from .attention import ATTENTION
 from .findings import Finding
 from .fingerprint import fingerprint_of, sampled_fingerprint_of
+from .folder_config import read_json
 from .lm_head import lm_logits
+from .memory import check_memory
+from .placement import is_spread, place, placement_settings
+from .quantization import describe, own_options
+from .quantized_loading import check_quantized, loading_error, quantization_settings
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
@@ -77,8 +82,24 @@ class LoadedLLM:
 
     @property
     def device(self) -> torch.device:
+        """RETURNS (torch.device): The device of the input, and of what is read from the LLM. A model with
+        a device_map moves the input of its layers to their devices."""
         # model.device would search all parameters on each call.
-        return torch.device(self.spec.device)
+        if self.spec.device_map is None:
+            return torch.device(self.spec.device)
+        return self.model.get_input_embeddings().weight.device
+
+    @cached_property
+    def is_spread(self) -> bool:
+        """RETURNS (bool): Whether the LLM is on more than one device."""
+        return is_spread(self.model)
+
+    @cached_property
+    def quantization(self) -> Optional[str]:
+        """RETURNS (Optional[str]): The setting `quantization`, or the method by which the weights of the
+        folder are quantized. None if the weights are not quantized."""
+        spec = self.spec
+        return spec.quantization or describe(own_options(spec.name, spec.revision))
 
     @property
     def n_layers(self) -> int:
@@ -87,6 +108,13 @@ class LoadedLLM:
     @property
     def n_heads(self) -> int:
         return self.model.config.num_attention_heads
+
+    @property
+    def n_logits(self) -> int:
+        """RETURNS (int): The number of tokens that the LM head scores."""
+        head = self.model.get_output_embeddings()
+        # The weight of a quantized head has another shape.
+        return getattr(head, "out_features", None) or head.weight.shape[0]
 
     @property
     def width(self) -> int:
@@ -186,6 +214,7 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     RAISES (MemoryError): If it does not fit into memory.
     """
     path = resolve_path(spec.name, spec.revision)
+    check_memory(spec, path)
     # Tensors created in inference mode could never be used in training, which another component may need.
     with torch.inference_mode(False):
         model, hf_tokenizer = _from_pretrained(spec, path)
@@ -204,9 +233,11 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     """RETURNS (Tuple[PreTrainedModel, PreTrainedTokenizer]): The frozen model and its tokenizer."""
     # Without this setting, transformers would ask on the standard input whether to run a folder's own code.
     settings: Dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
+    how = {**quantization_settings(spec, path), **placement_settings(spec)}
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
-        options = {**dtype_argument(DTYPES[spec.dtype]), "output_loading_info": True, **settings}
+        dtype = dtype_argument(DTYPES.get(spec.dtype, "auto"))
+        options = {**dtype, "output_loading_info": True, **how, **settings}
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path, attn_implementation=ATTENTION, **options
@@ -220,7 +251,7 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     except Exception as e:
         if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
-        raise _load_error(spec, path, e) from e
+        raise loading_error(spec, path, e) or _load_error(spec, path, e) from e
     if not _is_causal(model.config):
         raise _not_causal(model.config.model_type)
     if info["missing_keys"]:  # transformers initializes them at random
@@ -229,7 +260,8 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     if not hasattr(model.config, "num_hidden_layers"):  # text and images in one model
         reason = f"no list of decoder layers was found in {type(model).__name__}"
         raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, reason=reason))
-    return model.eval().requires_grad_(False).to(spec.device), hf_tokenizer
+    check_quantized(spec, model)
+    return place(model.eval().requires_grad_(False), spec), hf_tokenizer
 
 
 def _check_tokenizer(spec: LLMSpec, hf_tokenizer: Any, model: Any) -> None:
@@ -262,9 +294,9 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         config = None
     reason = f"{type(error).__name__}: {error}"
     folder = Path(path)
-    if folder.is_dir() and config is None and "auto_map" in _read_json(folder / "config.json"):
+    if folder.is_dir() and config is None and "auto_map" in read_json(folder / "config.json"):
         reason = "its config.json asks for code of its own (auto_map), which is not run"
-        model_type = _read_json(folder / "config.json").get("model_type", "unknown")
+        model_type = read_json(folder / "config.json").get("model_type", "unknown")
         return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
     if config is not None and not _is_causal(config):
         return _not_causal(config.model_type)
@@ -294,14 +326,6 @@ def _is_broken_generation_config(folder: Path) -> bool:
     except Exception:
         return True
     return False
-
-
-def _read_json(path: Path) -> Dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _not_found(name: str, revision: Optional[str], reason: str) -> LLMNotFoundError:
@@ -335,11 +359,12 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
         contains the command that downloads it.
     """
     folder = Path(name)
+    _refuse_gguf(folder)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             reason = "no config.json"
             if (folder / "adapter_config.json").exists():
-                base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+                base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
                 reason = (
                     f"{reason}, but an adapter_config.json: this is a LoRA adapter of '{base}'. Merge it "
                     "into that model (peft's merge_and_unload), and use the folder of the merged model"
@@ -356,6 +381,14 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
     if missing is not None:
         raise _not_found(name, revision, missing)
     return name
+
+
+def _refuse_gguf(path: Path) -> None:
+    """RAISES (LLMNotFoundError): If a path is a GGUF file, or a folder whose weights are GGUF files."""
+    others = ("*.safetensors", "*.bin")
+    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
+    if found and not any(file for pattern in others for file in path.glob(pattern)):
+        raise LLMNotFoundError(Errors.E128.format(path=found[0]))
 
 
 def is_on_disk(name: str) -> bool:

@@ -17,7 +17,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import Errors, LLMNERError
 from .loading import LoadedLLM
+from .placement import device_of
 from .views import copy_modules
 
 Shapes = Dict[str, List[int]]
@@ -63,6 +65,8 @@ class Adapter(nn.Module):
         view = _view(llm, settings, empty=True)
         for name, parameter in self.named_parameters():
             owner, _, leaf = name.rpartition("/")
+            if llm.is_spread:
+                parameter.data = parameter.data.to(_device_of(owner, llm))
             setattr(view.get_submodule(owner.replace("/", ".")), leaf, parameter)
         return view
 
@@ -89,12 +93,14 @@ def new_adapter(llm: LoadedLLM, settings: AdapterSettings) -> Tuple[Adapter, Sha
 
 def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any:
     """empty (bool): Create the LoRA matrices without values, so that no random numbers are drawn."""
+    if llm.quantization and not settings.rank:
+        raise LLMNERError(Errors.E135.format(name=llm.spec.name, quantization=llm.quantization))
     view = copy_modules(llm.decoder)
     if settings.rank:
         linear = [
             name
             for name, module in view.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and _layer(name) >= settings.first(llm)
+            if _is_linear(module) and _layer(name) >= settings.first(llm)
         ]
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=linear)
         with warnings.catch_warnings():
@@ -104,6 +110,22 @@ def _view(llm: LoadedLLM, settings: AdapterSettings, empty: bool = False) -> Any
             with torch.device("meta") if empty else nullcontext():
                 inject_adapter_in_model(config, view)
     return view.eval()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """RETURNS (bool): Whether a module is a linear layer. Quantized ones are not always an nn.Linear."""
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return True
+    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return all(isinstance(size, int) for size in sizes) and not list(module.children())
+
+
+def _device_of(owner: str, llm: LoadedLLM) -> torch.device:
+    """owner (str): Name of the module of a trained tensor, with slashes.
+    RETURNS (torch.device): The device of the LLM's module that it belongs to.
+    """
+    module = llm.decoder.get_submodule(owner.partition("/lora_")[0].replace("/", "."))
+    return device_of(module) or llm.device
 
 
 def _layer(name: str) -> int:

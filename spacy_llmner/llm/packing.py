@@ -135,7 +135,7 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
     tokens, pos, visible = (torch.from_numpy(x).to(llm.device) for x in (ids, positions, mask))
     hidden = run_decoder(decoder, tokens, pos, TreePass(visible, pos, pos)).flatten(0, 1)
     rows = np.concatenate([start + packed.rows for start, packed in zip(starts, batch)])
-    hidden = hidden[torch.from_numpy(rows).to(llm.device)]
+    hidden = hidden[torch.from_numpy(rows).to(hidden.device)]
     columns = choices(batch)
     if columns is None:
         return llm.logits(hidden)
@@ -143,7 +143,7 @@ def target_logits(llm: LoadedLLM, decoder: Any, batch: Sequence[Packed]) -> torc
     for row, allowed in enumerate(ids for packed in batch for ids in packed.allowed or ()):
         forbidden[row, np.searchsorted(columns, allowed)] = False
     logits = llm.logits(hidden, torch.from_numpy(columns))
-    return logits.masked_fill(torch.from_numpy(forbidden).to(llm.device), -torch.inf)
+    return logits.masked_fill(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
 
 
 def choices(batch: Sequence[Packed]) -> Optional[np.ndarray]:

@@ -7,15 +7,16 @@ import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 
 from ..errors import Errors, LLMNERError, LLMNotFoundError
 from ..models import catalogue
 from .loading import LoadedLLM, load_llm
+from .quantization import canonical
 from .self_check import self_check
-from .spec import LLMSpec, refuse_forked_process
+from .spec import LLMSpec, canonical_device_map, refuse_forked_process
 
 _LOADED: Dict[LLMSpec, LoadedLLM] = {}
 _HANDLES: "weakref.WeakSet[LLM]" = weakref.WeakSet()
@@ -42,7 +43,7 @@ class LLM:
         """
         if not self.spec.name:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
-        refuse_forked_process(self.spec.device)
+        refuse_forked_process(self.spec.main_device)
         with _LOCK:
             if self._loaded_key in _LOADED:  # no need to look for its files again
                 return _LOADED[self._loaded_key]
@@ -70,7 +71,11 @@ class LLM:
         spec = self.spec
         revision = f", revision={spec.revision!r}" if spec.revision else ""
         state = "loaded" if self._loaded_key in _LOADED else "not loaded"
-        return f"LLM({spec.name!r}{revision}, dtype={spec.dtype}, device={spec.device}, {state})"
+        place = f"device={spec.device}"
+        if spec.device_map is not None:
+            place = f"device_map={spec.device_map}"
+        quantized = f", quantization={spec.quantization}" if spec.quantization else ""
+        return f"LLM({spec.name!r}{revision}, dtype={spec.dtype}{quantized}, {place}, {state})"
 
 
 def make_llm(
@@ -78,6 +83,8 @@ def make_llm(
     revision: Optional[str] = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: Union[None, str, Dict[str, Any]] = None,
+    device_map: Union[None, str, Dict[str, Any]] = None,
     self_check: bool = True,
 ) -> LLM:
     """Create an LLM handle. Registered as `spacy_llmner.LLM.v1` in `@misc`, for the LLM block of a
@@ -87,10 +94,25 @@ def make_llm(
     revision (Optional[str]): Revision of a hub id.
     dtype (str): "auto", "float32", "bfloat16" or "float16".
     device (str): "auto", "cpu", "cuda" or "cuda:N".
+    quantization (Union[None, str, Dict[str, Any]]): Quantize the weights when they are loaded:
+        "bitsandbytes-4bit", "bitsandbytes-8bit", or a table with the options of transformers'
+        BitsAndBytesConfig, or with `quant_method` and the options of another method.
+    device_map (Union[None, str, Dict[str, Any]]): Spread the LLM over several devices: "auto", or a table
+        with the device of each module. Only one of `device` and `device_map` can be set.
     self_check (bool): Check at the first load that the LLM's results are those of transformers.
     RETURNS (LLM): The handle. Nothing is loaded.
+    RAISES (LLMNERError): If a setting is not valid.
     """
-    return LLM(LLMSpec(name or "", revision, dtype, device, self_check))
+    spec = LLMSpec(
+        name=name or "",
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        quantization=canonical(quantization),
+        device_map=canonical_device_map(device_map),
+        self_check=self_check,
+    )
+    return LLM(spec)
 
 
 def as_llm(llm: Union[str, LLM]) -> LLM:

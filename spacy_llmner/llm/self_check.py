@@ -195,14 +195,15 @@ def _reference(llm: LoadedLLM, ids: torch.Tensor) -> Reference:
         out = model(
             input_ids=ids, use_cache=False, **({"output_attentions": True} if has_maps else {})
         )
-    states = [recorder.hidden[layer].float() for layer in layers]
+    states = [recorder.hidden[layer].float().to(ids.device) for layer in layers]
     if any(state.shape != states[0].shape or state.dim() != 3 for state in states):
         shapes = " and ".join(sorted({str(tuple(state.shape)) for state in states}))
         raise LLMNERError(Errors.E144.format(shapes=shapes))
     maps = getattr(out, "attentions", None) or ()
     is_complete = len(maps) == llm.n_layers and all(m is not None for m in maps)
-    attention = torch.stack([m.float() for m in maps], 1) if is_complete else None
-    return torch.stack(states, 2), torch.log_softmax(out.logits.float(), -1), attention
+    attention = torch.stack([m.float().to(ids.device) for m in maps], 1) if is_complete else None
+    log_probs = torch.log_softmax(out.logits.float().to(ids.device), -1)
+    return torch.stack(states, 2), log_probs, attention
 
 
 def _reads(llm: LoadedLLM, ids: torch.Tensor, expected: Reference) -> Finding:
@@ -271,8 +272,9 @@ def _trees(llm: LoadedLLM, ids: torch.Tensor, expected: Reference) -> Finding:
         )
         with Recorder() as recorder:
             last = run_decoder(view, tokens[:, start:end], positions[:, start:end], tree_pass)
-        final.append(last[0])
-        states.append(torch.stack([recorder.hidden[k][0].float() for k in spec.layers], 1))
+        final.append(last[0].to(device))
+        found = [recorder.hidden[layer][0].float().to(device) for layer in spec.layers]
+        states.append(torch.stack(found, 1))
     log_probs = torch.log_softmax(llm.logits(torch.cat(final)), -1)
     branch, place = branch.to(device), place.to(device)
     own, dtype = expected[0][branch, place], llm.model.dtype

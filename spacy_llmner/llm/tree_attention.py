@@ -53,15 +53,15 @@ class KVCache:
                 store[layer] = new.new_zeros((new.shape[0], size, new.shape[2]))
                 if old is not None:
                     store[layer][:, : old.shape[1]] = old
-            store[layer].index_copy_(1, slots, new)
+            store[layer].index_copy_(1, slots.to(new.device), new)
             out.append(store[layer][:, :n_slots])
         return out[0], out[1]
 
     def copy(self, slots: torch.Tensor) -> "KVCache":
         """RETURNS (KVCache): A copy of some slots, without spare capacity."""
         out = KVCache()
-        out.keys = {layer: k[:, slots] for layer, k in self.keys.items()}
-        out.values = {layer: v[:, slots] for layer, v in self.values.items()}
+        out.keys = {layer: k[:, slots.to(k.device)] for layer, k in self.keys.items()}
+        out.values = {layer: v[:, slots.to(v.device)] for layer, v in self.values.items()}
         return out
 
 
@@ -98,7 +98,9 @@ class TreePass:
     slots: Optional[torch.Tensor] = None
     prefix: Optional[KVCache] = None
     blocks: Sequence[Block] = (EVERYTHING,)
-    _masks: Dict[Tuple[int, Optional[int], int], torch.Tensor] = field(default_factory=dict)
+    _masks: Dict[Tuple[int, Optional[int], int, torch.device], torch.Tensor] = field(
+        default_factory=dict
+    )
 
     def attend(
         self,
@@ -138,7 +140,7 @@ class TreePass:
                 query[:, :, :, block.rows].flatten(2, 3),
                 key[:, :, block.keys],
                 value[:, :, block.keys],
-                self._mask(k, window, shared),
+                self._mask(k, window, shared, query.device),
                 scaling,
                 softcap,
             ).reshape(n_batch, n_heads, -1, value.shape[-1])
@@ -146,16 +148,19 @@ class TreePass:
         ]
         return (out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2).contiguous()
 
-    def _mask(self, k: int, window: Optional[int], shared: int) -> torch.Tensor:
+    def _mask(
+        self, k: int, window: Optional[int], shared: int, device: torch.device
+    ) -> torch.Tensor:
         """RETURNS (Tensor): Cached mask of block k: bool, shape (batch, 1, shared * queries, keys)."""
-        key = k, window, shared
+        key = k, window, shared, device
         if key not in self._masks:
             rows, keys = self.blocks[k]
             mask = self.mask[:, rows][:, :, keys]
             if window is not None:
                 distance = self.positions[:, rows, None] - self.key_positions[:, None, keys]
                 mask = mask & (distance < window)
-            self._masks[key] = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
+            mask = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
+            self._masks[key] = mask.to(device)
         return self._masks[key]
 
 

@@ -3,15 +3,14 @@
 import inspect
 from typing import Any, Dict
 
-import torch
 import transformers
 from transformers import DynamicCache
 
 IS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 
 
-def dtype_argument(dtype: torch.dtype) -> Dict[str, torch.dtype]:
-    """RETURNS (Dict[str, dtype]): The argument of `from_pretrained` for a dtype. transformers 4.53 only
+def dtype_argument(dtype: Any) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): The argument of `from_pretrained` for a dtype. transformers 4.53 only
     accepts `torch_dtype`, and transformers 5 warns about it."""
     return {"dtype" if IS_5 else "torch_dtype": dtype}
 

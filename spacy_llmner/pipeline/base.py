@@ -1,5 +1,6 @@
 """LLMNERPipe: base class of the entity components."""
 
+import warnings
 import weakref
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -10,7 +11,15 @@ from spacy.training import Example
 from spacy.util import minibatch
 from thinc.api import Model, noop
 
-from ..errors import DocumentError, Errors, LLMMismatchError, LLMNERError, LLMNotFoundError, wrong
+from ..errors import (
+    DocumentError,
+    Errors,
+    LLMMismatchError,
+    LLMNERError,
+    LLMNotFoundError,
+    Warnings,
+    wrong,
+)
 from ..llm.loading import LoadedLLM
 from ..llm.registry import LLM, as_llm
 from ..llm.spec import is_forked
@@ -73,6 +82,7 @@ class LLMNERPipe(TorchPipe):
         self.module = None
         self._optimizer = None
         self._averages: Dict[Tuple[str, str], torch.Tensor] = {}
+        self._has_warned = False
 
     def __repr__(self) -> str:
         labels = ", ".join(self.labels[:5]) + (", ..." if len(self.labels) > 5 else "")
@@ -152,6 +162,8 @@ class LLMNERPipe(TorchPipe):
         self.cfg["llm"] = {
             "name": self.llm.spec.name,  # other components can refer to the same LLM by another name
             "fingerprint": llm.fingerprint,
+            "dtype": str(llm.model.dtype).removeprefix("torch."),
+            "quantization": llm.quantization,
             "n_layers": llm.n_layers,
             "width": llm.width,
             "n_heads": llm.n_heads,
@@ -169,7 +181,10 @@ class LLMNERPipe(TorchPipe):
         self.check_cfg()
         llm = self.llm.load()
         trained = self.cfg["llm"]
-        if not trained or trained["fingerprint"] == llm.fingerprint:
+        if not trained:
+            return llm
+        self._compare_quantization(trained, llm)
+        if trained["fingerprint"] == llm.fingerprint:
             return llm
         if not llm.has_fingerprint(trained["fingerprint"], self.name):
             raise LLMMismatchError(
@@ -184,6 +199,17 @@ class LLMNERPipe(TorchPipe):
         # If the pipeline is saved again, the current fingerprint is saved.
         self.cfg["llm"] = {**trained, "fingerprint": llm.fingerprint}
         return llm
+
+    def _compare_quantization(self, trained: Dict[str, Any], llm: LoadedLLM) -> None:
+        """Warn once if the LLM is quantized in another way than in training, with the same fingerprint."""
+        # Earlier versions saved no quantization.
+        if self._has_warned or trained.get("quantization", llm.quantization) == llm.quantization:
+            return
+        self._has_warned = True
+        dtype = str(llm.model.dtype).removeprefix("torch.")
+        before = _precision(trained.get("dtype"), trained["quantization"])
+        now = _precision(dtype, llm.quantization)
+        warnings.warn(Warnings.W022.format(name=self.name, trained=before, given=now), stacklevel=2)
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
         """Annotate a stream of Docs.
@@ -228,6 +254,10 @@ class LLMNERPipe(TorchPipe):
         warn_about_taken_names()
         for doc, found in zip(docs, scores):
             write_prediction(doc, found, self.cfg["spans_key"], self.cfg["overwrite"], self.name)
+
+
+def _precision(dtype: Any, quantization: Optional[str]) -> str:
+    return f"in {dtype} without quantization" if quantization is None else f"in {quantization}"
 
 
 class PipelineReference:

@@ -38,7 +38,7 @@ class RAITSettings:
         """RETURNS (ConversationEncoder): The prompt encoder for an LLM."""
         return ConversationEncoder(
             ChatEncoder(llm.tokenizer, llm.spec.name),
-            llm.model.get_output_embeddings().weight.shape[0],
+            llm.n_logits,
             self.conversation,
             self.system,
             self.notation,

@@ -122,7 +122,9 @@ class KnowingDecoder(DecodingEngine):
     SURE = 0.99
 
     def __init__(self, sequences, **settings):
-        super().__init__(SimpleNamespace(decoder=None, device=torch.device("cpu")), **settings)
+        super().__init__(
+            SimpleNamespace(decoder=None, device=torch.device("cpu"), is_spread=False), **settings
+        )
         self.known = {}
         for s in sequences:
             for k, (token, loss) in enumerate(zip(s.ids, s.loss)):

@@ -35,7 +35,10 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, llm: LoadedLLM, reader: WordReader) -> None:
-        settings = json.dumps([llm.fingerprint, llm.spec.dtype, reader.key()], sort_keys=True)
+        # Without quantization, the keys are those of earlier versions.
+        spec = llm.spec
+        precision = [spec.dtype, spec.quantization] if spec.quantization else spec.dtype
+        settings = json.dumps([llm.fingerprint, precision, reader.key()], sort_keys=True)
         self.folder = folder / hashlib.sha256(settings.encode()).hexdigest()[:16]
         self.settings = settings
         self.index: Dict[str, Tuple[Path, int, List[List[int]]]] = {}

@@ -136,10 +136,10 @@ class ScoringProbe(Protocol):
         """See Probe."""
 
     def all_mentions(
-        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+        self, rows: np.ndarray, blank: np.ndarray, min_score: float
     ) -> List[ScoredSpan]:
         """rows (ndarray): The rows of a text.
-        blank (Sequence[bool]): Whether each word is blank. No mention begins or ends with such a word.
+        blank (ndarray): bool: whether each word is blank. No mention begins or ends with such a word.
         min_score (float): The lowest probability of a mention.
         RETURNS (List[ScoredSpan]): All mentions that are probable enough. They can overlap.
         """

@@ -204,7 +204,7 @@ class PaperProbe(nn.Module):
         return decode_each(self, texts, blank, threshold)
 
     def all_mentions(
-        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
+        self, rows: np.ndarray, blank: np.ndarray, min_score: float
     ) -> List[ScoredSpan]:
         """RETURNS (List[ScoredSpan]): All mentions with at least this probability. They can be nested."""
         decoder = self.decoder(0.5)

@@ -1,0 +1,115 @@
+"""Load an LLM with quantized weights through transformers, or explain why that is not possible."""
+
+import logging
+import warnings
+from typing import Any, Dict, Mapping, Optional
+
+from transformers import BitsAndBytesConfig
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from ..errors import Errors, LLMNERError, Warnings
+from .quantization import (
+    describe,
+    is_packed_tensor,
+    known_methods,
+    method_of,
+    options_of,
+    own_options,
+    unknown,
+)
+from .spec import LLMSpec
+
+# How to install what a method needs. For other methods, the message of transformers says it.
+INSTALL = {
+    "bitsandbytes": 'pip install "spacy-llmner[quantized]"',
+    "torchao": "pip install torchao (needs transformers 5)",
+    "gptq": "pip install gptqmodel optimum",
+    "awq": "pip install autoawq (for transformers 5: gptqmodel)",
+    "compressed-tensors": "pip install compressed-tensors",
+}
+
+
+def quantization_settings(spec: LLMSpec, path: str) -> Dict[str, Any]:
+    """Get the arguments of `from_pretrained` for the quantization of an LLM.
+
+    spec (LLMSpec): A resolved spec.
+    path (str): Folder or hub id.
+    RETURNS (Dict[str, Any]): The arguments. Empty for a folder that is quantized already, which
+        transformers recognizes itself.
+    RAISES (LLMNERError): If the method is unknown, if what it needs is not installed, or if the weights are
+        quantized already.
+    """
+    own = own_options(path, spec.revision)
+    if (own or options_of(spec.quantization)).get("load_in_8bit"):
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_not_about_casts)
+        warnings.warn(Warnings.W023.format(name=spec.name), stacklevel=2)
+    if own and method_of(own) not in known_methods():
+        # transformers would load the packed weights as if they were not quantized.
+        reason = f"the config.json of '{spec.name}' has it, but transformers does not know it"
+        raise unknown(method_of(own), reason)
+    if spec.quantization is None:
+        return {}
+    if own:
+        raise LLMNERError(
+            Errors.E131.format(name=spec.name, own=describe(own), given=spec.quantization)
+        )
+    options = options_of(spec.quantization)
+    try:
+        return {"quantization_config": _transformers_config(options, spec.dtype)}
+    except ImportError as e:
+        raise _missing_package(spec, options, e) from e
+    except Exception as e:
+        raise unknown(spec.quantization, f"{type(e).__name__}: {e}") from e
+
+
+def _transformers_config(options: Dict[str, Any], dtype: str) -> Any:
+    method = str(method_of(options))
+    given = {key: value for key, value in options.items() if key != "quant_method"}
+    if method == "bitsandbytes":
+        # By default, transformers computes in float32, whatever the dtype of the hidden states.
+        return BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **given})
+    config_class: Any = AUTO_QUANTIZATION_CONFIG_MAPPING[method]
+    if isinstance(given.get("quant_type"), dict):  # torchao's own objects, as JSON
+        return config_class.from_dict(dict(options))
+    return config_class(**given)
+
+
+def check_quantized(spec: LLMSpec, model: Any) -> None:
+    """RAISES (LLMNERError): If transformers has loaded the weights without quantizing them."""
+    if method_of(options_of(spec.quantization)) in ("bitsandbytes", "torchao") and not any(
+        is_packed_tensor(p) for p in model.parameters()
+    ):
+        reason = "it has not quantized any weight"
+        settings = f"the quantization {spec.quantization}"
+        raise LLMNERError(Errors.E134.format(name=spec.name, settings=settings, reason=reason))
+
+
+def _not_about_casts(record: logging.LogRecord) -> bool:
+    # bitsandbytes logs a warning in each layer of each pass that is not in float16.
+    return "inputs will be cast" not in record.getMessage()
+
+
+def loading_error(spec: LLMSpec, path: str, error: Exception) -> Optional[LLMNERError]:
+    """Explain why transformers can't load an LLM that is quantized or has a device_map.
+
+    RETURNS (Optional[LLMNERError]): The error; None if the LLM has neither.
+    """
+    options = options_of(spec.quantization) or own_options(path, spec.revision)
+    if options and isinstance(error, ImportError):
+        return _missing_package(spec, options, error)
+    settings = [f"the quantization {describe(options)}"] if options else []
+    settings += [f"the device_map {spec.device_map}"] if spec.device_map else []
+    if not settings:
+        return None
+    reason = f"{type(error).__name__}: {error}"
+    return LLMNERError(
+        Errors.E134.format(name=spec.name, settings=" and ".join(settings), reason=reason)
+    )
+
+
+def _missing_package(spec: LLMSpec, options: Mapping[str, Any], error: ImportError) -> LLMNERError:
+    method = str(method_of(options))
+    command = INSTALL.get(method, "see the message of transformers")
+    return LLMNERError(
+        Errors.E129.format(name=spec.name, method=method, reason=error, command=command)
+    )
