@@ -195,8 +195,8 @@ class Errors(metaclass=WithCodes):
     )
     E089 = (
         "Can't build the tokenizer of this GGUF file: tokenizer.ggml.model is '{model}' and "
-        "tokenizer.ggml.pre is '{pre}'. Supported are 'gpt2' with 'smollm', and 'llama' (sentencepiece "
-        "BPE). Use a folder in the Hugging Face format instead."
+        "tokenizer.ggml.pre is '{pre}'. Supported are 'gpt2' with 'smollm' or 'qwen2', and 'llama' "
+        "(sentencepiece BPE). Use a folder in the Hugging Face format instead."
     )
     E090 = (
         "Can't convert this GGUF file: its architecture is '{name}'. Supported are: {known}. Use a folder "
@@ -209,6 +209,15 @@ class Errors(metaclass=WithCodes):
     E092 = (
         "Can't measure the likelihood of {path}: it contains a {kind}, not a causal LM. Use the folder of "
         "a causal LM, such as the one from: python -m spacy llmner download smollm2-135m-instruct"
+    )
+
+    E136 = (
+        "'{dtype}' is not a valid dtype for converted weights. Choose one of: {known}. Weights are "
+        "written in this dtype, but the `dtype` of the LLM block decides how they are computed with."
+    )
+    E137 = (
+        "The weights of '{name}' are copied unchanged ({dtype}), so their dtype can't be chosen. Leave "
+        "out --dtype."
     )
 
     # Labels and training data

@@ -31,7 +31,7 @@ from thinc.schedules import warmup_linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.lib.common import earlier_runs, read_examples, save, strict_scores, train_spacy_ner
-from spacy_llmner.llm.loading import resolve_path
+from spacy_llmner.llm.location import resolve_path
 from spacy_llmner.pipeline.scorers import calibration_error, scored_entities
 
 PRESETS: Dict[str, Dict[str, Any]] = {

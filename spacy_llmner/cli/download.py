@@ -20,6 +20,11 @@ def download_cli(
         "--accept-licence",
         help="Accept the licence of the model, which some models require",
     ),
+    dtype: Optional[str] = Opt(
+        None,
+        "--dtype",
+        help="Dtype of the converted weights: float32, bfloat16 or float16",
+    ),
     quiet: bool = Opt(False, "--quiet", "-q", help="Print errors only"),
     # fmt: on
 ) -> None:
@@ -30,16 +35,22 @@ def download_cli(
 
     The folder is in $SPACY_LLMNER_HOME, or in ~/.cache/spacy-llmner by default.
     """
-    download_model(name, accept_license=accept_license, quiet=quiet)
+    download_model(name, accept_license=accept_license, dtype=dtype, quiet=quiet)
 
 
 def download_model(
-    name: str, *, accept_license: bool = False, quiet: bool = False, home_dir: Optional[Path] = None
+    name: str,
+    *,
+    accept_license: bool = False,
+    dtype: Optional[str] = None,
+    quiet: bool = False,
+    home_dir: Optional[Path] = None,
 ) -> None:
     """Download a model and print the result. Exit with code 1 if the download fails.
 
     name (str): Name in the catalogue. For the path of a folder, nothing is downloaded.
     accept_license (bool): Whether the user accepts the model's licence.
+    dtype (Optional[str]): Dtype of the converted weights. Defaults to that of the catalogue.
     quiet (bool): Print errors only.
     home_dir (Optional[Path]): The cache folder. Defaults to that of the catalogue.
     """
@@ -52,7 +63,13 @@ def download_model(
     if model is not None and model.licence_notice and accept_license:
         msg.info(f"Licence accepted: {model.licence}", model.licence_notice)
     try:
-        path = download(name, accept_licence=accept_license, progress=not quiet, home_dir=home_dir)
+        path = download(
+            name,
+            accept_licence=accept_license,
+            dtype=dtype,
+            progress=not quiet,
+            home_dir=home_dir,
+        )
     except LLMNERError as e:
         Printer().fail(f"Can't download '{name}'")
         print(e)  # not wrapped, so that the command in it can be copied

@@ -39,18 +39,19 @@ def info_cli(
     msg.divider("Models")
     for model in found["models"]:
         title = f"{model['name']}: {model['description']}"
-        size = f"{model['size_mb']} MB, {model['licence']} ({model['licence_url']})"
+        details = "\n".join(_details(model))
         if model["path"] is not None:
-            msg.good(title, f"{size}\n{model['path']}")
+            msg.good(title, f"{details}\n{model['path']}")
         else:
-            msg.info(title, f"{size}\nDownload it with: {model['command']}")
+            msg.info(title, f"{details}\nDownload it with: {model['command']}")
 
 
 def info() -> Dict[str, Any]:
     """Collect the data that `spacy llmner info` prints.
 
     RETURNS (Dict[str, Any]): Values that JSON supports. The "path" of a model is None if it is not
-        downloaded. Its "size_mb" is the measured size if it is downloaded, and the expected size otherwise.
+        downloaded. Its "size_mb" is the measured size on disk if it is downloaded, and the expected size
+        otherwise. Its "memory_mb" is the size of the weights in memory, by dtype.
     """
     home = catalogue.home()
     return {
@@ -64,16 +65,31 @@ def info() -> Dict[str, Any]:
     }
 
 
+def _details(model: Dict[str, Any]) -> List[str]:
+    memory = ", ".join(f"{mb} MB in {dtype}" for dtype, mb in model["memory_mb"].items())
+    return [
+        f"{model['parameters'] / MB:.0f} million parameters, {model['size_mb']} MB on disk",
+        f"Memory of the weights: {memory}",
+        f"Licence: {model['licence']} ({model['licence_url']})",
+        f"Checked: {model['checked']}",
+    ]
+
+
 def _describe(model: catalogue.CatalogueModel) -> Dict[str, Any]:
     path = catalogue.path_of(model.name)
+    # The sentence encoder always runs in float32.
+    dtypes = ("float32", "bfloat16", "4-bit") if model.kind == "causal-lm" else ("float32",)
     return {
         "name": model.name,
         "kind": model.kind,
         "description": model.description,
         "path": None if path is None else str(path),
-        "size_mb": model.size_mb if path is None else _size_mb(path),
+        "parameters": model.parameters,
+        "size_mb": model.size_mb() if path is None else _size_mb(path),
+        "memory_mb": {dtype: model.size_mb(dtype) for dtype in dtypes},
         "licence": model.licence,
         "licence_url": model.licence_url,
+        "checked": model.checked,
         "command": model.command,
     }
 

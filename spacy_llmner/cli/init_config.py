@@ -9,7 +9,7 @@ from thinc.api import Config
 from wasabi import Printer
 
 from ..errors import Errors, LLMNERError, Warnings
-from ..llm.loading import is_on_disk, resolve_path
+from ..llm.location import is_on_disk, resolve_path
 from ..models.catalogue import CATALOGUE
 from ..pipeline.gold import gold_mentions
 from ._util import blank_pipeline, check_data_path, exit_on_error, read_examples

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from ..errors import Errors, LLMNERError
+from ..models.versions import cache_argument
 from ..util import batches_by_length, padded_positions
 from .attention import Recorder
 from .loading import LoadedLLM
 from .transfer import to_device
 from .tree_attention import KVCache, causal_pass, run_decoder
-from .versions import cache_argument
 from .views import generating_view, reading_view
 
 

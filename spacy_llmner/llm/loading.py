@@ -3,15 +3,12 @@
 import re
 import warnings
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import HFValidationError, build_hf_headers, get_session
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import (
@@ -19,13 +16,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 
-from ..errors import Errors, LLMNERError, LLMNotFoundError, Warnings
-from ..models import catalogue
+from ..errors import Errors, LLMNERError, Warnings
+from ..models.versions import dtype_argument
 from .attention import ATTENTION
 from .findings import Finding
 from .fingerprint import fingerprint_of, sampled_fingerprint_of
 from .folder_config import read_json
 from .lm_head import lm_logits
+from .location import not_found, resolve_path
 from .memory import check_memory
 from .placement import is_spread, place, placement_settings
 from .quantization import describe, own_options
@@ -33,7 +31,6 @@ from .quantized_loading import check_quantized, loading_error, quantization_sett
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
-from .versions import dtype_argument
 
 # Names of the number of positions in the configs of transformers, and the number if there is none.
 MAX_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
@@ -304,7 +301,7 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         if _is_broken_generation_config(folder):
             reason = f"generation_config.json has invalid values: {error}"
         return LLMNERError(Errors.E004.format(path=path, reason=reason))
-    return _not_found(spec.name, spec.revision, reason)
+    return not_found(spec.name, spec.revision, reason)
 
 
 def _is_causal(config: Any) -> bool:
@@ -328,96 +325,9 @@ def _is_broken_generation_config(folder: Path) -> bool:
     return False
 
 
-def _not_found(name: str, revision: Optional[str], reason: str) -> LLMNotFoundError:
-    known = [n for n, m in catalogue.CATALOGUE.items() if m.kind == "causal-lm"]
-    nearest = get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
-    shown = f"'{name}'" + (f" of revision '{revision}'" if revision else "")
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return LLMNotFoundError(
-        Errors.E003.format(
-            name=shown, known=", ".join(known), reason=reason, hint=hint, first=known[0]
-        )
-    )
-
-
 def _out_of_memory(error: Exception) -> bool:
     # torch and safetensors have different messages for this.
     message = str(error).casefold()
     return isinstance(error, MemoryError) or any(
         words in message for words in ("out of memory", "not enough memory", "allocate memory")
     )
-
-
-def resolve_path(name: str, revision: Optional[str] = None) -> str:
-    """Find an LLM's weights. A hub id that is not in the local cache is looked up on the hub, once.
-
-    name (str): Local folder, name from the catalogue, or hub id.
-    revision (Optional[str]): Revision of a hub id.
-    RETURNS (str): The folder, or the hub id itself. transformers finds a hub id in its cache or downloads
-        it, unless the user forbids this with HF_HUB_OFFLINE.
-    RAISES (LLMNotFoundError): If the LLM can't be found. For a name from the catalogue, the message
-        contains the command that downloads it.
-    """
-    folder = Path(name)
-    _refuse_gguf(folder)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            reason = "no config.json"
-            if (folder / "adapter_config.json").exists():
-                base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-                reason = (
-                    f"{reason}, but an adapter_config.json: this is a LoRA adapter of '{base}'. Merge it "
-                    "into that model (peft's merge_and_unload), and use the folder of the merged model"
-                )
-            raise LLMNotFoundError(Errors.E004.format(path=name, reason=reason))
-        return name
-    if name in catalogue.CATALOGUE:
-        path = catalogue.path_of(name)
-        if path is None:
-            command = catalogue.CATALOGUE[name].command
-            raise LLMNotFoundError(Errors.E002.format(name=name, command=command))
-        return str(path)
-    missing = _missing_on_hub(name, revision)
-    if missing is not None:
-        raise _not_found(name, revision, missing)
-    return name
-
-
-def _refuse_gguf(path: Path) -> None:
-    """RAISES (LLMNotFoundError): If a path is a GGUF file, or a folder whose weights are GGUF files."""
-    others = ("*.safetensors", "*.bin")
-    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
-    if found and not any(file for pattern in others for file in path.glob(pattern)):
-        raise LLMNotFoundError(Errors.E128.format(path=found[0]))
-
-
-def is_on_disk(name: str) -> bool:
-    """RETURNS (bool): Whether a model can be loaded without downloading it: it is a local folder, or was
-    downloaded from the catalogue or the hub before."""
-    if Path(name).is_dir() or catalogue.path_of(name) is not None:
-        return True
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:
-        return False
-
-
-def _missing_on_hub(name: str, revision: Optional[str]) -> Optional[str]:
-    """Look for a hub id. transformers would request several files and repeat each request for a minute.
-
-    RETURNS (Optional[str]): Why the model is not available; None if it is in the local cache or on the hub,
-        or if only transformers can find out.
-    """
-    try:
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return None
-        url = hf_hub_url(name, "config.json", revision=revision)
-    except HFValidationError:
-        return "not a valid hub id"
-    if constants.HF_HUB_OFFLINE:
-        return "the hub is switched off by HF_HUB_OFFLINE"
-    try:
-        answer = get_session().head(url, headers=build_hf_headers(), timeout=10)
-    except Exception as e:
-        return f"the hub can't be reached: {type(e).__name__}"
-    return f"the hub answers {answer.status_code}" if answer.status_code >= 400 else None

@@ -9,14 +9,19 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import Errors, LLMNERError
 
 # The relevant token types of a GGUF vocabulary. Only normal tokens take part in merges. Control tokens and
-# user-defined tokens are matched in the text before any merge.
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+# user-defined tokens are matched in the text before any merge. Unused tokens fill up the embeddings.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 SPACE = "\u2581"  # stands for a space in sentencepiece
+# How Qwen2 splits a text before any merge. Each digit stands alone.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def save_tokenizer(fields: Mapping[str, Any], path: Path, max_length: int) -> None:
@@ -56,28 +61,40 @@ def build_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     tokens: List[str] = fields["tokenizer.ggml.tokens"]
     types: List[int] = fields["tokenizer.ggml.token_type"]
     if model == "gpt2" and pre == "smollm":
-        return byte_level_bpe(tokens, types, fields["tokenizer.ggml.merges"])
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return byte_level_bpe(tokens, types, fields["tokenizer.ggml.merges"], [digits, byte_level])
+    if model == "gpt2" and pre == "qwen2":
+        split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer = byte_level_bpe(
+            tokens, types, fields["tokenizer.ggml.merges"], [split, byte_level]
+        )
+        tokenizer.normalizer = normalizers.NFC()
+        return tokenizer
     if model == "llama":
         unk = tokens[fields["tokenizer.ggml.unknown_token_id"]]
         return sentencepiece_bpe(tokens, types, fields["tokenizer.ggml.scores"], unk)
     raise LLMNERError(Errors.E089.format(model=model, pre=pre))
 
 
-def byte_level_bpe(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -> Tokenizer:
-    """Build SmolLM2's tokenizer: byte-level BPE that never merges digits. As in the original, bytes without
-    a token are dropped. This affects six control characters, and code points from U+40000 on.
+def byte_level_bpe(
+    tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], splits: Sequence[Any]
+) -> Tokenizer:
+    """Build a tokenizer with byte-level BPE, such as SmolLM2's or Qwen2's. Bytes without a token are
+    dropped, as in the original of SmolLM2. There, this affects six control characters, and code points from
+    U+40000 on.
 
     tokens (Sequence[str]): The vocabulary, in the order of the token ids.
     types (Sequence[int]): The type of each token.
     merges (Sequence[str]): Pairs "left right", in the order of priority.
+    splits (Sequence[PreTokenizer]): How a text is split before any merge. The last one is ByteLevel.
     RETURNS (Tokenizer): The tokenizer.
     """
     pairs = [_pair(merge) for merge in merges]
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(splits))
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, tokens, types)
     return tokenizer
@@ -140,6 +157,9 @@ def special_tokens(fields: Mapping[str, Any]) -> Dict[str, str]:
         that the file doesn't define are missing.
     """
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    if fields.get("tokenizer.ggml.pre") == "qwen2":
+        # The file names <|endoftext|>, but the original has no BOS token. It is only the padding.
+        del names["bos"]
     found = {}
     for name, gguf_name in names.items():
         token_id: Optional[int] = fields.get(f"tokenizer.ggml.{gguf_name}_token_id")

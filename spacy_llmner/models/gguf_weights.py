@@ -5,17 +5,13 @@ since components store the fingerprint of the weights that they were trained on.
 minutes for a vocabulary as large as Gemma's.
 """
 
-import errno
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
 import numpy
-from gguf import GGUFReader, dequantize
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from gguf import GGUFReader, ReaderTensor, dequantize
 from tqdm import tqdm
 
 from ..errors import Errors, LLMNERError
@@ -41,8 +37,18 @@ LAYER_NAMES = {
         "ffn_norm": "pre_feedforward_layernorm",
         "post_ffw_norm": "post_feedforward_layernorm",
     },
+    "qwen2": {**SHARED, "ffn_norm": "post_attention_layernorm"},
 }
-OTHER_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
+OTHER_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+# Names of the dtypes in a safetensors file.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# If the embeddings and the LM head were one matrix before quantization, rows of both have at least this
+# mean cosine. It is 0.997 and 0.999 for two files of Qwen2.5.
+TIED_COSINE = 0.98
 
 
 def read_fields(reader: GGUFReader) -> Dict[str, Any]:
@@ -55,34 +61,81 @@ def read_fields(reader: GGUFReader) -> Dict[str, Any]:
 
 
 def save_weights(
-    reader: GGUFReader, fields: Mapping[str, Any], path: Path, progress: bool = False
+    reader: GGUFReader,
+    fields: Mapping[str, Any],
+    path: Path,
+    dtype: str = "float32",
+    progress: bool = False,
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors (float32).
+    """Write config.json, generation_config.json and model.safetensors. Only one tensor at a time is
+    dequantized.
 
     reader (GGUFReader): The open GGUF file.
     fields (Mapping[str, Any]): Metadata of the GGUF file.
     path (Path): An existing folder.
+    dtype (str): Dtype of the written weights: "float32", "bfloat16" or "float16".
     progress (bool): Show a progress bar, if standard error is a terminal.
     RAISES (LLMNERError): If the architecture or a tensor of the file is not supported.
     """
     config = build_config(fields)
-    tensors: Dict[str, numpy.ndarray] = {}
-    for tensor in tqdm(reader.tensors, "Converting", disable=None if progress else True):
-        values = dequantize(tensor.data, tensor.tensor_type)
-        name = _rename(tensor.name, fields["general.architecture"])
-        values = _as_transformers(values, name, config)
-        tensors[name] = numpy.ascontiguousarray(values, dtype="float32")
+    config["torch_dtype"] = dtype
+    tensors = {_rename(t.name, fields["general.architecture"]): t for t in reader.tensors}
+    config["tie_word_embeddings"] = _tie(tensors)
     _write_json(path / "config.json", config)
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {
+        key: config[key]
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if key in config
+    }
     _write_json(path / "generation_config.json", {"_from_model_config": True, **ids})
-    try:
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as e:
-        if "os error 28" not in str(e):
-            raise
-        raise OSError(errno.ENOSPC, str(e)) from e  # as other libraries report a full disk
-    # safetensors creates files that only their owner can read, but a cache can be shared.
-    shutil.copymode(path / "config.json", path / "model.safetensors")
+    _write_tensors(tensors, config, path / "model.safetensors", progress)
+
+
+def _tie(tensors: Dict[str, ReaderTensor]) -> bool:
+    """Find out whether the embeddings are also the LM head. A GGUF file can contain both matrices although
+    the model has only one. Then the one with more bits per weight becomes the embeddings.
+
+    tensors (Dict[str, ReaderTensor]): Tensors by their names in transformers. The LM head of tied
+        embeddings is removed.
+    RETURNS (bool): Whether they are tied.
+    """
+    head, embeddings = tensors.get("lm_head.weight"), tensors["model.embed_tokens.weight"]
+    if head is None:
+        return True
+    step = max(1, len(head.data) // 1000)
+    rows = [dequantize(t.data[::step], t.tensor_type) for t in (head, embeddings)]
+    rows = [x / numpy.maximum(numpy.linalg.norm(x, axis=1, keepdims=True), 1e-9) for x in rows]
+    if (rows[0] * rows[1]).sum(axis=1).mean() < TIED_COSINE:
+        return False
+    del tensors["lm_head.weight"]
+    tensors["model.embed_tokens.weight"] = max(head, embeddings, key=lambda t: t.n_bytes)
+    return True
+
+
+def _write_tensors(
+    tensors: Mapping[str, ReaderTensor], config: Mapping[str, Any], file: Path, progress: bool
+) -> None:
+    # safetensors can only write tensors that are all in memory. This writes the same bytes.
+    import torch
+
+    dtype = config["torch_dtype"]
+    torch_dtype = getattr(torch, dtype)
+    header: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + int(tensors[name].n_elements) * torch_dtype.itemsize
+        # GGUF lists the last dimension first.
+        shape = [int(size) for size in reversed(tensors[name].shape)]
+        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as written:
+        written.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in tqdm(sorted(tensors), "Converting", disable=None if progress else True):
+            values = dequantize(tensors[name].data, tensors[name].tensor_type)
+            values = numpy.require(_as_transformers(values, name, config), "float32", ["C", "W"])
+            converted = torch.from_numpy(values).to(torch_dtype)
+            written.write(converted.view(torch.uint8).numpy().data)
 
 
 def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
@@ -117,6 +170,10 @@ def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
     }
     if name == "llama":
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config}
+    if name == "qwen2":
+        # Its q, k and v always have biases, and no other layer has one.
+        del config["attention_bias"]
+        return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **config}
     # The following values are not in the file, but are the same for every Gemma 3. Every sixth layer has
     # full attention, and the others have a sliding window.
     n_layers = config["num_hidden_layers"]
@@ -131,13 +188,19 @@ def build_config(fields: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _rename(name: str, architecture: str) -> str:
-    in_layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    if in_layer and in_layer[2] in LAYER_NAMES[architecture]:
-        return f"model.layers.{in_layer[1]}.{LAYER_NAMES[architecture][in_layer[2]]}.weight"
+    in_layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    has_bias = architecture == "qwen2"
+    if (
+        in_layer
+        and in_layer[2] in LAYER_NAMES[architecture]
+        and (in_layer[3] == "weight" or has_bias)
+    ):
+        new = LAYER_NAMES[architecture][in_layer[2]]
+        return f"model.layers.{in_layer[1]}.{new}.{in_layer[3]}"
     other = OTHER_NAMES.get(name.removesuffix(".weight"))
     if other is None:
         raise LLMNERError(Errors.E091.format(name=name))
-    return f"model.{other}.weight"
+    return f"{other}.weight"
 
 
 def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]) -> numpy.ndarray:
@@ -150,7 +213,7 @@ def _as_transformers(values: numpy.ndarray, name: str, config: Mapping[str, Any]
             if projection in name:
                 split = values.reshape(config[n_heads], -1, 2, values.shape[1])
                 return split.swapaxes(1, 2).reshape(values.shape)
-    elif name.endswith("norm.weight"):
+    elif config["model_type"] == "gemma3_text" and name.endswith("norm.weight"):
         return values - 1.0  # Gemma's layers multiply by 1 + weight
     return values
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 from ..errors import Errors, LLMNERError
+from .versions import dtype_argument
 
 # Plain English text, for causal LMs.
 SENTENCES = (
@@ -38,13 +39,18 @@ def likelihood(path: Path) -> float:
     if not kinds[0].endswith(("ForCausalLM", "LMHeadModel")):
         raise LLMNERError(Errors.E092.format(path=path, kind=kinds[0]))
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").float().eval()
+    # Weights of 16 bits would take twice the memory in float32. In bfloat16, the value differs by 0.01.
+    stored = config.get("dtype", config.get("torch_dtype"))
+    dtype = torch.float32 if stored in (None, "float32") else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", **dtype_argument(dtype)
+    ).eval()
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     total, n_tokens = 0.0, 0
     with torch.inference_mode():
         for sentence in SENTENCES:
             ids = tokenizer(sentence, add_special_tokens=False)["input_ids"]
-            logits = model(torch.tensor([[bos, *ids]])).logits[0, :-1]
+            logits = model(torch.tensor([[bos, *ids]])).logits[0, :-1].float()
             log_probs = logits.log_softmax(-1)[range(len(ids)), ids]
             total -= float(log_probs.sum())
             n_tokens += len(ids)

