@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
-from spacy_llmner.llm import loading, location
+from spacy_llmner.llm import location
 from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.registry import make_llm
 
@@ -49,7 +49,7 @@ def test_misspelt_name(name, monkeypatch):
         raise ConnectionError
 
     monkeypatch.setattr(location.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(location, "get_session", lambda: SimpleNamespace(head=head))
     match = "can't be reached: ConnectionError.*Did you mean 'smollm2-135m-instruct'"
     with pytest.raises(LLMNotFoundError, match=match):
         cpu(name).load()
@@ -60,7 +60,7 @@ def test_the_hub_does_not_have_it(monkeypatch):
     answer = SimpleNamespace(status_code=404)
     monkeypatch.setattr(location.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(
-        loading, "get_session", lambda: SimpleNamespace(head=lambda *args, **kwargs: answer)
+        location, "get_session", lambda: SimpleNamespace(head=lambda *args, **kwargs: answer)
     )
     with pytest.raises(LLMNotFoundError, match="'nobody/nothing'.*hub answers 404") as e:
         cpu("nobody/nothing").load()
@@ -72,7 +72,7 @@ def test_the_hub_does_not_have_it(monkeypatch):
 def test_is_on_disk(tiny_llm, tmp_path, monkeypatch):
     """Without asking the hub."""
     monkeypatch.setenv("SPACY_LLMNER_HOME", str(tmp_path))
-    monkeypatch.setattr(loading, "get_session", lambda: pytest.fail("asks the hub"))
+    monkeypatch.setattr(location, "get_session", lambda: pytest.fail("asks the hub"))
     assert location.is_on_disk(tiny_llm)
     for name in ("smollm2-135m-instruct", "nobody/nothing", "no thing"):
         assert not location.is_on_disk(name)
