@@ -24,7 +24,7 @@ from .lm_head import lm_logits, log_prob_difference, tolerance
 from .memory import check_memory
 from .placement import is_spread, place, placement_settings
 from .quantization import describe, own_options
-from .quantized_loading import check_quantized, loading_error, quantization_settings
+from .quantized_loading import finish_quantization, loading_error, quantization_settings
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
@@ -227,7 +227,7 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     if not hasattr(model.config, "num_hidden_layers"):  # text and images in one model
         reason = f"no list of decoder layers was found in {type(model).__name__}"
         raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, reason=reason))
-    check_quantized(spec, model)
+    finish_quantization(spec, model)
     return place(model.eval().requires_grad_(False), spec), hf_tokenizer
 
 
@@ -344,7 +344,7 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
 def _refuse_gguf(path: Path) -> None:
     """RAISES (LLMNotFoundError): If a path is a GGUF file, or a folder whose weights are GGUF files."""
     others = ("*.safetensors", "*.bin")
-    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
+    found = [path] if path.suffix.lower() == ".gguf" else sorted(path.glob("*.gguf"))
     if found and not any(file for pattern in others for file in path.glob(pattern)):
         raise LLMNotFoundError(Errors.E128.format(path=found[0]))
 
