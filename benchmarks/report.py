@@ -18,6 +18,7 @@ from benchmarks.families.tables import families_table, update_docs
 from benchmarks.lib.common import RESULTS
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import provenance
+from benchmarks.llm.tables import memory_table as llm_memory_table
 from benchmarks.padellm.tables import (
     constraint_table,
     quality_section,
@@ -46,6 +47,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_generated": generated_table,
     "families": families_table,
     "ember_schedule": schedule_table,
+    "llm_memory": llm_memory_table,
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
     "padellm_training": training_table,

@@ -27,7 +27,7 @@ from .location import not_found, resolve_path
 from .memory import check_memory
 from .placement import is_spread, place, placement_settings
 from .quantization import describe, own_options
-from .quantized_loading import check_quantized, loading_error, quantization_settings
+from .quantized_loading import finish_quantization, loading_error, quantization_settings
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
@@ -257,7 +257,7 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
     if not hasattr(model.config, "num_hidden_layers"):  # text and images in one model
         reason = f"no list of decoder layers was found in {type(model).__name__}"
         raise LLMNERError(Errors.E007.format(model_type=model.config.model_type, reason=reason))
-    check_quantized(spec, model)
+    finish_quantization(spec, model)
     return place(model.eval().requires_grad_(False), spec), hf_tokenizer
 
 

@@ -55,6 +55,14 @@ def _refuse_gguf(path: Path) -> None:
         raise LLMNotFoundError(Errors.E128.format(path=found[0]))
 
 
+def _refuse_gguf(path: Path) -> None:
+    """RAISES (LLMNotFoundError): If a path is a GGUF file, or a folder whose weights are GGUF files."""
+    others = ("*.safetensors", "*.bin")
+    found = [path] if path.suffix.lower() == ".gguf" else sorted(path.glob("*.gguf"))
+    if found and not any(file for pattern in others for file in path.glob(pattern)):
+        raise LLMNotFoundError(Errors.E128.format(path=found[0]))
+
+
 def is_on_disk(name: str) -> bool:
     """RETURNS (bool): Whether a model can be loaded without downloading it: it is a local folder, or was
     downloaded from the catalogue or the hub before."""

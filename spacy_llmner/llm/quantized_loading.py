@@ -1,7 +1,9 @@
 """Load an LLM with quantized weights through transformers, or explain why that is not possible."""
 
+import ctypes
 import logging
 import warnings
+from contextlib import suppress
 from typing import Any, Dict, Mapping, Optional
 
 from transformers import BitsAndBytesConfig
@@ -74,14 +76,27 @@ def _transformers_config(options: Dict[str, Any], dtype: str) -> Any:
     return config_class(**given)
 
 
-def check_quantized(spec: LLMSpec, model: Any) -> None:
-    """RAISES (LLMNERError): If transformers has loaded the weights without quantizing them."""
+def finish_quantization(spec: LLMSpec, model: Any) -> None:
+    """Free the memory of the weights from before they were quantized.
+
+    RAISES (LLMNERError): If transformers has loaded the weights without quantizing them.
+    """
+    if spec.quantization is None:
+        return
     if method_of(options_of(spec.quantization)) in ("bitsandbytes", "torchao") and not any(
         is_packed_tensor(p) for p in model.parameters()
     ):
         reason = "it has not quantized any weight"
         settings = f"the quantization {spec.quantization}"
         raise LLMNERError(Errors.E134.format(name=spec.name, settings=settings, reason=reason))
+    for parameter in model.parameters():
+        # On a CPU, a weight that was not converted is a part of the mapped file, which it keeps in memory.
+        if parameter.device.type == "cpu" and not is_packed_tensor(parameter):
+            parameter.data = parameter.data.clone()
+    with suppress(
+        OSError, AttributeError, TypeError
+    ):  # the C library keeps what was freed in small pieces
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _not_about_casts(record: logging.LogRecord) -> bool:

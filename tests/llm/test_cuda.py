@@ -16,6 +16,8 @@ from spacy_llmner.decoding import forward as passes
 from spacy_llmner.decoding.engine import DecodingEngine
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
+from spacy_llmner.llm.hidden_states import FeatureSpec, read_texts
+from spacy_llmner.llm.lora import AdapterSettings, new_adapter
 from spacy_llmner.llm.packing import TrainingSequence, pack, target_logits
 from spacy_llmner.llm.registry import make_llm
 from tests.decoding.helpers import TEXTS as TOKENS
@@ -271,3 +273,56 @@ def test_spacy_train(config, tiny_llm, tmp_path):
     assert not done.returncode, done.stdout + done.stderr
     nlp = spacy.load(tmp_path / "out" / "model-last")
     assert len(run(nlp)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("quantization", ["bitsandbytes-4bit", "bitsandbytes-8bit"])
+def test_quantized(any_llm, quantization):
+    """States are those on the CPU up to rounding; a pipeline trains on packed weights."""
+    pytest.importorskip("bitsandbytes")
+    found, expected = (
+        read_texts(
+            make_llm(
+                str(any_llm), dtype="float32", device=device, quantization=quantization
+            ).load(),
+            TOKENS,
+            FeatureSpec((2, 4)),
+        )
+        for device in (CUDA, "cpu")
+    )
+    for a, b in zip(found, expected):
+        assert (a.hidden.cpu() - b.hidden).norm() < 0.1 * b.hidden.norm()
+
+
+def test_train_on_four_bits(tiny_llm):
+    pytest.importorskip("bitsandbytes")
+    nlp = make_nlp("padellm", tiny_llm)
+    nlp.get_pipe("padellm_ner").llm = make_llm(
+        str(tiny_llm), dtype="bfloat16", device=CUDA, quantization="bitsandbytes-4bit"
+    )
+    losses = train(nlp)
+    assert losses[-1] < losses[0]
+    assert len(run(nlp)) == len(TEXTS)
+
+
+def test_spread_over_gpu_and_cpu(tiny_llm):
+    """With half of the layers on the CPU, the results are those on the CPU alone."""
+    table = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 0, "lm_head": 0}
+    table.update({"model.layers.2": "cpu", "model.layers.3": "cpu", "model.norm": "cpu"})
+    llm = make_llm(str(tiny_llm), dtype="float32", device_map=table).load()
+    assert llm.is_spread and llm.device.type == "cuda"
+    exact = make_llm(str(tiny_llm), dtype="float32", device="cpu").load()
+    spec = FeatureSpec((1, 3, 4))
+    for a, b in zip(read_texts(llm, TOKENS, spec), read_texts(exact, TOKENS, spec)):
+        assert torch.allclose(a.hidden.cpu(), b.hidden, atol=1e-3)
+    requests = [writing(text) for text in TOKENS]
+    found, expected = (DecodingEngine(x).run(requests) for x in (llm, exact))
+    for mine, theirs in zip(found, expected):
+        assert [a.ids for a in mine] == [a.ids for a in theirs]
+    settings = AdapterSettings(rank=2, first_layer=0)
+    adapter, _ = new_adapter(llm, settings)
+    view = adapter.attach(llm, settings)
+    packed = [
+        pack([TrainingSequence(ids, [False, *[True] * (len(ids) - 1)])]) for ids in TOKENS[:2]
+    ]
+    target_logits(llm, view, packed).square().mean().backward()
+    assert {p.grad.device.type for p in adapter.parameters()} == {"cuda", "cpu"}
