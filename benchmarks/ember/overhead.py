@@ -8,7 +8,6 @@ configs/ember_probe.cfg and is trained for a minute. Texts are made up: one or t
 on average. Both versions run in one process each and measure in turns. Times are CPU times of one thread.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,6 @@ from typing import Any, Dict, List
 
 from benchmarks.lib.common import save
 from benchmarks.lib.overhead import (
-    LABELS,
     LLM,
     TOKENIZER,
     Stopwatch,

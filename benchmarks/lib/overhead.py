@@ -15,7 +15,6 @@ from benchmarks.lib.common import ROOT
 # The forward passes of the LLM, and what spaCy does before the component. They don't count as overhead.
 LLM, TOKENIZER = "LLM", "spaCy's tokenizer"
 OTHER = "other"
-LABELS = ("ORG", "PERSON", "PLACE", "WORK")
 TEMPLATES = (
     "{PERSON} met {PERSON} in {PLACE} , where both had worked for {ORG} in the spring",
     "the old bridge near {PLACE} was closed for repairs last week , and nobody complained about it",
@@ -172,9 +171,7 @@ def made_up_texts(n: int, seed: int = 0) -> List[Tuple[str, List[Tuple[int, int,
     return [_join(rng, rng.sample(TEMPLATES, rng.randint(1, 2))) for _ in range(n)]
 
 
-def _join(
-    rng: random.Random, sentences: List[str]
-) -> Tuple[str, List[Tuple[int, int, str]]]:
+def _join(rng: random.Random, sentences: List[str]) -> Tuple[str, List[Tuple[int, int, str]]]:
     text, ents = "", []
     for piece in " . ".join(sentences).split() + ["."]:
         label = piece.strip("{}")
@@ -200,5 +197,7 @@ def _name(rng: random.Random, label: str) -> str:
 
 def _words(rng: random.Random) -> Iterator[str]:
     while True:
-        syllables = [rng.choice("bdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))]
+        syllables = [
+            rng.choice("bdfglmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))
+        ]
         yield "".join(syllables).capitalize()

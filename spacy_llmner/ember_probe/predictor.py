@@ -18,7 +18,6 @@ from .postprocess import decode
 from .probes.base import Probe
 from .probes.segmentation import ScoredSpan
 
-
 # Words per forward pass of the probe, padding included. On a CPU, smaller batches fit into its caches.
 PADDED_WORDS, PADDED_WORDS_CPU = 8192, 1024
 

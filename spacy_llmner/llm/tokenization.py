@@ -3,7 +3,7 @@ and for Chinese text."""
 
 import threading
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any, Iterable, List, Sequence, Tuple
 
@@ -261,7 +261,7 @@ def _next_visible(text: str) -> np.ndarray:
     return np.minimum.accumulate(visible[::-1])[::-1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _white_space() -> np.ndarray:
     """RETURNS (ndarray): bool: whether each character is white space. The last entry stands for all
     further characters."""

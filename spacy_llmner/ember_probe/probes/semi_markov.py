@@ -70,8 +70,8 @@ def decode_texts(texts: Sequence[np.ndarray], threshold: float) -> List[Decoded]
 
     texts (Sequence[ndarray]): For each text the scores of its mentions, shape (words, max_words, labels).
     threshold (float): See SemiMarkovDecoder.
-    RETURNS (List[Decoded]): For each text, its best mentions, and all mentions that are at least as probable
-        as the threshold.
+    RETURNS (List[Decoded]): For each text, its best mentions, and all mentions that are at least as
+        probable as the threshold.
     """
     bias = _bias(threshold)
     out: List[Decoded] = [([], []) for _ in texts]
@@ -93,15 +93,20 @@ def decode_texts(texts: Sequence[np.ndarray], threshold: float) -> List[Decoded]
     for i, size in zip(numbers.tolist(), sizes.tolist()):
         part, last = slice(last, last + size), last + size
         best = _best_mentions(mentions[part], values[part], bias)
-        out[i] = best, [
-            ScoredSpan(*mention, score)
-            for mention, score in sorted(zip(mentions[part], posterior[part]))
-            if score >= threshold or mention in best
-        ]
+        out[i] = (
+            best,
+            [
+                ScoredSpan(*mention, score)
+                for mention, score in sorted(zip(mentions[part], posterior[part]))
+                if score >= threshold or mention in best
+            ],
+        )
     return out
 
 
-def _best_mentions(mentions: Sequence[Mention], scores: Sequence[float], bias: float) -> List[Mention]:
+def _best_mentions(
+    mentions: Sequence[Mention], scores: Sequence[float], bias: float
+) -> List[Mention]:
     """Find the best segmentation, as SemiMarkovDecoder does, from the mentions that can be part of it.
 
     mentions (Sequence[Mention]): Ascending by their end, then by their length, then by their label.
@@ -233,7 +238,7 @@ def _over_labels(scores: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 
 def _log_sums(spans: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """RETURNS (Tuple[ndarray, ndarray]): Shape (batch, words + 1): log-sums over the segmentations up to
-        each boundary, and over those after each boundary.
+    each boundary, and over those after each boundary.
     """
     n_batch, n_words, max_words = spans.shape
     # The sums after the boundaries are those up to the boundaries of the mirrored text. A mention that ends
