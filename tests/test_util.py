@@ -4,9 +4,18 @@ import subprocess
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 
-from spacy_llmner.util import BLANKS, SCRATCH, is_blank, replaced, scratch_folder, trimmed
+from spacy_llmner.util import (
+    BLANKS,
+    SCRATCH,
+    is_blank,
+    padded_positions,
+    replaced,
+    scratch_folder,
+    trimmed,
+)
 
 # Writes half a file, says so, and waits until its input is closed.
 WRITER = """
@@ -121,3 +130,10 @@ def test_blank_characters():
     )
     assert trimmed(" \u200bPort\nEllam\xa0.", 0, 13) == (2, 12)
     assert trimmed("a \n b", 1, 4) == (4, 4)
+
+
+def test_padded_positions():
+    padded = np.zeros((3, 4), dtype=np.int64)
+    np.put(padded, padded_positions([2, 0, 3], 4), [1, 2, 3, 4, 5])
+    assert padded.tolist() == [[1, 2, 0, 0], [0, 0, 0, 0], [3, 4, 5, 0]]
+    assert not len(padded_positions([], 4))

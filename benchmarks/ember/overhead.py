@@ -10,9 +10,8 @@ on average. Both versions run in one process each and measure in turns. Times ar
 
 import sys
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from benchmarks.lib.common import save
 from benchmarks.lib.overhead import (
@@ -21,7 +20,9 @@ from benchmarks.lib.overhead import (
     Stopwatch,
     alternate,
     answer,
+    found,
     made_up_texts,
+    summary,
     tiny_llm,
     use_version,
 )
@@ -68,37 +69,8 @@ def main(old: Path, rounds: int = 9, texts: int = 2000, batch_size: int = 64) ->
         answers = alternate(
             "benchmarks.ember.overhead", old, [folder, str(texts), str(batch_size)], rounds
         )
-    results: Dict[str, Any] = {
-        "rounds": rounds,
-        "texts": texts,
-        "batch_size": batch_size,
-        "words": answers["after"][0]["words"],
-        "entities": sum(len(doc["ents"]) for doc in answers["after"][0]["found"]),
-    }
-    for name, rows in answers.items():
-        steps = {step: median(row["steps"][step] for row in rows) for step in rows[0]["steps"]}
-        around = {k: v for k, v in steps.items() if k not in (LLM, TOKENIZER)}
-        results[name] = {
-            "us_per_word": steps,
-            "sum": sum(around.values()),
-            "sum_without_probe": sum(v for k, v in around.items() if k != "probe"),
-        }
-    results.update(differences(*(rows[0]["found"] for rows in answers.values())))
-    save("ember_overhead", results)
-
-
-def differences(before: List[Dict[str, Any]], after: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """RETURNS (Dict[str, Any]): Whether both versions found the same, and how much the scores differ."""
-    pairs = list(zip(before, after))
-    scores = [
-        abs(a["spans"].get(key, 0.5) - b["spans"].get(key, 0.5))
-        for a, b in pairs
-        for key in {**a["spans"], **b["spans"]}
-    ]
-    return {
-        "same_entities": all(a["ents"] == b["ents"] for a, b in pairs),
-        "max_score_difference": max(scores, default=0.0),
-    }
+    sizes = {"texts": texts, "batch_size": batch_size, "words": answers["after"][0]["size"]}
+    save("ember_overhead", {"rounds": rounds, **sizes, **summary(answers, "probe")})
 
 
 def train(folder: Path) -> None:
@@ -142,18 +114,9 @@ def work(version: str, folder: str, texts: str, batch_size: str) -> None:
         docs = list(nlp.pipe(inputs, batch_size=int(batch_size)))
         seconds = stopwatch.stop()
         steps = {step: 1e6 * spent / n_words for step, spent in seconds.items()}
-        return {"steps": steps, "words": n_words, "found": [found(doc) for doc in docs]}
+        return {"steps": steps, "size": n_words, "found": [found(doc) for doc in docs]}
 
     answer(measure)
-
-
-def found(doc: Any) -> Dict[str, Any]:
-    group = doc.spans["llmner"]
-    keys = [f"{s.start_char} {s.end_char} {s.label_}" for s in group]
-    return {
-        "ents": [f"{e.start_char} {e.end_char} {e.label_}" for e in doc.ents],
-        "spans": dict(zip(keys, group.attrs["scores"])),
-    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from benchmarks.lib.common import ROOT
@@ -15,7 +16,6 @@ from benchmarks.lib.common import ROOT
 # The forward passes of the LLM, and what spaCy does before the component. They don't count as overhead.
 LLM, TOKENIZER = "LLM", "spaCy's tokenizer"
 OTHER = "other"
-LABELS = ("ORG", "PERSON", "PLACE", "WORK")
 TEMPLATES = (
     "{PERSON} met {PERSON} in {PLACE} , where both had worked for {ORG} in the spring",
     "the old bridge near {PLACE} was closed for repairs last week , and nobody complained about it",
@@ -110,6 +110,46 @@ def alternate(
         worker.stdin.close()
         worker.wait()
     return answers
+
+
+def summary(answers: Dict[str, List[Dict[str, Any]]], network: str = "") -> Dict[str, Any]:
+    """Summarize the answers of `alternate`.
+
+    network (str): The step that is a neural network of its own, if there is one.
+    RETURNS (Dict[str, Any]): For each version, the median time of each step and their sums. The LLM and
+        spaCy's tokenizer are left out of the sums. Also, whether both versions found the same.
+    """
+    results: Dict[str, Any] = {}
+    for name, rows in answers.items():
+        steps = {step: median(row["steps"][step] for row in rows) for step in rows[0]["steps"]}
+        sums = [
+            sum(us for step, us in row["steps"].items() if step not in (LLM, TOKENIZER, network))
+            for row in rows
+        ]
+        results[name] = {"us": steps, "sum": median(sums)}
+    first, second = (rows[0]["found"] for rows in answers.values())
+    pairs = list(zip(first, second))
+    differences = [
+        abs(a["spans"].get(key, 0.5) - b["spans"].get(key, 0.5))
+        for a, b in pairs
+        for key in {**a["spans"], **b["spans"]}
+    ]
+    return {
+        **results,
+        "entities": sum(len(doc["ents"]) for doc in second),
+        "same_entities": all(a["ents"] == b["ents"] for a, b in pairs),
+        "max_score_difference": max(differences, default=0.0),
+    }
+
+
+def found(doc: Any) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): The entities of a Doc, and the scores of all spans."""
+    group = doc.spans["llmner"]
+    keys = [f"{s.start_char} {s.end_char} {s.label_}" for s in group]
+    return {
+        "ents": [f"{e.start_char} {e.end_char} {e.label_}" for e in doc.ents],
+        "spans": dict(zip(keys, group.attrs["scores"])),
+    }
 
 
 def use_version(folder: str) -> None:

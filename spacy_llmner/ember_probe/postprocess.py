@@ -33,13 +33,13 @@ def decode(
     return probe.decode(within, blank_words(docs), threshold)
 
 
-def blank_words(docs: Sequence[Doc]) -> List[np.ndarray]:
-    """RETURNS (List[ndarray]): bool: for each Doc, whether each of its words is blank."""
+def blank_words(docs: Sequence[Doc]) -> List[List[bool]]:
+    """RETURNS (List[List[bool]]): For each Doc, whether each of its words is blank."""
     known: Dict[int, bool] = {}
     out = []
     for doc in docs:
         words = doc.to_array(ORTH).tolist()
         for word in set(words).difference(known):
             known[word] = is_blank(doc.vocab.strings[word])
-        out.append(np.array([known[word] for word in words], dtype=bool))
+        out.append([known[word] for word in words])
     return out

@@ -6,11 +6,14 @@ import spacy
 from spacy.language import Language
 
 from spacy_llmner.ember_probe.probes.segmentation import IMPOSSIBLE
+from spacy_llmner.errors import LLMNERError
 from tests.ember_probe.helpers import (
     TEXTS,
     assert_valid,
     entities,
+    make_examples,
     make_nlp,
+    make_sgd,
     scores,
     train,
 )
@@ -90,3 +93,20 @@ def test_blank_words_do_not_hide_a_mention(tiny_llm, blanks):
     prediction = ember.predictor().decode(doc, rows)
     assert [(s.start, s.end) for s in prediction.ents] == [(n, n + 1)]
     assert {(s.start, s.end) for s in prediction.spans} == {(n, n + 1)}
+
+
+def test_nan_is_an_error_by_name(trained, monkeypatch):
+    nlp = spacy.blank("en")
+    pipe = nlp.add_pipe("ember_probe", source=trained)
+    read = pipe.read
+
+    def broken(docs):
+        features = read(docs)
+        features[-1].hidden[0, 0, 0] = float("nan")
+        return features
+
+    monkeypatch.setattr(pipe, "read", broken)
+    with pytest.raises(LLMNERError, match="NaN"):
+        list(nlp.pipe(TEXTS))
+    with pytest.raises(LLMNERError, match="NaN"):
+        nlp.update(make_examples(nlp), sgd=make_sgd())

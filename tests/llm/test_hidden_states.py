@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, GPT2LMHeadModel
@@ -354,3 +355,13 @@ def test_smollm2_as_the_eager_reference(smollm2):
     assert_close(features.hidden, hidden[:, [0, 15, 30]], 1e-3)
     assert_close(features.attention, rows)
     make_llm(str(smollm2), dtype="float32", device="cpu").unload()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 10_000])
+def test_rows_of_some_tokens(llm, max_batch_tokens):
+    texts = [encode(llm), encode(llm)[:5], [7, 8, 9]]
+    rows = [np.array([3, 4, 4, 10]), np.array([], dtype=np.int64), np.array([2])]
+    found = read_texts(llm, texts, ALL, max_batch_tokens, (), rows)
+    for features, expected, chosen in zip(found, read_texts(llm, texts, ALL), rows):
+        assert_close(features.hidden, expected.hidden[chosen])
+        assert_close(features.attention, expected.attention[chosen])

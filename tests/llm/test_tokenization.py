@@ -208,6 +208,20 @@ def test_nothing_is_added_or_cut_off(tiny_tokenizers):
     hf.model_max_length = limit
 
 
+@given(texts=st.lists(TEXTS, max_size=5))
+@example(["", "  ", "\x04 Bo", "Ada\u3000Hale", "🐢"])
+def test_texts_encoded_together_are_encoded_one_by_one(any_tokenizer, texts):
+    for text, found in zip(texts, any_tokenizer.encode_batch(texts)):
+        alone = any_tokenizer.encode(text)
+        assert found.ids == alone.ids
+        assert found.starts.tolist() == alone.starts.tolist()
+        assert found.ends.tolist() == alone.ends.tolist()
+
+
+def test_no_white_space_beyond_the_table():
+    assert not any(chr(code).isspace() for code in range(0x3001, 0x110000))
+
+
 @given(text=TEXTS)
 def test_empty_offsets_are_rebuilt(any_tokenizer, text):
     honest = any_tokenizer.encode(text)

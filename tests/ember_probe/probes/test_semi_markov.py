@@ -16,6 +16,7 @@ from spacy_llmner.ember_probe.probes.segmentation import (
 from spacy_llmner.ember_probe.probes.semi_markov import (
     NEVER,
     SemiMarkovDecoder,
+    decode_texts,
     loss_and_gradient,
     probabilities,
 )
@@ -119,6 +120,56 @@ def test_decoder_scores_are_the_posterior_of_what_was_pushed(size):
                     expected = posterior[0, end - 1, length - 1, label]
                     got = decoder.score(end - length, end, label)
                     assert got == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([0.001, 0.2, 0.5, 0.9]),
+    st.sampled_from([0.5, 3.0, 30.0]),
+    st.integers(0, 2**32 - 1),
+)
+def test_texts_decoded_together_are_decoded_word_by_word(
+    lengths, max_words, n_labels, threshold, spread, seed
+):
+    """The same best mentions, and all mentions whose posterior probability reaches the threshold."""
+    texts = [
+        np.maximum(random_scores(n, max_words, n_labels, seed + i, spread), IMPOSSIBLE)
+        for i, n in enumerate(lengths)
+    ]
+    for scores, (best, found) in zip(texts, decode_texts(texts, threshold)):
+        decoder = SemiMarkovDecoder(max_words, threshold)
+        for row in scores:
+            decoder.push(row)
+        assert best == decoder.chain.trace()
+        posterior, _ = probabilities(scores[None])
+        probable = {
+            (int(e - k), int(e) + 1, int(c))
+            for _, e, k, c in zip(*np.nonzero(posterior >= threshold))
+        }
+        keys = [(m.start, m.end, m.label) for m in found]
+        assert keys == sorted(probable.union(best))
+        for m in found:
+            expected = posterior[0, m.end - 1, m.end - m.start - 1, m.label]
+            assert m.score == pytest.approx(expected, abs=1e-9)
+
+
+def test_decoded_scores_equal_in_float32():
+    texts = [random_scores(n, 4, 3, seed=n).astype(np.float32).clip(min=IMPOSSIBLE) for n in (3, 8)]
+    for scores, (best, found) in zip(texts, decode_texts(texts, 0.1)):
+        decoder = SemiMarkovDecoder(4, 0.1)
+        for row in scores:
+            decoder.push(row)
+        assert best == decoder.chain.trace()
+        for m in found:
+            assert m.score == pytest.approx(decoder.score(m.start, m.end, m.label), abs=1e-5)
+
+
+def test_texts_without_likely_mentions():
+    nothing = np.full((3, 2, 1), -9.0)
+    assert decode_texts([nothing, nothing[:1]], 0.5) == [([], []), ([], [])]
 
 
 def test_padding_changes_nothing():
