@@ -50,14 +50,6 @@ def resolve_path(name: str, revision: Optional[str] = None) -> str:
 def _refuse_gguf(path: Path) -> None:
     """RAISES (LLMNotFoundError): If a path is a GGUF file, or a folder whose weights are GGUF files."""
     others = ("*.safetensors", "*.bin")
-    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
-    if found and not any(file for pattern in others for file in path.glob(pattern)):
-        raise LLMNotFoundError(Errors.E128.format(path=found[0]))
-
-
-def _refuse_gguf(path: Path) -> None:
-    """RAISES (LLMNotFoundError): If a path is a GGUF file, or a folder whose weights are GGUF files."""
-    others = ("*.safetensors", "*.bin")
     found = [path] if path.suffix.lower() == ".gguf" else sorted(path.glob("*.gguf"))
     if found and not any(file for pattern in others for file in path.glob(pattern)):
         raise LLMNotFoundError(Errors.E128.format(path=found[0]))

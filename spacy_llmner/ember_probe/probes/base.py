@@ -95,12 +95,12 @@ class Probe(Protocol):
         """
 
     def decode(
-        self, texts: Sequence[np.ndarray], blank: Sequence[np.ndarray], threshold: float
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
     ) -> List[Decoded]:
         """Convert scores to mentions.
 
         texts (Sequence[ndarray]): The rows of each text.
-        blank (Sequence[ndarray]): bool: for each text, whether each word is blank. No mention begins or
+        blank (Sequence[Sequence[bool]]): For each text, whether each word is blank. No mention begins or
             ends with such a word.
         threshold (float): Probability at which a mention is preferred over no mention.
         RETURNS (List[Decoded]): For each text, the mentions that `decoder` finds, and all mentions that are
@@ -136,10 +136,10 @@ class ScoringProbe(Protocol):
         """See Probe."""
 
     def all_mentions(
-        self, rows: np.ndarray, blank: np.ndarray, min_score: float
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
     ) -> List[ScoredSpan]:
         """rows (ndarray): The rows of a text.
-        blank (ndarray): bool: whether each word is blank. No mention begins or ends with such a word.
+        blank (Sequence[bool]): Whether each word is blank. No mention begins or ends with such a word.
         min_score (float): The lowest probability of a mention.
         RETURNS (List[ScoredSpan]): All mentions that are probable enough. They can overlap.
         """
@@ -148,7 +148,7 @@ class ScoringProbe(Protocol):
 def decode_each(
     probe: ScoringProbe,
     texts: Sequence[np.ndarray],
-    blank: Sequence[np.ndarray],
+    blank: Sequence[Sequence[bool]],
     threshold: float,
 ) -> List[Decoded]:
     """Implement `Probe.decode` for a probe whose decoder works word by word."""

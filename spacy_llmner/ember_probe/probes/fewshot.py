@@ -299,13 +299,13 @@ class FewShotProbe(nn.Module):
         return np.concatenate([types, lengths], axis=1)
 
     def decode(
-        self, texts: Sequence[np.ndarray], blank: Sequence[np.ndarray], threshold: float
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
     ) -> List[Decoded]:
         """RETURNS (List[Decoded]): See Probe."""
         return decode_each(self, texts, blank, threshold)
 
     def all_mentions(
-        self, rows: np.ndarray, blank: np.ndarray, min_score: float
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
     ) -> List[ScoredSpan]:
         """RETURNS (List[ScoredSpan]): The mentions that are found at this threshold; with attention, also
         every mention with another start that has at least this probability.

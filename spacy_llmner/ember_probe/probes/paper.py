@@ -198,13 +198,13 @@ class PaperProbe(nn.Module):
         return np.concatenate([rows[:, :n_types], joins], axis=1)
 
     def decode(
-        self, texts: Sequence[np.ndarray], blank: Sequence[np.ndarray], threshold: float
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
     ) -> List[Decoded]:
         """RETURNS (List[Decoded]): See Probe."""
         return decode_each(self, texts, blank, threshold)
 
     def all_mentions(
-        self, rows: np.ndarray, blank: np.ndarray, min_score: float
+        self, rows: np.ndarray, blank: Sequence[bool], min_score: float
     ) -> List[ScoredSpan]:
         """RETURNS (List[ScoredSpan]): All mentions with at least this probability. They can be nested."""
         decoder = self.decoder(0.5)

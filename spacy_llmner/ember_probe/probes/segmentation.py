@@ -129,11 +129,11 @@ def mask_crossing(spans: np.ndarray, starts: Sequence[bool]) -> np.ndarray:
     return out
 
 
-def mask_blank(spans: np.ndarray, blank: np.ndarray) -> np.ndarray:
+def mask_blank(spans: np.ndarray, blank: Sequence[bool]) -> np.ndarray:
     """Rule out spans that begin or end with a blank word.
 
     spans (ndarray): Shape (words, max_words, ...), as in `mask_crossing`.
-    blank (ndarray): bool: whether each word is blank.
+    blank (Sequence[bool]): Whether each word is blank.
     RETURNS (ndarray): The scores, IMPOSSIBLE where a span begins or ends with a blank word. A copy, unless
         there are no blank words.
     """

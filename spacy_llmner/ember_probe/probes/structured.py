@@ -248,7 +248,7 @@ class StructuredProbe(nn.Module):
         return mask_crossing(rows, starts)
 
     def decode(
-        self, texts: Sequence[np.ndarray], blank: Sequence[np.ndarray], threshold: float
+        self, texts: Sequence[np.ndarray], blank: Sequence[Sequence[bool]], threshold: float
     ) -> List[Decoded]:
         """RETURNS (List[Decoded]): See Probe. All texts are decoded together."""
         return decode_texts([mask_blank(*text) for text in zip(texts, blank)], threshold)
