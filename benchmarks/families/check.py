@@ -13,8 +13,7 @@ import contextlib
 import io
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import warnings
 from pathlib import Path
@@ -37,10 +36,7 @@ NAME = "families"
 LIMIT = 120  # seconds for one family
 
 
-def main(families: List[str] = typer.Argument(None), one: bool = typer.Option(False, hidden=True)):
-    if one:
-        print(json.dumps(check_family(families[0])))
-        return
+def main(families: List[str] = typer.Argument(None)) -> None:
     path = RESULTS / f"{NAME}.json"
     versions: Dict[str, Any] = {}
     if path.exists():
@@ -53,15 +49,20 @@ def main(families: List[str] = typer.Argument(None), one: bool = typer.Option(Fa
 
 
 def _in_process(family: str) -> Dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.families.check", family, "--one"]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(check_family(family)), daemon=True)
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return {"not_built": f"took more than {LIMIT} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"not_built": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
-    return json.loads(lines[-1])
+        if not receiver.poll(LIMIT):
+            return {"not_built": f"took more than {LIMIT} s"}
+        return receiver.recv()
+    except EOFError:
+        return {"not_built": "the process was killed"}
+    finally:
+        process.kill()
+        process.join()
 
 
 def check_family(family: str) -> Dict[str, Any]:
