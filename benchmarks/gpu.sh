@@ -66,5 +66,6 @@ part padellm 120 $python -m benchmarks.padellm.speed "$work/padellm_ner/model-la
     "$work/autoreg_ner/model-last" "$work/test.spacy" --gold $small --name padellm_speed_gpu
 
 # 4. Memory and the self-check by dtype, and one load in 4 bits.
-part memory 120 $python -m benchmarks.llm.memory "$llm" --name llm_memory_gpu
+part memory 120 $python -m benchmarks.llm.memory "$llm" --name llm_memory_gpu \
+    --device $([ -n "$dry" ] && echo cpu || echo cuda)
 part check 60 $python -m spacy llmner check "$llm"

@@ -1,6 +1,7 @@
-"""Memory of an LLM on a CPU by dtype and quantization, and how far its hidden states are from float32.
+"""Memory of an LLM by dtype and quantization, and how far its hidden states are from float32.
 
     python -m benchmarks.llm.memory smollm2-135m-instruct
+    python -m benchmarks.llm.memory smollm2-135m-instruct --device cuda --name llm_memory_gpu
 
 Each setting is measured in a new process. This needs bitsandbytes.
 """
@@ -19,7 +20,7 @@ import typer
 from benchmarks.lib.common import save
 from spacy_llmner.cli.peak import peak_mb, reset_peak
 from spacy_llmner.llm.hidden_states import FeatureSpec, read_texts
-from spacy_llmner.llm.loading import resolve_path
+from spacy_llmner.llm.location import resolve_path
 from spacy_llmner.llm.memory import needed_bytes
 from spacy_llmner.llm.registry import make_llm
 
@@ -39,20 +40,20 @@ TEXTS = [
 ]
 
 
-def main(llm: str) -> None:
+def main(llm: str, device: str = "cpu", name: str = "llm_memory") -> None:
     rows = []
     reference = None
     for dtype, quantization in SETTINGS:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            row, states = pool.submit(measure, llm, dtype, quantization).result()
+            row, states = pool.submit(measure, llm, dtype, quantization, device).result()
         reference = states if reference is None else reference
         row["cosine"] = cosine(states, reference)
         print(row)
         rows.append(row)
-    save("llm_memory", {"llm": llm, "rows": rows})
+    save(name, {"llm": llm, "llm_device": device, "rows": rows})
 
 
-def measure(name: str, dtype: str, quantization: Optional[str]) -> Any:
+def measure(name: str, dtype: str, quantization: Optional[str], device: str) -> Any:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*W023.*")
     if quantization:
@@ -62,7 +63,7 @@ def measure(name: str, dtype: str, quantization: Optional[str]) -> Any:
     before = process.memory_info().rss
     reset_peak()
     started = time.process_time()
-    llm = make_llm(name, dtype=dtype, device="cpu", quantization=quantization).load()
+    llm = make_llm(name, dtype=dtype, device=device, quantization=quantization).load()
     seconds, loading_peak = time.process_time() - started, peak_mb()
     gc.collect()
     loaded = process.memory_info().rss
@@ -72,7 +73,9 @@ def measure(name: str, dtype: str, quantization: Optional[str]) -> Any:
     read_texts(llm, texts, spec)
     started = time.process_time()
     found = read_texts(llm, texts, spec)
+    on_gpu = {"gpu_mb": torch.cuda.memory_allocated() / MB} if device != "cpu" else {}
     row: Dict[str, Any] = {
+        **on_gpu,
         "dtype": dtype,
         "quantization": quantization,
         "estimated_mb": (needed_bytes(resolve_path(name), None, dtype, quantization) or 0) / MB,
