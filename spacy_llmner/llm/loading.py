@@ -13,6 +13,7 @@ from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, build_hf_headers, get_session
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..errors import Errors, LLMNERError, LLMNotFoundError, Warnings
@@ -23,7 +24,7 @@ from .lm_head import lm_logits, log_prob_difference, tolerance
 from .spec import DTYPES, LLMSpec
 from .tokenization import LLMTokenizer
 from .tree_attention import KVCache
-from .versions import dtype_argument
+from .versions import dtype_argument, needs_newer, refuse_newer
 
 Prefixes = WeakKeyDictionary[nn.Module, Dict[Tuple[int, ...], KVCache]]
 
@@ -148,6 +149,7 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     RAISES (MemoryError): If it does not fit into memory.
     """
     path = resolve_path(spec.name, spec.revision)
+    refuse_newer(spec.name, path, spec.revision)
     # Tensors created in inference mode could never be used in training, which another component may need.
     with torch.inference_mode(False):
         model, hf_tokenizer = _from_pretrained(spec, path)
@@ -237,6 +239,9 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         reason = "its config.json asks for code of its own (auto_map), which is not run"
         model_type = _read_json(folder / "config.json").get("model_type", "unknown")
         return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
+    model_type = _read_json(folder / "config.json").get("model_type")
+    if model_type is not None and model_type not in CONFIG_MAPPING:
+        return needs_newer(spec.name, f"it doesn't know models of the type '{model_type}'")
     causal = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not causal or (isinstance(error, KeyError) and ATTENTION in error.args):  # such as BERT
         return _not_causal(config.model_type)
