@@ -553,6 +553,10 @@ class Errors(metaclass=WithCodes):
     )
     E116 = "The file '{path}' contains no texts that can be used: {notes}."
     E117 = "Unknown command '{command}'. Type /help to see the commands."
+    E118 = (
+        "The LLM '{name}' needs a newer version of transformers than {installed}: {reason}. Install the "
+        "versions in constraints-transformers5.txt (see the README), or choose another LLM."
+    )
     E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
     E124 = (
         "The data '{path}' contain no entities that can be used: there are none, or they begin or end "

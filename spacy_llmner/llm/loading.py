@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 
 from ..errors import Errors, LLMNERError, Warnings
-from ..models.versions import dtype_argument
+from ..models.versions import dtype_argument, needs_newer, refuse_newer
 from .attention import ATTENTION
 from .findings import Finding
 from .fingerprint import fingerprint_of, sampled_fingerprint_of
@@ -211,6 +212,7 @@ def load_llm(spec: LLMSpec) -> LoadedLLM:
     RAISES (MemoryError): If it does not fit into memory.
     """
     path = resolve_path(spec.name, spec.revision)
+    refuse_newer(spec.name, path, spec.revision)
     check_memory(spec, path)
     # Tensors created in inference mode could never be used in training, which another component may need.
     with torch.inference_mode(False):
@@ -295,6 +297,9 @@ def _load_error(spec: LLMSpec, path: str, error: Exception) -> LLMNERError:
         reason = "its config.json asks for code of its own (auto_map), which is not run"
         model_type = read_json(folder / "config.json").get("model_type", "unknown")
         return LLMNERError(Errors.E007.format(model_type=model_type, reason=reason))
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type is not None and model_type not in CONFIG_MAPPING:
+        return needs_newer(spec.name, f"it doesn't know models of the type '{model_type}'")
     if config is not None and not _is_causal(config):
         return _not_causal(config.model_type)
     if folder.is_dir():

@@ -11,6 +11,7 @@ from spacy_llmner.errors import LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import location
 from spacy_llmner.llm import registry as pool
 from spacy_llmner.llm.registry import make_llm
+from tests.conftest import change_json
 
 
 def cpu(path):
@@ -91,6 +92,21 @@ def test_folder_with_code_of_its_own(make_tiny, tmp_path, monkeypatch):
     config.update(model_type="odd", auto_map={"AutoConfig": "odd.Config"})
     (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
     with pytest.raises(LLMNERError, match="type 'odd' are not supported.*auto_map.*not run"):
+        cpu(path).load()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"transformers_version": "99.1.0"}, "version 99.1.0 saved it"),
+        ({"model_type": "llama99"}, "it doesn't know models of the type 'llama99'"),
+    ],
+)
+def test_llm_of_a_newer_transformers(make_tiny, tmp_path, changed, reason):
+    """Older versions would ignore settings that newer ones write, such as those of position embeddings."""
+    path = make_tiny(tmp_path / "llm", "llama")
+    change_json(tmp_path / "llm" / "config.json", **changed)
+    with pytest.raises(LLMNERError, match=f"newer version of transformers than .*: {reason}"):
         cpu(path).load()
 
 
