@@ -106,7 +106,7 @@ def work(version: str, folder: str, texts: str) -> None:
         yield from steps(engine, requests)
         n_tokens.append(engine.tokens)
 
-    setattr(DecodingEngine, "steps", counted)
+    DecodingEngine.steps = counted
     stopwatch = Stopwatch()
     stopwatch.watch(STEPS)
 

@@ -89,7 +89,8 @@ def surface(doc: Doc) -> np.ndarray:
     """RETURNS (ndarray): int64, shape (words, 4): non-negative hashes of the SURFACE attributes."""
     if not len(doc):
         return np.zeros((0, len(SURFACE)), dtype=np.int64)
-    return (doc.to_array(list(SURFACE)) >> np.uint64(1)).view(np.int64)
+    hashes = doc.to_array(list(SURFACE)).view(np.uint64)
+    return (hashes >> np.uint64(1)).view(np.int64)
 
 
 def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int]]:
