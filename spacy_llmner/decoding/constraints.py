@@ -5,7 +5,7 @@ A constraint gives the allowed next tokens in a state, and the state after each 
 immutable, so that guesses can be tried and discarded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
@@ -87,6 +87,10 @@ class SubstringState:
     starts: np.ndarray
     last: np.ndarray
     ended: bool = False
+    # The allowed tokens and the next states that are known already: the answers about a text, and the
+    # drafts of their tokens, pass the same states many times.
+    _allowed: List[np.ndarray] = field(default_factory=list, repr=False, compare=False)
+    _next: Dict[int, "SubstringState"] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Substrings:
@@ -127,13 +131,23 @@ class Substrings:
     def allowed(self, state: SubstringState) -> np.ndarray:
         if state.ended:
             return NO_TOKENS
+        if not state._allowed:
+            state._allowed.append(self._find_allowed(state))
+        return state._allowed[0]
+
+    def advance(self, state: SubstringState, token: int) -> SubstringState:
+        if token not in state._next:
+            state._next[token] = self._find_next(state, token)
+        return state._next[token]
+
+    def _find_allowed(self, state: SubstringState) -> np.ndarray:
         following = self._next(state.last)
         tokens = self.tokens[following[following >= 0]]
         if self._can_end(state.last).any():
             tokens = np.append(tokens, self.end)
         return np.unique(tokens)
 
-    def advance(self, state: SubstringState, token: int) -> SubstringState:
+    def _find_next(self, state: SubstringState, token: int) -> SubstringState:
         if token == self.end:
             keep = self._can_end(state.last)
             return SubstringState(state.starts[keep], state.last[keep], ended=True)
@@ -143,7 +157,7 @@ class Substrings:
 
     def guess(self, state: SubstringState) -> int:
         last = state.last[0]
-        following = self._next(state.last[:1])[0]
+        following = self.first[-1 - last] if last < 0 else self.follow[last]
         if following < 0 or (last >= 0 and self.likely_ends[last]):
             return self.end
         return int(self.tokens[following])

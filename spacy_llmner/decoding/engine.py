@@ -14,6 +14,8 @@ are released (`generate.run_parallel`). When a request ends, a waiting one start
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import (
     Any,
     Callable,
@@ -374,15 +376,16 @@ class DecodingEngine:
         else:
             logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
         self.llm.check_finite(logits)
-        out, start = [], 0
-        for row, ids in enumerate(asked):
-            row_logits = logits[row, columns[start : start + len(ids)]].astype(np.float64)
-            start += len(ids)
-            highest = row_logits.max()
-            log_sum = highest + np.log(np.exp(row_logits - highest).sum())
-            total = float(log_sum - full_sums[row]) if self.raw else None
-            out.append(Scores(ids, row_logits - log_sum, total))
-        return out
+        # The scores of all rows, one after the other.
+        sizes = [len(ids) for ids in asked]
+        starts = np.cumsum([0, *sizes[:-1]])
+        values = logits[np.repeat(np.arange(len(asked)), sizes), columns].astype(np.float64)
+        highest = np.maximum.reduceat(values, starts)
+        sums = np.add.reduceat(np.exp(values - np.repeat(highest, sizes)), starts)
+        log_sums = highest + np.log(sums)
+        log_probs = np.split(values - np.repeat(log_sums, sizes), starts[1:])
+        totals = (log_sums - full_sums).tolist() if self.raw else [None] * len(asked)
+        return [Scores(*row) for row in zip(asked, log_probs, totals)]
 
 
 def _start(request: Request, tree: Tree) -> Steps:
@@ -396,8 +399,13 @@ def tree_mask(tokens: Sequence[Tuple[Node, int]]) -> Tuple[np.ndarray, int]:
     tokens (Sequence[Tuple[Node, int]]): For each token, its node and its index in the node.
     RETURNS (Tuple[ndarray, int]): The mask, bool, shape (tokens, slots), and the number of slots.
     """
-    n_slots = max(int(node.path[: node.first + k + 1].max()) for node, k in tokens) + 1
+    nodes = [(node, [k for _, k in part]) for node, part in groupby(tokens, key=itemgetter(0))]
+    n_slots = max(int(node.path.max()) for node, _ in nodes) + 1
     mask = np.zeros((len(tokens), n_slots), dtype=bool)
-    for row, (node, k) in enumerate(tokens):
-        mask[row, node.path[: node.first + k + 1]] = True
+    row = 0
+    for node, part in nodes:
+        n_before, n = node.first + part[0], len(part)
+        mask[row : row + n, node.path[:n_before]] = True
+        mask[row : row + n, node.path[n_before : n_before + n]] = np.tri(n, dtype=bool)
+        row += n
     return mask, n_slots

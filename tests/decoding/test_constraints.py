@@ -347,3 +347,28 @@ def test_anything():
     assert rule.guess(rule.start) == NO_GUESS
     assert not rule.advance(rule.start, 3)
     assert not len(rule.allowed(rule.advance(rule.start, 4)))
+
+
+@given(st.lists(st.sampled_from([5, 6, 7]), min_size=1, max_size=12), st.data())
+def test_known_states_are_those_of_a_new_constraint(ids, data):
+    """A constraint remembers the states that answers have passed."""
+
+    def fresh():
+        tokens = np.array(ids, dtype=np.int64)
+        follow = np.append(np.arange(1, len(ids)), -1)
+        words = np.arange(len(ids))
+        return Substrings(tokens, follow, words + 1, words, words, end=1)
+
+    used = fresh()
+    for _ in range(4):
+        new, known = fresh(), used
+        state, other = new.start, known.start
+        while len(new.allowed(state)):
+            assert new.allowed(state).tolist() == known.allowed(other).tolist()
+            token = data.draw(st.sampled_from(new.allowed(state).tolist()))
+            state, other = new.advance(state, token), known.advance(other, token)
+            assert (state.starts.tolist(), state.last.tolist()) == (
+                other.starts.tolist(),
+                other.last.tolist(),
+            )
+        assert new.spans(state) == known.spans(other)

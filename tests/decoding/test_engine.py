@@ -5,10 +5,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spacy_llmner.decoding.engine import DecodingEngine, Prefix
+from spacy_llmner.decoding.engine import DecodingEngine, Prefix, Tree, tree_mask
 from spacy_llmner.decoding.generate import decode, run_parallel
-from spacy_llmner.decoding.kv_slots import NO_SLOT
+from spacy_llmner.decoding.kv_slots import NO_SLOT, KVSlots
 from spacy_llmner.llm import tree_attention
 from tests.decoding.helpers import TEXTS, Anything, assert_same, plain, spelt, writing
 
@@ -331,3 +333,20 @@ def test_threads_do_not_mix(llm, monkeypatch):
         thread.join()
     for k in range(2):
         assert_same(found[k], expected[k], 0)
+
+
+@given(st.data())
+def test_mask_of_a_pass_that_splits_nodes(data):
+    """Each token attends to the slots on its path from the root, also if a node doesn't fit into a pass."""
+    tree = Tree(KVSlots(100))
+    nodes = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        parent = data.draw(st.sampled_from([None, *nodes]))
+        nodes.append(tree.add(parent, range(data.draw(st.integers(1, 4)))))
+    tokens = [(node, k) for node in nodes for k in range(len(node.ids))]
+    start = data.draw(st.integers(0, len(tokens) - 1))
+    tokens = tokens[start : data.draw(st.integers(start + 1, len(tokens)))]
+    mask, n_slots = tree_mask(tokens)
+    assert mask.shape == (len(tokens), n_slots)
+    for row, (node, k) in zip(mask, tokens):
+        assert np.flatnonzero(row).tolist() == sorted(node.path[: node.first + k + 1].tolist())

@@ -1,7 +1,7 @@
 """Padded batches of words, the input of a probe."""
 
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def surface(doc: Doc) -> np.ndarray:
     """RETURNS (ndarray): int64, shape (words, 4): non-negative hashes of the SURFACE attributes."""
     if not len(doc):
         return np.zeros((0, len(SURFACE)), dtype=np.int64)
-    hashes: Any = doc.to_array(list(SURFACE))  # uint64, unlike its annotation
+    hashes = doc.to_array(list(SURFACE)).view(np.uint64)
     return (hashes >> np.uint64(1)).view(np.int64)
 
 
