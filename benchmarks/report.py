@@ -1,4 +1,4 @@
-"""Write RESULTS.md from the JSON files in results/.
+"""Write RESULTS.md and docs/scaling.svg from the JSON files in results/.
 
 python -m benchmarks.report
 """
@@ -15,7 +15,7 @@ from benchmarks.ember.tables import (
     schedule_table,
 )
 from benchmarks.families.tables import families_table, update_docs
-from benchmarks.lib.common import RESULTS
+from benchmarks.lib.common import RESULTS, ROOT
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import provenance
 from benchmarks.llm.tables import memory_table as llm_memory_table
@@ -29,6 +29,7 @@ from benchmarks.project.tables import project_table
 from benchmarks.ra_it.tables import calibrated_table, shared_context_table, transfer_table
 from benchmarks.retrieval.tables import index_table, leaks_table, memory_table
 from benchmarks.retrieval.tables import quality_table as retrieval_table
+from benchmarks.scaling.tables import scaling_plot, scaling_results, scaling_table
 
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
@@ -73,14 +74,23 @@ HEADINGS = {
 }
 
 
+PLOT = ROOT / "docs" / "scaling.svg"
+
+
 def main() -> None:
     (RESULTS.parent / "RESULTS.md").write_text(report())
-    update_docs(json.loads((RESULTS / "families.json").read_text()))
+    update_docs(read_results()["families"])
+    PLOT.write_text(scaling_plot(scaling_results(read_results())))
+
+
+def read_results() -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): The results by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def report() -> str:
     """RETURNS (str): The text of RESULTS.md."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    results = read_results()
     quality = [r for name, r in results.items() if name.startswith("ember_quality_")]
     lines = [
         "# Results",
@@ -99,6 +109,8 @@ def report() -> str:
         for name, r in results.items():
             if name.startswith(prefix):
                 lines += ["", *table(r), *provenance([r])]
+    if cells := scaling_results(results):
+        lines += ["", *scaling_table(cells)]
     lines += quality_section(results, QUALITY_SETS)
     lines += other_tables(results)
     return "\n".join(lines) + "\n"
@@ -108,7 +120,7 @@ def other_tables(results: Dict[str, Any]) -> List[str]:
     """RETURNS (List[str]): A section with keys and values for each result without a table of its own."""
     lines: List[str] = []
     for name, r in results.items():
-        if name.startswith(("ember_quality_", "padellm_quality_", *TABLES)):
+        if name.startswith(("ember_quality_", "padellm_quality_", "scaling_", *TABLES)):
             continue
         heading = next((text for key, text in HEADINGS.items() if name.startswith(key)), name)
         heading += f": {r['set']}" if "set" in r else ""

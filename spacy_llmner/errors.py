@@ -316,7 +316,7 @@ class Errors(metaclass=WithCodes):
         "training loop with [training.frozen_components], or train spacy_llmner.EmberProbe.v1 instead."
     )
     E033 = (
-        "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v1, but it has '{model}', which is "
+        "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v2, but it has '{model}', which is "
         "trained with `spacy train`. Set `@architectures` in [components.{name}.model]."
     )
     E042 = (

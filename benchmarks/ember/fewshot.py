@@ -38,7 +38,7 @@ def main(
             runs = []
             for seed in range(seeds):
                 nlp = spacy.blank("en")
-                settings = {"@architectures": "spacy_llmner.EmberFewShot.v1", "k": k, **model}
+                settings = {"@architectures": "spacy_llmner.EmberFewShot.v2", "k": k, **model}
                 config = {"llm": {"name": llm}, "model": settings}
                 ember: Any = nlp.add_pipe("ember_probe", config=config)
                 pool = read_examples(nlp, train, sentences=False)

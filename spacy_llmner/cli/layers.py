@@ -91,7 +91,7 @@ def layers_cli(
         f"Best: layer {best.layer} of {loaded.n_layers}, at {best.depth:.0%} of the depth. "
         "Use it in the config:\n\n[components.ember_probe.model]\n"
         f'@architectures = "spacy_llmner.EmberPaper.v1"\nlayer = {best.layer}\n\n'
-        "(EmberFewShot.v1 has the same setting. EmberProbe.v1 mixes several layers: add this one to "
+        "(EmberFewShot.v2 has the same setting. EmberProbe.v1 mixes several layers: add this one to "
         "its `layers`.)",
         markup=False,
         soft_wrap=True,

@@ -68,7 +68,7 @@ def make_ember_probe_pipe(
     name (str): Name of the component instance.
     llm (Union[str, LLM]): Name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
     model (Model): Settings of the probe (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberPaper.v1` or
-        `spacy_llmner.EmberFewShot.v1`).
+        `spacy_llmner.EmberFewShot.v2`).
     spans_key (str): Key of doc.spans for all spans found; their scores are in `attrs["scores"]`.
     overwrite (bool): Replace entities that are already set on the Doc.
     threshold (float): Probability, before calibration, at which an entity is preferred over no entity. A

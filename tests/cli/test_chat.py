@@ -43,7 +43,7 @@ def pipelines(tiny_llm, chat_llm, tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
     for name, llm in (("plain", tiny_llm), ("chat", chat_llm)):
         nlp = spacy.blank("en")
-        model = {"@architectures": "spacy_llmner.EmberFewShot.v1"}
+        model = {"@architectures": "spacy_llmner.EmberFewShot.v2"}
         config = {"llm": {"name": llm, "device": "cpu"}, "model": model, "threshold": 0.1}
         nlp.add_pipe("ember_probe", name="probe", config=config).fit(FIT)
         nlp.to_disk(root / name)

@@ -23,13 +23,13 @@ from tests.helpers import (  # noqa: F401
 
 STRUCTURED = "spacy_llmner.EmberProbe.v1"
 PAPER = "spacy_llmner.EmberPaper.v1"
-FEW_SHOT = "spacy_llmner.EmberFewShot.v1"
+FEW_SHOT = "spacy_llmner.EmberFewShot.v2"
 
 
 def make_nlp(llm, architecture=STRUCTURED, *, lang="en", cfg=None, **model):
     """RETURNS (Language): With one untrained ember_probe on the CPU that caches nothing."""
     nlp = spacy.blank(lang)
-    if architecture == STRUCTURED:
+    if architecture in (STRUCTURED, FEW_SHOT):
         # Without a prefix, what is read is exactly what is streamed.
         model = {"prefix": "", **model}
     config = {

@@ -34,6 +34,7 @@ from ..features.words import WordFeatures, WordReader
 from .base import Dims, check_sizes, decode_each
 from .fewshot_decoders import FewShotDecoder, JoinDecoder
 from .segmentation import IMPOSSIBLE, Decoded, ScoredSpan, mask_crossing
+from .structured import PREFIX
 
 # Number of nearest stored words of a type (or of nearest stored mentions) whose cosines are averaged.
 NEIGHBOURS = 5
@@ -58,6 +59,7 @@ class FewShotSettings:
     attention: Optional[str]
     read_twice: bool
     max_words: int
+    prefix: str = ""
 
     @property
     def streams(self) -> bool:
@@ -72,6 +74,7 @@ class FewShotSettings:
             max_words=self.max_words,
             max_batch_tokens=max_batch_tokens,
             read_twice=self.read_twice,
+            prefix=self.prefix,
         )
 
     def build(self, dims: Dims) -> "FewShotProbe":
@@ -84,10 +87,11 @@ def make_ember_few_shot(
     attention: Optional[str] = None,
     read_twice: bool = False,
     max_words: int = 8,
+    prefix: Optional[str] = None,
 ) -> Model:
     """Create the settings of a few-shot probe.
 
-    Registered as `spacy_llmner.EmberFewShot.v1` in `@architectures`.
+    Registered as `spacy_llmner.EmberFewShot.v2` in `@architectures`.
 
     layer (Optional[int]): Layer whose hidden states are compared; None for a layer just above the middle.
     k (int): Sentences stored per label, and sentences stored without any entity.
@@ -97,18 +101,39 @@ def make_ember_few_shot(
         which it has seen the whole text. More accurate on finished text, at twice the cost. Can't stream,
         and can't be combined with attention.
     max_words (int): Longest mention in words.
+    prefix (Optional[str]): Text that the LLM reads before every finished text, to know what to look for; ""
+        for none. Can't be combined with attention. None for the prefix of EmberProbe, or for none with
+        attention.
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If a setting is invalid.
     """
+    if prefix is None:
+        prefix = "" if attention else PREFIX
     if attention not in (None, "next"):
         known = "null, next"
         raise LLMNERError(Errors.E006.format(value=attention, what="attention", known=known))
     if attention and read_twice:
         raise wrong("model.attention", "ember_probe", attention, "null with read_twice")
+    if attention and prefix:
+        raise wrong("model.prefix", "ember_probe", prefix, '"" with attention')
     check_sizes(layer=(layer or 0, 0), k=(k, 1), max_words=(max_words, 1))
     return settings_model(
-        "ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words)
+        "ember_few_shot", FewShotSettings(layer, k, attention, read_twice, max_words, prefix)
     )
+
+
+def make_ember_few_shot_v1(
+    layer: Optional[int] = None,
+    k: int = 5,
+    attention: Optional[str] = None,
+    read_twice: bool = False,
+    max_words: int = 8,
+) -> Model:
+    """Create the settings of a few-shot probe without a prefix, for pipelines that earlier versions saved.
+
+    Registered as `spacy_llmner.EmberFewShot.v1` in `@architectures`. See `make_ember_few_shot`.
+    """
+    return make_ember_few_shot(layer, k, attention, read_twice, max_words, prefix="")
 
 
 def as_example(name: str, given: Annotated, tokenizer: Any) -> Example:

@@ -8,6 +8,7 @@ from spacy.training import Example
 from spacy_llmner.ember_probe.features.batch import surface
 from spacy_llmner.ember_probe.features.words import WordFeatures
 from spacy_llmner.ember_probe.probes.fewshot import choose, make_ember_few_shot
+from spacy_llmner.ember_probe.probes.structured import PREFIX
 from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm import registry as pool
@@ -219,7 +220,7 @@ def test_messages(tiny_llm):
             ember.fit(data)
     with pytest.raises(LLMNERError, match="no labels"):
         ember.predict([spacy.blank("en")("Tea")])
-    with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberFewShot.v1"):
+    with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberFewShot.v2"):
         make_nlp(tiny_llm).get_pipe("ember_probe").fit(DATA)
     with pytest.raises(LLMNERError, match="'both' is not a valid attention"):
         make_ember_few_shot(attention="both")
@@ -227,6 +228,26 @@ def test_messages(tiny_llm):
         make_ember_few_shot(attention="next", read_twice=True)
     with pytest.raises(LLMNERError, match="model.k"):
         make_ember_few_shot(k=0)
+
+
+def test_prefix(tiny_llm):
+    """Version 2 reads a prefix, version 1 doesn't: pipelines that were saved before keep their states."""
+    prefixes = {
+        version: make_nlp(tiny_llm, f"spacy_llmner.EmberFewShot.{version}", **model)
+        .get_pipe("ember_probe")
+        .model.attrs["settings"]
+        .prefix
+        for version, model in (("v1", {}), ("v2", {"prefix": None}))
+    }
+    assert prefixes == {"v1": "", "v2": PREFIX}
+    assert make_ember_few_shot(attention="next").attrs["settings"].prefix == ""
+    with pytest.raises(LLMNERError, match="model.prefix"):
+        make_ember_few_shot(attention="next", prefix="Find names:")
+    states = [
+        fitted(tiny_llm, prefix=prefix).get_pipe("ember_probe").module.vectors
+        for prefix in ("", "Find names:\n")
+    ]
+    assert not torch.allclose(*states)
 
 
 def test_training_says_what_to_do(nlp):
