@@ -40,9 +40,9 @@ WINDOW = 8
 WINDOW_NAMES = ("sliding_window", "attention_chunk_size")
 # Keys per attention row, as `attention` is checked.
 ROWS = 3
-# Largest acceptable differences, by the size of the dtype in bytes: of hidden states or attention rows,
-# and of log-probabilities (in nats). Rounding alone causes 1e-5 in float32, and a few percent in bfloat16.
-LIMITS = {4: (1e-3, 1e-3), 2: (0.15, 0.15)}
+# Largest acceptable differences of hidden states or attention rows, and of log-probabilities (in nats), for
+# LLMs in float32 and for others. Rounding alone causes 1e-6 in float32, and a few percent in bfloat16.
+LIMITS = {True: (1e-3, 1e-3), False: (0.15, 0.15)}
 
 Reference = Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]
 
@@ -95,10 +95,10 @@ def _check(llm: LoadedLLM) -> Dict[str, Finding]:
     except Exception as e:
         reason = f"its own forward pass with eager attention fails ({_summary(e)})"
         return {use: Finding(math.inf, None, reason) for use in USES}
-    limits = LIMITS.get(llm.model.dtype.itemsize, LIMITS[2])
+    limits = LIMITS[_is_exact(llm)]
     findings = {use: _finding(use, ours, ids, expected, limits) for use in USES}
     in_doubt = [f for f in findings.values() if f.reason and not math.isinf(f.states)]
-    if in_doubt and llm.model.dtype.itemsize < 4:
+    if in_doubt and not _is_exact(llm):
         limits = _rounding_limits(llm, ids, expected, limits)
         findings = {use: _finding(use, ours, ids, expected, limits) for use in USES}
     return findings
@@ -113,7 +113,7 @@ def _rounding_limits(
     RETURNS (Tuple[float, float]): The limits, raised to twice these changes.
     """
     copied, dtype = _copy_llm(llm, "eager"), llm.model.dtype
-    rounding = torch.finfo(dtype).eps
+    rounding = torch.finfo(torch.bfloat16 if dtype == torch.float32 else dtype).eps
     noise = 1 + rounding * (torch.arange(llm.width, device=llm.device) % 3 - 1)
     copied.model.get_input_embeddings().register_forward_hook(
         lambda module, args, out: (out.float() * noise).to(dtype)
@@ -189,8 +189,9 @@ def _reference(llm: LoadedLLM, ids: torch.Tensor) -> Reference:
     heads, tokens, tokens), or None if the model does not return them for all layers."""
     layers = _all_layers(llm).layers
     model = generating_view(llm, layers)
-    # Models without attention have no such argument.
-    has_maps = "output_attentions" in inspect.signature(model.forward).parameters
+    # In transformers 4, models without attention have no such argument. In 5, it is a keyword argument.
+    parameters = inspect.signature(model.forward).parameters
+    has_maps = "output_attentions" in parameters or "kwargs" in parameters
     with Recorder() as recorder:
         out = model(
             input_ids=ids, use_cache=False, **({"output_attentions": True} if has_maps else {})
@@ -209,15 +210,15 @@ def _reference(llm: LoadedLLM, ids: torch.Tensor) -> Reference:
 def _reads(llm: LoadedLLM, ids: torch.Tensor, expected: Reference) -> Finding:
     """Check whole texts of different lengths in one batch."""
     texts = [ids[0].tolist(), ids[1, : PREFIX + BRANCH // 2].tolist()]
-    spec, dtype = _all_layers(llm), llm.model.dtype
+    spec, exact = _all_layers(llm), _is_exact(llm)
     found = read_texts(llm, texts, spec)
     difference = max(
-        _state_difference(features.hidden, states[: len(text)], dtype)
+        _state_difference(features.hidden, states[: len(text)], exact)
         for text, features, states in zip(texts, found, expected[0])
     )
-    if difference > LIMITS[2][0]:
+    if difference > LIMITS[False][0]:
         alone = read_texts(llm, [ids[1].tolist()], spec)[0].hidden
-        if _state_difference(alone, expected[0][1], dtype) < difference / 10:
+        if _state_difference(alone, expected[0][1], exact) < difference / 10:
             reason = "it is not a causal LM, since its tokens also depend on later tokens"
             return Finding(difference, None, reason)
     return Finding(difference)
@@ -237,7 +238,7 @@ def _streams(llm: LoadedLLM, ids: torch.Tensor, expected: Reference) -> Finding:
     # The few tokens after the prompt count as much as the prompt.
     parts = ((states[0], expected[0][0, :start]), (torch.cat(states[1:]), expected[0][0, start:]))
     return Finding(
-        max(_state_difference(ours, own, llm.model.dtype) for ours, own in parts),
+        max(_state_difference(ours, own, _is_exact(llm)) for ours, own in parts),
         _log_prob_difference(torch.stack(log_probs), expected[1][0, start - 1 : -1]),
     )
 
@@ -277,14 +278,14 @@ def _trees(llm: LoadedLLM, ids: torch.Tensor, expected: Reference) -> Finding:
         states.append(torch.stack(found, 1))
     log_probs = torch.log_softmax(llm.logits(torch.cat(final)), -1)
     branch, place = branch.to(device), place.to(device)
-    own, dtype = expected[0][branch, place], llm.model.dtype
+    own, exact = expected[0][branch, place], _is_exact(llm)
     difference = max(
-        _state_difference(states[0], own[:split], dtype),
-        _state_difference(states[1], own[split:], dtype),
+        _state_difference(states[0], own[:split], exact),
+        _state_difference(states[1], own[split:], exact),
     )
     prefix, texts = tuple(ids[0, :PREFIX].tolist()), ids[:, PREFIX:].tolist()
     for features, own in zip(read_texts(llm, texts, spec, prefix=prefix), expected[0]):
-        difference = max(difference, _state_difference(features.hidden, own[PREFIX:], dtype))
+        difference = max(difference, _state_difference(features.hidden, own[PREFIX:], exact))
     return Finding(difference, _log_prob_difference(log_probs, expected[1][branch, place]))
 
 
@@ -325,16 +326,21 @@ def _layers_without_attention(llm: LoadedLLM, ids: torch.Tensor) -> str:
     return f"some layers ({shown}) are recurrent or convolutional, or have attention that can't be replaced"
 
 
+def _is_exact(llm: LoadedLLM) -> bool:
+    """RETURNS (bool): Whether rounding has no visible effect. Quantized LLMs may round activations, too."""
+    return llm.model.dtype == torch.float32 and not llm.quantization
+
+
 def _all_layers(llm: LoadedLLM) -> FeatureSpec:
     return FeatureSpec(tuple(range(llm.n_layers + 1)))
 
 
-def _state_difference(ours: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> float:
+def _state_difference(ours: torch.Tensor, own: torch.Tensor, exact: bool) -> float:
     """RETURNS (float): Difference of hidden states, shape (tokens, layers, width), relative to their
-    length: the mean over the tokens, for the worst layer. In half precision, the median, because single
+    length: the mean over the tokens, for the worst layer. If it is not exact, the median, because single
     tokens can differ much more, for example if other experts compute them."""
     ratios = _ratios(ours, own)
-    typical = ratios.mean(0) if dtype.itemsize == 4 else ratios.median(0).values
+    typical = ratios.mean(0) if exact else ratios.median(0).values
     return float(typical.max())
 
 

@@ -25,7 +25,7 @@ def test_table(tiny_llm):
 
 
 def test_reasons(tmp_path):
-    folder = save_random_llm(tmp_path / "bloom", "bloom")
+    folder = save_random_llm(tmp_path / "falcon", "falcon")
     result = RUN.invoke(app, ["check", folder])
     assert result.exit_code == 0  # ember_probe can use it
     assert "attention that can't be replaced" in result.output

@@ -63,8 +63,8 @@ def save_random_llm(folder: Path, family: str) -> str:
     if family in SETTINGS:
         settings = [{**SIZE, **ids, **SETTINGS[family]}]
     else:  # the first settings that the family's config and model accept
-        settings = [{**SMALL, **SIZE, **ids}, {**SIZE, **ids}]
-        settings.append({**SMALL, **ids})
+        own = _own_settings(family)
+        settings = [{**own, **SIZE, **ids}, {**SIZE, **ids}, {**own, **ids}]
     error: Exception = ValueError(family)
     for values in settings:
         try:
@@ -89,3 +89,13 @@ def save_random_llm(folder: Path, family: str) -> str:
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def _own_settings(family: str) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): The sizes that a family's config has. A cache would take a sliding window
+    into account, even if the model has none."""
+    try:
+        config = AutoConfig.for_model(family)
+    except Exception:  # some configs have no defaults
+        return SMALL
+    return {name: value for name, value in SMALL.items() if hasattr(config, name)}
