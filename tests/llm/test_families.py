@@ -82,7 +82,7 @@ def test_finished_texts_without_trees(folder_of, family):
     """EMBER needs neither trees nor attention that can be replaced."""
     folder = folder_of(family)
     eager = AutoModelForCausalLM.from_pretrained(folder).eval()
-    states = eager(torch.tensor([IDS]), output_hidden_states=True).hidden_states
+    states = eager(torch.tensor([IDS]), output_hidden_states=True, use_cache=False).hidden_states
     llm = make_llm(folder, device="cpu").load()
     hidden = read_texts(llm, [IDS, IDS[:4]], FeatureSpec((2,)))[0].hidden
     expected = states[1 if family == "mamba" else 2][
