@@ -11,6 +11,7 @@ from benchmarks.ember.tables import (
     fewshot_table,
     generated_table,
     layers_table,
+    overhead_table,
     quality_table,
     schedule_table,
 )
@@ -25,6 +26,7 @@ from benchmarks.padellm.tables import (
     speed_table,
     training_table,
 )
+from benchmarks.padellm.tables import overhead_table as padellm_overhead_table
 from benchmarks.project.tables import project_table
 from benchmarks.ra_it.tables import calibrated_table, shared_context_table, transfer_table
 from benchmarks.retrieval.tables import index_table, leaks_table, memory_table
@@ -47,10 +49,12 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_layers_": lambda r: layers_table(r, QUALITY_SETS[r["set"]]),
     "ember_generated": generated_table,
     "families": families_table,
+    "ember_overhead": overhead_table,
     "ember_schedule": schedule_table,
     "llm_memory": llm_memory_table,
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
+    "padellm_overhead": padellm_overhead_table,
     "padellm_training": training_table,
     "project_runs": project_table,
     "ra_it_calibrated": calibrated_table,

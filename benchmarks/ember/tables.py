@@ -3,7 +3,7 @@
 import statistics
 from typing import Any, Dict, List
 
-from benchmarks.lib.markdown import paragraph
+from benchmarks.lib.markdown import overhead_rows, paragraph
 from benchmarks.lib.provenance import provenance
 
 
@@ -153,3 +153,19 @@ def schedule_table(r: Dict[str, Any]) -> List[str]:
         ]
         out.append("| " + " | ".join(cells) + " |")
     return out
+
+
+def overhead_table(r: Dict[str, Any]) -> List[str]:
+    return [
+        "## Time of ember_probe around the LLM",
+        "",
+        *paragraph(
+            "CPU time of one thread. The LLM has one tiny layer, so that the rest can be measured.",
+            f"{r['texts']:,} made-up texts with {r['words']:,} words and {r['entities']:,} entities, in",
+            f"batches of {r['batch_size']} texts. Median of {r['rounds']} rounds, in which both versions",
+            "take turns. The sum leaves out the LLM, spaCy's tokenizer and the probe's own network, whose",
+            "time is arithmetic that a GPU does. Both versions find the same entities; the largest",
+            f"difference of two scores is {r['max_score_difference']:.0e}.",
+        ),
+        *overhead_rows(r, "word"),
+    ]
