@@ -7,6 +7,7 @@ shuffled, and `fit` takes the first k sentences of each label and the first k wi
 is tuned: all have their defaults, except for what the variant changes.
 """
 
+import json
 import random
 import statistics
 from pathlib import Path
@@ -17,22 +18,33 @@ import torch
 import typer
 from spacy.language import Language
 
-from benchmarks.lib.common import read_examples, save, strict_scores
+from benchmarks.lib.common import RESULTS, read_examples, save, strict_scores
 from spacy_llmner.ember_probe.probes.fewshot import choose
 
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "default": {},
+    "no prefix": {"prefix": ""},
     "read twice": {"read_twice": True},
+    "read twice, no prefix": {"read_twice": True, "prefix": ""},
     "attention next": {"attention": "next"},
 }
 KS = [1, 5, 20]
 
 
 def main(
-    train: Path, dev: Path, test: Path, llm: str = "smollm2-135m-instruct", seeds: int = 3
+    train: Path,
+    dev: Path,
+    test: Path,
+    llm: str = "smollm2-135m-instruct",
+    seeds: int = 3,
+    only: List[str] = typer.Option([], help="Variants to measure; the others keep their result"),
 ) -> None:
-    rows = []
-    for variant, model in VARIANTS.items():
+    path = RESULTS / "ember_fewshot.json"
+    measured = only or list(VARIANTS)
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in rows if row["variant"] not in measured]
+    for variant in measured:
+        model = VARIANTS[variant]
         features: Dict[Path, Any] = {}
         for k in KS:
             runs = []
@@ -50,6 +62,7 @@ def main(
                 runs.append(run)
                 print(variant, k, run, flush=True)
             rows.append({"variant": variant, "k": k, "runs": runs, **summary(runs)})
+    rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), row["k"]))
     save("ember_fewshot", {"llm": llm, "seeds": seeds, "rows": rows})
 
 

@@ -81,6 +81,7 @@ def train(folder: Path) -> None:
     from thinc.api import Adam
 
     torch.set_num_threads(1)
+    spacy.util.fix_random_seed(0)
     tiny_llm(folder / "llm", "smollm2-135m-instruct")
     nlp = spacy.blank("en")
     llm = {"@misc": "spacy_llmner.LLM.v1", "name": str(folder / "llm"), "device": "cpu"}

@@ -45,9 +45,10 @@ def fewshot_table(r: Dict[str, Any]) -> List[str]:
         "## Few-shot, this project's English corpus",
         "",
         *paragraph(
-            "`EmberFewShot.v1` without training, from k sentences for each of six labels and k sentences",
+            "`EmberFewShot.v2` without training, from k sentences for each of six labels and k sentences",
             f"without an entity. Strict F1 in percent: mean over {r['seeds']} draws of the sentences, in",
-            "brackets the highest minus the lowest.",
+            "brackets the highest minus the lowest. All rows but the default were measured before there",
+            "was a prefix (`EmberFewShot.v1`).",
         ),
         "",
         "| settings | k | total sentences | dev | test |",

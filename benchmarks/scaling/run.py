@@ -50,7 +50,15 @@ PUBLIC = {
         "wnut17/emerging.test.annotated",
     ],
 }
-LABEL_WORDS = {"ORG": "organization", "LOC": "location", "WORK": "work of art"}
+# For the LLMs, which read labels in lower case.
+LABEL_WORDS = {
+    "PERSON": "person",
+    "ORG": "organization",
+    "LOC": "location",
+    "PRODUCT": "product",
+    "EVENT": "event",
+    "WORK": "work of art",
+}
 PARTS = ("train", "dev", "test")
 OWN_TEST = 60
 
@@ -176,7 +184,8 @@ def padellm_ner(docs: Dict[str, List[Doc]], llm: str, seeds: int, minutes: float
 
 def ra_it_ner(docs: Dict[str, List[Doc]], llm: str, seeds: int, minutes: float) -> Runs:
     nlp = spacy.blank("en")
-    config = {"llm": {"name": llm}, "use_examples": "never", "label_words": LABEL_WORDS}
+    model = {"@architectures": "spacy_llmner.RAIT.v1", "label_words": LABEL_WORDS}
+    config = {"llm": {"name": llm}, "use_examples": "never", "model": model}
     pipe: Any = nlp.add_pipe("ra_it_ner", config=config)
     pipe.set_labels(sorted({ent.label_ for doc in docs["train"] for ent in doc.ents}))
     yield nlp, {"seed": 0}

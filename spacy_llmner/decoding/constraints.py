@@ -127,6 +127,9 @@ class Substrings:
         self.end = end
         self.likely_ends = np.zeros(len(tokens), bool) if likely_ends is None else likely_ends
         self.start = SubstringState(starts, -1 - np.arange(len(starts)))
+        # By `last` of a state: negative indices count from the end, so that of word w is at -1 - w.
+        self._following = np.concatenate([follow, first[::-1]])
+        self._can_end = np.concatenate([ends >= 0, np.zeros(len(first), dtype=bool)])
 
     def allowed(self, state: SubstringState) -> np.ndarray:
         if state.ended:
@@ -141,23 +144,23 @@ class Substrings:
         return state._next[token]
 
     def _find_allowed(self, state: SubstringState) -> np.ndarray:
-        following = self._next(state.last)
+        following = self._following[state.last]
         tokens = self.tokens[following[following >= 0]]
-        if self._can_end(state.last).any():
+        if self._can_end[state.last].any():
             tokens = np.append(tokens, self.end)
-        return np.unique(tokens)
+        return np.unique(tokens) if len(tokens) > 1 else tokens
 
     def _find_next(self, state: SubstringState, token: int) -> SubstringState:
         if token == self.end:
-            keep = self._can_end(state.last)
+            keep = self._can_end[state.last]
             return SubstringState(state.starts[keep], state.last[keep], ended=True)
-        following = self._next(state.last)
+        following = self._following[state.last]
         keep = (following >= 0) & (self.tokens[following] == token)
         return SubstringState(state.starts[keep], following[keep])
 
     def guess(self, state: SubstringState) -> int:
         last = state.last[0]
-        following = self.first[-1 - last] if last < 0 else self.follow[last]
+        following = self._following[last]
         if following < 0 or (last >= 0 and self.likely_ends[last]):
             return self.end
         return int(self.tokens[following])
@@ -166,16 +169,6 @@ class Substrings:
         """RETURNS (List[Tuple[int, int]]): Character offsets (start, end) of all occurrences of a finished
         answer, in the order of the text."""
         return [(int(s), int(self.ends[k])) for s, k in zip(state.starts, state.last)]
-
-    def _next(self, last: np.ndarray) -> np.ndarray:
-        not_started = last < 0
-        out = np.empty_like(last)
-        out[not_started] = self.first[-1 - last[not_started]]
-        out[~not_started] = self.follow[last[~not_started]]
-        return out
-
-    def _can_end(self, last: np.ndarray) -> np.ndarray:
-        return (last >= 0) & (self.ends[last] >= 0)
 
 
 @dataclass(frozen=True)

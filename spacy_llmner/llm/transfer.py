@@ -25,8 +25,9 @@ def to_cpu(tensors: Sequence[torch.Tensor]) -> Callable[[], Tuple[torch.Tensor, 
     tensors (Sequence[Tensor]): Tensors, all on the same device.
     RETURNS (Callable[[], Tuple[Tensor, ...]]): Waits until they are copied, and returns them.
     """
-    copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
-    if not tensors or tensors[0].device.type != "cuda":
+    on_cuda = len(tensors) > 0 and tensors[0].device.type == "cuda"
+    copies = tuple(tensor.to("cpu", non_blocking=on_cuda) for tensor in tensors)
+    if not on_cuda:
         return lambda: copies
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(tensors[0].device))

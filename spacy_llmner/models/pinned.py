@@ -33,7 +33,7 @@ class CatalogueModel:
     gguf_sha256 (Optional[str]): The sha256 of the joined GGUF file. None if the model needs no conversion.
     max_nats (Optional[float]): Limit of the likelihood check, in nats per token. It lies between the values
         of the correct conversion and of the least harmful wrong one (SmolLM2: 3.82 and 4.45, Gemma: 2.82
-        and 4.28, Qwen 0.5B: 4.22 and 5.92, Qwen 1.5B: 3.63 and ???). None for a sentence encoder.
+        and 4.28, Qwen 0.5B: 4.22 and 5.92, Qwen 1.5B: 3.63 and 8.33). None for a sentence encoder.
     max_length (int): Maximum length of an input in tokens.
     licence_notice (Optional[str]): Notice that the user must accept before the download, if any.
     """

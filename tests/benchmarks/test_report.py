@@ -2,17 +2,21 @@
 
 import re
 from importlib.util import find_spec
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.lib.common import RESULTS, ROOT, command_line
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import MODULES, current_command
-from benchmarks.report import report
+from benchmarks.report import PLOT, read_results, report
+from benchmarks.scaling.tables import scaling_plot, scaling_results
+from spacy_llmner.models.catalogue import CATALOGUE
 
 
 def test_results_are_up_to_date():
     assert (RESULTS.parent / "RESULTS.md").read_text() == report()
+    assert PLOT.read_text() == scaling_plot(scaling_results(read_results()))
     assert len(list(RESULTS.glob("*.json"))) > 40
 
 
@@ -23,6 +27,27 @@ def test_commands_name_modules_that_exist():
         module = re.match(r"python -m (benchmarks\.\w+\.\w+|benchmarks\.\w+)( |$)", command)[1]
         assert find_spec(module), command
     assert all(find_spec(f"benchmarks.{module}") for module in MODULES.values())
+
+
+def test_plot_of_sizes():
+    """One line for each component and corpus with several LLMs, from the smallest LLM to the largest."""
+    cells = {
+        f"scaling_{component}_{llm}": {"component": component, "set": "own", "llm": llm, "f": f}
+        for component, llm, f in (
+            ("few_shot", "qwen2.5-coder-0.5b-instruct", 60.0),
+            ("few_shot", "smollm2-135m-instruct", 50.0),
+            ("ra_it_ner", "smollm2-135m-instruct", 10.0),
+        )
+    }
+    for cell in cells.values():
+        cell["parameters"] = CATALOGUE[cell["llm"]].parameters
+    plot = ElementTree.fromstring(scaling_plot(scaling_results(cells)))
+    texts = [text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")]
+    assert "ember_probe, few-shot, own corpus" in texts
+    assert not any("ra_it_ner" in text for text in texts)
+    circles = list(plot.iter("{http://www.w3.org/2000/svg}circle"))
+    (x1, y1), (x2, y2) = [(float(c.get("cx")), float(c.get("cy"))) for c in circles]
+    assert x1 < x2 and y1 > y2  # y grows downwards
 
 
 @pytest.mark.parametrize(

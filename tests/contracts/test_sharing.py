@@ -117,7 +117,7 @@ def test_bytes_of_one_in_another(component, trained, pipe):
 
 # A function that is called with the LLM's answer.
 READS = {
-    "ember_probe": "spacy_llmner.ember_probe.predictor.Predictor.decode",
+    "ember_probe": "spacy_llmner.ember_probe.predictor.Predictor.decode_batch",
     "padellm_ner": "spacy_llmner.padellm_ner.component.locate_mentions",
     "ra_it_ner": "spacy_llmner.ra_it_ner.component.mentions_of",
     "el4ner_ensemble": "spacy_llmner.el4ner_ensemble.component.token_spans",

@@ -27,9 +27,10 @@ def test_spacy_train(roomy, corpus, tmp_path):
         "paths.train": corpus,
         "paths.dev": corpus,
         "paths.llm": roomy[0],
-        "paths.second_llm": roomy[1],
     }
     config = load_config(CONFIG, interpolate=False)
+    voters = config["components"]["el4ner_ensemble"]["llms"]
+    voters["second"] = {**voters["qwen"], "llm": {**voters["qwen"]["llm"], "name": roomy[1]}}
     config["components"]["el4ner_ensemble"]["encoder"] = {"@misc": "el4ner_tests.Encoder.v1"}
     config.to_disk(tmp_path / "config.cfg")
     train_cli(tmp_path / "config.cfg", tmp_path / "out", overrides=overrides)

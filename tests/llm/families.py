@@ -31,6 +31,7 @@ SETTINGS: Dict[str, Dict[str, Any]] = {
         "first_k_dense_replace": 4,
     },
 }
+SETTINGS["lfm2"] = {"layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3}
 SETTINGS["deepseek_v2"] = SETTINGS["deepseek_v3"]
 # Other names of the sizes, which configs ignore if they don't know them.
 SMALL = {

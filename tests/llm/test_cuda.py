@@ -199,6 +199,19 @@ def test_with_spacys_arrays_on_the_gpu(what, dtype, tiny_llm, cupy):
     assert 0.0 <= scores["ents_f"] <= 1.0
 
 
+def test_texts_scored_while_others_are_decoded(tiny_llm):
+    """With few words per group, `ember_probe` always has the scores of two groups on their way."""
+    nlp = make_nlp("ember", tiny_llm)
+    examples = make_examples(nlp)
+    nlp.initialize(lambda: examples)
+    for _ in range(10):
+        nlp.update(examples, sgd=make_sgd())
+    expected = [nlp(text) for text in TEXTS * 8]
+    nlp.get_pipe("ember_probe").max_batch_tokens = 10
+    for one, other in zip(expected, nlp.pipe(TEXTS * 8, batch_size=100)):
+        assert_same(one, other)
+
+
 def test_adapters_leave_each_other_alone(tiny_llm):
     one, other = (make_nlp(what, tiny_llm) for what in ("padellm", "ra_it"))
     for nlp in (one, other):

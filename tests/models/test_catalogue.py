@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from spacy_llmner.models import catalogue, pinned, wheels
 from spacy_llmner.models import sanity_checks as model_checks
 from tests.models.gguf_files import FIELDS, tiny_model, write_gguf
 
+ROOT = Path(__file__).parents[2]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -456,6 +458,15 @@ def test_sizes(index):
     assert model.size_mb() == model.size_mb("float32") == 40
     assert model.size_mb("bfloat16") == model.size_mb("float16") == 20
     assert model.size_mb("4-bit") == round(8 * 0.5625 + 2 * 2)
+
+
+def test_memory_in_the_docs():
+    docs = (ROOT / "docs" / "llms.md").read_text(encoding="utf8").replace(",", "")
+    for model in catalogue.CATALOGUE.values():
+        if model.kind == "causal-lm":
+            memory = [model.size_mb(dtype) for dtype in ("float32", "bfloat16", "4-bit")]
+            cells = [f"`{model.name}`", round(model.parameters / 1e6), *memory]
+            assert f"| {' | '.join(map(str, cells))} |" in docs
 
 
 @pytest.mark.llm

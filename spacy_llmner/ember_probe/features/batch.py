@@ -55,7 +55,7 @@ def collate(
     index = to_device(positions, device)
 
     def pad(words: Sequence[torch.Tensor]) -> torch.Tensor:
-        found = torch.cat(list(words)).to(device, non_blocking=True).float()
+        found = torch.cat(list(words)).to(device).float()
         padded = found.new_zeros((len(lengths) * width, *found.shape[1:]))
         return padded.index_copy_(0, index, found).unflatten(0, (len(lengths), width))
 
