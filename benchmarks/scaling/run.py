@@ -151,6 +151,7 @@ def ember_probe(docs: Dict[str, List[Doc]], llm: str, seeds: int, minutes: float
             for part in ("train", "dev"):
                 config["corpora"][part]["gold_preproc"] = True  # with the words of the corpus
             started = process_time()
+            (Path(folder) / "out").mkdir(exist_ok=True)
             spacy_train(init_nlp(config), Path(folder) / "out")
             seconds = process_time() - started
             nlp = spacy.load(Path(folder) / "out" / "model-best")

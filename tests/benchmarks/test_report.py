@@ -10,13 +10,15 @@ from benchmarks.lib.common import RESULTS, ROOT, command_line
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import MODULES, current_command
 from benchmarks.report import PLOT, read_results, report
-from benchmarks.scaling.tables import scaling_plot, scaling_results
+from benchmarks.scaling.tables import scaling_plot, scaling_results, scaling_rows
 from spacy_llmner.models.catalogue import CATALOGUE
 
 
 def test_results_are_up_to_date():
     assert (RESULTS.parent / "RESULTS.md").read_text() == report()
-    assert PLOT.read_text() == scaling_plot(scaling_results(read_results()))
+    cells = scaling_results(read_results())
+    assert PLOT.read_text() == scaling_plot(cells)
+    assert "\n".join(scaling_rows(cells)) in (ROOT / "docs" / "llms.md").read_text()
     assert len(list(RESULTS.glob("*.json"))) > 40
 
 
