@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils import check_device_map
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -247,6 +248,9 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
                 raise
             # Some older architectures have only attention of their own. They can still read texts.
             model, info = AutoModelForCausalLM.from_pretrained(path, **options)
+        if spec.device_map_table is not None:
+            # transformers 5 puts parts that the table doesn't contain on the CPU.
+            check_device_map(model, spec.device_map_table)
     except Exception as e:
         if _out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
