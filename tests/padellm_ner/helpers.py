@@ -122,9 +122,11 @@ class KnowingDecoder(DecodingEngine):
     SURE = 0.99
 
     def __init__(self, sequences, **settings):
-        super().__init__(
-            SimpleNamespace(decoder=None, device=torch.device("cpu"), is_spread=False), **settings
+        device = torch.device("cpu")
+        llm = SimpleNamespace(
+            decoder=None, device=device, is_spread=False, require=lambda use: None
         )
+        super().__init__(llm, **settings)
         self.known = {}
         for s in sequences:
             for k, (token, loss) in enumerate(zip(s.ids, s.loss)):
