@@ -20,6 +20,7 @@ from benchmarks.lib.common import RESULTS, ROOT
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import provenance
 from benchmarks.llm.tables import memory_table as llm_memory_table
+from benchmarks.llm.tables import self_check_table
 from benchmarks.padellm.tables import (
     constraint_table,
     quality_section,
@@ -52,6 +53,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_overhead": overhead_table,
     "ember_schedule": schedule_table,
     "llm_memory": llm_memory_table,
+    "llm_self_check": self_check_table,
     "padellm_speed": speed_table,
     "padellm_constraint": constraint_table,
     "padellm_overhead": padellm_overhead_table,

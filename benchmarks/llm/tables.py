@@ -32,3 +32,26 @@ def memory_table(r: Dict[str, Any]) -> List[str]:
         ]
         out.append("| " + " | ".join(cells) + " |")
     return out
+
+
+def self_check_table(results: Dict[str, Any]) -> List[str]:
+    """RETURNS (List[str]): The section about the self-check, without its provenance."""
+    out = [
+        "## Self-check of an LLM",
+        "",
+        *paragraph(
+            "Seconds, and the largest difference from transformers' own forward pass: of hidden states or",
+            "attention weights (relative), and of log-probabilities (nats).",
+        ),
+        "",
+        "| LLM | dtype | seconds | CPU seconds | states | log-probabilities |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in results["rows"]:
+        findings = row["findings"].values()
+        states = max(finding["states"] for finding in findings)
+        log_probs = max(finding["log_probs"] or 0.0 for finding in findings)
+        cells = [row["llm"], row["dtype"].removeprefix("torch."), f"{row['seconds']:.1f}"]
+        cells += [f"{row['cpu_seconds']:.1f}", f"{states:.1e}", f"{log_probs:.1e}"]
+        out.append("| " + " | ".join(cells) + " |")
+    return out
