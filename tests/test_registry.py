@@ -78,6 +78,9 @@ def test_fill_config(nothing_loaded, tmp_path):
         "revision": None,
         "dtype": "auto",
         "device": "auto",
+        "quantization": None,
+        "device_map": None,
+        "self_check": True,
     }
     assert config["training"]["score_weights"]["ents_f"] == 1.0
     nlp = load_model_from_config(load_config(tmp_path / "filled.cfg"), auto_fill=False)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from spacy_llmner.errors import LLMNERError, LLMNotFoundError
 from spacy_llmner.llm import memory, quantized_loading
 from spacy_llmner.llm.memory import free_bytes, needed_bytes
-from spacy_llmner.llm.registry import make_llm
+from spacy_llmner.llm.registry import clear, make_llm
 from spacy_llmner.llm.spec import LLMSpec
 from tests.conftest import change_json
 
@@ -128,6 +128,7 @@ def test_the_dtype_of_a_quantized_folder(folder):
 )
 def test_too_little_memory(tiny_llm, monkeypatch, free, advice):
     """Before it is loaded, with the numbers and what would fit."""
+    clear()  # another test may have loaded it
     needed = needed_bytes(tiny_llm, None, "float32")
     # A tiny LLM consists mostly of embeddings, which are never quantized.
     monkeypatch.setattr(memory, "UNQUANTIZED", ())
