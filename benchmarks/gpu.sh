@@ -49,7 +49,7 @@ train() {  # train COMPONENT NAME STEPS OPTIONS...
 config ember_probe
 train ember_probe ember_probe 280
 
-# 2. ember_probe: words per second beside the LLM alone, and the cost of entities in a stream.
+# 2. ember_probe: words per second, compared with the LLM alone, and the cost of entities in a stream.
 small=$([ -n "$dry" ] && echo "--rounds 1 --texts 4" || echo "--rounds 5 --texts 80")
 part throughput 90 $python -m benchmarks.ember.throughput "$work/ember_probe/model-last" $small \
     --name ember_throughput_gpu
