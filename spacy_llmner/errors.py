@@ -316,8 +316,9 @@ class Errors(metaclass=WithCodes):
         "training loop with [training.frozen_components], or train spacy_llmner.EmberProbe.v1 instead."
     )
     E033 = (
-        "fit() of '{name}' needs the model spacy_llmner.EmberFewShot.v2, but it has '{model}', which is "
-        "trained with `spacy train`. Set `@architectures` in [components.{name}.model]."
+        "fit() of '{name}' needs the model spacy_llmner.EmberMatch.v1 or spacy_llmner.EmberFewShot.v2, but "
+        "it has '{model}', which is trained with `spacy train`. Set `@architectures` in "
+        "[components.{name}.model]."
     )
     E042 = (
         "The streamer can't follow the LLM: {reason}. Create a new streamer for each text, and call "
@@ -556,6 +557,39 @@ class Errors(metaclass=WithCodes):
     E118 = (
         "The LLM '{name}' needs a newer version of transformers than {installed}: {reason}. Install the "
         "versions in constraints-transformers5.txt (see the README), or choose another LLM."
+    )
+    E145 = (
+        "The setting `model.weights` of '{name}' is '{path}', but this is not a folder with the weights of "
+        "a matcher. Create one with: python -m spacy llmner pretrain-matcher CORPORA OUT --llm NAME, or "
+        "remove the setting to use the weights that come with the package."
+    )
+    E146 = (
+        "The matcher in '{path}' was trained on the LLM '{other}', whose weights differ from those of "
+        "'{llm}'. Set the LLM of '{name}' to '{other}', or train a matcher for '{llm}': python -m spacy "
+        "llmner pretrain-matcher CORPORA OUT --llm '{llm}'"
+    )
+    E147 = (
+        "No weights for labels in words come with the package for the LLM '{llm}' (only for: {known}). Use "
+        "one of these LLMs for '{name}', or train a matcher for this one and set `model.weights` to its "
+        "folder: python -m spacy llmner pretrain-matcher CORPORA OUT --llm '{llm}'"
+    )
+    E148 = (
+        "The settings {settings} of the model of '{name}' differ from those of the weights in '{path}'. "
+        "Set them to the values of the weights: {needed}"
+    )
+    E149 = (
+        "The labels of '{name}' can't be chosen in words, since its model '{model}' finds only labels that "
+        'it was trained on. Set `@architectures = "spacy_llmner.EmberMatch.v1"` in '
+        "[components.{name}.model], or remove the labels and train the component."
+    )
+    E150 = (
+        "The folder '{path}' has no database files of WordNet: {missing}. Download WordNet from "
+        "https://wordnet.princeton.edu, and give the folder `dict` in it."
+    )
+    E151 = "Can't use '{path}' to train a matcher: {reason}."
+    E152 = (
+        "The examples for fit() of '{name}' contain no entities. Give a few sentences with annotated "
+        "entities of each label."
     )
     E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
     E124 = (

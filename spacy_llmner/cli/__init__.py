@@ -16,6 +16,7 @@ from .index import index_cli
 from .info import info_cli
 from .init_config import init_config_cli
 from .layers import layers_cli
+from .pretrain_matcher import pretrain_matcher_cli
 
 app = typer.Typer(
     name="llmner",
@@ -31,6 +32,7 @@ app.command("evaluate")(evaluate_cli)
 app.command("compare")(compare_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("layers")(layers_cli)
+app.command("pretrain-matcher")(pretrain_matcher_cli)
 app.command("generate")(generate_cli)
 app.command("index")(index_cli)
 app.command("export")(export_cli)

@@ -18,7 +18,6 @@ from typing import (
     Union,
 )
 
-import numpy as np
 import torch
 from spacy.language import Language
 from spacy.tokens import Doc
@@ -27,8 +26,9 @@ from thinc.api import Model, Optimizer
 
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
-from ..pipeline.base import FACTORY_META, LLMNERPipe
+from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions, warn_about_white_space
+from ..pipeline.labels import check_labels
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
@@ -39,9 +39,12 @@ from .features.batch import GoldSpans, collate, groups_by_words, surface
 from .features.cache import FeatureCache, open_cache
 from .features.corpus import BATCH, read_corpus, warn_about_unlearnable
 from .features.words import WordFeatures, WordReader
+from .matcher.labels import LabelReader
+from .matcher.word_label_pipe import WordLabelPipe
 from .predictor import Predictor
 from .probes.base import Dims, Probe
-from .probes.fewshot import Annotated, FewShotSettings, as_example, choose
+from .probes.fewshot import Annotated, ChosenExample, FewShotSettings, as_example, choose
+from .probes.match import MatchSettings, model_for
 from .streaming.generation import EmberStream
 from .streaming.prompt import Prompt
 from .streaming.streamer import EmberStreamer, follow_generation
@@ -61,14 +64,15 @@ def make_ember_probe_pipe(
     max_batch_tokens: int,
     feature_cache: str,
     scorer: Optional[Callable],
+    labels: Optional[List[str]] = None,
 ) -> "EmberProbe":
     """Create an `ember_probe`. The LLM is not loaded before its first use.
 
     nlp (Language): The pipeline.
     name (str): Name of the component instance.
     llm (Union[str, LLM]): Name of the shared LLM, or a handle on it (`@misc = "spacy_llmner.LLM.v1"`).
-    model (Model): Settings of the probe (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberPaper.v1` or
-        `spacy_llmner.EmberFewShot.v2`).
+    model (Model): Settings of the probe (`spacy_llmner.EmberProbe.v1`, `spacy_llmner.EmberMatch.v1`,
+        `spacy_llmner.EmberPaper.v1` or `spacy_llmner.EmberFewShot.v2`).
     spans_key (str): Key of doc.spans for all spans found; their scores are in `attrs["scores"]`.
     overwrite (bool): Replace entities that are already set on the Doc.
     threshold (float): Probability, before calibration, at which an entity is preferred over no entity. A
@@ -77,13 +81,17 @@ def make_ember_probe_pipe(
     feature_cache (str): Folder in which the LLM's features are cached during training; "auto" uses a folder
         in SPACY_LLMNER_HOME, "off" disables the cache.
     scorer (Optional[Callable]): The scoring method.
+    labels (Optional[List[str]]): Labels in words, which are found without training. With the default model,
+        they choose `spacy_llmner.EmberMatch.v1`.
     RETURNS (EmberProbe): The component.
+    RAISES (LLMNERError): If labels are given for a model that has to be trained first.
     """
     return EmberProbe(
         nlp,
         llm,
-        model,
+        model_for(name, model, labels),
         name,
+        labels=labels or [],
         spans_key=spans_key,
         overwrite=overwrite,
         threshold=threshold,
@@ -93,7 +101,7 @@ def make_ember_probe_pipe(
     )
 
 
-class EmberProbe(LLMNERPipe):
+class EmberProbe(WordLabelPipe):
     """Set doc.ents with small probes on a frozen LLM's hidden states (and attention weights).
 
     The LLM is never changed; only the probe is trained and saved.
@@ -120,6 +128,7 @@ class EmberProbe(LLMNERPipe):
         RAISES (LLMNERError): If a setting is unknown or has an invalid value.
         """
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
+        labels = settings.pop("labels") or []
         self.max_batch_tokens = settings.pop("max_batch_tokens")
         self.feature_cache = settings.pop("feature_cache")
         check_settings(
@@ -136,6 +145,10 @@ class EmberProbe(LLMNERPipe):
         )
         self.cache: Optional[FeatureCache] = None
         self._training = False
+        if isinstance(model.attrs["settings"], MatchSettings):
+            self.label_reader = LabelReader(name, model.attrs["settings"])
+        for label in check_labels(name, labels):
+            self.add_label(label)
 
     @property
     def dims(self) -> Dims:
@@ -157,13 +170,17 @@ class EmberProbe(LLMNERPipe):
         return settings.reader(self.dims, max_batch_tokens=self.max_batch_tokens)
 
     def trained_with(self) -> Dict[str, Any]:
-        return {"kind": self.model.name, **asdict(self.model.attrs["settings"])}
+        settings = self.model.attrs["settings"]
+        # The words of labels and the first weights can change.
+        kept = settings.probe if isinstance(settings, MatchSettings) else settings
+        return {"kind": self.model.name, **asdict(kept)}
 
     def build(self) -> torch.nn.Module:
         return self.model.attrs["settings"].build(self.dims)
 
     def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
-        """Find entities, without changing the Docs.
+        """Find entities, without changing the Docs. With EmberMatch, the labels in `doc._.llmner_labels`
+        take the place of the component's labels.
 
         docs (Iterable[Doc]): The Docs.
         RETURNS (List[Prediction]): One for each Doc.
@@ -173,18 +190,23 @@ class EmberProbe(LLMNERPipe):
         self._check_settings()
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
-        running: List[Tuple[List[int], List[Doc], Callable[[], List[np.ndarray]]]] = []
+        running: List[Callable[[], Iterable[Tuple[int, Prediction]]]] = []
+
+        def start(part: Predictor, indices: List[int], features: List[WordFeatures]) -> None:
+            group = [docs[i] for i in indices]
+            rows = part.score(group, features)
+            running.append(lambda: zip(indices, part.decode_batch(group, rows())))
 
         def finish() -> None:
-            indices, group, rows = running.pop(0)
-            for i, prediction in zip(indices, predictor.decode_batch(group, rows())):
+            for i, prediction in running.pop(0)():
                 out[i] = prediction
 
         # Features take about 10 to 100 KB per word, so only a few thousand words are processed at a time.
         for indices in groups_by_words([len(doc) for doc in docs], 4 * self.max_batch_tokens):
-            group = [docs[i] for i in indices]
-            running.append((indices, group, predictor.score(group, self.read(group))))
-            if len(running) > 1:
+            features = dict(zip(indices, self.read([docs[i] for i in indices])))
+            for part, chosen in self.by_labels(predictor, docs, indices):
+                start(part, chosen, [features[i] for i in chosen])
+            while len(running) > 1:
                 # A GPU computes the scores of the new group while those of the last one are decoded.
                 finish()
         while running:
@@ -257,7 +279,7 @@ class EmberProbe(LLMNERPipe):
         probe.train()
         probe.set_dropout(drop)
         docs = [eg.predicted for eg in examples]
-        scores = probe(predictor.batch(docs, self._read_finite(docs)))
+        scores = probe(predictor.batch(docs, self.read_finite(docs)))
         loss, d_scores = self.get_loss(examples, scores)
         torch.autograd.backward(scores, d_scores)
         probe.eval()
@@ -277,9 +299,9 @@ class EmberProbe(LLMNERPipe):
         RAISES (LLMNERError): If an example has a label that the component doesn't have.
         """
         assert self.module is not None
-        return self.module.loss(scores, [self._gold(eg) for eg in examples])
+        return self.module.loss(scores, [self.gold_spans(eg) for eg in examples])
 
-    def _gold(self, eg: Example) -> GoldSpans:
+    def gold_spans(self, eg: Example) -> GoldSpans:
         entities, unknown = gold_mentions(eg)
         label_ids = {label: i for i, label in enumerate(self.labels)}
         new_labels = sorted({label for _, _, label in entities if label not in label_ids})
@@ -314,36 +336,48 @@ class EmberProbe(LLMNERPipe):
         self.module = None
         self._optimizer = None
         self.adopt_labels(examples, labels)
-        llm = self.adopt_llm()
+        llm = self.adopt_settings()
         self.cache = None
         self._start_training()
-        self.cfg["calibration"] = list(platt_scaling.IDENTITY)
-        self.cfg["trained_with"] = self.trained_with()
         with isolated_seed(llm.device):
-            self.module = self.build().to(llm.device)
+            if self.label_reader is None:
+                self.module = self.build().to(llm.device)
+            else:
+                self.module = self.label_reader.build(llm, self.dims, self.labels)
         tokenizer = type(self.tokenizer).__name__
         warn_about_white_space(self.name, [eg.reference for eg in examples])
         warn_about_unlearnable(self.name, examples, getattr(settings, "max_words", None), tokenizer)
         docs = [eg.predicted for eg in examples]
         # Without a cache, read only what `fit_scale` needs.
         docs = docs[:BATCH] if self.cache is None else docs
-        sample = read_corpus(self._read_finite, docs)
-        self.module.fit_scale(sample)
+        sample = read_corpus(self.read_finite, docs)
+        if self.label_reader is None:
+            self.module.fit_scale(sample)
         self.module.eval()
 
     def fit(self, examples: Iterable[Annotated]) -> None:
-        """Store the words of a few labeled sentences for the few-shot probe, without training.
+        """Learn from a few labeled sentences, in seconds.
+
+        With EmberFewShot, at most `k` sentences per label are stored, and nothing is trained. With
+        EmberMatch, the probe that knows the labels' words is fine-tuned. All labels of the component must
+        be annotated in the sentences. Labels that occur only in the sentences are added.
 
         examples (Iterable[Union[Example, Tuple[str, Dict]]]): Examples, or texts with their annotation:
-            (text, {"entities": [(start, end, label)]}). At most `k` sentences per label are stored.
-        RAISES (LLMNERError): If the model is not a few-shot model, or no example has an entity.
+            (text, {"entities": [(start, end, label)]}).
+        RAISES (LLMNERError): If the model has to be trained with `spacy train`, or no example has an
+            entity.
         """
         settings = self.model.attrs["settings"]
-        if not isinstance(settings, FewShotSettings):
+        if not isinstance(settings, (FewShotSettings, MatchSettings)):
             raise LLMNERError(Errors.E033.format(name=self.name, model=self.model.name))
         converted = [as_example(self.name, eg, self.tokenizer) for eg in examples]
         warn_about_white_space(self.name, [eg.reference for eg in converted])
-        chosen = choose(converted, settings.k)
+        if isinstance(settings, FewShotSettings):
+            self._store(choose(converted, settings.k), settings)
+        else:
+            self.fine_tune([eg for eg in converted if len(eg.predicted)])
+
+    def _store(self, chosen: Sequence[ChosenExample], settings: FewShotSettings) -> None:
         labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})
         if not labels:
             raise LLMNERError(Errors.E026.format(name=self.name, k=settings.k))
@@ -351,9 +385,7 @@ class EmberProbe(LLMNERPipe):
         self.cfg["labels"] = []
         for label in labels:
             self.add_label(label)
-        self.cfg["calibration"] = list(platt_scaling.IDENTITY)
-        self.cfg["trained_with"] = self.trained_with()
-        llm = self.adopt_llm()
+        llm = self.adopt_settings()
         docs = [eg.predicted for eg, _, _ in chosen]
         batch = collate(self.reader.read(llm, docs), [surface(doc) for doc in docs], llm.device)
         gold = [
@@ -423,9 +455,10 @@ class EmberProbe(LLMNERPipe):
         self._training = False
 
     def trained_probe(self) -> Probe:
-        """RETURNS (Probe): The probe.
+        """RETURNS (Probe): The probe. With EmberMatch, it is created here at first.
         RAISES (LLMNERError): If the component is not trained.
         """
+        self.start_from_words()
         if self.module is None:
             message = Errors.E024 if self.labels else Errors.E020
             raise LLMNERError(message.format(name=self.name))
@@ -438,7 +471,7 @@ class EmberProbe(LLMNERPipe):
             return self.cache.read(llm, self.reader, docs)
         return self.reader.read(llm, docs)
 
-    def _read_finite(self, docs: Sequence[Doc]) -> List[WordFeatures]:
+    def read_finite(self, docs: Sequence[Doc]) -> List[WordFeatures]:
         """RETURNS (List[WordFeatures]): See `read`.
         RAISES (LLMNERError): If the LLM computes NaN.
         """

@@ -11,6 +11,7 @@ MIN_THRESHOLD = 0.001
 
 default_config = """
 [ember_probe]
+labels = []
 spans_key = "llmner"
 overwrite = true
 threshold = 0.5

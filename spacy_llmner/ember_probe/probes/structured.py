@@ -147,6 +147,14 @@ class StructuredProbe(nn.Module):
         is the score of label c for the span of k + 1 words that ends with word e. It is compared with 0,
         the score of words outside mentions.
         """
+        spans, impossible = self.spans(batch)
+        return (self.output(spans).masked_fill(impossible[..., None], IMPOSSIBLE),)
+
+    def spans(self, batch: WordBatch) -> Tuple[torch.Tensor, torch.Tensor]:
+        """RETURNS (Tuple[Tensor, Tensor]): A vector for each span, in the order of the scores of `forward`,
+        shape (texts, words, max_words, head); and whether each span is impossible because it would cross an
+        end of the text, shape (texts, words, max_words).
+        """
         mask = batch.mask
         z = self.words(batch) * mask[..., None]
         after = _shift(z, 1)
@@ -165,8 +173,7 @@ class StructuredProbe(nn.Module):
         positions = torch.arange(n_words, device=z.device)
         lengths = torch.arange(self.settings.max_words, device=z.device)
         impossible = (positions[:, None] < lengths)[None] | ~mask[..., None]
-        scores = self._score(torch.stack(spans, 2))
-        return (scores.masked_fill(impossible[..., None], IMPOSSIBLE),)
+        return self._activate(torch.stack(spans, 2)), impossible
 
     def words(self, batch: WordBatch) -> torch.Tensor:
         """RETURNS (Tensor): Shape (texts, words, width): a vector for each word, without context from the
@@ -202,14 +209,14 @@ class StructuredProbe(nn.Module):
             parts.append(F.dropout(encoded, self.drop, self.training))
         return torch.cat(parts, -1)
 
-    def _score(self, spans: torch.Tensor) -> torch.Tensor:
+    def _activate(self, spans: torch.Tensor) -> torch.Tensor:
         hidden = F.gelu(spans)
         if self.training and self.drop:
             # All spans that end with a word share a mask, since they compete with one another.
             shape = (*hidden.shape[:-2], 1, hidden.shape[-1])
             kept = torch.rand(shape, device=hidden.device) > self.drop
             hidden = hidden * kept / (1 - self.drop)
-        return self.output(hidden)
+        return hidden
 
     def loss(
         self, scores: Tuple[torch.Tensor, ...], gold: Sequence[GoldSpans]

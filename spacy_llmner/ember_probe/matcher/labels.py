@@ -1,0 +1,68 @@
+"""Build a matcher for labels in words, and change its labels."""
+
+from typing import Dict, List, Sequence
+
+import torch
+
+from ...llm.loading import LoadedLLM
+from ..probes.base import Dims
+from ..probes.match import Label, MatchProbe, MatchSettings
+from .label_states import phrases_of, read_phrases
+from .weights import load_matcher
+
+
+class LabelReader:
+    """Reads labels' words with the LLM. Each phrase is read once.
+
+    name (str): Name of the component, for error messages.
+    settings (MatchSettings): Words and descriptions of the labels.
+    """
+
+    def __init__(self, name: str, settings: MatchSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self._states: Dict[str, torch.Tensor] = {}
+
+    def read(
+        self, llm: LoadedLLM, layers: Sequence[int], labels: Sequence[str], present: Sequence[str]
+    ) -> List[Label]:
+        """llm (LoadedLLM): The LLM.
+        layers (Sequence[int]): The layers that the probe reads.
+        labels (Sequence[str]): The labels.
+        present (Sequence[str]): The labels that the probe has already.
+        RETURNS (List[Label]): The labels for `MatchProbe.set_labels`.
+        RAISES (LLMNERError): If the words of a label are not valid.
+        """
+        settings, old = self.settings, {label: k for k, label in enumerate(present)}
+        phrases = {
+            label: phrases_of(self.name, label, settings.label_words, settings.label_descriptions)
+            for label in labels
+            if label not in old
+        }
+        wanted = {phrase for of_label in phrases.values() for phrase in of_label}
+        new = sorted(wanted - self._states.keys())
+        if new:
+            self._states.update(zip(new, read_phrases(llm, layers, new)))
+        return [
+            torch.stack([self._states[phrase] for phrase in phrases[label]])
+            if label in phrases
+            else old[label]
+            for label in labels
+        ]
+
+    def build(self, llm: LoadedLLM, dims: Dims, labels: Sequence[str]) -> MatchProbe:
+        """Create a probe with trained weights.
+
+        dims (Dims): Sizes of the LLM.
+        labels (Sequence[str]): The labels.
+        RETURNS (MatchProbe): The probe, on the LLM's device.
+        RAISES (LLMNERError): If there are no weights for the LLM.
+        """
+        _, weights = load_matcher(self.name, llm, self.settings)
+        # A pipeline that is used first in inference mode can still be trained later.
+        with torch.inference_mode(False):
+            probe = self.settings.build(dims)
+            probe.load_state_dict(weights, strict=False)
+            layers = self.settings.reader(dims).layers
+            probe.set_labels(self.read(llm, layers, labels, []))
+        return probe.to(llm.device).eval()
