@@ -1,12 +1,13 @@
 """Conversion of a probe's scores to the mentions of Docs."""
 
-from typing import Dict, List, Sequence
+from typing import Any, List, Sequence
 
 import numpy as np
 from spacy.attrs import ORTH, SENT_START
 from spacy.tokens import Doc
 
-from ..util import is_blank
+from ..util import is_blank, split
+from .features.words import token_attributes, unique_words
 from .probes.base import Probe
 from .probes.segmentation import Decoded
 
@@ -24,22 +25,14 @@ def decode(
     threshold (float): Probability at which a mention is preferred over no mention.
     RETURNS (List[Decoded]): For each Doc, the best mentions, and all mentions with their scores.
     """
+    n_words = [len(doc) for doc in docs]
+    attributes = token_attributes(docs, [ORTH, SENT_START])
+    words, index = unique_words(docs, attributes[:, 0])
+    is_blank_word = np.array([is_blank(word) for word in words], dtype=bool)[index]
+    blank: List[Any] = split(is_blank_word, n_words)
+    starts: List[Any] = split(attributes[:, 1] == 1, n_words)
     within = [
-        probe.within_sentences(rows, doc.to_array(SENT_START) == 1)
-        if doc.has_annotation("SENT_START")
-        else rows
-        for doc, rows in zip(docs, texts)
+        probe.within_sentences(rows, starts_of_doc) if doc.has_annotation("SENT_START") else rows
+        for doc, rows, starts_of_doc in zip(docs, texts, starts)
     ]
-    return probe.decode(within, blank_words(docs), threshold)
-
-
-def blank_words(docs: Sequence[Doc]) -> List[List[bool]]:
-    """RETURNS (List[List[bool]]): For each Doc, whether each of its words is blank."""
-    known: Dict[int, bool] = {}
-    out = []
-    for doc in docs:
-        words = doc.to_array(ORTH).tolist()
-        for word in set(words).difference(known):
-            known[word] = is_blank(doc.vocab.strings[word])
-        out.append([known[word] for word in words])
-    return out
+    return probe.decode(within, blank, threshold)
