@@ -87,7 +87,7 @@ def _wheels(name: str, version: str, *pins: Tuple[str, int]) -> Tuple[Wheel, ...
 
 CHECKED = "token ids against published ones, likelihood of English"
 APACHE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
-APACHE = {"licence": "Apache-2.0", "licence_url": APACHE_URL}
+APACHE: Dict[str, Any] = {"licence": "Apache-2.0", "licence_url": APACHE_URL}
 # What both Qwen models have in common. The licence is that of the original.
 QWEN: Dict[str, Any] = {
     "kind": "causal-lm",
