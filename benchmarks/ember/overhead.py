@@ -14,7 +14,7 @@ from typing import Any, Callable, List
 from benchmarks.lib.common import save
 from benchmarks.lib.overhead import LLM, TOKENIZER, alternate, run, summary, train
 
-BATCH_SIZE = 64  # as in the config
+BATCH_SIZE = 256  # as in the config
 EMBER = "spacy_llmner.ember_probe"
 STEPS = {
     TOKENIZER: ["spacy.language:Language.make_doc"],
@@ -23,7 +23,6 @@ STEPS = {
         "spacy_llmner.llm.tokenization:LLMTokenizer.encode",
         "spacy_llmner.llm.tokenization:LLMTokenizer.encode_batch",
         f"{EMBER}.features.words:word_bounds",
-        f"{EMBER}.features.words:_texts",
         f"{EMBER}.features.words:WordReader._needed_tokens",
     ],
     "batches for the LLM": [

@@ -7,7 +7,7 @@ from spacy.attrs import ORTH, SENT_START
 from spacy.tokens import Doc
 
 from ..util import is_blank, split
-from .features.words import token_attributes, unique_words
+from .features.words import token_attributes
 from .probes.base import Probe
 from .probes.segmentation import Decoded
 
@@ -27,12 +27,20 @@ def decode(
     """
     n_words = [len(doc) for doc in docs]
     attributes = token_attributes(docs, [ORTH, SENT_START])
-    words, index = unique_words(docs, attributes[:, 0])
-    is_blank_word = np.array([is_blank(word) for word in words], dtype=bool)[index]
-    blank: List[Any] = split(is_blank_word, n_words)
+    blank: List[Any] = split(_blank_words(docs, attributes[:, 0], n_words), n_words)
     starts: List[Any] = split(attributes[:, 1] == 1, n_words)
     within = [
         probe.within_sentences(rows, starts_of_doc) if doc.has_annotation("SENT_START") else rows
         for doc, rows, starts_of_doc in zip(docs, texts, starts)
     ]
     return probe.decode(within, blank, threshold)
+
+
+def _blank_words(docs: Sequence[Doc], orths: np.ndarray, n_words: Sequence[int]) -> np.ndarray:
+    """RETURNS (ndarray): bool, shape (words,): whether each word is blank. Each form is looked up once."""
+    forms, first = np.unique(orths, return_index=True)
+    # A form is looked up in the vocabulary of a Doc that contains it.
+    containing = np.repeat(np.arange(len(docs)), n_words)[first].tolist()
+    pairs = zip(forms.tolist(), containing)
+    blank = [form for form, i in pairs if is_blank(docs[i].vocab.strings[form])]
+    return np.isin(orths, np.array(blank, dtype=np.uint64))

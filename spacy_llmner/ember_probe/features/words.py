@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-from spacy.attrs import IDX, LENGTH, ORTH, SPACY
+from spacy.attrs import IDX, LENGTH
 from spacy.tokens import Doc
 
 from ...llm.hidden_states import Features, FeatureSpec, read_texts
@@ -87,8 +87,7 @@ class WordReader:
         RETURNS (List[WordFeatures]): One for each Doc, float32, on the LLM's device. The Docs of a forward
             pass share one tensor.
         """
-        attributes = token_attributes(docs, [IDX, LENGTH, ORTH, SPACY])
-        tokens = llm.tokenizer.encode_batch(_texts(docs, *attributes[:, 2:].T))
+        tokens = llm.tokenizer.encode_batch([doc.text for doc in docs])
         bos, end = llm.tokenizer.bos, llm.tokenizer.end if self.attention else []
         separator = llm.tokenizer.encode("\n").ids if self.read_twice else []
         prefix = bos + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
@@ -97,8 +96,7 @@ class WordReader:
         size -= len(start) + len(prefix) + len(end) + len(separator)
         size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
-        starts, lengths = attributes[:, :2].view(np.int64).T
-        needed = self._needed_tokens(docs, starts + lengths, tokens, len(end))
+        needed = self._needed_tokens(docs, tokens, len(end))
         parts, texts, rows = [], [], []
         for i, (ids_of_text, of_text) in enumerate(zip(tokens.ids(), needed)):
             n_tokens = len(ids_of_text)
@@ -127,7 +125,7 @@ class WordReader:
         return [WordFeatures(features.hidden) for features in found]
 
     def _needed_tokens(
-        self, docs: Sequence[Doc], ends: np.ndarray, tokens: EncodedTexts, n_after: int
+        self, docs: Sequence[Doc], tokens: EncodedTexts, n_after: int
     ) -> List[np.ndarray]:
         """RETURNS (List[ndarray]): For each Doc, the indices of the tokens whose features are needed. With
         attention, these are all tokens, and those after the text.
@@ -135,7 +133,8 @@ class WordReader:
         if self.attention:
             return [np.arange(n + n_after) for n in np.diff(tokens.first_tokens).tolist()]
         n_words = [len(doc) for doc in docs]
-        return split(tokens.last_tokens(ends, n_words), n_words)
+        starts, lengths = token_attributes(docs, [IDX, LENGTH]).view(np.int64).T
+        return split(tokens.last_tokens(starts + lengths, n_words), n_words)
 
     def gather(
         self, starts: np.ndarray, ends: np.ndarray, encoding: Encoding, tokens: Features
@@ -209,28 +208,6 @@ def token_attributes(docs: Sequence[Doc], attributes: List[Union[int, str]]) -> 
     """RETURNS (ndarray): uint64, shape (words, attributes): attributes of the tokens of all Docs."""
     arrays = [doc.to_array(attributes).reshape(len(doc), -1) for doc in docs if len(doc)]
     return np.concatenate([np.zeros((0, len(attributes)), dtype=np.uint64), *arrays])
-
-
-def unique_words(docs: Sequence[Doc], orths: np.ndarray) -> Tuple[List[str], np.ndarray]:
-    """Look up each word of some Docs once.
-
-    orths (ndarray): uint64, shape (words,): the attribute ORTH of the words of all Docs.
-    RETURNS (Tuple[List[str], ndarray]): The different words, and for each word its index among them.
-    """
-    unique, first, index = np.unique(orths, return_index=True, return_inverse=True)
-    # A word is looked up in the vocabulary of a Doc that contains it.
-    docs_of_words = np.repeat(np.arange(len(docs)), [len(doc) for doc in docs])[first].tolist()
-    words = [docs[i].vocab.strings[orth] for i, orth in zip(docs_of_words, unique.tolist())]
-    return words, index
-
-
-def _texts(docs: Sequence[Doc], orths: np.ndarray, spaces: np.ndarray) -> List[str]:
-    """RETURNS (List[str]): The texts of some Docs. Much faster than `doc.text`."""
-    words, index = unique_words(docs, orths)
-    pieces = np.empty((len(index), 2), dtype=object)
-    pieces[:, 0] = np.array(words, dtype=object)[index]
-    pieces[:, 1] = np.array(["", " "], dtype=object)[spaces.view(np.int64)]
-    return ["".join(of_doc.ravel()) for of_doc in split(pieces, [len(doc) for doc in docs])]
 
 
 def _concatenate(
