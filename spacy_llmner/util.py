@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Iterator, List, Sequence, Tuple
@@ -137,3 +138,13 @@ def padded_positions(lengths: Sequence[int], width: int) -> np.ndarray:
     sizes = np.asarray(lengths, dtype=np.int64)
     shifts = np.arange(len(sizes)) * width - (np.cumsum(sizes) - sizes)
     return np.arange(sizes.sum()) + np.repeat(shifts, sizes)
+
+
+def split(array: np.ndarray, lengths: Sequence[int]) -> List[np.ndarray]:
+    """Split an array along its first axis. Faster than `numpy.split` for many parts.
+
+    lengths (Sequence[int]): Length of each part.
+    RETURNS (List[ndarray]): The parts, which share the memory of the array.
+    """
+    ends = list(accumulate(lengths))
+    return [array[end - n : end] for n, end in zip(lengths, ends)]

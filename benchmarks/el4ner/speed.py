@@ -23,7 +23,7 @@ import typer
 from spacy.tokens import Doc
 
 from benchmarks.lib.common import clock_of, read_examples, save
-from spacy_llmner.decoding.engine import Tree
+from spacy_llmner.decoding.tree import Tree
 from spacy_llmner.el4ner_ensemble.call_counts import CallCounts
 from spacy_llmner.el4ner_ensemble.component import EL4NER
 from spacy_llmner.el4ner_ensemble.interfaces import Claim

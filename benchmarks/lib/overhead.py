@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from benchmarks.lib.common import ROOT
@@ -16,6 +17,9 @@ from benchmarks.lib.common import ROOT
 # The forward passes of the LLM, and what spaCy does before the component. They don't count as overhead.
 LLM, TOKENIZER = "LLM", "spaCy's tokenizer"
 OTHER = "other"
+# Called with the pipeline and the texts. Returns a function that returns the size of what was processed
+# since its last call.
+Counter = Callable[[Any, List[str]], Callable[[], int]]
 TEMPLATES = (
     "{PERSON} met {PERSON} in {PLACE} , where both had worked for {ORG} in the spring",
     "the old bridge near {PLACE} was closed for repairs last week , and nobody complained about it",
@@ -82,33 +86,36 @@ class Stopwatch:
         self._since = now
 
 
-def alternate(
-    module: str, old: Path, arguments: List[str], rounds: int
-) -> Dict[str, List[Dict[str, Any]]]:
-    """Run a benchmark's worker in two versions of the package, in turns.
+def alternate(module: str, old: Path, n_texts: int, rounds: int) -> Dict[str, List[Dict[str, Any]]]:
+    """Run a pipeline in two versions of the package, in turns. The old version trains it, since the new one
+    can read what the old one writes.
 
-    module (str): The benchmark, which calls `answer` if its first argument is "--worker".
+    module (str): The benchmark, which calls `run`.
     old (Path): Folder of the old version, such as a git worktree.
-    arguments (List[str]): Further arguments of the worker.
+    n_texts (int): Number of texts.
     rounds (int): How often each version measures. One more round warms up.
     RETURNS (Dict[str, List[Dict[str, Any]]]): The answers of "before" and "after".
     """
-    workers = {
-        name: _start([sys.executable, "-m", module, "--worker", str(folder.resolve()), *arguments])
-        for name, folder in (("before", old), ("after", ROOT))
-    }
-    answers: Dict[str, List[Dict[str, Any]]] = {name: [] for name in workers}
-    for k in range(rounds + 1):
-        for name in sorted(workers, reverse=bool(k % 2)):
-            workers[name].stdin.write("measure\n")
-            workers[name].stdin.flush()
-            row = json.loads(workers[name].stdout.readline())
-            if k:
-                answers[name].append(row)
-            print(k, name, {step: round(x, 2) for step, x in row["steps"].items()}, flush=True)
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    versions = {"before": old.resolve(), "after": ROOT}
+    answers: Dict[str, List[Dict[str, Any]]] = {name: [] for name in versions}
+    with TemporaryDirectory() as folder:
+        if _start(module, "--train", versions["before"], folder, n_texts).wait():
+            raise SystemExit("The old version can't train the pipeline.")
+        workers = {
+            name: _start(module, "--measure", version, folder, n_texts)
+            for name, version in versions.items()
+        }
+        for k in range(rounds + 1):
+            for name in sorted(workers, reverse=bool(k % 2)):
+                workers[name].stdin.write("measure\n")
+                workers[name].stdin.flush()
+                row = json.loads(workers[name].stdout.readline())
+                if k:
+                    answers[name].append(row)
+                print(k, name, {step: round(x, 2) for step, x in row["steps"].items()}, flush=True)
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
     return answers
 
 
@@ -152,20 +159,95 @@ def found(doc: Any) -> Dict[str, Any]:
     }
 
 
-def use_version(folder: str) -> None:
-    """Import `spacy_llmner` from a folder. Must be called before its first import."""
+def run(
+    main: Callable,
+    pipeline: Callable[[Path], None],
+    steps: Dict[str, List[str]],
+    count: Counter,
+    **settings: Any,
+) -> None:
+    """Run a benchmark: its `main`, or what `alternate` has started this process for.
+
+    main (Callable): Its parameters become command-line options.
+    pipeline (Callable[[Path], None]): Writes the pipeline to a folder. See `train`.
+    steps (Dict[str, List[str]]): What to measure, for `Stopwatch.watch`.
+    count (Counter): Starts to count what the time is divided by.
+    settings: Settings of `nlp.pipe`.
+    """
+    if sys.argv[1:2] not in (["--train"], ["--measure"]):
+        import typer
+
+        return typer.run(main)
+    _, task, version, folder, n_texts = sys.argv
     assert "spacy_llmner" not in sys.modules
-    sys.path.insert(0, folder)
+    sys.path.insert(0, version)
+    if task == "--train":
+        return pipeline(Path(folder))
+    import spacy
+    import torch
 
-
-def answer(measure: Callable[[], Dict[str, Any]]) -> None:
-    """Measure once for each line of the standard input, and print the result as JSON."""
+    torch.set_num_threads(1)
+    nlp = spacy.load(Path(folder) / "pipeline")
+    texts = [text for text, _ in made_up_texts(int(n_texts))]
+    size = count(nlp, texts)
+    stopwatch = Stopwatch()
+    stopwatch.watch(steps)
+    # Only answers go to the standard output: one for each line of the standard input.
     out, sys.stdout = sys.stdout, sys.stderr
     for _ in sys.stdin:
-        print(json.dumps(measure()), file=out, flush=True)
+        stopwatch.reset()
+        docs = list(nlp.pipe(texts, **settings))
+        seconds, n = stopwatch.stop(), size()
+        us = {step: 1e6 * spent / n for step, spent in seconds.items()}
+        row = {"steps": us, "size": n, "found": [found(doc) for doc in docs]}
+        print(json.dumps(row), file=out, flush=True)
 
 
-def _start(command: List[str]) -> Any:
+def train(
+    folder: Path,
+    component: str,
+    config: Dict[str, Any],
+    *,
+    n_texts: int,
+    n_steps: int,
+    sgd: Dict[str, float],
+    drop: float = 0.0,
+) -> None:
+    """Write an LLM of one tiny layer, and a pipeline that was trained with it.
+
+    folder (Path): The folder.
+    component (str): Name of the component's factory.
+    config (Dict[str, Any]): Its settings, without the LLM.
+    n_texts (int): Training texts. A tenth of them are a batch.
+    n_steps (int): Training steps.
+    sgd (Dict[str, float]): Settings of Adam.
+    drop (float): Dropout rate.
+    """
+    import spacy
+    import torch
+    from spacy.training import Example
+    from thinc.api import Adam
+
+    torch.set_num_threads(1)
+    spacy.util.fix_random_seed(0)
+    tiny_llm(folder / "llm", "smollm2-135m-instruct")
+    nlp = spacy.blank("en")
+    llm = {"@misc": "spacy_llmner.LLM.v1", "name": str(folder / "llm"), "device": "cpu"}
+    nlp.add_pipe(component, config={"llm": llm, **config})
+    examples = [
+        Example.from_dict(nlp.make_doc(text), {"entities": ents})
+        for text, ents in made_up_texts(n_texts, seed=1)
+    ]
+    nlp.initialize(lambda: examples)
+    optimizer = Adam(**sgd)
+    size = n_texts // 10
+    for step in range(n_steps):
+        nlp.update(examples[size * (step % 10) :][:size], sgd=optimizer, drop=drop)
+    nlp.to_disk(folder / "pipeline")
+
+
+def _start(module: str, task: str, version: Path, folder: str, n_texts: int) -> Any:
+    command = [sys.executable, "-m", module, task, str(version), folder, str(n_texts)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT

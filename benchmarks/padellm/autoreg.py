@@ -27,9 +27,9 @@ from spacy_llmner.decoding.constraints import (
     SubstringState,
     allowed_along,
 )
-from spacy_llmner.decoding.engine import Request, Tree
 from spacy_llmner.decoding.generate import Answer, decode
 from spacy_llmner.decoding.substrings import substring_constraint
+from spacy_llmner.decoding.tree import Request, Tree
 from spacy_llmner.llm.packing import TrainingSequence
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import DEFAULT_CONFIG, PaDeLLM, make_padellm_ner_pipe

@@ -7,7 +7,8 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from benchmarks.padellm.equivalence import decode_mentions
-from spacy_llmner.decoding.engine import DecodingEngine, Scores
+from spacy_llmner.decoding.engine import DecodingEngine
+from spacy_llmner.decoding.tree import Scores
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM
 from spacy_llmner.padellm_ner.decoding import DecodedMention

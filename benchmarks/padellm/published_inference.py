@@ -20,8 +20,8 @@ from transformers import DynamicCache
 
 from benchmarks.padellm.autoreg import AutoReg, question
 from spacy_llmner.decoding.constraints import Constraint
-from spacy_llmner.decoding.engine import Scores
 from spacy_llmner.decoding.substrings import substring_constraint
+from spacy_llmner.decoding.tree import Scores
 from spacy_llmner.llm.loading import LoadedLLM
 from spacy_llmner.llm.word_tokens import WordTokens
 from spacy_llmner.padellm_ner.component import PaDeLLM

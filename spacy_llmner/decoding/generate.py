@@ -6,7 +6,8 @@ from typing import Any, Callable, Generator, Iterable, List, Optional, Sequence,
 import numpy as np
 
 from .constraints import Constraint
-from .engine import Node, Scores, Steps, Tree
+from .engine import Steps
+from .tree import Node, Scores, Tree
 
 # A generator that runs within a request: see `engine.Steps`.
 Branch = Steps

@@ -1,12 +1,13 @@
 """Conversion of a probe's scores to the mentions of Docs."""
 
-from typing import Dict, List, Sequence
+from typing import Any, List, Sequence
 
 import numpy as np
 from spacy.attrs import ORTH, SENT_START
 from spacy.tokens import Doc
 
-from ..util import is_blank
+from ..util import is_blank, split
+from .features.words import token_attributes
 from .probes.base import Probe
 from .probes.segmentation import Decoded
 
@@ -24,22 +25,22 @@ def decode(
     threshold (float): Probability at which a mention is preferred over no mention.
     RETURNS (List[Decoded]): For each Doc, the best mentions, and all mentions with their scores.
     """
+    n_words = [len(doc) for doc in docs]
+    attributes = token_attributes(docs, [ORTH, SENT_START])
+    blank: List[Any] = split(_blank_words(docs, attributes[:, 0], n_words), n_words)
+    starts: List[Any] = split(attributes[:, 1] == 1, n_words)
     within = [
-        probe.within_sentences(rows, doc.to_array(SENT_START) == 1)
-        if doc.has_annotation("SENT_START")
-        else rows
-        for doc, rows in zip(docs, texts)
+        probe.within_sentences(rows, starts_of_doc) if doc.has_annotation("SENT_START") else rows
+        for doc, rows, starts_of_doc in zip(docs, texts, starts)
     ]
-    return probe.decode(within, blank_words(docs), threshold)
+    return probe.decode(within, blank, threshold)
 
 
-def blank_words(docs: Sequence[Doc]) -> List[List[bool]]:
-    """RETURNS (List[List[bool]]): For each Doc, whether each of its words is blank."""
-    known: Dict[int, bool] = {}
-    out = []
-    for doc in docs:
-        words = doc.to_array(ORTH).tolist()
-        for word in set(words).difference(known):
-            known[word] = is_blank(doc.vocab.strings[word])
-        out.append([known[word] for word in words])
-    return out
+def _blank_words(docs: Sequence[Doc], orths: np.ndarray, n_words: Sequence[int]) -> np.ndarray:
+    """RETURNS (ndarray): bool, shape (words,): whether each word is blank. Each form is looked up once."""
+    forms, first = np.unique(orths, return_index=True)
+    # A form is looked up in the vocabulary of a Doc that contains it.
+    containing = np.repeat(np.arange(len(docs)), n_words)[first].tolist()
+    pairs = zip(forms.tolist(), containing)
+    blank = [form for form, i in pairs if is_blank(docs[i].vocab.strings[form])]
+    return np.isin(orths, np.array(blank, dtype=np.uint64))

@@ -12,7 +12,7 @@ from ..llm.transfer import to_cpu
 from ..pipeline.predictions import PredictedSpan, Prediction, write_prediction
 from ..util import batches_by_length
 from . import platt_scaling
-from .features.batch import WordBatch, collate, surface
+from .features.batch import WordBatch, collate, surfaces
 from .features.words import WordFeatures, WordReader
 from .postprocess import decode
 from .probes.base import Probe
@@ -51,7 +51,7 @@ class Predictor:
 
     def batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
         """RETURNS (WordBatch): The words of some Docs, padded, on the LLM's device."""
-        return collate(features, [surface(doc) for doc in docs], self.llm.device)
+        return collate(features, [surfaces(docs)], self.llm.device)
 
     def score(
         self, docs: Sequence[Doc], features: Sequence[WordFeatures]

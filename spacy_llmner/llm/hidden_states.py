@@ -130,12 +130,21 @@ def _rows_of_texts(
     longest = recorder.hidden[probed.layers[0]].shape[1]
     texts = np.repeat(np.arange(len(rows)) * longest, lengths)
     index = to_device(texts + np.concatenate(rows), llm.device)
-    states = [recorder.hidden[layer].flatten(0, 1)[index] for layer in probed.layers]
-    hidden = torch.stack(states, dim=1).float().split(lengths)
+
+    def selected(layers: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
+        """RETURNS (Tuple[Tensor, ...]): float32, for each text shape (rows, layers, ...)."""
+        out = torch.empty(
+            (len(index), len(layers), *layers[0].shape[2:]), dtype=torch.float32, device=llm.device
+        )
+        for k, layer in enumerate(layers):
+            # Much faster on a CPU than `layer[index]`. Layers can be on several devices.
+            out[:, k] = layer.flatten(0, 1).index_select(0, index.to(layer.device))
+        return out.split(lengths)
+
+    hidden = selected([recorder.hidden[layer] for layer in probed.layers])
     if not probed.window:
         return [Features(of_text) for of_text in hidden]
-    weights = [recorder.rows[k].flatten(0, 1)[index] for k in range(llm.n_layers)]
-    attention = torch.stack(weights, dim=1).split(lengths)
+    attention = selected([recorder.rows[k] for k in range(llm.n_layers)])
     return [Features(*of_text) for of_text in zip(hidden, attention)]
 
 

@@ -248,6 +248,10 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
                 raise
             # Some older architectures have only attention of their own. They can still read texts.
             model, info = AutoModelForCausalLM.from_pretrained(path, **options)
+        if not (model._supports_attention_backend or model._supports_sdpa):
+            # transformers 5 ignores that BLOOM, MPT, XGLM and others have only attention of their own. They
+            # need the masks of "eager", and can then read texts as well.
+            model.config._attn_implementation = "eager"
         if spec.device_map_table is not None:
             # transformers 5 puts parts that the table doesn't contain on the CPU.
             check_device_map(model, spec.device_map_table)

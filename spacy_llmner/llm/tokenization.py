@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
-from typing import Any, Iterable, List, Sequence, Tuple
+from typing import Any, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
@@ -45,6 +45,49 @@ class Encoding:
         RETURNS (ndarray): int64, shape (words,): token indices, at most that of the last token.
         """
         return np.searchsorted(self.ends, starts, side="right").clip(max=max(len(self) - 1, 0))
+
+
+@dataclass
+class EncodedTexts:
+    """The tokens of several texts, stored as those of one text, since numpy is slow for single texts.
+
+    joined (Encoding): The tokens of all texts. Their offsets are those in the joined texts.
+    first_tokens (ndarray): int64, shape (texts + 1,): index of each text's first token. The last entry is
+        the number of tokens.
+    first_chars (ndarray): int64, shape (texts + 1,): the same for characters.
+    """
+
+    joined: Encoding
+    first_tokens: np.ndarray
+    first_chars: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first_tokens) - 1
+
+    def __iter__(self) -> Iterator[Encoding]:
+        """YIELDS (Encoding): The tokens of each text."""
+        tokens = self.first_tokens.tolist()
+        for ids, first, shift in zip(self.ids(), tokens, self.first_chars.tolist()):
+            of_text = slice(first, first + len(ids))
+            starts, ends = self.joined.starts[of_text], self.joined.ends[of_text]
+            yield Encoding(ids, starts - shift, ends - shift)
+
+    def ids(self) -> List[List[int]]:
+        """RETURNS (List[List[int]]): The token ids of each text."""
+        tokens = self.first_tokens.tolist()
+        return [self.joined.ids[first:last] for first, last in zip(tokens, tokens[1:])]
+
+    def last_tokens(self, ends: np.ndarray, n_words: Sequence[int]) -> np.ndarray:
+        """Find the last token that covers the last character of each word.
+
+        ends (ndarray): One past the last character of each word, for the words of all texts.
+        n_words (Sequence[int]): Number of words of each text.
+        RETURNS (ndarray): int64, shape (words,): token indices in the word's text. 0 for a word without any
+            token up to its end.
+        """
+        shifts = np.repeat(self.first_chars[:-1], n_words)
+        first = np.repeat(self.first_tokens[:-1], n_words)
+        return np.maximum(self.joined.last_tokens(ends + shifts) - first, 0)
 
 
 @dataclass
@@ -97,29 +140,35 @@ class LLMTokenizer:
         RETURNS (Encoding): The tokens. Names of special tokens in the text are encoded as plain
             characters, never as control tokens.
         """
-        return self.encode_batch([text])[0]
+        return next(iter(self.encode_batch([text])))
 
-    def encode_batch(self, texts: Sequence[str]) -> List[Encoding]:
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode many texts in one call of the tokenizer. See `encode`.
 
-        RETURNS (List[Encoding]): The tokens of each text.
+        RETURNS (EncodedTexts): The tokens of each text.
         """
         missing = self._missing_bytes
         if not missing or not _has_any(missing, "".join(texts)):
             return self._encode(texts)
-        return [
-            self._encode_without(missing, text)
-            if _has_any(missing, text)
-            else self._encode([text])[0]
-            for text in texts
-        ]
+        found = [self._encode_without(missing, text) for text in texts]
+        first_tokens = _cumulated([len(encoding) for encoding in found])
+        first_chars = _cumulated([len(text) for text in texts])
+        shifts = np.repeat(first_chars[:-1], np.diff(first_tokens))
+        joined = Encoding(
+            [token for encoding in found for token in encoding.ids],
+            np.concatenate([encoding.starts for encoding in found]) + shifts,
+            np.concatenate([encoding.ends for encoding in found]) + shifts,
+        )
+        return EncodedTexts(joined, first_tokens, first_chars)
 
     def _encode_without(self, missing: bytes, text: str) -> Encoding:
         """Encode a text without the characters that contain a byte for which there is no token. The
         tokenizers library would leave out only this byte, and all later offsets would be too small."""
+        if not _has_any(missing, text):
+            return next(iter(self._encode([text])))
         missing_set = frozenset(missing)
         kept = [k for k, char in enumerate(text) if missing_set.isdisjoint(char.encode())]
-        encoding = self._encode(["".join(text[k] for k in kept)])[0]
+        encoding = next(iter(self._encode(["".join(text[k] for k in kept)])))
         original = np.array([*kept, len(text)], dtype=np.int64)
         starts = original[encoding.starts]
         ends = np.where(
@@ -129,35 +178,31 @@ class LLMTokenizer:
         )
         return Encoding(encoding.ids, starts, ends)
 
-    def _encode(self, texts: Sequence[str]) -> List[Encoding]:
-        if not any(texts):
-            return [Encoding([], _offsets([]), _offsets([])) for _ in texts]
-        single = len(texts) == 1
+    def _encode(self, texts: Sequence[str]) -> EncodedTexts:
+        # The same as a call of the transformers tokenizer, without its checks and copies.
+        backend = self.hf.backend_tokenizer
         with self._lock:
-            out = self.hf(
-                texts[0] if single else list(texts),
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                split_special_tokens=True,
-                truncation=False,
-                verbose=False,
-            )
-        all_ids, reported = out["input_ids"], out["offset_mapping"]
-        if single:
-            all_ids, reported = [all_ids], [reported]
-        offsets = [
-            offsets_from_pieces(self.hf, ids, text) if offsets_are_broken(found, text) else found
-            for ids, found, text in zip(all_ids, reported, texts)
-        ]
-        # Numpy is slow for single texts, so the tokens of all texts are processed as those of one.
-        n_tokens = [len(ids) for ids in all_ids]
-        before = np.cumsum([0, *(len(text) for text in texts)])
-        shifts = np.repeat(before[:-1], n_tokens)
-        starts, ends = _trim(_offsets(chain.from_iterable(offsets)), shifts, "".join(texts))
-        last = np.cumsum(n_tokens)[:-1]
-        return list(
-            map(Encoding, all_ids, np.split(starts - shifts, last), np.split(ends - shifts, last))
-        )
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = True
+            found = backend.encode_batch(texts, add_special_tokens=False)
+        all_ids = [encoding.ids for encoding in found]
+        first_tokens = _cumulated([len(ids) for ids in all_ids])
+        first_chars = _cumulated([len(text) for text in texts])
+        reported = [encoding.offsets for encoding in found]
+        offsets = _offsets(chain.from_iterable(reported))
+        if (offsets[::2] == offsets[1::2]).any():
+            rebuilt = [
+                offsets_from_pieces(self.hf, ids, text)
+                if offsets_are_broken(pairs, text)
+                else pairs
+                for ids, pairs, text in zip(all_ids, reported, texts)
+            ]
+            offsets = _offsets(chain.from_iterable(rebuilt))
+        shifts = np.repeat(first_chars[:-1], np.diff(first_tokens))
+        starts, ends = _trim(offsets, shifts, "".join(texts))
+        joined = Encoding(list(chain.from_iterable(all_ids)), starts, ends)
+        return EncodedTexts(joined, first_tokens, first_chars)
 
     def encode_inside(self, text: str) -> Encoding:
         """Encode a text as a continuation of other text. Tokenizers like Llama 2's add a space before a
@@ -227,6 +272,11 @@ def trim_offsets(offsets: Sequence[Tuple[int, int]], text: str) -> Tuple[np.ndar
     RETURNS (Tuple[ndarray, ndarray]): Starts and ends, int64, shape (tokens,), both ascending.
     """
     return _trim(_offsets(offsets), np.zeros(len(offsets), dtype=np.int64), text)
+
+
+def _cumulated(lengths: Sequence[int]) -> np.ndarray:
+    """RETURNS (ndarray): int64, shape (lengths + 1,): the sum of the lengths before each, and of all."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _offsets(offsets: Iterable[Tuple[int, int]]) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Iterable, List, Sequence
 
 import numpy as np
 
-from ..decoding.engine import Scores
+from ..decoding.tree import Scores
 
 # Lower thresholds count as this value: `spacy find-threshold` also tries 0, with which every word would
 # begin a mention of every label.

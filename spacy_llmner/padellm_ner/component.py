@@ -10,7 +10,8 @@ from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example, validate_get_examples
 from thinc.api import Model
 
-from ..decoding.engine import DecodingEngine, Request
+from ..decoding.engine import DecodingEngine
+from ..decoding.tree import Request
 from ..errors import Errors, LLMNERError
 from ..llm.loading import LoadedLLM
 from ..llm.packing import Packed, TrainingSequence, pack

@@ -3,7 +3,7 @@
 import math
 from typing import Dict, Set, Tuple
 
-from ..decoding.engine import Scores
+from ..decoding.tree import Scores
 from .templates import NumberTokens
 
 

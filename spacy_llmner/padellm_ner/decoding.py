@@ -6,9 +6,9 @@ from typing import Callable, Dict, Generator, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..decoding.constraints import Substrings
-from ..decoding.engine import Node, Request, Tree
 from ..decoding.generate import Answer, Branch, common_prefix, decode, look_ahead, run_parallel
 from ..decoding.substrings import substring_constraint
+from ..decoding.tree import Node, Request, Tree
 from ..llm.word_tokens import WordTokens
 from .beginnings import Beginning, Beginnings
 from .counts import Counts

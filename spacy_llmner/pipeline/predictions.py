@@ -1,7 +1,7 @@
 """The entities predicted for a Doc, and how they are written to it."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from spacy.tokens import Doc, Span, SpanGroup
 
@@ -9,8 +9,7 @@ from .extensions import FOUND
 from .scorers import chars
 
 
-@dataclass(frozen=True)
-class PredictedSpan:
+class PredictedSpan(NamedTuple):
     """A predicted span.
 
     start (int): The first token.
@@ -46,11 +45,14 @@ def write_prediction(doc: Doc, found: Prediction, key: str, overwrite: bool, met
     overwrite (bool): Replace the Doc's entities. If False, its entities and blocked tokens are kept.
     method (str): The name of the component.
     """
-    ents = [Span(doc, s.start, s.end, label=s.label) for s in found.ents]
-    others, blocked = ((), []) if overwrite else (doc.ents, blocked_tokens(doc))
-    ents = without_overlaps(ents, [*others, *blocked])
-    scored = [(Span(doc, s.start, s.end, label=s.label), s.score) for s in found.spans]
-    write_group(doc, key, scored, ents, method)
+    spans = {s: Span(doc, s.start, s.end, label=s.label) for s in [*found.spans, *found.ents]}
+    ents = [spans[s] for s in found.ents]
+    others: Sequence[Span] = ()
+    blocked: List[Span] = []
+    if not overwrite and doc.has_annotation("ENT_IOB"):
+        others, blocked = doc.ents, blocked_tokens(doc)
+        ents = without_overlaps(ents, [*others, *blocked])
+    write_group(doc, key, [(spans[s], s.score) for s in found.spans], ents, method)
     doc.set_ents([*others, *ents], blocked=blocked, default="outside")
 
 
@@ -70,18 +72,16 @@ def write_group(
     method (str): The name of the component.
     """
     spans = [span for span, _ in scored]
-    attrs = {
-        "scores": [score for _, score in scored],
-        "chars": [chars(span) for span in spans],
-        "method": method,
-        "ents": [chars(ent) for ent in ents],
-    }
+    scores = [score for _, score in scored]
+    offsets = [chars(span) for span in spans]
+    offsets_of_ents = [chars(ent) for ent in ents]
+    attrs = {"scores": scores, "chars": offsets, "method": method, "ents": offsets_of_ents}
     doc.spans[key] = SpanGroup(doc, name=key, spans=spans, attrs=attrs)
-    _store_scores(doc, ents, {tuple(chars(span)): score for span, score in scored}, method)
+    _store_scores(doc, offsets_of_ents, dict(zip(map(tuple, offsets), scores)), method)
 
 
 def _store_scores(
-    doc: Doc, ents: Sequence[Span], scores: Dict[Tuple[Any, ...], float], method: str
+    doc: Doc, ents: Sequence[List[Any]], scores: Dict[Tuple[Any, ...], float], method: str
 ) -> None:
     """Store the scores of entities in doc.user_data as well, because spaCy doesn't copy the attrs of span
     groups to other Docs. See `extensions`.
@@ -90,9 +90,8 @@ def _store_scores(
     for key, found in list(user_data.items()):
         if isinstance(key, tuple) and key[:2] == FOUND and found[2] == method:
             del user_data[key]
-    for ent in ents:
-        found = (ent.label_, scores[tuple(chars(ent))], method)
-        user_data[(*FOUND, ent.start_char, ent.end_char)] = found
+    for start, end, label in ents:
+        user_data[(*FOUND, start, end)] = (label, scores[start, end, label], method)
 
 
 def blocked_tokens(doc: Doc) -> List[Span]:

@@ -10,9 +10,9 @@ from typing import Any, Dict, Generator, List, Sequence, Tuple
 import numpy as np
 
 from ..decoding.constraints import Unconstrained
-from ..decoding.engine import Node, Request, Tree
 from ..decoding.generate import Answer, common_prefix, decode, run_parallel
 from ..decoding.json_lists import TextLists
+from ..decoding.tree import Node, Request, Tree
 from .conversation import ConversationEncoder
 from .postprocess import ListedString, find_strings, parse_list
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_llmner.decoding.engine import DecodingEngine, Prefix, Tree, tree_mask
+from spacy_llmner.decoding.engine import DecodingEngine, Prefix
 from spacy_llmner.decoding.generate import decode, run_parallel
 from spacy_llmner.decoding.kv_slots import NO_SLOT, KVSlots
+from spacy_llmner.decoding.tree import Tree, tree_mask
 from spacy_llmner.llm import tree_attention
 from tests.decoding.helpers import TEXTS, Anything, assert_same, plain, spelt, writing
 

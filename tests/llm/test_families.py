@@ -30,7 +30,10 @@ ALL_USES = (
     *("deepseek_v3", "olmo2", "smollm3", "glm4", "starcoder2", "helium"),
 )
 # Families that read finished texts and stream, but not trees. In transformers 5, some of them can do more.
-NO_TREES = ("falcon",) if IS_5 else ("falcon", "bloom", "gptj", "codegen")
+NO_TREES = (
+    *("falcon", "bloom", "gpt_neox_japanese"),
+    *(("mpt", "xglm") if IS_5 else ("gptj", "codegen")),
+)
 # Families with recurrent or convolutional layers.
 RECURRENT = ("mamba", "bamba")
 

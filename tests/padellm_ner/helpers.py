@@ -7,7 +7,8 @@ import numpy as np
 import spacy
 import torch
 
-from spacy_llmner.decoding.engine import DecodingEngine, Scores
+from spacy_llmner.decoding.engine import DecodingEngine
+from spacy_llmner.decoding.tree import Scores
 from spacy_llmner.llm.tokenization import LLMTokenizer
 from spacy_llmner.llm.word_tokens import word_tokens
 from spacy_llmner.padellm_ner.templates import TEMPLATES, TemplateEncoder

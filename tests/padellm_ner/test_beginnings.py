@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from spacy_llmner.decoding.engine import Scores
+from spacy_llmner.decoding.tree import Scores
 from spacy_llmner.padellm_ner.beginnings import Beginnings
 
 ADA, MET, BO = 7, 8, 9

@@ -18,9 +18,10 @@ from typing import (
 import numpy as np
 
 from ...decoding.constraints import Choices
-from ...decoding.engine import DecodingEngine, Node, Request, Tree
+from ...decoding.engine import DecodingEngine
 from ...decoding.generate import common_prefix, decode
 from ...decoding.json_lists import TextLists
+from ...decoding.tree import Node, Request, Tree
 from ...pipeline.spans import assign_occurrences
 from ...util import CharSpan
 from ..interfaces import Claim, Task

@@ -1,7 +1,8 @@
 """Padded batches of words, the input of a probe."""
 
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from itertools import chain
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -10,10 +11,10 @@ from spacy.tokens import Doc
 
 from ...llm.transfer import to_device
 from ...util import padded_positions
-from .words import WordFeatures
+from .words import WordFeatures, token_attributes
 
 # Token attributes that describe what a word looks like.
-SURFACE = (LOWER, PREFIX, SUFFIX, SHAPE)
+SURFACE: List[Union[int, str]] = [LOWER, PREFIX, SUFFIX, SHAPE]
 
 
 @dataclass
@@ -45,26 +46,25 @@ def collate(
     """Pad the words of some texts to a batch.
 
     features (Sequence[WordFeatures]): One for each text.
-    surfaces (Sequence[ndarray]): From `surface`, one for each text.
+    surfaces (Sequence[ndarray]): From `surface` or `surfaces`, for all words.
     device (torch.device): Device of the batch.
     RETURNS (WordBatch): The batch, in float32.
     """
     lengths = [len(f) for f in features]
     width = max(lengths)
-    positions = padded_positions(lengths, width)
-    index = to_device(positions, device)
 
     def pad(words: Sequence[torch.Tensor]) -> torch.Tensor:
-        found = torch.cat(list(words)).to(device).float()
-        padded = found.new_zeros((len(lengths) * width, *found.shape[1:]))
-        return padded.index_copy_(0, index, found).unflatten(0, (len(lengths), width))
+        # One call copies the words of all texts, and zeros after the words of each.
+        zeros = words[0].new_zeros((width, *words[0].shape[1:]))
+        parts = chain.from_iterable((of_text, zeros[len(of_text) :]) for of_text in words)
+        padded = torch.cat(list(parts)).unflatten(0, (len(lengths), width))
+        return padded.to(device).float()
 
-    hidden = pad([f.hidden for f in features])
     attention = [f.attention for f in features if f.attention is not None]
     ids = np.zeros((len(lengths) * width, len(SURFACE)), dtype=np.int64)
-    ids[positions] = np.concatenate(surfaces)
+    ids[padded_positions(lengths, width)] = np.concatenate(surfaces)
     return WordBatch(
-        hidden,
+        pad([f.hidden for f in features]),
         to_device(ids.reshape(len(lengths), width, -1), device),
         to_device(np.array(lengths), device),
         pad(attention) if attention else None,
@@ -87,10 +87,12 @@ def one_word(features: WordFeatures, surfaces: np.ndarray) -> WordBatch:
 
 def surface(doc: Doc) -> np.ndarray:
     """RETURNS (ndarray): int64, shape (words, 4): non-negative hashes of the SURFACE attributes."""
-    if not len(doc):
-        return np.zeros((0, len(SURFACE)), dtype=np.int64)
-    hashes = doc.to_array(list(SURFACE)).view(np.uint64)
-    return (hashes >> np.uint64(1)).view(np.int64)
+    return surfaces([doc])
+
+
+def surfaces(docs: Sequence[Doc]) -> np.ndarray:
+    """RETURNS (ndarray): int64, shape (words, 4): as in `surface`, for the words of all Docs."""
+    return (token_attributes(docs, SURFACE) >> np.uint64(1)).view(np.int64)
 
 
 def groups_by_words(lengths: Sequence[int], max_words: int) -> Iterator[List[int]]:

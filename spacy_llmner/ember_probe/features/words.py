@@ -1,7 +1,7 @@
 """Features of a Doc's words, gathered from what the LLM computes for its tokens."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from spacy.tokens import Doc
 
 from ...llm.hidden_states import Features, FeatureSpec, read_texts
 from ...llm.loading import LoadedLLM
-from ...llm.tokenization import Encoding, strided_windows
+from ...llm.tokenization import EncodedTexts, Encoding, strided_windows
+from ...util import split
 
 ATTENTION_KINDS = ("current", "next", "both", "adjacency")
 # Keys in the second softmax of the adjacency variant, as in the code of EMBER's authors.
@@ -86,8 +87,7 @@ class WordReader:
         RETURNS (List[WordFeatures]): One for each Doc, float32, on the LLM's device. The Docs of a forward
             pass share one tensor.
         """
-        encodings = llm.tokenizer.encode_batch([doc.text for doc in docs])
-        bounds = [word_bounds(doc) for doc in docs]
+        tokens = llm.tokenizer.encode_batch([doc.text for doc in docs])
         bos, end = llm.tokenizer.bos, llm.tokenizer.end if self.attention else []
         separator = llm.tokenizer.encode("\n").ids if self.read_twice else []
         prefix = bos + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
@@ -96,41 +96,45 @@ class WordReader:
         size -= len(start) + len(prefix) + len(end) + len(separator)
         size = max(size // 2 if self.read_twice else size, 2)
         overlap = min(self.overlap, size // 2)
+        needed = self._needed_tokens(docs, tokens, len(end))
         parts, texts, rows = [], [], []
-        for i, encoding in enumerate(encodings):
-            if self.attention:
-                # All tokens, and the one after the text.
-                needed = np.arange(len(encoding) + len(end))
-            else:
-                needed = np.maximum(encoding.last_tokens(bounds[i][1]), 0)
-            for window in strided_windows(len(encoding), size, overlap):
-                ids = encoding.ids[window.start : window.end]
+        for i, (ids_of_text, of_text) in enumerate(zip(tokens.ids(), needed)):
+            n_tokens = len(ids_of_text)
+            for window in strided_windows(n_tokens, size, overlap):
+                ids = ids_of_text[window.start : window.end]
                 before = start + ids + separator if self.read_twice else start
-                after = end if window.end == len(encoding) else []
+                after = end if window.end == n_tokens else []
                 # A text can have no tokens, because some tokenizers drop characters.
                 if ids:
                     parts.append(i)
                     texts.append(before + ids + after)
-                    first, last = np.searchsorted(needed, [window.keep, window.end])
-                    if after:
-                        last = len(needed)
-                    rows.append(needed[first:last] + (len(before) - window.start))
+                    # The first window has all rows before its end, and the last window all after its start.
+                    first = np.searchsorted(of_text, window.keep) if window.keep else 0
+                    last = None if window.end == n_tokens else np.searchsorted(of_text, window.end)
+                    rows.append(of_text[first:last] + (len(before) - window.start))
         read = read_texts(llm, texts, self.probed, self.max_batch_tokens, prefix, rows)
         pieces: List[List[Features]] = [[] for _ in docs]
         for i, features in zip(parts, read):
             pieces[i].append(features)
-        return [
-            self._of_words(*of_doc, encoding, _concatenate(doc_parts, llm, self))
-            for of_doc, encoding, doc_parts in zip(bounds, encodings, pieces)
-        ]
+        found = [_concatenate(*of_doc, llm, self) for of_doc in zip(pieces, needed)]
+        if self.attention:
+            return [
+                self.gather(*word_bounds(doc), encoding, features)
+                for doc, encoding, features in zip(docs, tokens, found)
+            ]
+        return [WordFeatures(features.hidden) for features in found]
 
-    def _of_words(
-        self, starts: np.ndarray, ends: np.ndarray, encoding: Encoding, needed: Features
-    ) -> WordFeatures:
-        """RETURNS (WordFeatures): The words' features, from those of the tokens that were needed."""
-        if self.attention or not len(encoding):
-            return self.gather(starts, ends, encoding, needed)
-        return WordFeatures(needed.hidden)
+    def _needed_tokens(
+        self, docs: Sequence[Doc], tokens: EncodedTexts, n_after: int
+    ) -> List[np.ndarray]:
+        """RETURNS (List[ndarray]): For each Doc, the indices of the tokens whose features are needed. With
+        attention, these are all tokens, and those after the text.
+        """
+        if self.attention:
+            return [np.arange(n + n_after) for n in np.diff(tokens.first_tokens).tolist()]
+        n_words = [len(doc) for doc in docs]
+        starts, lengths = token_attributes(docs, [IDX, LENGTH]).view(np.int64).T
+        return split(tokens.last_tokens(starts + lengths, n_words), n_words)
 
     def gather(
         self, starts: np.ndarray, ends: np.ndarray, encoding: Encoding, tokens: Features
@@ -196,20 +200,27 @@ def word_bounds(doc: Doc) -> Tuple[np.ndarray, np.ndarray]:
     """RETURNS (Tuple[ndarray, ndarray]): First character of each token of the Doc, and one past its last
     character.
     """
-    if not len(doc):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    starts, lengths = doc.to_array([IDX, LENGTH]).view(np.int64).T
+    starts, lengths = token_attributes([doc], [IDX, LENGTH]).view(np.int64).T
     return starts, starts + lengths
 
 
-def _concatenate(parts: List[Features], llm: LoadedLLM, reader: WordReader) -> Features:
+def token_attributes(docs: Sequence[Doc], attributes: List[Union[int, str]]) -> np.ndarray:
+    """RETURNS (ndarray): uint64, shape (words, attributes): attributes of the tokens of all Docs."""
+    arrays = [doc.to_array(attributes).reshape(len(doc), -1) for doc in docs if len(doc)]
+    return np.concatenate([np.zeros((0, len(attributes)), dtype=np.uint64), *arrays])
+
+
+def _concatenate(
+    parts: List[Features], needed: np.ndarray, llm: LoadedLLM, reader: WordReader
+) -> Features:
+    """RETURNS (Features): The features of the parts of a text. Zeros if it has no tokens."""
     if len(parts) == 1:
         return parts[0]
     if not parts:
-        hidden = torch.zeros((0, len(reader.layers), llm.width), device=llm.device)
+        hidden = torch.zeros((len(needed), len(reader.layers), llm.width), device=llm.device)
         if not reader.attention:
             return Features(hidden)
-        shape = (0, llm.n_layers, llm.n_heads, reader.key_window)
+        shape = (len(needed), llm.n_layers, llm.n_heads, reader.key_window)
         return Features(hidden, torch.zeros(shape, device=llm.device))
     attention = None
     if parts[0].attention is not None:

@@ -1,7 +1,6 @@
 """Segmentation of a text into mentions and other words, one word at a time."""
 
-from dataclasses import dataclass
-from typing import List, Optional, Protocol, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -9,8 +8,7 @@ import numpy as np
 IMPOSSIBLE = -1e4
 
 
-@dataclass(frozen=True)
-class ScoredSpan:
+class ScoredSpan(NamedTuple):
     """A labeled span of words.
 
     start (int): First word.

@@ -76,7 +76,8 @@ def decode_texts(texts: Sequence[np.ndarray], threshold: float) -> List[Decoded]
     bias = _bias(threshold)
     out: List[Decoded] = [([], []) for _ in texts]
     scores = np.concatenate(texts)
-    cells = np.nonzero(scores >= -bias - ROUNDING)
+    # Numpy is slow for the cells of an array with several dimensions.
+    cells = np.unravel_index(np.flatnonzero(scores >= -bias - ROUNDING), scores.shape)
     first_words = np.cumsum([0, *(len(text) for text in texts)])
     of_text = np.searchsorted(first_words, cells[0], side="right") - 1
     numbers, sizes = np.unique(of_text, return_counts=True)
