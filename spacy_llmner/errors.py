@@ -591,6 +591,10 @@ class Errors(metaclass=WithCodes):
         "The examples for fit() of '{name}' contain no entities. Give a few sentences with annotated "
         "entities of each label."
     )
+    E153 = (
+        "Name a pipeline, or an LLM and labels in words: python -m spacy llmner chat --llm NAME --labels "
+        '"person, city".'
+    )
     E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
     E124 = (
         "The data '{path}' contain no entities that can be used: there are none, or they begin or end "

@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import convert  # noqa: E402
+import matcher_data  # noqa: E402
 
 FOLDERS = ("assets/", "configs/", "corpus/", "metrics/", "scripts/", "training/")
-WORKFLOWS = ["all", "compare", "el4ner", "padellm", "ra_it"]
+SCRIPTS = {"scripts/convert.py": convert, "scripts/matcher_data.py": matcher_data}
+WORKFLOWS = ["all", "compare", "el4ner", "matcher", "padellm", "ra_it"]
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
@@ -79,10 +81,9 @@ def check_line(line):
         while hasattr(command, "commands"):
             command, args = command.commands[args[0]], args[1:]
         return values_of(command, args)
-    assert args[0] == "scripts/convert.py"
-    converting = typer.Typer()
-    converting.command()(convert.main)
-    return [args[0], *values_of(typer.main.get_command(converting), args[1:])]
+    script = typer.Typer()
+    script.command()(SCRIPTS[args[0]].main)
+    return [args[0], *values_of(typer.main.get_command(script), args[1:])]
 
 
 def test_all_workflows_are_here(project):

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+from spacy import blank
 from spacy.language import Language
 
 from ..ember_probe.streaming.events import EntityEvent, TextPiece
@@ -21,19 +22,26 @@ from ._util import clean, colors_of, exit_on_error, load_pipeline
 FACTORY = "ember_probe"
 COMMANDS = {
     "/help": "lists the commands",
+    "/labels": "looks for other labels (/labels person, city)",
     "/reset": "forgets the conversation",
     "/quit": "ends the chat",
 }
-COMMAND = re.compile(r"/\w+")
+COMMAND = re.compile(r"/\w+|/labels .*")
 
 # Start and end in characters, and label.
 Key = Tuple[int, int, str]
 
 
 def chat_cli(
-    pipeline: str = typer.Argument(..., help="Pipeline with an ember_probe: a folder or package"),
+    pipeline: Optional[str] = typer.Argument(
+        None,
+        help="Pipeline with an ember_probe: a folder or package. Not needed with --labels and --llm",
+    ),
     llm: Optional[str] = typer.Option(
         None, "--llm", help="LLM to use instead of the one in the config"
+    ),
+    labels: Optional[str] = typer.Option(
+        None, "--labels", help='Labels in words, separated by commas: "person, award"'
     ),
     max_new_tokens: int = typer.Option(
         200, "--max-new-tokens", min=1, help="Maximum number of tokens per answer"
@@ -46,14 +54,15 @@ def chat_cli(
     once: Optional[str] = typer.Option(None, "--once", help="Answer this prompt and exit"),
 ) -> None:
     """
-    Chat with the LLM of a pipeline. Entities are highlighted while it writes; underlined entities can
-    still change. Ctrl-C ends an answer. /help lists the commands, /reset forgets the conversation, and
-    /quit ends the chat. If the input is not a terminal, each line is a prompt or a command. If the output
-    is not a terminal, each answer is followed by a list of its entities.
+    Chat with the LLM of a pipeline, or, with --llm and --labels, without a pipeline. Entities are
+    highlighted while it writes; underlined entities can still change. Ctrl-C ends an answer. /help lists
+    the commands, /labels changes the labels, /reset forgets the conversation, and /quit ends the chat. If
+    the input is not a terminal, each line is a prompt or a command. If the output is not a terminal, each
+    answer is followed by a list of its entities.
     """
     console = Console(highlight=False)
     with exit_on_error():
-        ember = load_ember(pipeline, llm)
+        ember = load_ember(pipeline, llm, None if labels is None else _split(labels))
         chat = ChatSession(ember, console, max_new_tokens, temperature, system, plain)
         if once is not None:
             chat.ask(once)
@@ -68,14 +77,21 @@ def chat_cli(
                 chat.ask(line)
 
 
-def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
-    """Load the ember_probe of a pipeline.
+def load_ember(
+    pipeline: Optional[str], llm: Optional[str] = None, labels: Optional[List[str]] = None
+) -> Any:
+    """Load the ember_probe of a pipeline, or create one that finds labels in words.
 
-    pipeline (str): Folder or package.
+    pipeline (Optional[str]): Folder or package; None for a new ember_probe.
     llm (Optional[str]): The LLM to use instead of the one in the config.
+    labels (Optional[List[str]]): Labels in words.
     RETURNS (EmberProbe): The first ember_probe of the pipeline.
-    RAISES (LLMNERError): If the pipeline has none.
+    RAISES (LLMNERError): If the pipeline has none, or its model takes no labels in words.
     """
+    if pipeline is None:
+        if not llm or not labels:
+            raise LLMNERError(Errors.E153)
+        return blank("en").add_pipe(FACTORY, config={"llm": llm, "labels": labels})
     nlp = load_pipeline(pipeline)
     name = _find(nlp, pipeline)
     if llm is not None:
@@ -83,7 +99,14 @@ def load_ember(pipeline: str, llm: Optional[str] = None) -> Any:
         key = f"components.{name}.llm" + ("" if isinstance(block, str) else ".name")
         key = "paths.llm" if "llm" in nlp.config.get("paths", {}) else key
         nlp = load_pipeline(pipeline, config={key: llm})
-    return nlp.get_pipe(name)
+    ember: Any = nlp.get_pipe(name)
+    if labels is not None:
+        ember.set_labels(labels)
+    return ember
+
+
+def _split(labels: str) -> List[str]:
+    return [label.strip() for label in labels.split(",") if label.strip()]
 
 
 def _find(nlp: Language, pipeline: str) -> str:
@@ -159,12 +182,22 @@ class ChatSession:
             self.reset()
             lines = ["There is no conversation: each text is continued on its own."]
             lines = lines if self.plain else ["The conversation is forgotten."]
+        elif command.split()[0] == "/labels":
+            lines = [self._set_labels(_split(command.removeprefix("/labels")))]
         elif command == "/help":
             lines = [f"{name} {does}" for name, does in COMMANDS.items()]
         else:
             lines = [Errors.E117.format(command=command)]
         for line in lines:
             self.console.print(line, style="dim", markup=False, soft_wrap=True)
+
+    def _set_labels(self, labels: List[str]) -> str:
+        try:
+            self.ember.set_labels(labels)
+        except LLMNERError as e:
+            return str(e)
+        self.colors = colors_of(self.ember.labels)
+        return f"Looking for: {', '.join(self.ember.labels)}"
 
     def ask(self, text: str) -> EmberStream:
         """Show the answer while it is written, and add it to the messages.

@@ -122,8 +122,8 @@ def test_help_and_unknown_commands(pipelines, monkeypatch):
     result = run(pipelines["chat"], input="/help\n/rest\n/etc/hosts\n/quit\nOne\n")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["/help", "/reset", "/quit"]
-    assert lines[3:] == [
+    assert [line.split()[0] for line in lines[:4]] == ["/help", "/labels", "/reset", "/quit"]
+    assert lines[4:] == [
         "[LLMNER117] Unknown command '/rest'. Type /help to see the commands.",
     ]
     assert asked == ["/etc/hosts"]
@@ -134,8 +134,8 @@ def test_greeting_names_the_commands(pipelines, monkeypatch):
     monkeypatch.setattr(module, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     greeting = " ".join(run(pipelines["chat"]).output.split())
     assert greeting == (
-        "Ctrl-C ends an answer. /help lists the commands, /reset forgets the conversation, /quit ends "
-        "the chat."
+        "Ctrl-C ends an answer. /help lists the commands, /labels looks for other labels (/labels person, "
+        "city), /reset forgets the conversation, /quit ends the chat."
     )
 
 
@@ -254,3 +254,26 @@ def test_messages(pipelines, tmp_path):
     fails("It has: sentencizer", tmp_path / "other")
     fails("Can't find the pipeline", tmp_path / "none")
     fails("Can't find the LLM", pipelines["plain"], "--llm", tmp_path / "none")
+
+
+def test_labels_at_the_prompt(ember, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ember, "set_labels", asked.append)
+    chat = ChatSession(ember, piped())
+    chat.run_command("/labels person, big city,")
+    assert asked == [["person", "big city"]]
+    assert chat.console.file.getvalue().startswith("Looking for: ")
+
+
+def test_labels_need_a_model_that_reads_words(pipelines):
+    refused = run(pipelines["chat"], "--labels", "person", "--once", "One")
+    assert refused.exit_code == 1 and "LLMNER149" in refused.output
+    assert "LLMNER149" in run(pipelines["chat"], input="/labels person\n/quit\n").output
+    assert "LLMNER153" in run("--labels", "person").output
+    assert "LLMNER153" in run("--llm", "x").output
+
+
+def test_labels_without_a_pipeline(tiny_llm):
+    # The package has no weights for the tiny LLM.
+    result = run("--llm", tiny_llm, "--labels", "person, city", "--once", "Ada Hale met")
+    assert result.exit_code == 1 and "LLMNER147" in result.output
