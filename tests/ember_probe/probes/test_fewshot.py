@@ -220,7 +220,7 @@ def test_messages(tiny_llm):
             ember.fit(data)
     with pytest.raises(LLMNERError, match="no labels"):
         ember.predict([spacy.blank("en")("Tea")])
-    with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberFewShot.v2"):
+    with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberMatch.v1 or spacy_llmner.EmberFewShot.v2"):
         make_nlp(tiny_llm).get_pipe("ember_probe").fit(DATA)
     with pytest.raises(LLMNERError, match="'both' is not a valid attention"):
         make_ember_few_shot(attention="both")
