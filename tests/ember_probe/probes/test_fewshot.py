@@ -135,7 +135,7 @@ def test_streaming_finds_what_the_finished_text_has(nlp):
 def test_stream_gives_the_rows_of_the_batch(nlp):
     ember = nlp.get_pipe("ember_probe")
     doc = nlp.make_doc(TEXTS[0])
-    features = ember.reader.read(ember.shared_llm(), [doc])[0]
+    features = ember.word_reader.read(ember.shared_llm(), [doc])[0]
     whole = ember.predictor().rows(doc, features)
     stream, rows = ember.module.stream(), []
     for i in range(len(doc)):
