@@ -20,8 +20,8 @@ class EmberReader:
     """Reads a text that arrives in pieces. Created by EmberProbe.reader().
 
     Pass each piece to `push`, and call `close` at the end of the text, or use the reader in a `with` block.
-    Pieces can have any size and be cut anywhere: events and `doc` depend only on the text. `doc` is the
-    annotated Doc after the end.
+    Pieces can have any size and can be cut anywhere: the final entities and `doc` depend only on the text.
+    `doc` is the annotated Doc after the end.
 
     The LLM reads each token once, as soon as the word after it begins. It reads the same prefix and the
     same windows as in finished texts.
