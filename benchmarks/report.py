@@ -73,6 +73,7 @@ HEADINGS = {
     "compare_memory": "Memory of all four components in one process",
     "el4ner_speed": "Speed of el4ner_ensemble, compared with prompts that share nothing",
     "ember_memory": "Memory of one to four pipelines with ember_probe",
+    "ember_redaction": "Redaction of a text that arrives in pieces: words held back, leaks, and cost",
     "ember_streaming": "Time of an LLM's answer with ember_probe, divided by that without",
     "ember_throughput_gpu": "Speed of ember_probe on a GPU, compared with the LLM alone",
     "ember_throughput": "Speed of ember_probe, compared with the LLM alone",

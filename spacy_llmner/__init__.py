@@ -15,6 +15,7 @@ from .errors import DocumentError, LLMMismatchError, LLMNERError, LLMNotFoundErr
 if TYPE_CHECKING:
     from .ember_probe.generated_data import generate_examples
     from .ember_probe.streaming.events import EntityEvent, TextPiece
+    from .ember_probe.streaming.redaction import Redactor, Restorer
     from .llm.registry import LLM, make_llm
     from .models.catalogue import download
     from .retrieval.index import ExampleIndex
@@ -29,6 +30,8 @@ __all__ = [
     "LLMMismatchError",
     "LLMNERError",
     "LLMNotFoundError",
+    "Redactor",
+    "Restorer",
     "TextPiece",
     "__version__",
     "download",
@@ -41,6 +44,8 @@ _MODULES = {
     "EntityEvent": "ember_probe.streaming.events",
     "ExampleIndex": "retrieval.index",
     "LLM": "llm.registry",
+    "Redactor": "ember_probe.streaming.redaction",
+    "Restorer": "ember_probe.streaming.redaction",
     "TextPiece": "ember_probe.streaming.events",
     "download": "models.catalogue",
     "generate_examples": "ember_probe.generated_data",

@@ -325,6 +325,19 @@ class Errors(metaclass=WithCodes):
         "streamer.model.generate(..., streamer=streamer) inside "
         "`with nlp.get_pipe('{name}').streamer() as streamer:` and in the same thread."
     )
+    E125 = (
+        "The reader of '{name}' is closed, or stopped at an error, so it can't read another piece. Create "
+        "a new reader for each text, with nlp.get_pipe('{name}').reader()."
+    )
+    E126 = (
+        "The reader of '{name}' got {value!r} as a piece of the text, but each piece must be a string. "
+        "APIs often send a first and a last message without text: leave these out."
+    )
+    E138 = (
+        "An entity with the label {label} was found only at the end of the text, and parts of it were "
+        "released already. The words or tokens of the whole text differ from those that were written. Use "
+        "a reader for this text: Redactor(nlp.get_pipe(...).reader())."
+    )
     E080 = (
         "The prompt of the stream takes {tokens} tokens, but the LLM '{name}' has room for {most}. Use a "
         "shorter text, fewer messages, or an LLM with a longer context."

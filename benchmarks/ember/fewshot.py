@@ -77,7 +77,7 @@ def score(nlp: Language, path: Path, features: Dict[Path, Any]) -> Dict[str, flo
     examples = read_examples(nlp, path, sentences=False)
     docs = [eg.predicted for eg in examples]
     if path not in features:
-        features[path] = ember.reader.read(ember.shared_llm(), docs)
+        features[path] = ember.word_reader.read(ember.shared_llm(), docs)
     predictor = ember.predictor()
     found = [predictor.decode(doc, predictor.rows(doc, f)) for doc, f in zip(docs, features[path])]
     ember.set_annotations(docs, found)

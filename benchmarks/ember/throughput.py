@@ -35,7 +35,7 @@ def main(pipeline: Path, rounds: int = 5, texts: int = 40, name: str = "ember_th
         padded([ids[i] for i in batch], llm.device)
         for batch in batches_by_length([len(x) for x in ids], ember.max_batch_tokens)
     ]
-    probed = ember.reader.probed
+    probed = ember.word_reader.probed
     view = reading_view(llm, probed.layers, probed.end(llm))
     clock = clock_of(llm.device)
     baseline = spacy_ner()

@@ -79,7 +79,7 @@ def estimate_cost(
     seconds += updating / size * (schedule.passes * n_train + evaluated)
     cache_mb = 0.0
     if component == "ember_probe":
-        cache_mb = (n_train + n_dev) * len(pipe.reader.layers) * llm.width * 2 / 2**20
+        cache_mb = (n_train + n_dev) * len(pipe.word_reader.layers) * llm.width * 2 / 2**20
     return Cost(seconds, peak_mb(), gpu_peak_mb(), cache_mb, str(llm.device))
 
 

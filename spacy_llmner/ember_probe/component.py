@@ -47,6 +47,7 @@ from .probes.fewshot import Annotated, ChosenExample, FewShotSettings, as_exampl
 from .probes.match import MatchSettings, model_for
 from .streaming.generation import EmberStream
 from .streaming.prompt import Prompt
+from .streaming.reader import EmberReader
 from .streaming.streamer import EmberStreamer, follow_generation
 
 _MOVING = Lock()
@@ -164,7 +165,7 @@ class EmberProbe(WordLabelPipe):
         return min(max(self.cfg["threshold"], MIN_THRESHOLD), 1 - MIN_THRESHOLD)
 
     @property
-    def reader(self) -> WordReader:
+    def word_reader(self) -> WordReader:
         """RETURNS (WordReader): Reads what the probe needs from the LLM."""
         settings = self.model.attrs["settings"]
         return settings.reader(self.dims, max_batch_tokens=self.max_batch_tokens)
@@ -233,7 +234,7 @@ class EmberProbe(WordLabelPipe):
             name=self.name,
             llm=llm,
             probe=probe,
-            reader=self.reader,
+            reader=self.word_reader,
             labels=self.labels,
             threshold=self.threshold,
             calibration=list(self.cfg["calibration"]),
@@ -387,7 +388,9 @@ class EmberProbe(WordLabelPipe):
             self.add_label(label)
         llm = self.adopt_settings()
         docs = [eg.predicted for eg, _, _ in chosen]
-        batch = collate(self.reader.read(llm, docs), [surface(doc) for doc in docs], llm.device)
+        batch = collate(
+            self.word_reader.read(llm, docs), [surface(doc) for doc in docs], llm.device
+        )
         gold = [
             ([(start, end, labels.index(label)) for start, end, label in entities], unknown)
             for _, entities, unknown in chosen
@@ -399,7 +402,7 @@ class EmberProbe(WordLabelPipe):
     def _start_training(self) -> None:
         """Cache the features of all Docs that are read from now on, until the next call of `score`."""
         if self.cache is None:
-            self.cache = open_cache(self.feature_cache, self.shared_llm(), self.reader)
+            self.cache = open_cache(self.feature_cache, self.shared_llm(), self.word_reader)
         self._training = True
 
     def stream(self, prompt: Prompt, **settings: Any) -> EmberStream:
@@ -424,6 +427,16 @@ class EmberProbe(WordLabelPipe):
         """
         self._check_streams()
         return follow_generation(self.predictor())
+
+    def reader(self) -> EmberReader:
+        """Find entities in a text that arrives in pieces, for example from the API of another LLM.
+
+        RETURNS (EmberReader): Pass each piece to its `push`, which returns EntityEvent objects. At the end
+            of a `with` block, or after `close`, its attribute `doc` is the annotated Doc.
+        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
+        """
+        self._check_streams()
+        return EmberReader(self.predictor())
 
     def _check_streams(self) -> None:
         self._check_settings()
@@ -468,8 +481,8 @@ class EmberProbe(WordLabelPipe):
         """RETURNS (List[WordFeatures]): The LLM's features of the Docs' words, cached during training."""
         llm = self.shared_llm()
         if self._training and self.cache is not None:
-            return self.cache.read(llm, self.reader, docs)
-        return self.reader.read(llm, docs)
+            return self.cache.read(llm, self.word_reader, docs)
+        return self.word_reader.read(llm, docs)
 
     def read_finite(self, docs: Sequence[Doc]) -> List[WordFeatures]:
         """RETURNS (List[WordFeatures]): See `read`.

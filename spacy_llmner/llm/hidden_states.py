@@ -1,9 +1,9 @@
 """Hidden states of chosen layers and attention rows, from the forward passes of a frozen LLM.
 
-Both come from the model's own forward pass, for whole texts in batches (`read_texts`) or step by step
-while it generates (`StepReader`). Layers are recorded through a view: a second module tree over the same
-parameters, whose decoder layers record their input. The shared model itself is never changed. A view for
-finished text ends above the highest recorded layer.
+Both come from the model's own forward pass, for whole texts in batches (`read_texts`), step by step while
+it generates (`StepReader`), or for a text that arrives in pieces (`WindowReader`). Layers are recorded
+through a view: a second module tree over the same parameters, whose decoder layers record their input. The
+shared model itself is never changed. A view for finished text ends above the highest recorded layer.
 """
 
 import inspect
@@ -201,7 +201,8 @@ class StepReader:
 
     @torch.no_grad()
     def feed_last(self, ids: Sequence[int]) -> Features:
-        """Run the LLM on the last tokens of a text. Blocks that the features don't need are skipped.
+        """Run the LLM on tokens after which it writes nothing. Blocks that the features don't need are
+        skipped.
 
         RETURNS (Features): The features of these tokens.
         """
@@ -210,6 +211,62 @@ class StepReader:
             inputs = torch.tensor([list(ids)], device=self.llm.device)
             view(input_ids=inputs, use_cache=True, **self._cache)
         return _last_pass(self.llm, self.probed, self._recorder)
+
+
+class WindowReader:
+    """Reads the features of a text whose tokens arrive in pieces, in the windows of `strided_windows`.
+
+    Each token goes through the LLM once, with a KV cache, and those of an overlap once more.
+
+    llm (LoadedLLM): The shared LLM.
+    probed (FeatureSpec): The features to read.
+    before (Sequence[int]): Tokens before each window, such as the BOS token.
+    size (int): Maximum number of tokens per window, without those before it.
+    overlap (int): Number of tokens of the previous window that a window starts with.
+    """
+
+    def __init__(
+        self, llm: LoadedLLM, probed: FeatureSpec, before: Sequence[int], size: int, overlap: int
+    ) -> None:
+        self.llm = llm
+        self.probed = probed
+        self.before = list(before)
+        self.size = size
+        self.overlap = overlap
+        self._window: List[int] = []
+        self._steps, self._unread = StepReader(llm, probed), self.before
+
+    def read(self, ids: Sequence[int]) -> List[Features]:
+        """Read the next tokens.
+
+        RETURNS (List[Features]): Their features, one object for each forward pass.
+        """
+        out = []
+        rest = list(ids)
+        while rest:
+            if len(self._window) == self.size:
+                self._window = self._window[self.size - self.overlap :]
+                self._steps = StepReader(self.llm, self.probed)
+                self._unread = self.before + self._window
+            n = self.size - len(self._window)
+            out.append(self.read_end(rest[:n]))
+            self._window = self._window + rest[:n]
+            rest = rest[n:]
+        return out
+
+    def read_end(self, ids: Sequence[int]) -> Features:
+        """Read tokens in the current window, even if it is full.
+
+        RETURNS (Features): Their features.
+        """
+        n_context = len(self._unread)
+        features = self._steps.feed_last([*self._unread, *ids])
+        self._unread = []
+        self.llm.check_finite(features.hidden)
+        attention = features.attention
+        return Features(
+            features.hidden[n_context:], None if attention is None else attention[n_context:]
+        )
 
 
 @contextmanager

@@ -217,6 +217,10 @@ class LLMTokenizer:
         whole = self.encode("\n" + text)
         return Encoding(whole.ids[n:], whole.starts[n:] - 1, whole.ends[n:] - 1)
 
+    def drops(self, char: str) -> bool:
+        """RETURNS (bool): Whether the tokenizer leaves out a character."""
+        return bool(self._missing_bytes) and _has_any(self._missing_bytes, char)
+
     def encode_control(self, text: str) -> List[int]:
         """Encode a text of this package or of a chat template. Names of special tokens in it are encoded as
         special tokens.

@@ -88,14 +88,11 @@ class WordReader:
             pass share one tensor.
         """
         tokens = llm.tokenizer.encode_batch([doc.text for doc in docs])
-        bos, end = llm.tokenizer.bos, llm.tokenizer.end if self.attention else []
+        end = llm.tokenizer.end if self.attention else []
         separator = llm.tokenizer.encode("\n").ids if self.read_twice else []
-        prefix = bos + llm.tokenizer.encode(self.prefix).ids if self.prefix else []
-        start = [] if prefix else bos
-        size = min(self.max_length, llm.max_length)
-        size -= len(start) + len(prefix) + len(end) + len(separator)
-        size = max(size // 2 if self.read_twice else size, 2)
-        overlap = min(self.overlap, size // 2)
+        before = self.before(llm)
+        prefix, start = (before, []) if self.prefix else ([], before)
+        size, overlap = self.window(llm, len(before))
         needed = self._needed_tokens(docs, tokens, len(end))
         parts, texts, rows = [], [], []
         for i, (ids_of_text, of_text) in enumerate(zip(tokens.ids(), needed)):
@@ -123,6 +120,21 @@ class WordReader:
                 for doc, encoding, features in zip(docs, tokens, found)
             ]
         return [WordFeatures(features.hidden) for features in found]
+
+    def before(self, llm: LoadedLLM) -> List[int]:
+        """RETURNS (List[int]): The tokens before each window: the BOS token and the prefix."""
+        return llm.tokenizer.bos + (llm.tokenizer.encode(self.prefix).ids if self.prefix else [])
+
+    def window(self, llm: LoadedLLM, n_before: int) -> Tuple[int, int]:
+        """n_before (int): Number of tokens before each window.
+        RETURNS (Tuple[int, int]): Size and overlap of the windows, as in `strided_windows`.
+        """
+        size = min(self.max_length, llm.max_length) - n_before
+        size -= len(llm.tokenizer.end) if self.attention else 0
+        if self.read_twice:
+            size = (size - len(llm.tokenizer.encode("\n"))) // 2  # two copies and a line break
+        size = max(size, 2)
+        return size, min(self.overlap, size // 2)
 
     def _needed_tokens(
         self, docs: Sequence[Doc], tokens: EncodedTexts, n_after: int

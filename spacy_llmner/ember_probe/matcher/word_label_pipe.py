@@ -30,7 +30,7 @@ class WordLabelPipe(LLMNERPipe):
     label_reader: Optional[LabelReader] = None
 
     @property
-    def reader(self) -> WordReader:
+    def word_reader(self) -> WordReader:
         """RETURNS (WordReader): Reads what the probe needs from the LLM."""
         raise NotImplementedError
 
@@ -138,5 +138,5 @@ class WordLabelPipe(LLMNERPipe):
 
     def _read_labels(self, labels: Sequence[str]) -> List[Label]:
         assert self.label_reader is not None
-        layers = self.reader.layers
+        layers = self.word_reader.layers
         return self.label_reader.read(self.shared_llm(), layers, labels, self.labels)

@@ -87,6 +87,11 @@ class EmberStream:
         """RETURNS (str): The text so far."""
         return self._live.text
 
+    @property
+    def settled(self) -> int:
+        """RETURNS (int): Number of characters at the beginning of the text whose entities are final."""
+        return self._live.settled if self.doc is None else len(self.text)
+
     def cancel(self) -> None:
         """End the generation after the current token.
 

@@ -20,6 +20,9 @@ from .events import EntityEvent
 
 # Start, end and label index of a mention, in words.
 Key = Tuple[int, int, int]
+# Most strings between spaces occur again. Longer strings, such as prompts, are not cached.
+MAX_CACHED = 40
+FREED = torch.empty(0)
 
 
 class Word(NamedTuple):
@@ -59,12 +62,13 @@ class LiveText:
         self.ends: List[int] = []
         self.hidden: List[torch.Tensor] = []
         self.attention: List[torch.Tensor] = []
+        self.n_freed = 0
         # Words that can't change anymore (start and end characters), whether each is blank, and where the
         # text after them starts.
         self.words: List[Tuple[int, int]] = []
         self.blank: List[bool] = []
         self.consumed = 0
-        # Cache of the words of each tokenized string, since most strings between spaces occur again.
+        # Cache of the words of each tokenized string.
         self.word_cache: Dict[str, List[Word]] = {}
         self.probe = predictor.probe.stream()
         self.decoder = predictor.probe.decoder(predictor.threshold)
@@ -79,6 +83,11 @@ class LiveText:
         """Add text without tokens, such as the separator between question and answer."""
         self.text += text
 
+    @property
+    def settled(self) -> int:
+        """RETURNS (int): Number of characters at the beginning of the text whose entities are final."""
+        return self.words[self.fixed - 1][1] if self.fixed else 0
+
     def add_prompt(self, encoding: Encoding, text: str, features: Features) -> List[EntityEvent]:
         """Add a text that the LLM has read in one pass.
 
@@ -89,13 +98,22 @@ class LiveText:
         """
         offset = len(self.text)
         self.text += text
+        self.add_tokens(encoding, features, offset)
+        self.pieces.follow(encoding.ids)
+        return self.update()
+
+    def add_tokens(self, encoding: Encoding, features: Features, offset: int = 0) -> None:
+        """Add tokens of a text that has been added.
+
+        encoding (Encoding): The tokens.
+        features (Features): Their features.
+        offset (int): The character that the offsets of the encoding begin at.
+        """
         self.ids += encoding.ids
         self.starts += [offset + int(i) for i in encoding.starts]
         self.ends += [offset + int(i) for i in encoding.ends]
         self.hidden += list(features.hidden[:, None])
         self.attention += [] if features.attention is None else list(features.attention[:, None])
-        self.pieces.follow(encoding.ids)
-        return self._update()
 
     def add_token(
         self, token: int, features: Features, piece: Optional[str] = None
@@ -113,7 +131,7 @@ class LiveText:
         if not self.pieces.complete:
             return []
         self._add_piece(piece)
-        return self._update()
+        return self.update()
 
     def finish(self, end: Optional[Features] = None) -> Tuple[Doc, List[EntityEvent]]:
         """End the text.
@@ -122,9 +140,7 @@ class LiveText:
         RETURNS (Tuple[Doc, List[EntityEvent]]): The annotated Doc, and new events.
         """
         self._add_piece("")  # the tokens of an incomplete character
-        if end is not None and end.attention is not None:
-            self.attention.append(end.attention)
-        events = self._update(ended=True)
+        events = self.end(end)
         doc = self.predictor.tokenizer(self.text)
         encoding = self.llm.tokenizer.encode(self.text)
         if encoding.ids != self.ids:
@@ -139,6 +155,44 @@ class LiveText:
             self.predictor.annotate(doc, rows)
         return doc, events + self._last_events(doc)
 
+    def end(self, end: Optional[Features] = None) -> List[EntityEvent]:
+        """End the text, without a Doc.
+
+        end (Optional[Features]): See `finish`.
+        RETURNS (List[EntityEvent]): New events. The entities of all events together are final.
+        """
+        if end is not None and end.attention is not None:
+            self.attention.append(end.attention)
+        return self.update(ended=True)
+
+    def doc_of_words(self) -> Doc:
+        """RETURNS (Doc): The annotated Doc of an ended text, with the words that were scored. The tokenizer
+        can split the whole text into other words if a word depends on the text after it.
+        """
+        doc = self.predictor.tokenizer(self.text)
+        words = [(t.idx, t.idx + len(t)) for t in doc]
+        if words != self.words or doc.has_annotation("SENT_START"):
+            spaces = [self.text[end : end + 1] == " " for _, end in self.words]
+            starts = [start for start, _ in self.words[1:]] + [len(self.text)]
+            spaces = [s and end < start for s, (_, end), start in zip(spaces, self.words, starts)]
+            doc = Doc(doc.vocab, [self.text[i:j] for i, j in self.words], spaces)
+        self.predictor.annotate(doc, np.array(self.rows) if len(doc) else np.zeros((0, 1, 1)))
+        return doc
+
+    def free(self) -> None:
+        """Free the features of tokens that no later word needs."""
+        if not self.words:
+            return
+        words = self.words[-self.reader.max_words :] if self.attention else self.words[-1:]
+        first = bisect.bisect_left(self.starts, words[-1][1])
+        if self.attention:
+            first = min(first, bisect.bisect_right(self.ends, words[0][0]))
+        for i in range(self.n_freed, first - 1):
+            self.hidden[i] = FREED
+            if self.attention:
+                self.attention[i] = FREED
+        self.n_freed = max(self.n_freed, first - 1)
+
     def _add_piece(self, piece: str) -> None:
         start = len(self.text)
         self.text += piece
@@ -152,7 +206,12 @@ class LiveText:
                 self.attention.append(features.attention)
         self.pending = []
 
-    def _update(self, ended: bool = False) -> List[EntityEvent]:
+    def update(self, ended: bool = False) -> List[EntityEvent]:
+        """Score the words that are complete.
+
+        ended (bool): Whether the text ends here.
+        RETURNS (List[EntityEvent]): New events.
+        """
         words = self._new_words(ended)
         if not (words or ended):
             return []
@@ -183,6 +242,8 @@ class LiveText:
             while closed and not tail[closed - 1].isspace():
                 closed -= 1
             head = tail[:closed].rstrip()
+            if len(head) > MAX_CACHED:
+                return self._words_in(head)
             if head not in self.word_cache:
                 self.word_cache[head] = self._words_in(head)
             return self.word_cache[head]

@@ -135,7 +135,7 @@ def test_streaming_finds_what_the_finished_text_has(nlp):
 def test_stream_gives_the_rows_of_the_batch(nlp):
     ember = nlp.get_pipe("ember_probe")
     doc = nlp.make_doc(TEXTS[0])
-    features = ember.reader.read(ember.shared_llm(), [doc])[0]
+    features = ember.word_reader.read(ember.shared_llm(), [doc])[0]
     whole = ember.predictor().rows(doc, features)
     stream, rows = ember.module.stream(), []
     for i in range(len(doc)):
@@ -220,7 +220,10 @@ def test_messages(tiny_llm):
             ember.fit(data)
     with pytest.raises(LLMNERError, match="no labels"):
         ember.predict([spacy.blank("en")("Tea")])
-    with pytest.raises(LLMNERError, match="needs the model spacy_llmner.EmberMatch.v1 or spacy_llmner.EmberFewShot.v2"):
+    with pytest.raises(
+        LLMNERError,
+        match="needs the model spacy_llmner.EmberMatch.v1 or spacy_llmner.EmberFewShot.v2",
+    ):
         make_nlp(tiny_llm).get_pipe("ember_probe").fit(DATA)
     with pytest.raises(LLMNERError, match="'both' is not a valid attention"):
         make_ember_few_shot(attention="both")
