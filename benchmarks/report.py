@@ -15,6 +15,7 @@ from benchmarks.ember.tables import (
     quality_table,
     schedule_table,
 )
+from benchmarks.ember.word_tables import many_labels_table, sentences_table, words_table
 from benchmarks.families.tables import families_table, update_docs
 from benchmarks.lib.common import RESULTS, ROOT
 from benchmarks.lib.markdown import paragraph
@@ -50,8 +51,11 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "ember_layers_": lambda r: layers_table(r, QUALITY_SETS[r["set"]]),
     "ember_generated": generated_table,
     "families": families_table,
+    "ember_labels_in_words_": words_table,
+    "ember_many_labels": many_labels_table,
     "ember_overhead": overhead_table,
     "ember_schedule": schedule_table,
+    "ember_sentences_needed": sentences_table,
     "llm_memory": llm_memory_table,
     "llm_self_check": self_check_table,
     "padellm_speed": speed_table,

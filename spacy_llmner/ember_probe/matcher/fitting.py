@@ -10,10 +10,11 @@ from ..features.batch import GoldSpans, collate
 from ..features.words import WordFeatures
 from ..probes.match import MatchProbe
 
-STEPS = 150
+# Few sentences get fewer and smaller steps, so that the probe doesn't forget what the words say.
+STEPS_PER_TEXT, MIN_STEPS, MAX_STEPS = 1.5, 30, 300
+LEARN_RATE, MIN_LEARN_RATE, FULL_RATE_TEXTS = 1e-3, 5e-4, 100
 WARM_UP = 10
 BATCH = 16
-LEARN_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 DROPOUT = 0.3
@@ -36,14 +37,16 @@ def fine_tune(
     gold (Sequence[GoldSpans]): The annotation of each text.
     """
     trained = [p for name, p in probe.named_parameters() if not name.startswith(FROZEN)]
-    optimizer = torch.optim.AdamW(trained, lr=LEARN_RATE, weight_decay=WEIGHT_DECAY)
+    steps = min(max(int(STEPS_PER_TEXT * len(gold)), MIN_STEPS), MAX_STEPS)
+    highest = max(LEARN_RATE * min(1, len(gold) / FULL_RATE_TEXTS), MIN_LEARN_RATE)
+    optimizer = torch.optim.AdamW(trained, lr=highest, weight_decay=WEIGHT_DECAY)
     device = probe.output.weight.device
     probe.train()
     probe.set_dropout(DROPOUT)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
-        for step, chosen in enumerate(_batches(len(gold))):
-            rate = LEARN_RATE * min(1, (step + 1) / WARM_UP) * (1 - step / STEPS)
+        for step, chosen in enumerate(_batches(len(gold), steps)):
+            rate = highest * min(1, (step + 1) / WARM_UP) * (1 - step / steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = collate([features[i] for i in chosen], [surfaces[i] for i in chosen], device)
@@ -56,7 +59,8 @@ def fine_tune(
     probe.eval()
 
 
-def _batches(n: int) -> Iterator[List[int]]:
+def _batches(n: int, steps: int) -> Iterator[List[int]]:
+    """YIELDS (List[int]): For each step, the indices of some of n texts."""
     rng = random.Random(0)
-    for _ in range(STEPS):
+    for _ in range(steps):
         yield rng.sample(range(n), min(BATCH, n))
