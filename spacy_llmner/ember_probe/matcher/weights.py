@@ -15,7 +15,7 @@ from ..probes.match import MatchProbe, MatchSettings
 
 WEIGHTS = "matcher.safetensors"
 # The weights that come with the package.
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent / "pretrained"
 # Layers that depend on the labels and are not part of a matcher.
 OUTPUT = "output."
 
