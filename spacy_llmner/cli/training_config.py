@@ -64,7 +64,7 @@ RECIPES = {
         eval_steps=20,
         batcher=PADDED,
         settings={
-            "nlp.batch_size": 64,
+            "nlp.batch_size": 256,
             "training.dropout": 0.4,
             "training.optimizer.L2": 0.02,
             "training.optimizer.use_averages": True,
