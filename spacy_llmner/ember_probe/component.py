@@ -207,9 +207,9 @@ class EmberProbe(WordLabelPipe):
             features = dict(zip(indices, self.read([docs[i] for i in indices])))
             for part, chosen in self.by_labels(predictor, docs, indices):
                 start(part, chosen, [features[i] for i in chosen])
-            while len(running) > 1:
-                # A GPU computes the scores of the new group while those of the last one are decoded.
-                finish()
+                if len(running) > 1:
+                    # A GPU computes the scores of the new group while those of the last one are decoded.
+                    finish()
         while running:
             finish()
         return out
