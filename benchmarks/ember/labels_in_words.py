@@ -19,7 +19,7 @@ import spacy
 import typer
 from spacy.tokens import DocBin
 
-from benchmarks.lib.common import ROOT, read_examples, save
+from benchmarks.lib.common import ROOT, read_examples, read_once, save
 from spacy_llmner.ember_probe.matcher.corpora import read_labels
 
 NAMES = ROOT / "configs" / "matcher_labels.json"
@@ -114,14 +114,7 @@ def measure(
     }
     config = {"llm": {"name": llm}, "model": model, "labels": sorted(found_labels)}
     ember: Any = nlp.add_pipe("ember_probe", config=config)
-    read = ember.read
-
-    def cached(docs: List[Any]) -> List[Any]:
-        new = [doc for doc in docs if doc.text not in features]
-        features.update(zip([doc.text for doc in new], read(new) if new else []))
-        return [features[doc.text] for doc in docs]
-
-    ember.read = cached
+    read_once(ember, features)
     docs = list(nlp.pipe(eg.predicted for eg in examples))
     typed, untyped, right_spans = Counts(), Counts(), 0
     by_label: Dict[str, Counts] = defaultdict(Counts)

@@ -20,7 +20,7 @@ import typer
 from spacy.training import Example
 from thinc.api import Adam
 
-from benchmarks.lib.common import read_examples, save, strict_scores
+from benchmarks.lib.common import read_examples, read_once, save, strict_scores
 
 SIZES = (0, 5, 20, 50, 100, 200, 480)
 WORDS = {"PERSON": "person", "ORG": "organization", "LOC": "location", "WORK": "work of art"}
@@ -64,7 +64,7 @@ def fit(nlp: Any, llm: str, examples: List[Example], features: Dict[str, Any]) -
     config = {"llm": {"name": llm}, "labels": labels, "model": model, "feature_cache": "off"}
     ember = nlp.add_pipe("ember_probe", config=config)
     ember.trained_probe()
-    remember(ember, features)
+    read_once(ember, features)
     ember.read([eg.predicted for eg in examples] or [nlp.make_doc("warm up")])
     start = time.process_time()
     if examples:
@@ -75,7 +75,7 @@ def fit(nlp: Any, llm: str, examples: List[Example], features: Dict[str, Any]) -
 def from_nothing(nlp: Any, llm: str, examples: List[Example], features: Dict[str, Any]) -> float:
     config = {"llm": {"name": llm}, "feature_cache": "off"}
     ember = nlp.add_pipe("ember_probe", config=config)
-    remember(ember, features)
+    read_once(ember, features)
     nlp.initialize(lambda: examples)
     optimizer = Adam(RATE, L2=0.01, L2_is_weight_decay=True, grad_clip=1.0)
     start = time.process_time()
@@ -84,18 +84,6 @@ def from_nothing(nlp: Any, llm: str, examples: List[Example], features: Dict[str
         batch = random.sample(examples, min(BATCH, len(examples)))
         ember.update(batch, sgd=optimizer, drop=DROP)
     return time.process_time() - start
-
-
-def remember(ember: Any, features: Dict[str, Any]) -> None:
-    """Let the LLM read each text only once for all runs."""
-    read = ember.read
-
-    def cached(docs: List[Any]) -> List[Any]:
-        new = [doc for doc in docs if doc.text not in features]
-        features.update(zip([doc.text for doc in new], read(new) if new else []))
-        return [features[doc.text] for doc in docs]
-
-    ember.read = cached
 
 
 if __name__ == "__main__":

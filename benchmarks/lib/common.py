@@ -113,6 +113,22 @@ def read_examples(nlp: Language, path: Path, sentences: bool = True) -> List[Exa
     return out
 
 
+def read_once(ember: Any, features: Dict[str, Any]) -> None:
+    """Let the LLM read each text only once for several pipelines.
+
+    ember (EmberProbe): The component of one of them, which is changed.
+    features (Dict[str, Any]): The features by text, shared by all of them.
+    """
+    read = ember.read
+
+    def cached(docs: List[Any]) -> List[Any]:
+        new = [doc for doc in docs if doc.text not in features]
+        features.update(zip([doc.text for doc in new], read(new) if new else []))
+        return [features[doc.text] for doc in docs]
+
+    ember.read = cached
+
+
 def strict_scores(references: Iterable[Doc], predictions: Iterable[Doc]) -> Dict[str, float]:
     """Compute the micro precision, recall and F1 of (start, end, label), in percent."""
     right = n_gold = n_found = 0

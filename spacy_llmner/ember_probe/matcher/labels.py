@@ -4,11 +4,12 @@ from typing import Dict, List, Sequence
 
 import torch
 
+from ...errors import Errors, LLMNERError
 from ...llm.loading import LoadedLLM
 from ..probes.base import Dims
 from ..probes.match import Label, MatchProbe, MatchSettings
 from .label_states import phrases_of, read_phrases
-from .weights import load_matcher
+from .weights import OUTPUT, load_matcher
 
 
 class LabelReader:
@@ -56,13 +57,15 @@ class LabelReader:
         dims (Dims): Sizes of the LLM.
         labels (Sequence[str]): The labels.
         RETURNS (MatchProbe): The probe, on the LLM's device.
-        RAISES (LLMNERError): If there are no weights for the LLM.
+        RAISES (LLMNERError): If no weights for the LLM can be found, or if the file is incomplete.
         """
-        _, weights = load_matcher(self.name, llm, self.settings)
+        path, weights = load_matcher(self.name, llm, self.settings)
         # A pipeline that is used first in inference mode can still be trained later.
         with torch.inference_mode(False):
             probe = self.settings.build(dims)
-            probe.load_state_dict(weights, strict=False)
+            missing = probe.load_state_dict(weights, strict=False).missing_keys
+            if any(not key.startswith(OUTPUT) for key in missing):
+                raise LLMNERError(Errors.E145.format(name=self.name, path=path))
             layers = self.settings.reader(dims).layers
             probe.set_labels(self.read(llm, layers, labels, []))
         return probe.to(llm.device).eval()

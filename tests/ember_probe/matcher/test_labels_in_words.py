@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import spacy
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from spacy.training import Example
 
 from spacy_llmner.ember_probe.matcher import labels as label_reader
@@ -247,6 +249,20 @@ def test_weights_that_do_not_fit(make, other_llm, tmp_path):
     llm = {"@misc": "spacy_llmner.LLM.v1", "name": other_llm, "device": "cpu"}
     with pytest.raises(LLMNERError, match="LLMNER146"):
         make(["town"], cfg={"llm": llm})(TEXT)
+
+
+def test_weights_with_a_missing_part(make, matcher, tmp_path):
+    file = "matcher.safetensors"
+    with safe_open(matcher / file, "pt") as old:
+        metadata = old.metadata()
+    tensors = load_file(matcher / file)
+    del tensors["matcher.span.weight"]
+    save_file(tensors, tmp_path / file, metadata=metadata)
+    with pytest.raises(LLMNERError, match="LLMNER145"):
+        make(["town"], weights=str(tmp_path))(TEXT)
+    (tmp_path / file).write_bytes((matcher / file).read_bytes()[:-100])
+    with pytest.raises(LLMNERError, match="LLMNER145"):
+        make(["town"], weights=str(tmp_path))(TEXT)
 
 
 @pytest.mark.parametrize("words", [{"town": []}, {"town": [" "]}, {"town": " "}])
