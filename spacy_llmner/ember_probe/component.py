@@ -46,6 +46,7 @@ from .probes.base import Dims, Probe
 from .probes.fewshot import Annotated, ChosenExample, FewShotSettings, as_example, choose
 from .probes.match import MatchSettings, model_for
 from .streaming.generation import EmberStream
+from .streaming.pool import StreamPool
 from .streaming.prompt import Prompt
 from .streaming.reader import EmberReader
 from .streaming.streamer import EmberStreamer, follow_generation
@@ -223,14 +224,17 @@ class EmberProbe(WordLabelPipe):
         threshold = self.cfg["threshold"]
         check_settings(self.name, threshold=threshold, max_batch_tokens=self.max_batch_tokens)
 
-    def predictor(self) -> Predictor:
-        """RETURNS (Predictor): The trained probe with its LLM and the current settings.
+    def predictor(self, labels: Optional[Sequence[str]] = None) -> Predictor:
+        """Get the trained probe with its LLM and the current settings.
+
+        labels (Optional[Sequence[str]]): With EmberMatch, the labels to find instead of the component's.
+        RETURNS (Predictor): The predictor.
         RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
         probe = self.trained_probe()
         llm = self.shared_llm()
         self._move_probe(llm.device)
-        return Predictor(
+        predictor = Predictor(
             name=self.name,
             llm=llm,
             probe=probe,
@@ -242,6 +246,7 @@ class EmberProbe(WordLabelPipe):
             spans_key=self.cfg["spans_key"],
             overwrite=self.cfg["overwrite"],
         )
+        return predictor if labels is None else self.for_labels(predictor, labels)
 
     def _move_probe(self, device: torch.device) -> None:
         # Move it only if needed: `to` rebuilds the list of the GRU's weights, which other threads may use.
@@ -405,11 +410,14 @@ class EmberProbe(WordLabelPipe):
             self.cache = open_cache(self.feature_cache, self.shared_llm(), self.word_reader)
         self._training = True
 
-    def stream(self, prompt: Prompt, **settings: Any) -> EmberStream:
+    def stream(
+        self, prompt: Prompt, *, labels: Optional[Sequence[str]] = None, **settings: Any
+    ) -> EmberStream:
         """Generate text with the LLM, and find entities while it is being written.
 
         prompt (Union[str, Sequence[Dict[str, str]]]): A text to continue, or messages for the LLM's chat
             template.
+        labels (Optional[Sequence[str]]): With EmberMatch, the labels to find in this stream.
         settings: `max_new_tokens`, `stop`, `temperature`, `top_p`, `repetition_penalty`, `seed`; see
             EmberStream.
         RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent objects. After the last
@@ -417,7 +425,17 @@ class EmberProbe(WordLabelPipe):
         RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
         self._check_streams()
-        return EmberStream(self.predictor(), prompt, **settings)
+        return EmberStream(self.predictor(labels), prompt, **settings)
+
+    def streams(self, max_streams: int = 8) -> StreamPool:
+        """Generate several texts side by side, and find entities in them while they are being written.
+
+        max_streams (int): Maximum number of texts that are generated at once. Others wait.
+        RETURNS (StreamPool): Call its `start` with the arguments of `stream`, from any thread.
+        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
+        """
+        self._check_streams()
+        return StreamPool(self.predictor, max_streams)
 
     def streamer(self) -> ContextManager[EmberStreamer]:
         """Find entities in a generation that you run yourself with transformers' `generate`.
@@ -428,15 +446,16 @@ class EmberProbe(WordLabelPipe):
         self._check_streams()
         return follow_generation(self.predictor())
 
-    def reader(self) -> EmberReader:
+    def reader(self, *, labels: Optional[Sequence[str]] = None) -> EmberReader:
         """Find entities in a text that arrives in pieces, for example from the API of another LLM.
 
+        labels (Optional[Sequence[str]]): With EmberMatch, the labels to find in this text.
         RETURNS (EmberReader): Pass each piece to its `push`, which returns EntityEvent objects. At the end
             of a `with` block, or after `close`, its attribute `doc` is the annotated Doc.
         RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
         self._check_streams()
-        return EmberReader(self.predictor())
+        return EmberReader(self.predictor(labels))
 
     def _check_streams(self) -> None:
         self._check_settings()

@@ -49,15 +49,13 @@ class WordLabelPipe(LLMNERPipe):
         """
         if self.label_reader is None:
             raise LLMNERError(Errors.E149.format(name=self.name, model=self.model.name))
-        checked = check_labels(self.name, labels)
-        if not checked:
-            raise wrong("labels", self.name, checked, "at least one label")
+        checked = self._check_labels(labels)
         if self.module is not None:
             self.module.set_labels(self._read_labels(checked))
             self._optimizer = None
         for label in checked:
             self.vocab.strings.add(label)
-        self.cfg["labels"] = checked
+        self.cfg["labels"] = list(checked)
 
     def add_label(self, label: str) -> int:
         """Add a label. With EmberMatch, this is possible at any time, otherwise only before training.
@@ -90,11 +88,31 @@ class WordLabelPipe(LLMNERPipe):
             labels = doc_labels(self.name, docs[i])
             groups.setdefault(self.labels if labels is None else tuple(labels), []).append(i)
         for wanted, chosen in groups.items():
-            if wanted == self.labels:
-                yield predictor, chosen
-            elif wanted:
-                probe = self.module.with_labels(self._read_labels(wanted))
-                yield replace(predictor, probe=probe, labels=wanted), chosen
+            if wanted:
+                yield self.for_labels(predictor, wanted), chosen
+
+    def for_labels(self, predictor: Predictor, labels: Sequence[str]) -> Predictor:
+        """Get a predictor that finds other labels. The component's labels stay as they are.
+
+        predictor (Predictor): The predictor with the component's labels.
+        labels (Sequence[str]): The labels: any words.
+        RETURNS (Predictor): The predictor for these labels.
+        RAISES (LLMNERError): If a label is not a word, or if the model is not EmberMatch.
+        """
+        if self.label_reader is None:
+            raise LLMNERError(Errors.E149.format(name=self.name, model=self.model.name))
+        wanted = self._check_labels(labels)
+        if wanted == self.labels:
+            return predictor
+        probe = self.module.with_labels(self._read_labels(wanted))
+        return replace(predictor, probe=probe, labels=wanted)
+
+    def _check_labels(self, labels: Iterable[str]) -> Tuple[str, ...]:
+        """RETURNS (Tuple[str, ...]): The labels, without duplicates."""
+        checked = check_labels(self.name, labels)
+        if not checked:
+            raise wrong("labels", self.name, checked, "at least one label")
+        return tuple(checked)
 
     def start_from_words(self) -> None:
         """With EmberMatch, create the probe for the labels' words, unless there is one already."""
