@@ -608,6 +608,10 @@ class Errors(metaclass=WithCodes):
         "Name a pipeline, or an LLM and labels in words: python -m spacy llmner chat --llm NAME --labels "
         '"person, city".'
     )
+    E154 = (
+        "The pool of streams is closed, so it can't start another stream. Use it inside its `with` block, "
+        "or create another one with `streams()`."
+    )
     E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
     E124 = (
         "The data '{path}' contain no entities that can be used: there are none, or they begin or end "

@@ -111,7 +111,7 @@ def _read_batch(
         else:
             view(input_ids=inputs, use_cache=False)
         if rows is None:
-            hidden, attention = _recorded(llm, probed, recorder)
+            hidden, attention = recorded(llm, probed, recorder)
         else:
             return _rows_of_texts(llm, probed, recorder, rows)
     out = []
@@ -291,11 +291,11 @@ def tap_generation(
 
 
 def _last_pass(llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder) -> Features:
-    hidden, attention = _recorded(llm, probed, recorder)
+    hidden, attention = recorded(llm, probed, recorder)
     return Features(hidden[0], None if attention is None else attention[0])
 
 
-def _recorded(
+def recorded(
     llm: LoadedLLM, probed: FeatureSpec, recorder: Recorder
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """RETURNS (Tuple[Tensor, Optional[Tensor]]): The tensors of Features, with an additional batch axis."""

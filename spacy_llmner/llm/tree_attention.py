@@ -65,6 +65,87 @@ class KVCache:
         return out
 
 
+class TextRows:
+    """The keys and values of several texts that grow by one token per pass. Each text has a row.
+
+    Each layer has one tensor of keys and one of values, both of shape (rows, key heads, tokens, head
+    width), which grow as needed.
+
+    lengths (List[int]): Number of tokens of each text. The next token of each text is written after them.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Dict[int, torch.Tensor] = {}
+        self.values: Dict[int, torch.Tensor] = {}
+        self.lengths: List[int] = []
+
+    def add(self, cache: KVCache, length: int) -> None:
+        """Add a row for a text that has been read.
+
+        cache (KVCache): The keys and values of its tokens, in order.
+        length (int): Its number of tokens, at least 1.
+        """
+        row = len(self.lengths)
+        self.lengths.append(length)
+        for stores, new in ((self.keys, cache.keys), (self.values, cache.values)):
+            for layer, tensor in new.items():
+                n_heads, _, width = tensor.shape
+                old = stores.get(layer)
+                stores[layer] = _grown(old, (row + 1, n_heads, length + 1, width), tensor)
+                stores[layer][row, :, :length] = tensor[:, :length]
+
+    def remove(self, row: int) -> None:
+        """Remove a text. The last row takes its place."""
+        last = self.lengths.pop()
+        if row == len(self.lengths):
+            return
+        for store in (*self.keys.values(), *self.values.values()):
+            store[row, :, :last] = store[len(self.lengths), :, :last]
+        self.lengths[row] = last
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Store the keys and values of the next token of each text.
+
+        layer (int): Index of the layer.
+        key (Tensor): Shape (rows, key heads, 1, head width).
+        value (Tensor): The same; the head width may differ.
+        RETURNS (Tuple[Tensor, Tensor]): All keys and values, shape (rows, key heads, tokens of the longest
+            text, their head width).
+        """
+        n_rows, n_keys = len(self.lengths), max(self.lengths) + 1
+        rows = torch.arange(n_rows, device=key.device)
+        ends = torch.tensor(self.lengths, device=key.device)
+        out = []
+        for stores, new in ((self.keys, key), (self.values, value)):
+            n_heads, width = new.shape[1], new.shape[3]
+            stores[layer] = _grown(stores[layer], (n_rows, n_heads, n_keys, width), new)
+            stores[layer][rows, :, ends] = new[:, :, 0]
+            out.append(stores[layer][:n_rows, :, :n_keys])
+        return out[0], out[1]
+
+
+def _grown(
+    store: Optional[torch.Tensor], shape: Tuple[int, int, int, int], like: torch.Tensor
+) -> torch.Tensor:
+    """RETURNS (Tensor): A tensor of at least this shape, with the contents of `store`."""
+    if store is not None and store.shape[0] >= shape[0] and store.shape[2] >= shape[2]:
+        return store
+    if store is None:
+        return like.new_zeros(shape)
+    rows, tokens = store.shape[0], store.shape[2]
+    size = [
+        rows if rows >= shape[0] else max(2 * rows, shape[0]),
+        shape[1],
+        tokens if tokens >= shape[2] else max(tokens + tokens // 2, shape[2]),
+        shape[3],
+    ]
+    out = store.new_zeros(size)
+    out[:rows, :, :tokens] = store
+    return out
+
+
 class Block(NamedTuple):
     """Consecutive tokens of a pass, and all keys that any of them attends to."""
 
@@ -88,6 +169,8 @@ class TreePass:
     slots (Optional[Tensor]): int64, shape (queries,): the slots of this pass's tokens in the cache.
     prefix (Optional[KVCache]): Keys and values of tokens before every text of the batch, instead of a
         cache. They are the first keys of the mask.
+    rows (Optional[TextRows]): Keys and values of the texts that this pass continues by one token each,
+        instead of a cache.
     blocks (Sequence[Block]): Attention is computed block by block. The blocks cover all tokens, in order.
     """
 
@@ -97,6 +180,7 @@ class TreePass:
     cache: Optional[KVCache] = None
     slots: Optional[torch.Tensor] = None
     prefix: Optional[KVCache] = None
+    rows: Optional[TextRows] = None
     blocks: Sequence[Block] = (EVERYTHING,)
     _masks: Dict[Tuple[int, Optional[int], int, torch.device], torch.Tensor] = field(
         default_factory=dict
@@ -127,6 +211,8 @@ class TreePass:
             assert self.slots is not None
             k, v = self.cache.write(layer, self.slots, self.mask.shape[2], key[0], value[0])
             key, value = k[None], v[None]
+        elif self.rows is not None:
+            key, value = self.rows.write(layer, key, value)
         elif self.prefix is not None:
             key = torch.cat([_expand(self.prefix.keys[layer], key), key], dim=2)
             value = torch.cat([_expand(self.prefix.values[layer], value), value], dim=2)

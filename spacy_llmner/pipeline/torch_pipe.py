@@ -93,13 +93,13 @@ class TorchPipe(TrainablePipe):
             for name, p in self.module.named_parameters():
                 if (self.model.id, name) in params:
                     replaced[name] = p.detach().clone()
-                    p.data.copy_(params[(self.model.id, name)])
+                    p.detach().copy_(params[(self.model.id, name)])
         try:
             yield
         finally:
             for name, p in self.module.named_parameters() if self.module is not None else []:
                 if name in replaced:
-                    p.data.copy_(replaced[name])
+                    p.detach().copy_(replaced[name])
 
     def trained_with(self) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): The settings of `model` that the trained part depends on, by name."""

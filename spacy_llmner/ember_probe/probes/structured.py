@@ -6,7 +6,7 @@ directions, for finished text only.
 """
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .base import Dims, check_sizes
 from .segmentation import IMPOSSIBLE, Decoded, mask_blank, mask_crossing
 from .semi_markov import SemiMarkovDecoder, decode_texts, loss_and_gradient
 from .standardize import Standardize
-from .structured_stream import NORM_EPS, StructuredStream
+from .structured_stream import NORM_EPS, StreamWeights, StructuredStream
 
 # Without a prefix, the LLM's states of the first words of a text are less informative
 # (benchmarks/RESULTS.md).
@@ -130,6 +130,8 @@ class StructuredProbe(nn.Module):
         self.length = nn.Parameter(torch.zeros(settings.max_words, head))
         self.output = nn.Linear(head, dims.n_labels)
         self.drop = 0.0
+        # The weights of the last stream, with their addresses and versions.
+        self._streamed: Optional[Tuple[List[Tuple[int, int]], Any, StreamWeights]] = None
 
     def set_dropout(self, drop: float) -> None:
         """drop (float): Rate between the layers. A quarter of it applies to the hidden states. Surface
@@ -261,7 +263,13 @@ class StructuredProbe(nn.Module):
         return decode_texts([mask_blank(*text) for text in zip(texts, blank)], threshold)
 
     def stream(self) -> StructuredStream:
-        return StructuredStream(self.state_dict())
+        weights = self.state_dict()
+        # The stacked weights are used again until a weight changes. The old weights are kept, so that no
+        # new ones get their addresses.
+        versions = [(w.data_ptr(), w._version) for w in weights.values()]
+        if self._streamed is None or self._streamed[0] != versions:
+            self._streamed = versions, weights, StreamWeights(weights)
+        return StructuredStream(self._streamed[2])
 
 
 def _shift(x: torch.Tensor, by: int) -> torch.Tensor:

@@ -28,10 +28,8 @@ NORM_EPS = 1e-5
 TAIL = 0.5307027145, -0.7265760135, 0.7107068705, -0.142248368, 0.127414796
 
 
-class StructuredStream:
-    """Scores a text word by word, with the same results as StructuredProbe.forward.
-
-    The row of a word is complete when the word after it is known.
+class StreamWeights:
+    """The stacked weights of a probe, which all its streams share.
 
     weights (Mapping[str, Tensor]): The `state_dict` of a StructuredProbe without `look_right`.
     """
@@ -50,17 +48,16 @@ class StructuredStream:
         embed, embed_bias = layer("embed_project")
         weight, bias = np.concatenate([project, embed], 1), project_bias + embed_bias
         self.project = weight - weight.mean(0), bias - bias.mean()
-        self.inputs = np.zeros(weight.shape[1], dtype=np.float32)
         self.norm = layer("norm")
         # `start` and `end` get the encoder's state and the word, concatenated.
-        width = len(arrays["norm.weight"])
+        self.width = len(arrays["norm.weight"])
         (start, start_bias), (end, end_bias) = layer("start"), layer("end")
         # Contributions of a word: to the next state of the encoder; to spans that start with it, end with
         # it, contain it, start after it or end before it.
         self.word_layers = _stack(
             (arrays["forwards.weight_ih_l0"], arrays["forwards.bias_ih_l0"]),
-            (start[:, width:], np.zeros_like(start_bias)),
-            (end[:, width:], np.zeros_like(end_bias)),
+            (start[:, self.width :], np.zeros_like(start_bias)),
+            (end[:, self.width :], np.zeros_like(end_bias)),
             layer("inside"),
             layer("before"),
             layer("after"),
@@ -68,20 +65,34 @@ class StructuredStream:
         # Contributions of a state: to the next state; to spans that start or end with its word.
         self.state_layers = _stack(
             (arrays["forwards.weight_hh_l0"], arrays["forwards.bias_hh_l0"]),
-            (start[:, :width], start_bias),
-            (end[:, :width], end_bias),
+            (start[:, : self.width], start_bias),
+            (end[:, : self.width], end_bias),
         )
         self.length = arrays["length"]
-        max_words, head = self.length.shape
         output, output_bias = layer("output")
         self.output = output.T, output_bias
-        self.state = np.zeros(width, dtype=np.float32)
-        self.from_state = _linear(self.state, *self.state_layers)
         self.before = arrays["before.bias"]
+
+
+class StructuredStream:
+    """Scores a text word by word, with the same results as StructuredProbe.forward.
+
+    The row of a word is complete when the word after it is known.
+
+    weights (StreamWeights): The probe's weights.
+    """
+
+    def __init__(self, weights: StreamWeights) -> None:
+        self.weights = weights
+        self.inputs = np.zeros(weights.project[0].shape[1], dtype=np.float32)
+        self.state = np.zeros(weights.width, dtype=np.float32)
+        self.from_state = _linear(self.state, *weights.state_layers)
+        self.before = weights.before
         # Contributions of the last word, whose row needs the next word.
         self.waiting: Optional[np.ndarray] = None
         # For the last max_words words, latest first: their contributions as starts of spans, and the sums
         # of `inside` over all words before each of them.
+        max_words, head = weights.length.shape
         self.starts = np.zeros((max_words, head), dtype=np.float32)
         self.sums = np.zeros((max_words, head), dtype=np.float32)
         self.sum = np.zeros(head, dtype=np.float32)
@@ -106,15 +117,15 @@ class StructuredStream:
     def _word(self, hidden: np.ndarray, surface: np.ndarray) -> np.ndarray:
         """RETURNS (ndarray): The word's vector, as from StructuredProbe.words, shape (width,)."""
         n = len(hidden)
-        x = np.subtract(hidden, self.mean, out=self.inputs[:n])
-        x /= self.std
+        x = np.subtract(hidden, self.weights.mean, out=self.inputs[:n])
+        x /= self.weights.std
         np.minimum(np.maximum(x, -CLIP, out=x), CLIP, out=x)
-        for table, i in zip(self.tables, surface.tolist()):
+        for table, i in zip(self.weights.tables, surface.tolist()):
             row = table[i % len(table)]
             self.inputs[n : n + len(row)] = row
             n += len(row)
-        z = _linear(self.inputs, *self.project)
-        weight, bias = self.norm
+        z = _linear(self.inputs, *self.weights.project)
+        weight, bias = self.weights.norm
         z /= math.sqrt(z @ z / len(z) + NORM_EPS)
         z *= weight
         z += bias
@@ -125,10 +136,10 @@ class StructuredStream:
 
         RETURNS (Optional[ndarray]): The row of the word before it.
         """
-        from_word = _linear(z, *self.word_layers)
+        from_word = _linear(z, *self.weights.word_layers)
         n_gates = 3 * len(z)
         self._step(from_word[:n_gates], self.from_state[:n_gates])
-        self.from_state = _linear(self.state, *self.state_layers)
+        self.from_state = _linear(self.state, *self.weights.state_layers)
         parts = from_word[n_gates:].reshape(5, -1)
         row = None
         if self.waiting is not None:
@@ -158,8 +169,8 @@ class StructuredStream:
         _shift_in(self.sums, self.sum)
         self.sum = self.sum + parts[2]
         means = (self.sum - self.sums) / self.lengths
-        weight, bias = self.output
-        hidden = _gelu(self.starts + (end + parts[1]) + means + self.length)
+        weight, bias = self.weights.output
+        hidden = _gelu(self.starts + (end + parts[1]) + means + self.weights.length)
         scores = hidden @ weight + bias
         self.n_words += 1
         scores[self.n_words :] = IMPOSSIBLE

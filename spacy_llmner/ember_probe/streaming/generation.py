@@ -1,7 +1,9 @@
 """Generation with entities: a probe reads the hidden states that the LLM computes while it writes."""
 
+from contextlib import suppress
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Any, Generator, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from spacy.tokens import Doc
@@ -13,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from ...errors import Errors, LLMNERError, check_values, wrong
-from ...llm.hidden_states import StepReader
+from ...llm.hidden_states import Features, StepReader
 from ..predictor import Predictor
 from .events import Event, TextPiece
 from .live_text import LiveText
@@ -21,6 +23,29 @@ from .prompt import Prompt, encode_prompt
 
 # The logits are divided by temperature and repetition penalty. With smaller values they would be infinite.
 TINY = 1e-6
+
+
+@dataclass
+class Step:
+    """Tokens that the LLM has to read next.
+
+    ids (List[int]): The tokens.
+    is_last (bool): Whether the LLM writes nothing after them. Then the logits are not needed.
+    """
+
+    ids: List[int]
+    is_last: bool = False
+
+    def read(self, reader: StepReader) -> "StepResult":
+        """RETURNS (Tuple[Tensor, Features]): The logits after the last token, which are undefined after the
+        last step, and the features of all tokens."""
+        if not self.is_last:
+            return reader.feed(self.ids)
+        return torch.empty(0), reader.feed_last(self.ids)
+
+
+StepResult = Tuple[torch.Tensor, Features]
+Steps = Generator[Step, StepResult, None]
 
 
 class EmberStream:
@@ -72,6 +97,7 @@ class EmberStream:
         self.stop_reason: Optional[str] = None
         self._cancelled = False
         self._live = LiveText(predictor)
+        self._events: List[Event] = []
         self._processors = LogitsProcessorList()
         if repetition_penalty != 1.0:
             self._processors.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
@@ -100,8 +126,30 @@ class EmberStream:
         self._cancelled = True
 
     def __iter__(self) -> Iterator[Event]:
+        llm = self.predictor.llm
+        reader = StepReader(llm, self.predictor.reader.probed)
+        steps, result = self.steps(), None
+        with suppress(StopIteration):
+            while True:
+                step = next(steps) if result is None else steps.send(result)
+                # The token's text goes out before the LLM reads the token.
+                yield from self.take_events()
+                result = step.read(reader)
+        yield from self.take_events()
+
+    def take_events(self) -> List[Event]:
+        """RETURNS (List[Event]): The events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def steps(self) -> Steps:
+        """Generate step by step. Events are in `take_events`.
+
+        YIELDS (Step): Tokens that the LLM has to read. `send` the logits after the last one and the
+            features of all of them.
+        RAISES (LLMNERError): If the prompt is too long, or if the LLM computes NaN.
+        """
         live, llm = self._live, self.predictor.llm
-        steps = StepReader(llm, self.predictor.reader.probed)
         generator = torch.Generator(device=llm.device).manual_seed(self._seed)
         ends = llm.end_ids
         prompt = encode_prompt(llm, self.prompt)
@@ -111,13 +159,11 @@ class EmberStream:
         if n_left < 0:
             most = llm.max_length - len(end)
             raise LLMNERError(Errors.E080.format(tokens=len(ids), name=llm.spec.name, most=most))
-        logits, features = steps.feed(ids)
-        if prompt.text:
-            yield TextPiece(prompt.text)
-        yield from live.add_prompt(prompt.encoding, prompt.text, prompt.cut(features))
+        logits, features = yield Step(ids)
+        self._emit_text(prompt.text)
+        self._events += live.add_prompt(prompt.encoding, prompt.text, prompt.cut(features))
         live.add_text(prompt.separator)
-        if prompt.separator:
-            yield TextPiece(prompt.separator)
+        self._emit_text(prompt.separator)
         start = len(live.text)
         n_left = min(self.max_new_tokens, n_left)
         self.stop_reason = None if n_left > 0 else "length"
@@ -128,25 +174,24 @@ class EmberStream:
                 self.stop_reason = "end"
                 break
             piece = live.pieces.push(token)
-            if piece:
-                yield TextPiece(piece)
+            self._emit_text(piece)
             written += piece
             ids.append(token)
             n_left -= 1
             self.stop_reason = self._find_stop_reason(written, piece, n_left)
             # The token's hidden states come from the step that reads it to predict the next token.
-            if self.stop_reason is None:
-                logits, features = steps.feed([token])
-            else:
-                features = steps.feed_last([token])
-            yield from live.add_token(token, features, piece)
+            logits, features = yield Step([token], is_last=self.stop_reason is not None)
+            self._events += live.add_token(token, features, piece)
             if self._cancelled and self.stop_reason is None:
                 self.stop_reason = "cancelled"
-        self.doc, events = live.finish(steps.feed_last(end) if end else None)
-        rest = self.doc.text[start + len(written) :]
-        if rest:
-            yield TextPiece(rest)
-        yield from events
+        last = (yield Step(end, is_last=True))[1] if end else None
+        self.doc, events = live.finish(last)
+        self._emit_text(self.doc.text[start + len(written) :])
+        self._events += events
+
+    def _emit_text(self, text: str) -> None:
+        if text:
+            self._events.append(TextPiece(text))
 
     def _find_stop_reason(self, written: str, piece: str, n_left: int) -> Optional[str]:
         """n_left (int): Number of tokens that can still be generated.
