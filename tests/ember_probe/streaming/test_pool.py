@@ -221,6 +221,5 @@ def test_invalid_number_of_streams(trained, value):
 
 
 def test_invalid_settings_are_raised_at_the_start(trained):
-    with streams_of(trained) as pool:
-        with pytest.raises(LLMNERError, match="temperature"):
-            pool.start(PROMPTS[0], temperature=-1)
+    with streams_of(trained) as pool, pytest.raises(LLMNERError, match="temperature"):
+        pool.start(PROMPTS[0], temperature=-1)
