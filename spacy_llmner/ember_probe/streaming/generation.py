@@ -1,5 +1,6 @@
 """Generation with entities: a probe reads the hidden states that the LLM computes while it writes."""
 
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -96,6 +97,8 @@ class EmberStream:
         self.doc: Optional[Doc] = None
         self.stop_reason: Optional[str] = None
         self._cancelled = False
+        # Held while the state changes, if another thread generates the text.
+        self.lock = threading.RLock()
         self._live = LiveText(predictor)
         self._events: List[Event] = []
         self._processors = LogitsProcessorList()

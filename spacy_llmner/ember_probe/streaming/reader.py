@@ -1,5 +1,6 @@
 """Entities in a text that arrives in pieces, for example from another LLM."""
 
+from contextlib import nullcontext
 from typing import Any, List, Optional
 
 from spacy.tokens import Doc
@@ -33,6 +34,7 @@ class EmberReader:
         llm, reader = predictor.llm, predictor.reader
         self.doc: Optional[Doc] = None
         self.predictor = predictor
+        self.lock = nullcontext()  # as in EmberStream
         self._open = True
         self._live = LiveText(predictor)
         self._encoder = IncrementalEncoder(llm.tokenizer)

@@ -65,7 +65,8 @@ class StreamRounds:
     def _resume(self, stream: "RoundStream", result: Optional[Read]) -> None:
         """Continue a stream after its tokens were read. One that fails does not affect the others."""
         try:
-            self.running[stream].resume(result)
+            with stream.lock:
+                self.running[stream].resume(result)
             stream.flush()
         except StopIteration:
             stream.flush()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from spacy_llmner.ember_probe.streaming import rounds
 from spacy_llmner.ember_probe.streaming.events import EntityEvent, TextPiece
 from spacy_llmner.ember_probe.streaming.pool import PooledStream
+from spacy_llmner.ember_probe.streaming.redaction import Redactor
 from spacy_llmner.ember_probe.streaming.rounds import StreamRounds
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm.growing_texts import GrowingTexts, SeparateTexts
@@ -204,6 +205,20 @@ def test_streams_from_several_threads(trained):
             thread.join()
     for prompt in PROMPTS:
         assert results[prompt] == run(stream_of(trained, prompt, max_new_tokens=8))[0]
+
+
+def test_redaction_while_another_thread_writes(trained):
+    options = {"max_new_tokens": 60}
+    alone = stream_of(trained, PROMPTS[2], **options)
+    redactor = Redactor(alone)
+    expected = "".join(redactor.release() for _ in alone) + redactor.release()
+    assert "[PER]" in expected
+    with streams_of(trained) as pool:
+        started = [pool.start(PROMPTS[2], **options) for _ in range(4)]
+        for stream in started:
+            redactor = Redactor(stream)
+            got = "".join(redactor.release() for _ in stream) + redactor.release()
+            assert got == expected
 
 
 def test_a_closed_pool_refuses_streams(trained):
