@@ -57,6 +57,10 @@ small=$([ -n "$dry" ] && echo "--pairs 1 --tokens 8" || echo "--pairs 6 --tokens
 part streaming 90 $python -m benchmarks.ember.streaming "$work/ember_probe/model-last" $small \
     --name ember_streaming_gpu
 
+small=$([ -n "$dry" ] && echo "--rounds 2 --long-rounds 2 --repeats 1" || echo "--rounds 64 --long-rounds 32 --repeats 2")
+part "many streams" 90 $python -m benchmarks.ember.many_streams "$work/ember_probe/model-last" $small \
+    --name ember_many_streams_gpu
+
 # 3. padellm_ner against the LLM writing one list, with the gold answers, so that little training is enough.
 config padellm_ner
 train padellm_ner padellm_ner 40
@@ -69,3 +73,8 @@ part padellm 120 $python -m benchmarks.padellm.speed "$work/padellm_ner/model-la
 part memory 120 $python -m benchmarks.llm.memory "$llm" --name llm_memory_gpu \
     --device $([ -n "$dry" ] && echo cpu || echo cuda)
 part check 60 $python -m spacy llmner check "$llm"
+
+# 5. Training with NCCL, in one process per GPU (here one).
+part "data parallel" 120 $python -m torch.distributed.run --nproc-per-node 1 -m spacy_llmner train \
+    "$work/ember_probe.cfg" --output "$work/data_parallel" $([ -n "$dry" ] || echo --gpu) \
+    --training.max_steps $([ -n "$dry" ] && echo 2 || echo 40) --corpora.dev.limit 20

@@ -612,6 +612,20 @@ class Errors(metaclass=WithCodes):
         "The pool of streams is closed, so it can't start another stream. Use it inside its `with` block, "
         "or create another one with `streams()`."
     )
+    E190 = (
+        "torchrun did not start this process. To train in a single process, use spaCy's own command: "
+        "python -m spacy train CONFIG. To train in several: torchrun --nproc-per-node 2 -m spacy_llmner "
+        "train CONFIG."
+    )
+    E191 = (
+        "Another process of this training ended, so this one stops as well. Look for its error above. "
+        "({reason})"
+    )
+    E192 = (
+        "The component '{name}' can't be trained in several processes: only the components of spacy-llmner "
+        "can. Freeze it with `frozen_components` in [training], or train in one process with "
+        "`python -m spacy train`."
+    )
     E123 = "The file '{path}' already exists. Choose another name, or overwrite it with --force."
     E124 = (
         "The data '{path}' contain no entities that can be used: there are none, or they begin or end "

@@ -68,7 +68,13 @@ class Plain:
         self.tokens = {k: int(logits.argmax()) for k, (logits, _) in read.items()}
 
 
-def main(pipeline: Path, rounds: int = 128, long_rounds: int = 32, repeats: int = 3) -> None:
+def main(
+    pipeline: Path,
+    rounds: int = 128,
+    long_rounds: int = 32,
+    repeats: int = 3,
+    name: str = "ember_many_streams",
+) -> None:
     nlp = spacy.load(pipeline)
     ember: Any = nlp.get_pipe("ember_probe")
     rows = []
@@ -86,7 +92,7 @@ def main(pipeline: Path, rounds: int = 128, long_rounds: int = 32, repeats: int 
             rows.append(row)
             print(row, flush=True)
     save(
-        "ember_many_streams",
+        name,
         {
             "llm": ember.shared_llm().spec.name,
             "rows": rows,

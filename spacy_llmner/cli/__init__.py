@@ -17,6 +17,7 @@ from .info import info_cli
 from .init_config import init_config_cli
 from .layers import layers_cli
 from .pretrain_matcher import pretrain_matcher_cli
+from .train import train_cli
 
 app = typer.Typer(
     name="llmner",
@@ -37,6 +38,9 @@ app.command("generate")(generate_cli)
 app.command("index")(index_cli)
 app.command("export")(export_cli)
 app.command("chat")(chat_cli)
+app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    train_cli
+)
 
 init_app = typer.Typer(help="Write a training config for a corpus.", no_args_is_help=True)
 init_app.command("config")(init_config_cli)

@@ -29,6 +29,7 @@ from ..llm.registry import LLM
 from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions, warn_about_white_space
 from ..pipeline.labels import check_labels
+from ..pipeline.parallel import n_processes, share, total, wait_for_all
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
@@ -276,6 +277,8 @@ class EmberProbe(WordLabelPipe):
         examples = list(examples)
         validate_examples(examples, "EmberProbe.update")
         examples = [eg for eg in examples if len(eg.predicted)]
+        n_words = sum(len(eg.predicted) for eg in examples)
+        n_total = total(n_words)  # of all processes that train together
         if not examples:
             return losses
         self.trained_probe()
@@ -287,6 +290,9 @@ class EmberProbe(WordLabelPipe):
         docs = [eg.predicted for eg in examples]
         scores = probe(predictor.batch(docs, self.read_finite(docs)))
         loss, d_scores = self.get_loss(examples, scores)
+        if n_total > n_words:
+            loss *= n_words / n_total
+            d_scores = tuple(d * (n_words / n_total) for d in d_scores)
         torch.autograd.backward(scores, d_scores)
         probe.eval()
         if sgd is not None:
@@ -356,6 +362,12 @@ class EmberProbe(WordLabelPipe):
         docs = [eg.predicted for eg in examples]
         # Without a cache, read only what `fit_scale` needs.
         docs = docs[:BATCH] if self.cache is None else docs
+        if n_processes() > 1 and self.cache is not None:
+            # Each process reads its share, and then gets the rest from the cache.
+            for k in range(0, len(docs), BATCH * n_processes()):
+                self.read_finite(share(docs[k : k + BATCH * n_processes()]))
+            wait_for_all()
+            self.cache = open_cache(self.feature_cache, llm, self.word_reader)
         sample = read_corpus(self.read_finite, docs)
         if self.label_reader is None:
             self.module.fit_scale(sample)

@@ -17,6 +17,7 @@ from ..llm.lora import Adapter, AdapterSettings, new_adapter
 from ..llm.packing import Packed, target_logits
 from .base import LLMNERPipe
 from .gold import gold_mentions, warn_about_white_space
+from .parallel import total
 from .torch_pipe import isolated_seed
 from .training import batches_by_tokens, cross_entropy, training_windows, warn_about_skipped
 from .windows import Window
@@ -145,7 +146,7 @@ class AdapterPipe(LLMNERPipe):
             raise self.not_trained()
         llm, view, _ = self.adapted_llm()
         texts = self.make_training_batch(examples)
-        weight = sum(float(packed.weights.sum()) for packed in texts)
+        weight = total(sum(float(packed.weights.sum()) for packed in texts))
         max_tokens = self.max_batch_tokens
         if llm.device.type == "cpu":
             max_tokens = min(max_tokens, CPU_TRAINING_TOKENS)

@@ -15,6 +15,7 @@ from spacy.util import ensure_path
 from thinc.api import Optimizer
 
 from ..errors import Errors, LLMNERError
+from .parallel import sum_gradients
 from .settings import Settings, check_cfg
 
 TENSORS = "model.safetensors"
@@ -43,6 +44,7 @@ class TorchPipe(TrainablePipe):
         """
         if self.module is None:
             return
+        sum_gradients(p for p in self.module.parameters() if p.requires_grad)
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         if not parameters:
             return
