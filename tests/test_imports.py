@@ -18,7 +18,9 @@ LAYERS = (
     ("llm",),
     ("corpora", "decoding", "pipeline", "retrieval"),
     COMPONENTS,
-    ("cli", "serve", "scale"),
+    ("serve", "scale"),
+    ("cli",),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
