@@ -1,4 +1,4 @@
-"""Write RESULTS.md and docs/scaling.svg from the JSON files in results/.
+"""Write RESULTS.md and the plots in docs/ from the JSON files in results/.
 
 python -m benchmarks.report
 """
@@ -7,6 +7,7 @@ import json
 from typing import Any, Callable, Dict, List
 
 from benchmarks.el4ner.tables import ablation_table
+from benchmarks.ember.stream_tables import many_streams_table
 from benchmarks.ember.tables import (
     fewshot_table,
     generated_table,
@@ -29,6 +30,7 @@ from benchmarks.padellm.tables import (
     training_table,
 )
 from benchmarks.padellm.tables import overhead_table as padellm_overhead_table
+from benchmarks.peers.tables import peers_plot, peers_table
 from benchmarks.project.tables import project_table
 from benchmarks.ra_it.tables import calibrated_table, shared_context_table, transfer_table
 from benchmarks.retrieval.tables import index_table, leaks_table, memory_table
@@ -53,6 +55,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "families": families_table,
     "ember_labels_in_words_": words_table,
     "ember_many_labels": many_labels_table,
+    "ember_many_streams": many_streams_table,
     "ember_overhead": overhead_table,
     "ember_schedule": schedule_table,
     "ember_sentences_needed": sentences_table,
@@ -62,6 +65,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "padellm_constraint": constraint_table,
     "padellm_overhead": padellm_overhead_table,
     "padellm_training": training_table,
+    "peers_": peers_table,
     "project_runs": project_table,
     "ra_it_calibrated": calibrated_table,
     "ra_it_speed": shared_context_table,
@@ -85,18 +89,26 @@ HEADINGS = {
 }
 
 
-PLOT = ROOT / "docs" / "scaling.svg"
+DOCS = ROOT / "docs"
 
 
 def main() -> None:
     (RESULTS.parent / "RESULTS.md").write_text(report())
     update_docs(read_results()["families"])
-    PLOT.write_text(scaling_plot(scaling_results(read_results())))
+    for name, plot in plots().items():
+        (DOCS / f"{name}.svg").write_text(plot)
 
 
 def read_results() -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): The results by name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def plots() -> Dict[str, str]:
+    """RETURNS (Dict[str, str]): The plots by name, as SVG."""
+    results = read_results()
+    peers = {name: peers_plot(r) for name, r in results.items() if name.startswith("peers_")}
+    return {"scaling": scaling_plot(scaling_results(results)), **peers}
 
 
 def report() -> str:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.lib.common import RESULTS, ROOT, command_line
 from benchmarks.lib.markdown import paragraph
 from benchmarks.lib.provenance import MODULES, current_command
-from benchmarks.report import PLOT, read_results, report
+from benchmarks.report import DOCS, plots, read_results, report
 from benchmarks.scaling.tables import scaling_plot, scaling_results, scaling_rows
 from spacy_llmner.models.catalogue import CATALOGUE
 
@@ -17,7 +17,8 @@ from spacy_llmner.models.catalogue import CATALOGUE
 def test_results_are_up_to_date():
     assert (RESULTS.parent / "RESULTS.md").read_text() == report()
     cells = scaling_results(read_results())
-    assert PLOT.read_text() == scaling_plot(cells)
+    for name, plot in plots().items():
+        assert (DOCS / f"{name}.svg").read_text() == plot
     assert "\n".join(scaling_rows(cells)) in (ROOT / "docs" / "llms.md").read_text()
     assert len(list(RESULTS.glob("*.json"))) > 40
 

@@ -1,0 +1,50 @@
+"""The sections of RESULTS.md about peers, and their plots, docs/peers_NAME.svg."""
+
+from typing import Any, Dict, List
+
+from benchmarks.lib.line_plot import Line, line_plot
+from benchmarks.lib.markdown import paragraph
+
+PREFIX = "peers_"
+SETS = {"own": "this project's English corpus", "conll": "CoNLL-2003, sentence by sentence"}
+SYSTEMS = {
+    "ember_probe": "ember_probe",
+    "from words": "ember_probe, from labels in words",
+    "ner": "spaCy's ner",
+    "encoder": "MiniLM, fine-tuned",
+}
+
+
+def peers_table(r: Dict[str, Any]) -> List[str]:
+    """RETURNS (List[str]): The section of one corpus."""
+    out = [
+        f"## Peers by number of labelled sentences: {SETS[r['set']]}",
+        "",
+        *paragraph(
+            "Strict F1 in percent on the same test sentences. CPU seconds of the whole training on one",
+            "thread, including the LLM's reading of the corpus, and words per CPU second on the test",
+            "sentences. `benchmarks/peers/run.py` describes the systems. CPU times are those of a machine",
+            "with other load.",
+        ),
+        "",
+        "| sentences | system | seeds | F1 | CPU s of training | words per CPU s |",
+        "|--:|---|--:|--:|--:|--:|",
+    ]
+    for row in r["rows"]:
+        out.append(
+            f"| {row['sentences']} | {SYSTEMS[row['system']]} | {len(row['runs'])} | {row['f']:.1f} "
+            f"| {row['train_cpu_seconds']:.0f} | {row['words_per_cpu_second']:,.0f} |"
+        )
+    return out
+
+
+def peers_plot(r: Dict[str, Any]) -> str:
+    """Draw F1 by the number of labelled sentences, a line for each system.
+
+    RETURNS (str): The SVG.
+    """
+    lines = [
+        Line(name, [(row["sentences"], row["f"]) for row in r["rows"] if row["system"] == system])
+        for system, name in SYSTEMS.items()
+    ]
+    return line_plot([line for line in lines if line.points], "Labelled sentences", "Strict F1, %")
