@@ -633,6 +633,67 @@ class Errors(metaclass=WithCodes):
         "--lang for both commands: python -m spacy llmner convert CORPUS OUTPUT.spacy --lang {lang}"
     )
 
+    # Command line: annotating a corpus
+    E170 = (
+        "Can't read '{path}': {reason}. The input must be a file that ends in {endings}, a folder with "
+        "such files, or - for JSONL on the standard input."
+    )
+    E171 = "Can't read '{path}' ({reason}). Correct or remove this file, and start again."
+    E172 = (
+        "There is no column '{field}' in {path} (it has: {known}). Name the column of the texts with "
+        "--text-field, or `text_field` in Python."
+    )
+    E173 = (
+        "The folder '{path}' contains the output of another run, which differs in the {part} ({details}). "
+        "They can't be mixed. Choose another output folder, or undo the change and use --resume."
+    )
+    E174 = (
+        "None of the {n} documents {where} can be read. The first one: {reason}. Check the file, and name "
+        "the field of the texts with --text-field. Nothing was written."
+    )
+    E175 = (
+        "A worker ended unexpectedly (exit code or reason: {code}), also at the second attempt, while it "
+        "annotated the documents {where}. Probably there was not enough memory (code -9). Use fewer "
+        "workers or a smaller `max_batch_tokens`, and continue with --resume. Finished shards are kept."
+    )
+    E176 = (
+        "The pipeline failed for all {n} documents {where}, so something is probably wrong with the setup. "
+        "The first reason: {reason}. Correct this, and continue with --resume. Finished shards are kept."
+    )
+    E177 = (
+        "{what} can't be used, because the package '{package}' is not installed. Install it with: "
+        "pip install 'spacy-llmner[{extra}]'"
+    )
+    E178 = (
+        "Can't write to '{path}' ({reason}). Free space on the disk or make the folder writable, and "
+        "continue with --resume. Finished shards are kept."
+    )
+    E179 = "The input '{path}' contains no documents, so there is nothing to annotate."
+    E180 = (
+        "Another process is writing to the folder '{path}'. Wait until it has finished, or choose another "
+        "output folder."
+    )
+    E181 = (
+        "Can't reach a Ray cluster at '{address}' ({reason}). Start one with `ray start --head`, correct "
+        "the address, or use --ray local to start one on this machine for this run."
+    )
+    E182 = (
+        "A worker failed while it annotated the documents {where}. Correct the error, and continue with "
+        "--resume. Finished shards are kept.\n\n{trace}"
+    )
+    E183 = (
+        "The folder '{path}' already contains output of this run. Annotate what is missing with --resume, "
+        "or choose another output folder."
+    )
+    E184 = (
+        "The folder '{path}' contains other files ({files}). Choose another output folder, which is empty "
+        "or doesn't exist yet."
+    )
+    E185 = (
+        "The text has {n} characters, more than the limit of {limit}. Split it, or raise the limit with "
+        "--max-length (`max_length` in Python). Longer texts need more memory."
+    )
+
 
 class Warnings(metaclass=WithCodes):
     """The messages of all warnings, grouped by subject. The same rules apply as for Errors."""
@@ -718,6 +779,13 @@ class Warnings(metaclass=WithCodes):
     W020 = (
         "The language is '{lang}', but these settings are for English: {settings}. Adapt them in the "
         "config, and use an LLM that knows the language."
+    )
+
+    # Command line: annotating a corpus
+    W026 = "{n} files in '{path}' are left out because {reason}: {names}"
+    W027 = (
+        "{n} documents already had a field 'entities' or 'spans'. In the output, it has what the pipeline "
+        "has found."
     )
 
 

@@ -3,6 +3,7 @@
 import typer
 from spacy.cli._util import app as spacy_app
 
+from .annotate import annotate_cli
 from .calibrate import calibrate_cli
 from .chat import chat_cli
 from .check import check_cli
@@ -30,6 +31,7 @@ app.command("info")(info_cli)
 app.command("check")(check_cli)
 app.command("convert")(convert_cli)
 app.command("evaluate")(evaluate_cli)
+app.command("annotate")(annotate_cli)
 app.command("compare")(compare_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("layers")(layers_cli)

@@ -12,11 +12,11 @@ from spacy.displacy.render import EntityRenderer
 from spacy.language import Language
 from spacy.training import Corpus, Example
 from spacy.training.corpus import FILE_TYPE, walk_corpus
-from spacy.util import is_package, load_model
+from spacy.util import load_model
 
 from ..corpora.rows import check_not_spacy_v2
 from ..errors import Errors, LLMNERError
-from ..llm.registry import LLM
+from ..pipeline.loading import check_pipeline, llms_of
 
 # Control characters, which a terminal could interpret as commands and which HTML doesn't allow.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -60,14 +60,7 @@ def load_pipeline(
     RETURNS (Language): The pipeline.
     RAISES (LLMNERError): If there is no such pipeline, or spaCy can't use the GPU.
     """
-    path = Path(model)
-    if not is_package(model):
-        if not path.exists():
-            raise LLMNERError(Errors.E100.format(name=model))
-        if not (path / "config.cfg").exists():
-            best = path / "model-best"
-            hint = f" Did you mean '{best}'?" if best.exists() else ""
-            raise LLMNERError(Errors.E101.format(path=model, hint=hint))
+    check_pipeline(model)
     if gpu_id >= 0:
         try:
             setup_gpu(gpu_id, silent=True)
@@ -134,12 +127,9 @@ def llm_names(pipes: Iterable[Any]) -> List[str]:
     """RETURNS (List[str]): The names of the components' LLMs, each one once. A local folder is named by its
     last part."""
     names: Dict[str, None] = {}
-    for pipe in pipes:
-        for part in (pipe, *getattr(pipe, "voters", {}).values()):
-            llm = getattr(part, "llm", None)
-            if isinstance(llm, LLM) and llm.spec.name:
-                local = Path(llm.spec.name).is_absolute() or Path(llm.spec.name).is_dir()
-                names[folder_name(llm.spec.name) if local else llm.spec.name] = None
+    for llm in llms_of(pipes):
+        local = Path(llm.spec.name).is_absolute() or Path(llm.spec.name).is_dir()
+        names[folder_name(llm.spec.name) if local else llm.spec.name] = None
     return list(names)
 
 
