@@ -22,7 +22,7 @@ from spacy.util import import_file, load_model
 from ..errors import Errors, LLMNERError
 from ..pipeline.loading import check_pipeline
 from .readers import is_utf8, restored_doc
-from .writers import ENTITIES, FAILED, SPANS, found_in
+from .writers import ENTITIES, FAILED, SPANS, found_in, with_columns
 
 # The text of a document, or a serialized Doc.
 Source = Union[str, bytes]
@@ -85,26 +85,31 @@ class Annotator:
                 self._nlp.max_length = self.max_length
         return self._nlp
 
-    def __call__(self, batch: Mapping[str, Any]) -> Dict[str, Any]:
+    def __call__(self, batch: Any) -> Any:
         """Annotate a batch.
 
-        batch (Mapping[str, Any]): The values of each field: lists, arrays or other sequences.
-        RETURNS (Dict[str, Any]): The same fields, and two or three lists with a value for each text:
-            "entities" ("start", "end", "label" and "score" of each entity), "failed" (the reason, or None
-            if the text didn't fail), and "spans", if asked for.
+        batch (Union[Mapping[str, Sequence], pyarrow.Table]): The values of each field, or a table.
+        RETURNS (Union[Dict[str, Sequence], pyarrow.Table]): The same fields, and two or three more with a
+            value for each text: "entities" ("start", "end", "label" and "score" of each entity), "failed"
+            (the reason, or None if the text didn't fail), and "spans", if asked for. In a table, these
+            columns always have the same types. In a dictionary, they are lists.
         RAISES (LLMNERError): If something is wrong with the setup and not with a single text.
         """
-        if self.text_field not in batch:
-            known = ", ".join(map(str, batch))
+        is_dict = isinstance(batch, Mapping)
+        names = list(batch) if is_dict else batch.column_names
+        if self.text_field not in names:
+            known = ", ".join(map(str, names))
             message = Errors.E172.format(path="the batch", field=self.text_field, known=known)
             raise LLMNERError(message)
-        texts = list(batch[self.text_field])
-        results = self.annotate(texts, lambda doc, i: found_in(doc, self.spans))
+        texts = batch[self.text_field]
+        results = self.annotate(
+            list(texts) if is_dict else texts.to_pylist(), lambda doc, i: found_in(doc, self.spans)
+        )
         found: List[Dict[str, Any]] = [{} if isinstance(r, Failure) else r for r in results]
-        names = [ENTITIES, SPANS] if self.spans else [ENTITIES]
-        columns: Dict[str, Any] = {name: [row.get(name, []) for row in found] for name in names}
-        failed = [r.reason if isinstance(r, Failure) else None for r in results]
-        return {**batch, **columns, FAILED: failed}
+        added = [ENTITIES, SPANS] if self.spans else [ENTITIES]
+        columns: Dict[str, Any] = {name: [row.get(name, []) for row in found] for name in added}
+        columns[FAILED] = [r.reason if isinstance(r, Failure) else None for r in results]
+        return {**batch, **columns} if is_dict else with_columns(batch, columns)
 
     def annotate(self, sources: Sequence[Source], convert: Callable[[Doc, int], Any]) -> List[Any]:
         """Annotate texts. A text that fails doesn't affect the others.

@@ -165,6 +165,22 @@ def found_columns(spans: bool) -> Dict[str, Any]:
     return columns
 
 
+def with_columns(table: Any, columns: Dict[str, List[Any]]) -> Any:
+    """Add what was found to a table. The types are the same for all tables: pyarrow can't infer them if
+    nothing was found.
+
+    table (pyarrow.Table): The table.
+    columns (Dict[str, List[Any]]): The values of "entities", "failed" and, if present, "spans".
+    RETURNS (pyarrow.Table): A new table.
+    """
+    pa = import_pyarrow()
+    types = {**found_columns(SPANS in columns), FAILED: pa.string()}
+    table = table.drop_columns([name for name in columns if name in table.column_names])
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values, types[name]))
+    return table
+
+
 def found_in(doc: Doc, spans: bool) -> Dict[str, List[Dict[str, Any]]]:
     """List what a pipeline has found.
 
