@@ -1,5 +1,6 @@
 """Run a pipeline on batches of plain values, in this process or in those of a framework for large data."""
 
+from functools import cache
 from pathlib import Path
 from typing import (
     Any,
@@ -78,7 +79,7 @@ class Annotator:
         """
         if self._nlp is None:
             if self.code_path is not None:
-                import_file("python_code", self.code_path)
+                import_code(self.code_path)
             check_pipeline(self.model)
             self._nlp = load_model(self.model)
             if self.max_length is not None:
@@ -185,6 +186,12 @@ class Annotator:
             return self.nlp.make_doc(str(source))  # not NumPy's str
         except Exception as e:
             return Failure(_describe("tokenizer", e))
+
+
+@cache
+def import_code(path: str) -> None:
+    """Import a Python file, once in each process: spaCy refuses to register a class twice."""
+    import_file("python_code", path)
 
 
 def _describe(name: str, error: Exception) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -98,8 +98,7 @@ class OutputFolder:
 
     def _move(self, new: Path, path: Path) -> None:
         os.replace(new, path)
-        # On Linux, a new name is on the disk only once its folder is.
-        with suppress(OSError):
+        if os.name == "posix":  # the new name is on the disk only once the folder is
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -140,7 +141,8 @@ def parquet_schema(files: Sequence[InputFile], first: Iterable[Document]) -> Any
     pa = import_pyarrow()
     if all(file.kind == ".parquet" for file in files):
         schemas = [parquet_file(file).schema_arrow.remove_metadata() for file in files]
-        return pa.unify_schemas(schemas, promote_options="permissive")
+        with suppress(pa.ArrowException):  # if columns differ, not all rows of the later files fit
+            return pa.unify_schemas(schemas, promote_options="permissive")
     rows = [doc.fields for doc in first if doc.problem is None]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = []
@@ -151,8 +153,20 @@ def parquet_schema(files: Sequence[InputFile], first: Iterable[Document]) -> Any
         except (pa.ArrowException, OverflowError):
             # The values have different types. Most of the documents can be written if they fit one of them.
             column = pa.array([next(value for value in values if value is not None)]).type
-        columns.append(pa.field(name, pa.string() if pa.types.is_null(column) else column))
+        columns.append(pa.field(name, _without_null(column)))
     return pa.schema(columns)
+
+
+def _without_null(column: Any) -> Any:
+    """RETURNS (DataType): The type, with texts where no value is known. Other shards may have some."""
+    pa = import_pyarrow()
+    if pa.types.is_null(column):
+        return pa.string()
+    if pa.types.is_list(column):
+        return pa.list_(_without_null(column.value_type))
+    if pa.types.is_struct(column):
+        return pa.struct({field.name: _without_null(field.type) for field in column})
+    return column
 
 
 def found_columns(spans: bool) -> Dict[str, Any]:
