@@ -2,7 +2,7 @@
 the cluster need no shared disk for them."""
 
 from collections import deque
-from typing import Any, Deque, Dict, Iterable, Iterator, Tuple
+from typing import Any, Deque, Dict, Generator, Iterable, Tuple
 
 from ..errors import Errors, LLMNERError, wrong
 from .shards import Shard, ShardAnnotator, ShardResult
@@ -19,7 +19,7 @@ def annotate_on_ray(
     n_actors: int,
     threads: int,
     use_gpus: bool,
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Annotate shards on a Ray cluster.
 
     annotate (ShardAnnotator): Annotates a shard. The pipeline and its LLM must be on all machines.

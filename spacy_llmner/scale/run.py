@@ -2,10 +2,23 @@
 
 import os
 import warnings
+from contextlib import closing
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generator,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import torch
 from tqdm import tqdm
@@ -104,7 +117,7 @@ def annotate(
     threads = max(1, torch.get_num_threads() // n_workers)
     run = ShardAnnotator(annotator, writer)
 
-    def results(missing: Iterable[Shard]) -> Iterator[ShardResult]:
+    def results(missing: Iterable[Shard]) -> Generator[ShardResult, None, None]:
         if ray is not None:
             return annotate_on_ray(run, missing, ray, n_workers, threads, gpus > 0)
         if gpus or workers > 1:
@@ -186,7 +199,7 @@ def _places(workers: int, gpus: int) -> List[Dict[str, str]]:
 def _write_shards(
     folder: OutputFolder,
     shards: Iterator[Shard],
-    results: Callable[[Iterable[Shard]], Iterator[ShardResult]],
+    results: Callable[[Iterable[Shard]], Generator[ShardResult, None, None]],
     total: Optional[int],
     progress: bool,
 ) -> Tuple[int, int]:
@@ -206,10 +219,12 @@ def _write_shards(
                 else:
                     yield shard
 
-        for result in results(missing()):
-            folder.write(result)
-            n_replaced += result.n_replaced
-            bar.update(result.n_documents)
+        # If writing fails, close the generator at once, because it has processes.
+        with closing(results(missing())) as stream:
+            for result in stream:
+                folder.write(result)
+                n_replaced += result.n_replaced
+                bar.update(result.n_documents)
     if n_replaced:
         warnings.warn(Warnings.W027.format(n=n_replaced), stacklevel=3)
     return n_shards, n_before

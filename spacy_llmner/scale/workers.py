@@ -7,7 +7,7 @@ import threading
 import traceback
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional
 
 from ..errors import Errors, LLMNERError
 from .shards import Shard, ShardAnnotator, ShardResult
@@ -18,19 +18,21 @@ RETRIES = 1
 READY = "ready"
 
 
-def annotate_here(annotate: ShardAnnotator, shards: Iterable[Shard]) -> Iterator[ShardResult]:
+def annotate_here(
+    annotate: ShardAnnotator, shards: Iterable[Shard]
+) -> Generator[ShardResult, None, None]:
     """Annotate shards in this process.
 
     annotate (ShardAnnotator): Annotates a shard.
     shards (Iterable[Shard]): The shards.
     YIELDS (ShardResult): The annotated shards, in order.
     """
-    return map(annotate, shards)
+    yield from map(annotate, shards)
 
 
 def annotate_in_processes(
     annotate: ShardAnnotator, shards: Iterable[Shard], places: List[Dict[str, str]], threads: int
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Annotate shards in several processes. The next shard is read, and finished ones are written, while
     the processes work.
 
