@@ -1,15 +1,16 @@
 """Annotate shards with actors of a Ray cluster. This process reads and writes all files, so the machines of
 the cluster need no shared disk for them."""
 
-from collections import deque
-from typing import Any, Deque, Dict, Generator, Iterable, Tuple
+import re
+import socket
+from typing import Any, Dict, Generator, Iterable, Optional, Tuple
 
 from ..errors import Errors, LLMNERError, wrong
 from .shards import Shard, ShardAnnotator, ShardResult
-from .workers import RETRIES, _answer
+from .workers import RETRIES, answer_to
 
-# Shards that each actor has at a time: the one it works on, and the next one.
-SHARDS_PER_ACTOR = 2
+# Seconds to wait for an answer from the address of a cluster. Ray itself would try for minutes.
+TIMEOUT = 10.0
 
 
 def annotate_on_ray(
@@ -41,52 +42,36 @@ def annotate_on_ray(
     stream = iter(shards)
     # The actor, the shard and how often it was tried, by the reference of the result.
     running: Dict[Any, Tuple[int, Shard, int]] = {}
-
-    def submit(i: int, shard: Shard, n_tries: int) -> None:
-        running[actors[i].run.remote(shard)] = (i, shard, n_tries)
-
     try:
         _check_resources(ray, n_actors, resources)
         actors = [actor_class.remote(annotate, threads) for _ in range(n_actors)]
-        for _ in range(SHARDS_PER_ACTOR):
-            for i in range(n_actors):
-                if (shard := next(stream, None)) is not None:
-                    submit(i, shard, 0)
+
+        def submit(i: int, shard: Optional[Shard], n_tries: int = 0) -> None:
+            if shard is not None:
+                running[actors[i].run.remote(shard)] = (i, shard, n_tries)
+
+        for i in range(n_actors):
+            submit(i, next(stream, None))
+        upcoming = next(stream, None)
         while running:
             done, _ = ray.wait(list(running), num_returns=1)
             i, shard, n_tries = running.pop(done[0])
             try:
                 answer = ray.get(done[0])
             except ray.exceptions.RayActorError as e:
-                waiting = _take_shards_of(i, running)
                 if n_tries >= RETRIES:
                     raise LLMNERError(Errors.E175.format(code=_reason(e), where=shard)) from e
                 actors[i] = actor_class.remote(annotate, threads)
                 submit(i, shard, n_tries + 1)
-                while waiting:
-                    submit(i, *waiting.popleft())
                 continue
             if isinstance(answer, LLMNERError):
                 raise answer
-            if (shard := next(stream, None)) is not None:  # type: ignore[assignment]
-                submit(i, shard, 0)
+            submit(i, upcoming)  # don't let it wait until its result is written
             yield answer
+            upcoming = next(stream, None)
     finally:
         if not is_connected:
             ray.shutdown()
-
-
-def _take_shards_of(
-    actor: int, running: Dict[Any, Tuple[int, Shard, int]]
-) -> Deque[Tuple[Shard, int]]:
-    """RETURNS (Deque[Tuple[Shard, int]]): The other shards that a dead actor had, which are removed. It
-    died with the first one, so the others count as not tried."""
-    taken: Deque[Tuple[Shard, int]] = deque()
-    for reference, (i, shard, n_tries) in list(running.items()):
-        if i == actor:
-            taken.append((shard, n_tries))
-            del running[reference]
-    return taken
 
 
 class _Actor:
@@ -104,7 +89,7 @@ class _Actor:
 
     def run(self, shard: Shard) -> Any:
         """RETURNS (Any): The ShardResult, or an LLMNERError."""
-        return _answer(self.annotate, shard)
+        return answer_to(self.annotate, shard)
 
 
 def _import_ray() -> Any:
@@ -120,8 +105,11 @@ def _connect(ray: Any, address: str, n_cpus: int) -> None:
     if address == "local":
         settings |= {"num_cpus": n_cpus, "include_dashboard": False}
     try:
+        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
+            with socket.create_connection((match[1], int(match[2])), TIMEOUT):
+                pass
         ray.init(**settings, logging_level="warning")
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except (OSError, OverflowError, RuntimeError, ValueError) as e:
         raise LLMNERError(Errors.E181.format(address=address, reason=e)) from e
 
 

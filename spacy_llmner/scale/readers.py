@@ -35,6 +35,7 @@ class Document(NamedTuple):
     text (str): The text.
     doc (Optional[bytes]): The serialized Doc, if the file contains Docs.
     problem (Optional[str]): Why the row can't be read. It is None for all rows that can.
+    size (int): How much memory the document takes: about the number of characters in its row.
     """
 
     file: str
@@ -43,6 +44,7 @@ class Document(NamedTuple):
     text: str = ""
     doc: Optional[bytes] = None
     problem: Optional[str] = None
+    size: int = 0
 
 
 class InputFile(NamedTuple):
@@ -196,7 +198,7 @@ def _read_text(file: InputFile, text_field: str) -> Iterator[Document]:
         if problem := _problem_of_line(line):
             yield Document(file.name, number, {text_field: line[:KEPT]}, problem=problem)
         else:
-            yield Document(file.name, number, {text_field: line}, line)
+            yield Document(file.name, number, {text_field: line}, line, size=len(line))
 
 
 def _read_jsonl(file: InputFile, text_field: str) -> Iterator[Document]:
@@ -211,20 +213,23 @@ def _read_jsonl(file: InputFile, text_field: str) -> Iterator[Document]:
         if problem is not None:
             yield Document(file.name, number, {"line": line[:KEPT]}, problem=problem)
         else:
-            yield _from_fields(file, number, row, text_field)
+            yield _from_fields(file, number, row, text_field, len(line))
 
 
-def _from_fields(file: InputFile, row: int, fields: Dict[str, Any], text_field: str) -> Document:
+def _from_fields(
+    file: InputFile, row: int, fields: Dict[str, Any], text_field: str, size: int
+) -> Document:
     text = fields.get(text_field)
     if not isinstance(text, str):
         known = ", ".join(fields) or "none"
         missing = f"no field '{text_field}' (it has: {known})"
         wrong = f"the field '{text_field}' is not a text"
         problem = wrong if text_field in fields else missing
-        return Document(file.name, row, fields, problem=problem)
+        return Document(file.name, row, fields, problem=problem, size=size)
     if not is_utf8(text):
-        return Document(file.name, row, fields, problem="the text is not UTF-8")
-    return Document(file.name, row, fields, text)
+        problem = "the text is not UTF-8"
+        return Document(file.name, row, fields, problem=problem, size=size)
+    return Document(file.name, row, fields, text, size=size)
 
 
 def _csv_rows(file: InputFile) -> Tuple[List[str], Iterator[Tuple[int, List[str]]]]:
@@ -255,7 +260,7 @@ def _read_csv(file: InputFile, text_field: str) -> Iterator[Document]:
             fields["values"] = values
             yield Document(file.name, number, fields, problem=problem)
         else:
-            yield _from_fields(file, number, fields, text_field)
+            yield _from_fields(file, number, fields, text_field, sum(map(len, values)))
 
 
 def _check_column(file: InputFile, names: List[str], text_field: str) -> None:
@@ -288,9 +293,10 @@ def _read_parquet(file: InputFile, text_field: str) -> Iterator[Document]:
     number = 0
     # Without threads, pyarrow doesn't read ahead.
     for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
+        size = batch.nbytes // max(1, batch.num_rows)
         for fields in batch.to_pylist():
             number += 1
-            yield _from_fields(file, number, fields, text_field)
+            yield _from_fields(file, number, fields, text_field, size)
 
 
 def _read_docs(file: InputFile, text_field: str) -> Iterator[Document]:
@@ -303,7 +309,8 @@ def _read_docs(file: InputFile, text_field: str) -> Iterator[Document]:
         for key in [k for k in doc.user_data if isinstance(k, tuple) and k[:2] == FOUND]:
             del doc.user_data[key]
         content = doc.to_bytes(exclude=["tensor"])
-        yield Document(file.name, number, {text_field: doc.text}, doc.text, content)
+        fields = {text_field: doc.text}
+        yield Document(file.name, number, fields, doc.text, content, size=len(content))
 
 
 _READERS: Dict[str, Callable[[InputFile, str], Iterator[Document]]] = {

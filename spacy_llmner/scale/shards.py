@@ -8,9 +8,9 @@ from .annotator import Annotator, Failure
 from .readers import Document
 from .writers import ENTITIES, SPANS, DocBinWriter, JSONLWriter, ParquetWriter, failed_line
 
-# Characters after which a shard is complete, even if it has fewer documents: it must fit into memory, and a
-# killed run loses the time of a shard.
-MAX_CHARS = 1 << 20
+# Characters after which a shard is complete, even if it has fewer documents. The first limit is for texts,
+# because a killed run loses the time of a shard. The second is for all fields, which must fit into memory.
+MAX_CHARS, MAX_SIZE = 1 << 20, 1 << 24
 # If at least so many documents of a shard reach the pipeline and all fail, they are not the cause.
 ALL_FAILED = 10
 
@@ -61,13 +61,14 @@ def split_into_shards(documents: Iterable[Document], size: int) -> Iterator[Shar
     """
     numbers = count()
     members: List[Document] = []
-    n_chars = 0
+    n_chars = all_size = 0
     for document in documents:
         members.append(document)
         n_chars += len(document.text)
-        if len(members) == size or n_chars >= MAX_CHARS:
+        all_size += document.size
+        if len(members) == size or n_chars >= MAX_CHARS or all_size >= MAX_SIZE:
             yield Shard(next(numbers), members)
-            members, n_chars = [], 0
+            members, n_chars, all_size = [], 0, 0
     if members:
         yield Shard(next(numbers), members)
 

@@ -149,10 +149,11 @@ def _work(connection: Connection, annotate: ShardAnnotator, threads: int) -> Non
             shard = connection.recv()
         except EOFError:
             return
-        connection.send(_answer(annotate, shard))
+        connection.send(answer_to(annotate, shard))
 
 
-def _answer(annotate: Callable[[Shard], ShardResult], shard: Shard) -> Any:
+def answer_to(annotate: Callable[[Shard], ShardResult], shard: Shard) -> Any:
+    """RETURNS (Any): The ShardResult, or an LLMNERError that can be sent to the main process."""
     try:
         return annotate(shard)
     except LLMNERError as e:

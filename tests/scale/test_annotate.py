@@ -71,6 +71,13 @@ def test_long_texts_have_shards_of_their_own(stub, tmp_path, monkeypatch):
     assert [len(read_jsonl(path)) for path in done.shards] == [2, 2, 1]
 
 
+def test_shards_fit_into_memory(stub, tmp_path, monkeypatch):
+    """Also if other fields than the text are long."""
+    monkeypatch.setattr(shards, "MAX_SIZE", 80)
+    done = annotate(write_jsonl(tmp_path / "a.jsonl", 5), tmp_path / "out", stub)
+    assert [len(read_jsonl(path)) for path in done.shards] == [2, 2, 1]
+
+
 def test_the_same_as_the_pipeline(tiny_llm, tmp_path):
     nlp = train(make_nlp(tiny_llm, width=32))
     nlp.to_disk(tmp_path / "pipeline")

@@ -80,7 +80,7 @@ def test_unexpected_error():
     def broken(shard):
         raise RuntimeError("odd")
 
-    error = workers._answer(broken, "from a:1 to a:9")
+    error = workers.answer_to(broken, "from a:1 to a:9")
     assert isinstance(error, LLMNERError)
     assert "182] A worker failed" in str(error) and "RuntimeError: odd" in str(error)
 

@@ -1,0 +1,1 @@
+"""Benchmarks of annotating large corpora."""
