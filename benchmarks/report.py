@@ -85,6 +85,11 @@ HEADINGS = {
     "ember_streaming": "Time of an LLM's answer with ember_probe, divided by that without",
     "ember_throughput_gpu": "Speed of ember_probe on a GPU, compared with the LLM alone",
     "ember_throughput": "Speed of ember_probe, compared with the LLM alone",
+    "scale_kills": "spacy llmner annotate, killed and resumed",
+    "scale_memory": "Peak memory of spacy llmner annotate by the size of the input, LLM of one layer",
+    "scale_million": "spacy llmner annotate on a million short texts, entity_ruler",
+    "scale_overhead": "Time of spacy llmner annotate, compared with nlp.pipe",
+    "scale_workers": "Speed of spacy llmner annotate with one worker, two, and two Ray actors",
     "padellm_placement": "Mentions whose offsets can be recovered from their strings",
 }
 

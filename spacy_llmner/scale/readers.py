@@ -196,7 +196,8 @@ def is_utf8(text: str) -> bool:
 def _read_text(file: InputFile, text_field: str) -> Iterator[Document]:
     for number, line in _lines(file):
         if problem := _problem_of_line(line):
-            yield Document(file.name, number, {text_field: line[:KEPT]}, problem=problem)
+            fields = {text_field: line[:KEPT]}
+            yield Document(file.name, number, fields, problem=problem, size=len(line))
         else:
             yield Document(file.name, number, {text_field: line}, line, size=len(line))
 
@@ -211,7 +212,8 @@ def _read_jsonl(file: InputFile, text_field: str) -> Iterator[Document]:
         else:
             problem = problem or (None if isinstance(row, dict) else "not a JSON object")
         if problem is not None:
-            yield Document(file.name, number, {"line": line[:KEPT]}, problem=problem)
+            fields = {"line": line[:KEPT]}
+            yield Document(file.name, number, fields, problem=problem, size=len(line))
         else:
             yield _from_fields(file, number, row, text_field, len(line))
 

@@ -14,6 +14,8 @@ from .shards import Shard, ShardAnnotator, ShardResult
 
 # How often a shard is given to a new process after one has died.
 RETRIES = 1
+# How long to wait for the exit code of a process that has closed its connection.
+EXIT_SECONDS = 10.0
 # What a worker sends before its first shard.
 READY = "ready"
 
@@ -119,6 +121,7 @@ class _Worker:
     def replaced(self) -> "_Worker":
         """RETURNS (_Worker): A new process that has the shard of this one, which has died.
         RAISES (LLMNERError): If this was the last attempt."""
+        self.process.join(EXIT_SECONDS)  # it has closed the connection, so it is ending
         self.stop()
         if self._deaths >= RETRIES or self.shard is None:
             where = self.shard or "(none: it was starting)"
