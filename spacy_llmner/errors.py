@@ -640,7 +640,7 @@ class Errors(metaclass=WithCodes):
     )
     E171 = "Can't read '{path}' ({reason}). Correct or remove this file, and start again."
     E172 = (
-        "There is no column '{field}' in {path} (it has: {known}). Name the column of the texts with "
+        "The column '{field}' is missing in {path} (it has: {known}). Name the column of the texts with "
         "--text-field, or `text_field` in Python."
     )
     E173 = (

@@ -2,12 +2,13 @@
 
     python -m benchmarks.scale.annotate overhead
     python -m benchmarks.scale.annotate workers
+    python -m benchmarks.scale.annotate lengths
     python -m benchmarks.scale.annotate memory
     python -m benchmarks.scale.annotate million
     python -m benchmarks.scale.annotate kills
 
-Texts are made up: one or two sentences, with 25 words on average. `overhead` and `workers` use ember_probe
-with labels in words, `memory` an LLM of one layer, `million` and `kills` an entity_ruler. Every process has
+Texts are made up: one or two sentences, with 25 words on average. `overhead`, `workers` and `lengths` use
+ember_probe with labels in words, `memory` an LLM of one layer, `million` and `kills` an entity_ruler. Every process has
 one thread.
 """
 
@@ -134,6 +135,31 @@ def workers(texts: int = 2000, rounds: int = 3, llm: str = "smollm2-135m-instruc
         "load_of_the_machine_before": load,
     }
     save("scale_workers", results)
+
+
+@app.command()
+def lengths(words: int = 3200, rounds: int = 3, llm: str = "smollm2-135m-instruct") -> None:
+    """Measure the words per CPU second of nlp.pipe by the length of the texts, in turns."""
+    torch.set_num_threads(1)
+    numbers = (25, 100, 400, 1600)
+    pieces = " ".join(text for text, _ in made_up_texts(words)).split()
+    rates: Dict[int, List[float]] = {number: [] for number in numbers}
+    with TemporaryDirectory() as folder:
+        nlp = _words_pipeline(Path(folder) / "pipeline", llm)
+        list(nlp.pipe(["Nothing."]))
+        for k in range(rounds):
+            for number in numbers:
+                texts = [" ".join(pieces[i : i + number]) for i in range(0, words, number)]
+                spent, _ = _timed(lambda texts=texts: list(nlp.pipe(texts)))  # type: ignore[misc]
+                rates[number].append(words / spent)
+            print(k, {number: round(rate[-1]) for number, rate in rates.items()}, flush=True)
+    results = {
+        "llm": llm,
+        "words": words,
+        "rounds": rounds,
+        "words_per_second_by_words_of_a_text": {n: median(rate) for n, rate in rates.items()},
+    }
+    save("scale_lengths", results)
 
 
 class TimedShardAnnotator(ShardAnnotator):

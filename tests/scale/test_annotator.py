@@ -72,7 +72,7 @@ def test_error_of_the_setup(tiny_llm, tmp_path):
 
 
 def test_wrong_batch_or_pipeline(stub, tmp_path):
-    with pytest.raises(LLMNERError, match=r"172\] There is no column 'text' in the batch"):
+    with pytest.raises(LLMNERError, match=r"172\] The column 'text' is missing in the batch"):
         Annotator(stub)({"body": TEXTS})
     with pytest.raises(LLMNERError, match=r"100\]"):
         Annotator("no-such-pipeline")({"text": TEXTS})

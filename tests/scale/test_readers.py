@@ -74,7 +74,7 @@ def test_csv(tmp_path, ending):
         (6, "the row has 3 values for 2 columns"),
         (7, "the row has 1 values for 2 columns"),
     ]
-    with pytest.raises(LLMNERError, match=r"172\] There is no column 'body' in .*has: id, text"):
+    with pytest.raises(LLMNERError, match=r"172\] The column 'body' is missing in .*has: id, text"):
         read(path, "body")
 
 
