@@ -8,8 +8,8 @@
     python -m benchmarks.scale.annotate kills
 
 Texts are made up: one or two sentences, with 25 words on average. `overhead`, `workers` and `lengths` use
-ember_probe with labels in words, `memory` an LLM of one layer, `million` and `kills` an entity_ruler. Every process has
-one thread.
+ember_probe with labels in words, `memory` an LLM of one layer, `million` and `kills` an entity_ruler. Every
+process has one thread.
 """
 
 import json

@@ -102,10 +102,9 @@ class Annotator:
             known = ", ".join(map(str, names))
             message = Errors.E172.format(path="the batch", field=self.text_field, known=known)
             raise LLMNERError(message)
-        texts = batch[self.text_field]
-        results = self.annotate(
-            list(texts) if is_dict else texts.to_pylist(), lambda doc, i: found_in(doc, self.spans)
-        )
+        texts = list(batch[self.text_field]) if is_dict else batch[self.text_field].to_pylist()
+        with self.nlp.memory_zone():
+            results = self.annotate(texts, lambda doc, i: found_in(doc, self.spans))
         found: List[Dict[str, Any]] = [{} if isinstance(r, Failure) else r for r in results]
         added = [ENTITIES, SPANS] if self.spans else [ENTITIES]
         columns: Dict[str, Any] = {name: [row.get(name, []) for row in found] for name in added}
@@ -113,12 +112,11 @@ class Annotator:
         return {**batch, **columns} if is_dict else with_columns(batch, columns)
 
     def annotate(self, sources: Sequence[Source], convert: Callable[[Doc, int], Any]) -> List[Any]:
-        """Annotate texts. A text that fails doesn't affect the others.
+        """Annotate texts. A text that fails doesn't affect the others. Call this in `nlp.memory_zone()`, or
+        the vocab grows with each batch.
 
         sources (Sequence[Source]): The texts or serialized Docs.
-        convert (Callable[[Doc, int], Any]): Called with each annotated Doc and its index. The Doc can't be
-            used after this method returns, except if its result contains Docs, and before `nlp` is used
-            again.
+        convert (Callable[[Doc, int], Any]): Called with each annotated Doc and its index.
         RETURNS (List[Any]): What `convert` returned for each text, or a Failure.
         RAISES (LLMNERError): If something is wrong with the setup and not with a single text.
         """
@@ -128,10 +126,10 @@ class Annotator:
         def store(i: int, result: Any) -> None:
             results[i], done[i] = result, True
 
-        def docs(indices: Sequence[int]) -> Iterator[Tuple[Doc, int]]:
-            for i in indices:
+        def docs() -> Iterator[Tuple[Doc, int]]:
+            for i, source in enumerate(sources):
                 # nlp.pipe would stop at the first text that can't be tokenized.
-                doc = self._make_doc(sources[i])
+                doc = self._make_doc(source)
                 if isinstance(doc, Failure):
                     store(i, doc)
                 else:
@@ -146,7 +144,7 @@ class Annotator:
 
         nlp = self.nlp
         nlp.set_error_handler(on_error)
-        for doc, i in nlp.pipe(docs(range(len(sources))), as_tuples=True):
+        for doc, i in nlp.pipe(docs(), as_tuples=True):
             if i is not None:  # a component that returns another Doc loses the index
                 store(i, convert(doc, i))
         for i in [i for i, is_done in enumerate(done) if not is_done]:

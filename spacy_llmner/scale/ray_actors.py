@@ -34,12 +34,15 @@ def annotate_on_ray(
         same shard.
     """
     ray = _import_ray()
+    stream = iter(shards)
+    upcoming = next(stream, None)
+    if upcoming is None:
+        return
     is_connected = ray.is_initialized()
     if not is_connected:
         _connect(ray, address, n_actors * threads)
     resources = {"num_cpus": threads, "num_gpus": int(use_gpus)}
     actor_class = ray.remote(**resources)(_Actor)
-    stream = iter(shards)
     # The actor, the shard and how often it was tried, by the reference of the result.
     running: Dict[Any, Tuple[int, Shard, int]] = {}
     try:
@@ -51,8 +54,8 @@ def annotate_on_ray(
                 running[actors[i].run.remote(shard)] = (i, shard, n_tries)
 
         for i in range(n_actors):
-            submit(i, next(stream, None))
-        upcoming = next(stream, None)
+            submit(i, upcoming)
+            upcoming = next(stream, None)
         while running:
             done, _ = ray.wait(list(running), num_returns=1)
             i, shard, n_tries = running.pop(done[0])

@@ -46,11 +46,11 @@ def annotate_in_processes(
     RAISES (LLMNERError): If a process can't work, or if two processes died with the same shard.
     """
     stream = iter(shards)
+    upcoming = next(stream, None)
     workers: List[_Worker] = []
     try:
-        for place in places:
+        for place in places if upcoming is not None else []:
             workers.append(_Worker(annotate, place, threads))
-        upcoming = next(stream, None)
         while True:
             for worker in workers:
                 if upcoming is not None and worker.is_ready and worker.shard is None:

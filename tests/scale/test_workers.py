@@ -38,6 +38,9 @@ def test_same_output(corpus, make_stub, tmp_path, monkeypatch):
         for path in (tmp_path / "one" / folder).glob("*.jsonl"):
             assert path.read_bytes() == (tmp_path / "two" / folder / path.name).read_bytes()
     assert not multiprocessing.active_children()
+    # If nothing is missing, no process is started.
+    monkeypatch.setattr(workers, "_Worker", None)
+    assert annotate_with_two(corpus, tmp_path / "two", pipeline, resume=True).n_shards_before == 11
 
 
 def test_a_process_that_dies_once_is_replaced(make_stub, tmp_path):
