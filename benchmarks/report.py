@@ -85,7 +85,6 @@ HEADINGS = {
     "ember_streaming": "Time of an LLM's answer with ember_probe, divided by that without",
     "ember_throughput_gpu": "Speed of ember_probe on a GPU, compared with the LLM alone",
     "ember_throughput": "Speed of ember_probe, compared with the LLM alone",
-    "scale_kills": "spacy llmner annotate, killed and resumed",
     "scale_lengths": "Speed of ember_probe by the length of the texts",
     "scale_memory": "Peak memory of spacy llmner annotate by the size of the input, LLM of one layer",
     "scale_million": "spacy llmner annotate on a million short texts, entity_ruler",

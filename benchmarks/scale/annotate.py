@@ -5,16 +5,14 @@
     python -m benchmarks.scale.annotate lengths
     python -m benchmarks.scale.annotate memory
     python -m benchmarks.scale.annotate million
-    python -m benchmarks.scale.annotate kills
 
 Texts are made up: one or two sentences, with 25 words on average. `overhead`, `workers` and `lengths` use
-ember_probe with labels in words, `memory` an LLM of one layer, `million` and `kills` an entity_ruler. Every
-process has one thread.
+ember_probe with labels in words, `memory` an LLM of one layer, `million` an entity_ruler. Every process has
+one thread.
 """
 
 import json
 import os
-import random
 import resource
 import shutil
 import subprocess
@@ -244,42 +242,6 @@ def million(texts: int = 1_000_000) -> None:
             "seconds": seconds,
         }
     save("scale_million", results)
-
-
-@app.command()
-def kills(texts: int = 200_000, n: int = 20, seed: int = 0) -> None:
-    """Kill the command with two workers n times, at random moments, and resume it each time."""
-    rng = random.Random(seed)
-    shards_at_kill: List[int] = []
-    with TemporaryDirectory() as folder:
-        root = Path(folder)
-        _stub_pipeline(root / "pipeline")
-        with (root / "all.jsonl").open("w") as file:
-            for i in range(texts):
-                file.write(json.dumps({"id": i, "text": f"Text {i} from Bonn."}) + "\n")
-        paths = [str(root / name) for name in ("all.jsonl", "out")]
-        command = [sys.executable, "-m", "spacy", "llmner", "annotate", *paths, "--resume"]
-        command += ["--model", str(root / "pipeline"), "--workers", "2", "--shard-size", "100"]
-        while len(shards_at_kill) < n:
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            time.sleep(rng.uniform(5.0, 16.0))
-            process.kill()
-            if process.wait() == 0:
-                break
-            shards_at_kill.append(len(list((root / "out" / "shards").glob("*"))))
-            print(len(shards_at_kill), shards_at_kill[-1], "shards", flush=True)
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        shards = sorted((root / "out" / "shards").iterdir())
-        found = list(_ids(shards))
-        assert found == list(range(texts))
-        results = {
-            "texts": texts,
-            "kills": len(shards_at_kill),
-            "shards": len(shards),
-            "shards_at_each_kill": shards_at_kill,
-            "exact": found == list(range(texts)),
-        }
-    save("scale_kills", results)
 
 
 def _timed(step: Callable[[], Any]) -> Tuple[float, float]:
