@@ -771,6 +771,13 @@ class Warnings(metaclass=WithCodes):
     )
     W013 = "'{name}' was saved with settings that this version doesn't have: {unknown}. They are ignored."
 
+    # Serving
+    W024 = (
+        "The server listens on {host} without an API key, so everyone who can reach this address can use "
+        "it. Set the environment variable SPACY_LLMNER_API_KEY, or use the host 127.0.0.1."
+    )
+    W025 = "Prompts and texts are written to the log, since --log-prompts is set."
+
     # Command line: writing a training config
     W019 = (
         "The time and memory for training can't be estimated yet, because these models are not "
