@@ -15,7 +15,7 @@ from ..errors import Errors, LLMNERError
 from .entities import MarkedStream, Part, choose_labels
 from .limits import Slot, check_size
 from .protocol import TextRequest
-from .request_errors import RequestError, internal_error, logger, unsupported
+from .request_errors import RequestError, as_request_error, logger, unsupported
 from .service import Service
 
 FINISH_REASONS = {"end": "stop", "stop": "stop", "length": "length"}
@@ -212,15 +212,6 @@ async def read_whole(answer: Answer, request: Request) -> Part:
     finally:
         answer.close()
     return Part("".join(texts), events)
-
-
-def as_request_error(error: BaseException) -> RequestError:
-    """RETURNS (RequestError): What the client is told about an error."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, LLMNERError):
-        return RequestError(str(error), 500, "generation_failed")
-    return internal_error(error)
 
 
 def max_tokens(body: TextRequest, most: int) -> int:

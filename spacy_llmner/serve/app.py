@@ -18,7 +18,7 @@ from ..errors import Errors
 from . import chat_completions, completions, ner, responses
 from .limits import ApiKey, BodyLimit
 from .metrics import CountRequests
-from .request_errors import RequestError, error_body, internal_error
+from .request_errors import CatchErrors, RequestError, error_body
 from .service import Service
 from .settings import ServeSettings
 from .upstream import Upstream
@@ -54,6 +54,7 @@ def make_app(nlp: Language, model: str, settings: ServeSettings) -> FastAPI:
     add_information(app)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     # The last one comes first: a browser asks for the permission of CORS without a key.
+    app.add_middleware(CatchErrors)
     app.add_middleware(BodyLimit, most=settings.max_body)
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key)
@@ -121,9 +122,6 @@ def add_error_handlers(app: FastAPI) -> None:
         body = error_body(Errors.E161.format(reason=reason), 400, "invalid_request", where or None)
         return JSONResponse(body, 400)
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return JSONResponse(internal_error(error).body(), 500)
-
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
 
@@ -131,4 +129,3 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(ValidationError, invalid)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, unexpected)

@@ -85,7 +85,7 @@ class ApiKey:
         if scope["type"] == "http" and scope["path"].startswith(API_PATHS):
             given = Headers(scope=scope).get("authorization", "")
             kind, _, key = given.partition(" ")
-            is_right = hmac.compare_digest(key.strip().encode(), self.key)
+            is_right = hmac.compare_digest(key.strip().encode("latin-1"), self.key)
             if kind.lower() != "bearer" or not is_right:
                 error = RequestError(Errors.E160, 401, "invalid_api_key")
                 response = JSONResponse(error.body(), 401, {"WWW-Authenticate": "Bearer"})

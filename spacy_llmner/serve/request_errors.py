@@ -6,8 +6,10 @@ import uuid
 from typing import Any, Dict, Optional
 
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import Errors
+from ..errors import Errors, LLMNERError
 
 logger = logging.getLogger("spacy_llmner.serve")
 
@@ -64,3 +66,43 @@ def internal_error(error: BaseException) -> RequestError:
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.error("Error %s: %s\n%s", name, type(error).__name__, where)
     return RequestError(Errors.E167.format(id=name), 500, "internal_error")
+
+
+def as_request_error(error: BaseException) -> RequestError:
+    """RETURNS (RequestError): What the client is told about an error while its answer is written."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, LLMNERError):
+        return RequestError(str(error), 500, "generation_failed")
+    return internal_error(error)
+
+
+class CatchErrors:
+    """Middleware that catches unexpected errors.
+
+    uvicorn would log them with their messages, which can contain a part of a prompt.
+
+    app (ASGIApp): The application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as e:
+            error = internal_error(e)
+            # If the response has started, uvicorn closes the connection.
+            if not has_started:
+                await JSONResponse(error.body(), error.status_code)(scope, receive, send)

@@ -15,7 +15,7 @@ from .entities import choose_labels
 from .limits import Slot
 from .protocol import EntityOptions, UpstreamRequest
 from .redacted_prompt import redact_prompt
-from .request_errors import RequestError, internal_error, logger
+from .request_errors import RequestError, as_request_error, logger
 from .service import Service
 from .sse import DONE, EventStream, as_event
 from .upstream_choice import UpstreamChoice, check_can_redact
@@ -186,12 +186,10 @@ class Exchange:
             if any(not choice.ended for choice in self._choices.values()):
                 raise self._too_early("an answer has no finish_reason")
             yield DONE
-        except RequestError as e:
-            yield as_event(e.body())
         except httpx2.HTTPError as e:
             yield as_event(self._too_early(type(e).__name__).body())
         except Exception as e:
-            yield as_event(internal_error(e).body())
+            yield as_event(as_request_error(e).body())
 
     async def _data(self) -> AsyncIterator[Dict[str, Any]]:
         """YIELDS (Dict[str, Any]): What the upstream server sends."""

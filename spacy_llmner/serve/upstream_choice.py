@@ -45,6 +45,8 @@ class UpstreamChoice:
         RETURNS (List[Dict[str, Any]]): The choices to send instead of it: none if all of its text is held
             back, and the rest of the text in one of its own.
         """
+        if self.ended:  # some servers add a note about the whole answer
+            return [] if self._redacts else [choice]
         delta = choice.get("delta")
         part = self._push(choice.get("text") if delta is None else delta.get("content"))
         if choice.get("finish_reason") is None:
@@ -85,12 +87,13 @@ class UpstreamChoice:
         """RETURNS (Dict[str, Any]): A choice with other text and entities."""
         choice = dict(choice)
         delta = dict(choice["delta"]) if choice.get("delta") is not None else None
+        has_content = delta is not None and delta.get("content") is not None
         if self._redacts:
             self._keep_safe(choice, delta)
         if delta is None:
             choice["text"] = part.text
         else:
-            if part.text or "content" in delta:
+            if part.text or has_content:
                 delta["content"] = part.text
             choice["delta"] = delta
         if part.entities:
