@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from .completions import TextShape, respond
-from .protocol import ChatRequest
+from .protocol import ChatRequest, parse
 
 router = APIRouter()
 
@@ -37,6 +37,6 @@ async def create_chat_completion(request: Request, body: Dict[str, Any] = Body()
     service = request.app.state.service
     if service.upstream is not None:
         return await service.upstream.forward("chat/completions", request, body)
-    checked = ChatRequest.model_validate(body)
+    checked = parse(ChatRequest, body)
     messages = [message.as_turn() for message in checked.messages]
     return await respond(request, messages, checked, ChatShape(service.model))

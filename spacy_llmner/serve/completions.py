@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from ..ember_probe.streaming.prompt import Prompt
 from .answers import Answer, read_whole, start_answer
 from .entities import Part, final_entities
-from .protocol import CompletionRequest, TextRequest
+from .protocol import CompletionRequest, TextRequest, parse
 from .request_errors import RequestError
 from .sse import DONE, EventStream, as_event
 
@@ -68,7 +68,7 @@ async def create_completion(request: Request, body: Dict[str, Any] = Body()) -> 
     service = request.app.state.service
     if service.upstream is not None:
         return await service.upstream.forward("completions", request, body)
-    checked = CompletionRequest.model_validate(body)
+    checked = parse(CompletionRequest, body)
     return await respond(request, checked.text, checked, TextShape(service.model))
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Body, Request
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +13,7 @@ from ..errors import Errors, LLMNERError
 from .entities import check_known
 from .limits import RETRY_AFTER, check_size
 from .metrics import Metrics
-from .protocol import NerRequest
+from .protocol import NerRequest, parse
 from .request_errors import RequestError, internal_error, logger
 from .settings import ServeSettings
 
@@ -121,9 +121,10 @@ class NerBatcher:
 
 
 @router.post("/ner")
-async def find_entities(body: NerRequest, request: Request) -> Dict[str, Any]:
+async def find_entities(request: Request, fields: Dict[str, Any] = Body()) -> Dict[str, Any]:
     """Find entities in texts."""
     service = request.app.state.service
+    body = parse(NerRequest, fields)
     settings: ServeSettings = service.settings
     check_size(len(body.texts), "texts", settings.max_texts, "texts")
     check_size(sum(map(len, body.texts)), "characters", settings.max_chars, "texts")

@@ -1,11 +1,15 @@
 """What clients can send. docs/protocol.md describes it."""
 
-from typing import Any, Dict, List, Literal, Optional, Union
+import json
+from typing import Any, Dict, List, Literal, Optional, Type, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..ember_probe.streaming.redaction import Placeholders
-from .request_errors import unsupported
+from ..errors import Errors
+from .request_errors import RequestError, unsupported
+
+Model = TypeVar("Model", bound=BaseModel)
 
 # Fields of OpenAI's API that change nothing in the answer.
 HARMLESS = {
@@ -34,6 +38,23 @@ NEUTRAL: Dict[str, List[Any]] = {
     "truncation": ["disabled"],
     "background": [False],
 }
+
+
+def parse(model: Type[Model], body: Dict[str, Any]) -> Model:
+    """Validate the body of a request.
+
+    model (Type[Model]): What it must be.
+    body (Dict[str, Any]): The body.
+    RETURNS (Model): The valid body.
+    RAISES (ValidationError): If it is not valid.
+    RAISES (RequestError): If a text has half of a surrogate pair, which UTF-8 can't encode.
+    """
+    try:
+        json.dumps(body, ensure_ascii=False).encode("utf8")
+    except UnicodeEncodeError:
+        reason = "a text has half of a surrogate pair, which UTF-8 can't encode"
+        raise RequestError(Errors.E161.format(reason=reason), 400, "invalid_request") from None
+    return model.model_validate(body)
 
 
 class EntityOptions(BaseModel):

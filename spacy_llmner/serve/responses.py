@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from .answers import Answer, read_whole, start_answer
 from .entities import final_entities
-from .protocol import ResponseRequest
+from .protocol import ResponseRequest, parse
 from .request_errors import RequestError, unsupported
 from .sse import EventStream, as_event
 
@@ -89,7 +89,7 @@ async def create_response(request: Request, body: Dict[str, Any] = Body()) -> Re
     service = request.app.state.service
     if service.upstream is not None:
         raise unsupported("input", "", "with --upstream, use /v1/chat/completions")
-    checked = ResponseRequest.model_validate(body)
+    checked = parse(ResponseRequest, body)
     if checked.stop:
         raise unsupported("stop", checked.stop, "/v1/responses has no stop strings")
     messages: List[Dict[str, str]] = []

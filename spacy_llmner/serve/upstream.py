@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from ..errors import Errors, LLMNERError
 from .entities import choose_labels
 from .limits import Slot
-from .protocol import EntityOptions, UpstreamRequest
+from .protocol import EntityOptions, UpstreamRequest, parse
 from .redacted_prompt import redact_prompt
 from .request_errors import RequestError, as_request_error, logger
 from .service import Service
@@ -58,7 +58,7 @@ class Upstream:
         RETURNS (Response): The answer, with the entities that were asked for.
         RAISES (RequestError): If the request can't be answered.
         """
-        checked = UpstreamRequest.model_validate(body)
+        checked = parse(UpstreamRequest, body)
         exchange, has_response = Exchange(self, request, checked), False
         try:
             await exchange.send(path, body)

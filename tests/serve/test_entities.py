@@ -88,13 +88,13 @@ def test_stop_limit(text, ended, limit):
     cuts=st.lists(st.integers(0, 20)),
 )
 def test_nothing_of_a_stop_string_is_sent(text, stop, cuts):
-    whole = stop_limit(text, stop, 0, ended=True)
-    assert not any(s in text[:whole] for s in stop)
-    limit = 0
+    limit, so_far = 0, ""
     for end in sorted({min(cut, len(text)) for cut in cuts}):
-        new = stop_limit(text[:end], stop, limit, ended=False)
-        assert limit <= new
-        limit = new
-        if any(s in text[:end] for s in stop):
-            break
-    assert limit <= whole
+        so_far = text[:end]
+        before, limit = limit, stop_limit(so_far, stop, limit, ended=False)
+        assert before <= limit
+        if any(s in so_far for s in stop):
+            break  # the LLM stops here
+    whole = stop_limit(so_far, stop, limit, ended=True)
+    assert limit <= whole and not any(s in so_far[:whole] for s in stop)
+    assert whole == len(so_far) or so_far.startswith(tuple(stop), whole)

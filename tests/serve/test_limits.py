@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -181,13 +180,13 @@ def test_size_of_a_request(nlp):
 
 def test_api_key(nlp):
     with serving(nlp, api_key="schlüssel") as running:
-        for key in ("wrong", "schlüssel2"):
-            with pytest.raises(openai.AuthenticationError, match="LLMNER160.*missing or wrong"):
-                running.client(api_key=key).models.list()
+        with pytest.raises(openai.AuthenticationError, match="LLMNER160.*missing or wrong"):
+            running.client(api_key="wrong").models.list()
         for path in ("/ner", "/metrics", "/v1/models", "/v1/nothing"):
             assert httpx2.get(f"{running.url}{path}").status_code == 401
-        headers = {"authorization": "Bearer schlüssel".encode()}
-        assert httpx2.get(f"{running.url}/metrics", headers=headers).status_code == 200
+        for key, status in (("schlüssel", 200), ("schlüssel2", 401), ("schl", 401)):
+            headers = {"authorization": f"Bearer {key}".encode()}
+            assert httpx2.get(f"{running.url}/metrics", headers=headers).status_code == status
         for path in ("/health", "/"):
             assert httpx2.get(f"{running.url}{path}").status_code == 200
 
@@ -271,6 +270,3 @@ def test_streams_side_by_side(nlp):
             texts = list(pool.map(answer, range(24)))
         assert all(text in (None, right) for text, right in zip(texts, expected))
         wait_until(lambda: running.service.slots.running == 0 and not running.service.answers)
-        names = {thread.name for thread in threading.enumerate()}
-        wait_until(lambda: not any("Answer" in name for name in names))
-        time.sleep(0)

@@ -200,7 +200,6 @@ def test_models(client, nlp):
         ({"messages": []}, openai.BadRequestError, "messages", "LLMNER161"),
         ({"messages": [{"role": "tool", "content": ""}]}, openai.BadRequestError, None, "role"),
         (
-            {"messages": [{"role": "user", "content": "\ud800"}]},
             openai.BadRequestError,
             None,
             "161",
