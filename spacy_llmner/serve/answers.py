@@ -21,7 +21,7 @@ from .service import Service
 FINISH_REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 
 
-class Answer:
+class StreamedAnswer:
     """An answer while it is written. Iterate over it once, and call `close` in any case.
 
     service (Service): The server's parts.
@@ -114,7 +114,7 @@ class Answer:
         with suppress(RuntimeError):  # the server has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
-    def __aiter__(self) -> "Answer":
+    def __aiter__(self) -> "StreamedAnswer":
         return self
 
     async def __anext__(self) -> Part:
@@ -162,14 +162,14 @@ class Answer:
 
 async def start_answer(
     service: Service, request: Request, prompt: Prompt, body: TextRequest
-) -> Answer:
+) -> StreamedAnswer:
     """Wait for a free slot, and start an answer.
 
     service (Service): The server's parts.
     request (Request): The request.
     prompt (Prompt): A text, or messages.
     body (TextRequest): The settings.
-    RETURNS (Answer): The answer, with a first part. Call `close` in any case.
+    RETURNS (StreamedAnswer): The answer, with a first part. Call `close` in any case.
     RAISES (RequestError): If the answer can't be written.
     """
     body.check_fields()
@@ -184,7 +184,7 @@ async def start_answer(
         logger.info("Prompt: %s", texts)
     deadline = service.deadline()
     slot = await service.take_slot(deadline)
-    answer = Answer(service, slot, deadline)
+    answer = StreamedAnswer(service, slot, deadline)
     try:
         if await request.is_disconnected():
             raise ClientDisconnect()
@@ -195,7 +195,7 @@ async def start_answer(
     return answer
 
 
-async def read_whole(answer: Answer, request: Request) -> Part:
+async def read_whole(answer: StreamedAnswer, request: Request) -> Part:
     """Read an answer to its end, unless the client goes away.
 
     RETURNS (Part): The whole text, and all events.

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request
 from starlette.responses import JSONResponse, Response
 
 from ..ember_probe.streaming.prompt import Prompt
-from .answers import Answer, read_whole, start_answer
+from .answers import StreamedAnswer, read_whole, start_answer
 from .entities import Part, final_entities
 from .protocol import CompletionRequest, TextRequest, parse
 from .request_errors import RequestError
@@ -51,7 +51,7 @@ class TextShape:
         choice = {"index": 0, "logprobs": None, **choice, "finish_reason": finish_reason}
         return self.envelope(self.chunk_object, [choice])
 
-    def whole(self, choice: Dict[str, Any], answer: Answer) -> Dict[str, Any]:
+    def whole(self, choice: Dict[str, Any], answer: StreamedAnswer) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): A whole answer."""
         choice = {"index": 0, "logprobs": None, **choice, "finish_reason": answer.finish_reason}
         return {**self.envelope(self.whole_object, [choice]), "usage": answer.usage}
@@ -92,7 +92,7 @@ async def respond(
     return JSONResponse(shape.whole(shape.text(part.text, entities), answer))
 
 
-async def chunks(answer: Answer, body: TextRequest, shape: TextShape) -> AsyncIterator[str]:
+async def chunks(answer: StreamedAnswer, body: TextRequest, shape: TextShape) -> AsyncIterator[str]:
     """YIELDS (str): The chunks of an answer, as events."""
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     no_usage: Dict[str, Any] = {"usage": None} if with_usage else {}

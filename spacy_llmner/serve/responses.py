@@ -7,7 +7,7 @@ from typing import Any, AsyncIterator, Dict, List
 from fastapi import APIRouter, Body, Request
 from starlette.responses import JSONResponse, Response
 
-from .answers import Answer, read_whole, start_answer
+from .answers import StreamedAnswer, read_whole, start_answer
 from .entities import final_entities
 from .protocol import ResponseRequest, parse
 from .request_errors import RequestError, unsupported
@@ -42,7 +42,7 @@ class ResponseShape:
         common = {"id": self.item_id, "type": "message", "role": "assistant"}
         return {**common, "status": status, "content": content}
 
-    def response(self, status: str, answer: Answer) -> Dict[str, Any]:
+    def response(self, status: str, answer: StreamedAnswer) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): The response so far."""
         done = status in ("completed", "incomplete")
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -108,7 +108,7 @@ async def create_response(request: Request, body: Dict[str, Any] = Body()) -> Re
     return JSONResponse(shape.response(_status(answer), answer))
 
 
-async def events(answer: Answer, shape: ResponseShape) -> AsyncIterator[str]:
+async def events(answer: StreamedAnswer, shape: ResponseShape) -> AsyncIterator[str]:
     """YIELDS (str): The events of a response."""
     progress = "in_progress"
     yield shape.event("response.created", response=shape.response(progress, answer))
@@ -137,5 +137,5 @@ async def events(answer: Answer, shape: ResponseShape) -> AsyncIterator[str]:
     yield shape.event(f"response.{status}", response=shape.response(status, answer))
 
 
-def _status(answer: Answer) -> str:
+def _status(answer: StreamedAnswer) -> str:
     return "incomplete" if answer.finish_reason == "length" else "completed"

@@ -150,9 +150,9 @@ class Redactor:
             was released already.
         """
         # Another thread may write the text: entities that end in the settled part are final from here on.
-        live, settled = self.source._live, self.source.settled
+        live, fixed = self.source._live, self.source.settled
         last = len(self.source.text) if until is None else until
-        settled = min(settled, last)
+        settled = min(fixed, last)
         if self.source.doc is not None:
             return self._emit(settled, self._last())
         new = list(islice(live.finals.values(), self._n_events, None))
@@ -167,7 +167,8 @@ class Redactor:
         end = min(too_long[-1][1], last)
         if self.overlong == "release":
             return out + self._emit(end, self._chosen(list(live.shown.values())))
-        start = max(too_long[0][0], self._done)
+        # White space between words that are held back can be part of an entity, too.
+        start = max(too_long[0][0], self._done) if self._done <= fixed else self._done
         return out + self._emit(end, [Found(start, end, TOO_LONG)])
 
     def _chosen(self, events: Sequence[EntityEvent]) -> List[Found]:
