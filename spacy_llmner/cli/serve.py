@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from contextlib import suppress
 from typing import List, Optional
 
 import typer
@@ -65,4 +66,6 @@ def serve_cli(
             logging.basicConfig()
             logging.getLogger("spacy_llmner.serve").setLevel(logging.INFO)
         nlp = load_pipeline(pipeline)
-        Server(make_app(nlp, folder_name(pipeline), settings), host, port).run()
+        server = Server(make_app(nlp, folder_name(pipeline), settings), host, port)
+        with suppress(KeyboardInterrupt):
+            server.run()

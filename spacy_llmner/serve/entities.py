@@ -1,5 +1,6 @@
 """Entities in an answer: as events beside its text, or redacted."""
 
+from dataclasses import replace
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ..ember_probe.streaming.events import EntityEvent, Event
@@ -161,6 +162,7 @@ class EntityView:
         self.min_score = min_score
         self._end = start
         self._waiting: List[EntityEvent] = []
+        # What the client knows, by the offsets of the whole text.
         self._shown: Dict[Key, EntityEvent] = {}
 
     def push(self, events: Iterable[EntityEvent], until: int) -> List[Dict[str, Any]]:
@@ -181,31 +183,31 @@ class EntityView:
         return [sent for event in waiting for sent in self._see(event)]
 
     def _see(self, event: EntityEvent) -> List[Dict[str, Any]]:
-        key = self._clip(event.start, event.end, event.label)
-        old = None if event.replaces is None else self._clip(*event.replaces)
-        is_kept = (
-            event.status != "dropped"
-            and key is not None
-            and (self.labels is None or event.label in self.labels)
-            and event.score >= self.min_score
-        )
-        if not is_kept or key is None:
-            gone = [k for k in dict.fromkeys((old, key)) if k is not None and k in self._shown]
-            return [as_sent(self._shown.pop(k), "dropped") for k in gone]
-        replaced = old if old in self._shown and old != key else None
-        if replaced is not None:
-            del self._shown[replaced]
-        start, end, label = key
-        text = event.text[start + self.start - event.start :][: end - start]
-        shown = EntityEvent(start, end, label, event.score, text, event.status)
+        key = (event.start, event.end, event.label)
+        shown = None if event.status == "dropped" else self._clipped(event)
+        if shown is None:
+            gone = [k for k in dict.fromkeys((event.replaces, key)) if k in self._shown]
+            return [as_sent(self._shown.pop(k), "dropped") for k in gone if k is not None]
+        replaces: Optional[Key] = None
+        if event.replaces in self._shown and event.replaces != key:
+            old = self._shown.pop(event.replaces)
+            replaces = (old.start, old.end, old.label)
         self._shown[key] = shown
-        status = "final" if event.status == "final" else "revised" if replaced else "found"
-        return [as_sent(shown, status, replaced)]
+        status = "final" if event.status == "final" else "revised" if replaces else "found"
+        return [as_sent(shown, status, replaces)]
 
-    def _clip(self, start: int, end: int, label: str) -> Optional[Key]:
-        """RETURNS (Optional[Key]): The part of an entity that is in the answer, if there is one."""
-        start, end = max(start, self.start), min(end, self._end)
-        return (start - self.start, end - self.start, label) if start < end else None
+    def _clipped(self, event: EntityEvent) -> Optional[EntityEvent]:
+        """RETURNS (Optional[EntityEvent]): The part of an entity that is in the answer, if it is kept."""
+        is_kept = self.labels is None or event.label in self.labels
+        if not is_kept or event.score < self.min_score:
+            return None
+        start, end = max(event.start, self.start), min(event.end, self._end)
+        text = event.text[start - event.start : max(end - event.start, 0)]
+        if not text.strip():
+            return None
+        start += len(text) - len(text.lstrip()) - self.start
+        text = text.strip()
+        return replace(event, start=start, end=start + len(text), text=text)
 
 
 def as_sent(

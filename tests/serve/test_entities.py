@@ -27,6 +27,8 @@ def test_offsets_begin_with_the_answer():
     # Of an entity that begins in the prompt, only the part in the answer counts.
     sent = view.push([event(2, 5, "final")], len(TEXT))
     assert [(e["start"], e["end"], e["text"]) for e in sent] == [(0, 1, "e")]
+    sent = view.push([EntityEvent(0, 8, "PER", 0.9, "Ada  Lee", "final")], len(TEXT))
+    assert [(e["start"], e["end"], e["text"]) for e in sent] == [(1, 4, "Lee")]
 
 
 def test_events_wait_for_the_text():

@@ -141,7 +141,8 @@ def test_responses(client):
     assert whole.status == (
         "completed" if chat.choices[0].finish_reason == "stop" else "incomplete"
     )
-    assert keys(whole.output[0].content[0].to_dict()["annotations"]) == keys(message.entities)
+    annotations = whole.output[0].content[0].annotations
+    assert [annotation.model_extra for annotation in annotations] == message.entities
     assert whole.usage.output_tokens == chat.usage.completion_tokens
     text, events, kinds = "", [], []
     with client.responses.stream(**settings) as stream:
