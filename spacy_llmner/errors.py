@@ -700,7 +700,10 @@ class Errors(metaclass=WithCodes):
     )
     E156 = "The field `{field}` = {value} is not supported: {reason}. Change it or leave it out."
     E157 = "The model '{name}' is not served here. Use '{known}'."
-    E158 = "This is too much for one request: {n} {what}, but this server allows at most {most}. Ask for less."
+    E158 = (
+        "This is too much for one request: {n} {what}, but this server allows at most {most}. Send or ask "
+        "for less at once."
+    )
     E159 = (
         "The server is busy: {running} requests are running and {waiting} are waiting. Send the request "
         "again in a few seconds."

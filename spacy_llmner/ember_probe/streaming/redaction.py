@@ -96,8 +96,6 @@ class Redactor:
 
     originals (Dict[str, str]): The text that each placeholder replaces, if placeholders have numbers.
     replacements (List[Replacement]): The placeholders in the text that was released.
-
-    If another thread iterates over the stream, call `release` after each of its events.
     """
 
     def __init__(
@@ -149,7 +147,10 @@ class Redactor:
         RAISES (LLMNERError): If the end of a stream changes entities that were final, and text of an entity
             was released already.
         """
-        # Another thread may write the text: entities that end in the settled part are final from here on.
+        with self.source.lock:
+            return self._release(until)
+
+    def _release(self, until: Optional[int]) -> str:
         live, fixed = self.source._live, self.source.settled
         last = len(self.source.text) if until is None else until
         settled = min(fixed, last)
