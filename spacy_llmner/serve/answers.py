@@ -97,7 +97,8 @@ class StreamedAnswer:
                 is_first = False
             self._put(marked.close())
             n_prompt = len(encoded.ids)
-            n_answer = stream.n_tokens - len(encoded.encoding)
+            # A stream that was cancelled early has not read its prompt.
+            n_answer = max(stream.n_tokens - len(encoded.encoding), 0)
             self.finish_reason = FINISH_REASONS.get(stream.stop_reason or "", "stop")
             self.usage = {
                 "prompt_tokens": n_prompt,

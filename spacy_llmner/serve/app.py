@@ -33,7 +33,7 @@ def make_app(nlp: Language, model: str, settings: ServeSettings) -> FastAPI:
     model (str): Name by which clients know it.
     settings (ServeSettings): Settings and limits.
     RETURNS (FastAPI): The application.
-    RAISES (LLMNERError): If there is an upstream server, but the pipeline can't read its answers.
+    RAISES (LLMNERError): If the URL of the upstream server is not valid.
     """
     service = Service(nlp, model, settings)
     service.upstream = Upstream(service, settings.upstream) if settings.upstream else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from typing import Any, AsyncIterator, Dict, List, Optional
 
@@ -32,6 +33,10 @@ class Upstream:
     """
 
     def __init__(self, service: Service, url: str) -> None:
+        """RAISES (LLMNERError): If the URL is not valid."""
+        if not re.match(r"https?://\w", url):
+            reason = "its URL must begin with http:// or https://"
+            raise LLMNERError(Errors.E165.format(url=url, reason=reason))
         self.service = service
         self.url = url.rstrip("/")
         seconds = service.settings.max_seconds
@@ -170,15 +175,16 @@ class Exchange:
         data = self.upstream._checked(self._reply)
         if self.options is not None:
             for choice in data.get("choices", []):
-                reader = self._choice(choice)
-                await run_in_threadpool(reader.read_whole, choice)
+                await run_in_threadpool(
+                    lambda choice: self._choice(choice).read_whole(choice), choice
+                )
         return data
 
     async def chunks(self) -> AsyncIterator[str]:
         """YIELDS (str): The chunks of the answer, as events."""
         try:
             async for data in self._data():
-                if "error" in data:
+                if data.get("error"):
                     yield as_event(data)
                     return
                 for chunk in await self._read(data):
@@ -220,8 +226,9 @@ class Exchange:
             return [chunk]
         sent = []
         for choice in choices:
-            reader = self._choice(choice)
-            sent += await run_in_threadpool(reader.read, choice)
+            sent += await run_in_threadpool(
+                lambda choice: self._choice(choice).read(choice), choice
+            )
         # Each choice has a chunk of its own. `usage`, if it is in this chunk, is in the last one.
         before = [{**chunk, "usage": None} if "usage" in chunk else chunk for _ in sent[1:]]
         if not sent:

@@ -69,3 +69,8 @@ def test_missing_packages(run, folder, started, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     out = run("llmner", "serve", folder, code=1)
     assert "LLMNER168" in out and 'pip install "spacy-llmner[serve]"' in out
+
+
+def test_wrong_upstream(run, folder, started):
+    out = run("llmner", "serve", folder, "--upstream", "localhost:8001/v1", code=1)
+    assert "LLMNER165" in out and "must begin with http:// or https://" in out

@@ -141,6 +141,19 @@ def test_a_stream_that_fails(held, caplog):
     assert Collected(second).text == " two"
 
 
+def test_an_unexpected_error(nlp, caplog, monkeypatch):
+    """Its message can contain what was asked, so it is neither sent nor logged."""
+
+    def fail():
+        raise RuntimeError("Who came?")
+
+    with serving(nlp) as running:
+        monkeypatch.setattr(running.service.metrics, "text", fail)
+        reply = httpx2.get(f"{running.url}/metrics")
+        assert reply.status_code == 500 and "LLMNER167" in reply.json()["error"]["message"]
+    assert "Who came?" not in reply.text + caplog.text and "RuntimeError" in caplog.text
+
+
 def test_the_end_of_the_server(nlp):
     with serving(nlp) as running:
         running.service.streams = HeldStreams()
