@@ -145,7 +145,7 @@ def test_an_unexpected_error(nlp, caplog, monkeypatch):
     """Its message can contain what was asked, so it is neither sent nor logged."""
 
     def fail():
-        raise RuntimeError("Who came?")
+        raise RuntimeError(QUESTION["messages"][0]["content"])
 
     with serving(nlp) as running:
         monkeypatch.setattr(running.service.metrics, "text", fail)
