@@ -90,6 +90,7 @@ HEADINGS = {
     "scale_million": "spacy llmner annotate on a million short texts, entity_ruler",
     "scale_overhead": "Time of spacy llmner annotate, compared with nlp.pipe",
     "scale_workers": "Speed of spacy llmner annotate with one worker, two, and two Ray actors",
+    "serve_load": "Load on `spacy llmner serve`: many clients, cancelled streams and broken connections",
     "padellm_placement": "Mentions whose offsets can be recovered from their strings",
 }
 

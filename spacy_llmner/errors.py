@@ -693,6 +693,46 @@ class Errors(metaclass=WithCodes):
         "The text has {n} characters, more than the limit of {limit}. Split it, or raise the limit with "
         "--max-length (`max_length` in Python). Longer texts need more memory."
     )
+    # Serving
+    E155 = (
+        "The pipeline '{name}' can't write or follow a text, since it has no ember_probe (it has: "
+        "{known}). Use POST /ner, or serve a pipeline with an ember_probe."
+    )
+    E156 = "The field `{field}` = {value} is not supported: {reason}. Change it or leave it out."
+    E157 = "The model '{name}' is not served here. Use '{known}'."
+    E158 = (
+        "This is too much for one request: {n} {what}, but this server allows at most {most}. Send or ask "
+        "for less at once."
+    )
+    E159 = (
+        "The server is busy: {running} requests are running and {waiting} are waiting. Send the request "
+        "again in a few seconds."
+    )
+    E160 = (
+        "The API key is missing or wrong. Send the server's key in the header 'Authorization: Bearer KEY' "
+        "(`api_key` of the openai client)."
+    )
+    E161 = "The request is not valid: {reason}. See docs/protocol.md for the fields."
+    E162 = (
+        "The request took longer than {seconds:g} seconds and was ended. Ask for fewer tokens, or start "
+        "the server with a higher --max-seconds."
+    )
+    E163 = "The server is shutting down. Send the request again when it is back."
+    E164 = "The labels {unknown} are not known here. Choose from: {known}."
+    E165 = (
+        "The upstream server {url} can't be used ({reason}). Check that it runs, and that --upstream is "
+        "the URL of its API, which usually ends in /v1."
+    )
+    E166 = "The upstream server ended its answer too early ({reason}). Send the request again."
+    E167 = (
+        "An error occurred on the server. Its log has the details (error {id}). Other requests are not "
+        "affected."
+    )
+    E168 = (
+        "The package '{name}' is missing. Install what the server needs: "
+        'pip install "spacy-llmner[serve]"'
+    )
+    E169 = "There is nothing at {path}. See docs/protocol.md for the endpoints and methods."
 
 
 class Warnings(metaclass=WithCodes):
@@ -770,6 +810,13 @@ class Warnings(metaclass=WithCodes):
         "these keys in `keys`."
     )
     W013 = "'{name}' was saved with settings that this version doesn't have: {unknown}. They are ignored."
+
+    # Serving
+    W024 = (
+        "The server listens on {host} without an API key, so everyone who can reach this address can use "
+        "it. Set the environment variable SPACY_LLMNER_API_KEY, or use the host 127.0.0.1."
+    )
+    W025 = "Prompts and texts are written to the log, since --log-prompts is set."
 
     # Command line: writing a training config
     W019 = (

@@ -18,12 +18,17 @@ from spacy_llmner.cli.training_config import RECIPES, make_config, make_schedule
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import ask_server  # noqa: E402
 import convert  # noqa: E402
 import matcher_data  # noqa: E402
 
 FOLDERS = ("assets/", "configs/", "corpus/", "metrics/", "scripts/", "training/")
-SCRIPTS = {"scripts/convert.py": convert, "scripts/matcher_data.py": matcher_data}
-WORKFLOWS = ["all", "compare", "el4ner", "matcher", "padellm", "ra_it"]
+SCRIPTS = {
+    "scripts/ask_server.py": ask_server,
+    "scripts/convert.py": convert,
+    "scripts/matcher_data.py": matcher_data,
+}
+WORKFLOWS = ["all", "compare", "el4ner", "matcher", "padellm", "ra_it", "serve"]
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])

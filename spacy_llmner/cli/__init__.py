@@ -18,6 +18,7 @@ from .info import info_cli
 from .init_config import init_config_cli
 from .layers import layers_cli
 from .pretrain_matcher import pretrain_matcher_cli
+from .serve import serve_cli
 from .train import train_cli
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command("generate")(generate_cli)
 app.command("index")(index_cli)
 app.command("export")(export_cli)
 app.command("chat")(chat_cli)
+app.command("serve")(serve_cli)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     train_cli
 )

@@ -121,6 +121,11 @@ class EmberStream:
         """RETURNS (int): Number of characters at the beginning of the text whose entities are final."""
         return self._live.settled if self.doc is None else len(self.text)
 
+    @property
+    def n_tokens(self) -> int:
+        """RETURNS (int): Number of tokens of the text so far, without control tokens."""
+        return len(self._live.ids)
+
     def cancel(self) -> None:
         """End the generation after the current token.
 

@@ -20,6 +20,60 @@ class Found(NamedTuple):
     start: int
     end: int
     label: str
+    score: Optional[float] = None
+
+
+class Replacement(NamedTuple):
+    """A placeholder in the text that was released.
+
+    start (int): Its first character.
+    end (int): One past its last character.
+    label (str): Label of the entity that it replaces.
+    score (Optional[float]): Score of the entity; None for words that were held back for too long.
+    text (str): The placeholder.
+    """
+
+    start: int
+    end: int
+    label: str
+    score: Optional[float]
+    text: str
+
+
+class Placeholders:
+    """The placeholders of one or more texts.
+
+    template (str): A placeholder, with `{label}`. With `{n}`, the entities of each label are numbered, and
+        the same text gets the same number.
+    taken (str): A text. Numbered placeholders that occur in it are not used.
+
+    originals (Dict[str, str]): The text that each placeholder replaces, if placeholders have numbers.
+    """
+
+    def __init__(self, template: str = "[{label}]", *, taken: str = "") -> None:
+        """RAISES (LLMNERError): If the template is empty, or has other fields than `label` and `n`."""
+        _check_template(template)
+        self.template = template
+        self.taken = taken
+        self.originals: Dict[str, str] = {}
+        self._known: Dict[Tuple[str, str], str] = {}
+        self._numbers: Dict[str, int] = {}
+
+    def replace(self, label: str, text: str) -> str:
+        """RETURNS (str): The placeholder for an entity."""
+        if "{n" not in self.template:
+            return self.template.format(label=label)
+        if (label, text) not in self._known:
+            while True:
+                n = self._numbers[label] = self._numbers.get(label, 0) + 1
+                placeholder = self.template.format(label=label, n=n)
+                # Without `{label}`, labels share the numbers.
+                is_free = self.originals.get(placeholder, text) == text
+                if is_free and placeholder not in self.taken:
+                    break
+            self.originals[placeholder] = text
+            self._known[label, text] = placeholder
+        return self._known[label, text]
 
 
 class Redactor:
@@ -32,13 +86,16 @@ class Redactor:
     source (Union[EmberReader, EmberStream]): What reads or writes the text.
     labels (Optional[Sequence[str]]): Labels of the entities to replace; None for all.
     min_score (float): Entities with a lower score stay. The score is that of the final event.
-    placeholder (str): Text that replaces an entity, with `{label}`. With `{n}`, the entities of each label
-        are numbered, and the same text gets the same number.
+    placeholder (Union[str, Placeholders]): Text that replaces an entity, with `{label}`. With `{n}`, the
+        entities of each label are numbered, and the same text gets the same number. Redactors of several
+        texts can share the same Placeholders.
     max_hold (Optional[int]): Maximum number of words to hold back, at least 1; None for no maximum.
     overlong (str): What happens to words before these: "redact" replaces them with a placeholder with the
         label "REDACTED". "release" releases them, without the entities that are known so far.
+    start (int): Character of the text to begin at. The text before it, such as a prompt, isn't released.
 
     originals (Dict[str, str]): The text that each placeholder replaces, if placeholders have numbers.
+    replacements (List[Replacement]): The placeholders in the text that was released.
     """
 
     def __init__(
@@ -47,9 +104,10 @@ class Redactor:
         *,
         labels: Optional[Sequence[str]] = None,
         min_score: float = 0.0,
-        placeholder: str = "[{label}]",
+        placeholder: Union[str, Placeholders] = "[{label}]",
         max_hold: Optional[int] = None,
         overlong: str = "redact",
+        start: int = 0,
     ) -> None:
         """RAISES (LLMNERError): If a setting has an invalid value."""
         settings = {"min_score": min_score, "overlong": overlong, "max_hold": max_hold}
@@ -62,47 +120,61 @@ class Redactor:
             raise wrong(
                 "labels", "redactor", labels, f"labels of the component: {', '.join(known)}"
             )
-        _check_template(placeholder)
+        if not isinstance(placeholder, Placeholders):
+            placeholder = Placeholders(placeholder)
         self.source = source
         self.labels = known if labels is None else tuple(labels)
         self.min_score = min_score
-        self.placeholder = placeholder
+        self.placeholders = placeholder
+        self.originals = placeholder.originals
         self.max_hold = max_hold
         self.overlong = overlong
-        self.originals: Dict[str, str] = {}
+        self.replacements: List[Replacement] = []
         # Number of characters that were released or replaced, and where they were released unchanged.
-        self._done = 0
+        self._done = start
         self._released: List[CharSpan] = []
+        # Number of final events that were read, and the entities among them that the text has not reached.
         self._n_events = 0
-        self._placeholders: Dict[Tuple[str, str], str] = {}
-        self._numbers: Dict[str, int] = {}
+        self._waiting: List[Found] = []
+        self._n_out = 0
 
-    def release(self) -> str:
+    def release(self, until: Optional[int] = None) -> str:
         """Get the next part of the redacted text.
 
+        until (Optional[int]): Character of the text to stop at. An entity that begins before it is replaced
+            as a whole. Must not be lower than in the last call.
         RETURNS (str): All that can go out now; after the end of the text, the rest of it.
         RAISES (LLMNERError): If the end of a stream changes entities that were final, and text of an entity
             was released already.
         """
-        live, settled = self.source._live, self.source.settled
+        with self.source.lock:
+            return self._release(until)
+
+    def _release(self, until: Optional[int]) -> str:
+        live, fixed = self.source._live, self.source.settled
+        last = len(self.source.text) if until is None else until
+        settled = min(fixed, last)
         if self.source.doc is not None:
             return self._emit(settled, self._last())
         new = list(islice(live.finals.values(), self._n_events, None))
         self._n_events += len(new)
-        out = self._emit(settled, self._chosen(new))
+        self._waiting += self._chosen(new)
+        out = self._emit(settled, self._waiting)
+        self._waiting = [found for found in self._waiting if found.end > self._done]
         words = [] if self.max_hold is None else self._held()
         too_long = words[: -self.max_hold] if self.max_hold else []
         if not too_long:
             return out
-        end = too_long[-1][1]
+        end = min(too_long[-1][1], last)
         if self.overlong == "release":
             return out + self._emit(end, self._chosen(list(live.shown.values())))
-        start = max(too_long[0][0], self._done)
+        # White space between words that are held back can be part of an entity, too.
+        start = max(too_long[0][0], self._done) if self._done <= fixed else self._done
         return out + self._emit(end, [Found(start, end, TOO_LONG)])
 
     def _chosen(self, events: Sequence[EntityEvent]) -> List[Found]:
         return [
-            Found(e.start, e.end, e.label)
+            Found(e.start, e.end, e.label, e.score)
             for e in sorted(events, key=lambda e: e.start)
             if e.label in self.labels and e.score >= self.min_score
         ]
@@ -115,7 +187,7 @@ class Redactor:
             final = self.source._live.finals.get((ent.start_char, ent.end_char, ent.label_))
             score = ent._.llmner_score or 0.0 if final is None else final.score
             if ent.label_ in self.labels and score >= self.min_score:
-                out.append(Found(ent.start_char, ent.end_char, ent.label_))
+                out.append(Found(ent.start_char, ent.end_char, ent.label_, score))
         if self.max_hold is None or self.overlong == "redact":
             for found in out:
                 if any(start < found.end and found.start < end for start, end in self._released):
@@ -143,7 +215,7 @@ class Redactor:
             start = max(entity.start, self._done)
             if start < min(entity.end, end):
                 out.append(self._release_to(start))
-                out.append(self._replace(entity.label, text[start : entity.end]))
+                out.append(self._replace(entity, text[start : entity.end]))
                 self._done = entity.end
         out.append(self._release_to(end))
         return "".join(out)
@@ -157,21 +229,15 @@ class Redactor:
             self._released.append((start_before, end))
         else:
             self._released.append((start, end))
+        self._n_out += end - start
         return self.source.text[start:end]
 
-    def _replace(self, label: str, text: str) -> str:
-        """RETURNS (str): The placeholder for an entity."""
-        if "{n" not in self.placeholder:
-            return self.placeholder.format(label=label)
-        if (label, text) not in self._placeholders:
-            while True:
-                n = self._numbers[label] = self._numbers.get(label, 0) + 1
-                placeholder = self.placeholder.format(label=label, n=n)
-                # Without `{label}`, labels share the numbers.
-                if self.originals.setdefault(placeholder, text) == text:
-                    break
-            self._placeholders[label, text] = placeholder
-        return self._placeholders[label, text]
+    def _replace(self, entity: Found, text: str) -> str:
+        placeholder = self.placeholders.replace(entity.label, text)
+        start, self._n_out = self._n_out, self._n_out + len(placeholder)
+        label, score = entity.label, entity.score
+        self.replacements.append(Replacement(start, self._n_out, label, score, placeholder))
+        return placeholder
 
 
 class Restorer:

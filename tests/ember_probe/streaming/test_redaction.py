@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spacy_llmner import Redactor, Restorer
+from spacy_llmner.ember_probe.streaming.redaction import Placeholders
 from spacy_llmner.errors import LLMNERError
 from tests.ember_probe.helpers import NASTY, TEXTS, entities
 from tests.ember_probe.streaming.test_reader import (  # noqa: F401
@@ -119,6 +120,46 @@ def test_words_that_are_held_for_too_long_are_redacted(with_prefix, data, text, 
     visible = re.sub("⟦[^⟧]*⟧", lambda m: "\ue000" * len(redactor.originals[m.group()]), released)
     for start, end, _ in entities(doc):
         assert set(visible[start:end]) == {"\ue000"}
+
+
+def test_white_space_between_held_words(with_prefix):  # noqa: F811
+    """It can be part of an entity, so it is replaced with the words."""
+    text = "Mira Mira Stone"
+    out, redactor, doc = redact(
+        with_prefix, ["Mira M", "ira Stone"], max_hold=1, placeholder="<{n}>"
+    )
+    assert " " not in "".join(out) or not any(" " in ent.text for ent in doc.ents)
+    assert Restorer(redactor.originals).push("".join(out) + " ") == text + " "
+
+
+def test_from_a_start_to_a_limit(with_prefix):  # noqa: F811
+    """Text before the start isn't released, and text after the limit only later."""
+    text = " ".join(TEXTS)
+    start = text.index(" ") + 1
+    for size in (1, 7, 1000):
+        reader = with_prefix.get_pipe("ember_probe").reader()
+        redactor, out = Redactor(reader, start=start), ""
+        for i in range(0, len(text), size):
+            reader.push(text[i : i + size])
+            out += redactor.release(until=max(i - 10, start))
+        reader.close()
+        assert len(out) < len(text) - 10
+        out += redactor.release(until=len(text) - 10) + redactor.release()
+        # The entity that begins before the start is replaced as well.
+        assert out == redacted(reader.doc)
+        assert "".join(out[r.start : r.end] for r in redactor.replacements) == "".join(
+            r.text for r in redactor.replacements
+        )
+        assert len(redactor.replacements) == len(reader.doc.ents)
+
+
+def test_shared_placeholders(with_prefix):  # noqa: F811
+    """Texts can share numbers. Placeholders that a text contains are not used."""
+    placeholders = Placeholders(NUMBERED, taken="[PER_2]")
+    outs = [redact(with_prefix, [text], placeholder=placeholders)[0] for text in TEXTS]
+    restored = [Restorer(placeholders.originals).push("".join(out) + " ") for out in outs]
+    assert restored == [text + " " for text in TEXTS]
+    assert "[PER_1]" in placeholders.originals and "[PER_2]" not in placeholders.originals
 
 
 @pytest.mark.parametrize("overlong", ["redact", "release"])

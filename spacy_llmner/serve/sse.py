@@ -1,0 +1,36 @@
+"""Responses that are sent piece by piece, as server-sent events."""
+
+import json
+from typing import Any, AsyncIterator, Awaitable, Callable, Optional
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+DONE = "data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """A response of server-sent events.
+
+    events (AsyncIterator[str]): The events.
+    close (Callable[[], Awaitable[None]]): Called at the end in any case: when the client goes away too, and
+        when it went away before the first event.
+    """
+
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], Awaitable[None]]) -> None:
+        # Proxies such as nginx must not collect the events.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._close()
+
+
+def as_event(data: Any, name: Optional[str] = None) -> str:
+    """RETURNS (str): An event with JSON data."""
+    text = f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return text if name is None else f"event: {name}\n{text}"
