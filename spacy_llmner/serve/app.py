@@ -1,7 +1,6 @@
 """The web application: endpoints, middleware and errors."""
 
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, AsyncIterator, Dict
 
 from fastapi import FastAPI, Request
@@ -12,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from ..errors import Errors
 from . import chat_completions, completions, ner, responses
@@ -21,9 +19,8 @@ from .metrics import CountRequests
 from .request_errors import CatchErrors, RequestError, error_body
 from .service import Service
 from .settings import ServeSettings
+from .static_page import StaticPage
 from .upstream import Upstream
-
-PAGE = Path(__file__).parent / "page"
 
 
 def make_app(nlp: Language, model: str, settings: ServeSettings) -> FastAPI:
@@ -52,7 +49,7 @@ def make_app(nlp: Language, model: str, settings: ServeSettings) -> FastAPI:
     for module in (chat_completions, completions, responses, ner):
         app.include_router(module.router)
     add_information(app)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.mount("/", StaticPage())
     # The last one comes first: a browser asks for the permission of CORS without a key.
     app.add_middleware(CatchErrors)
     app.add_middleware(BodyLimit, most=settings.max_body)

@@ -57,13 +57,15 @@ class Service:
             raise RequestError(self.refusal, 501, "not_implemented")
 
     def labels(self) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): The known labels, and whether requests can choose other words."""
+        """RETURNS (Dict[str, Any]): The known labels, whether requests can choose others in words, and why no
+        text can be written or followed, or None.
+        """
         if self.ember is not None and self.refusal is None:
-            return {
-                "labels": list(self.ember.labels),
-                "any_labels": self.ember.label_reader is not None,
-            }
-        return {"labels": self.ner.labels(), "any_labels": self.ner.takes_any_labels()}
+            labels = list(self.ember.labels)
+            any_labels = self.ember.label_reader is not None
+        else:
+            labels, any_labels = self.ner.labels(), self.ner.takes_any_labels()
+        return {"labels": labels, "any_labels": any_labels, "refusal": self.refusal}
 
     def deadline(self) -> float:
         """RETURNS (float): When a request that comes now must end, on the clock of `time.monotonic`."""
