@@ -57,7 +57,7 @@ class Service:
             raise RequestError(self.refusal, 501, "not_implemented")
 
     def labels(self) -> Dict[str, Any]:
-        """RETURNS (Dict[str, Any]): The known labels, whether requests can choose others in words, and why no
+        """RETURNS (Dict[str, Any]): The known labels, whether requests can choose other words, and why no
         text can be written or followed, or None.
         """
         if self.ember is not None and self.refusal is None:

@@ -179,7 +179,8 @@ def test_labels_in_words(smollm2):
     nlp.add_pipe("ember_probe", config={"llm": str(smollm2), "labels": ["person"]})
     text = "In 1987, Ilse Maran won the Lindqvist Prize in Trondheim."
     with serving(nlp) as running:
-        assert running.client().models.list().entities == {"labels": ["person"], "any_labels": True}
+        expected = {"labels": ["person"], "any_labels": True, "refusal": None}
+        assert running.client().models.list().entities == expected
         found = [
             [
                 ent["label"]

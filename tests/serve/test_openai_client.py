@@ -180,7 +180,8 @@ def test_models(client, nlp):
     models = client.models.list()
     assert [model.id for model in models] == [MODEL]
     labels = list(nlp.get_pipe("ember_probe").labels)
-    assert models.entities == {"labels": labels, "any_labels": False}
+    expected = {"labels": labels, "any_labels": False, "refusal": None}
+    assert models.entities == expected
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError, match="'other' is not served here. Use 'tiny'"):
         client.models.retrieve("other")

@@ -36,6 +36,7 @@ labels.addEventListener("change", () => repaints.forEach((paint) => paint()));
 
 function clear() {
   running?.abort();
+  end();
   history = [];
   repaints = [];
   log.replaceChildren(hello);
@@ -74,7 +75,7 @@ async function ask(content) {
   scrollToEnd();
 
   const controller = new AbortController();
-  start(controller, turn);
+  begin(controller, turn);
   let note = "";
   try {
     const response = await request("v1/chat/completions", body, controller.signal);
@@ -93,19 +94,16 @@ async function ask(content) {
         paint();
       });
     }
-    announce(`Answer: ${answer.text} ${summary(answer.entities.filter(isShown))}`);
   } catch (error) {
-    if (error.name === "AbortError") {
-      note = "Stopped.";
-      announce("The answer was stopped.");
-    } else {
-      note = "Not complete.";
-      if (running === controller) showError(errorBox, error.message);
-    }
+    if (running !== controller) return; // the conversation was cleared
+    note = error.name === "AbortError" ? "Stopped." : "Not complete.";
+    if (error.name !== "AbortError") showError(errorBox, error.message);
   }
   paint();
-  if (running !== controller) return; // the conversation was cleared
-  finish(turn, note);
+  end();
+  turn.ariaBusy = "false";
+  if (note) addNote(turn, note);
+  announce(`Answer: ${answer.text} ${note} ${summary(answer.entities.filter(isShown))}`);
   if (answer.text) {
     history = [...turns, { role: "assistant", content: answer.text }];
   } else {
@@ -120,7 +118,7 @@ function giveBack(content, ...turns) {
   if (!history.length) log.replaceChildren(hello);
 }
 
-function start(controller, turn) {
+function begin(controller, turn) {
   running = controller;
   turn.ariaBusy = "true";
   sendButton.hidden = true;
@@ -128,19 +126,19 @@ function start(controller, turn) {
   announce("The answer is being written.");
 }
 
-function finish(turn, note) {
+function end() {
   running = null;
-  turn.ariaBusy = "false";
-  if (note) {
-    const line = document.createElement("p");
-    line.className = "hint";
-    line.textContent = note;
-    keepAtEnd(() => turn.append(line));
-  }
   const hadFocus = document.activeElement === stopButton;
   stopButton.hidden = true;
   sendButton.hidden = false;
   if (hadFocus) question.focus();
+}
+
+function addNote(turn, text) {
+  const note = document.createElement("p");
+  note.className = "hint";
+  note.textContent = text;
+  keepAtEnd(() => turn.append(note));
 }
 
 function addTurn(name, kinds) {

@@ -2,6 +2,9 @@
 
 import { scoreText } from "./marks.js";
 
+// Longer spans than this are broken between their words at the end of a line.
+const MOST_TOGETHER = 30;
+
 export function showSpans(element, text, spans, labels) {
   const points = [...text];
   const levels = findLevels(spans);
@@ -16,15 +19,19 @@ export function showSpans(element, text, spans, labels) {
       word = null;
       continue;
     }
-    // Lines are only broken between words, not between a name and the comma after it.
+    // Lines are not broken in a short span, nor between a name and the comma after it.
     if (!word) {
       word = document.createElement("span");
       word.className = "word";
       element.append(word);
     }
     word.append(inside.length ? makePiece(piece, start, inside, levels, labels) : piece);
-    if (isSpace) word = null;
+    if (isSpace && !inside.some(isShort)) word = null;
   }
+}
+
+function isShort({ start, end }) {
+  return end - start <= MOST_TOGETHER;
 }
 
 /** The lowest free level of each span; 0 is next to the text. Spans are in text order, longer ones first. */
@@ -62,7 +69,10 @@ function makePiece(text, start, spans, levels, labels) {
     const bar = bars[levels.get(span)];
     bar.className = `bar ${labels.colorClass(span.label)}`;
     bar.dataset.tip = `${span.text}: ${span.label}, ${scoreText(span)}`;
-    if (span.start === start) bar.textContent = span.label;
+    if (span.start !== start) continue;
+    bar.textContent = span.label;
+    // The label of several words can be as wide as all of them, so that there is no gap after the first.
+    if (isShort(span) && span.label.length <= span.end - span.start) bar.classList.add("wide");
   }
   return piece;
 }
