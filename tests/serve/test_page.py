@@ -338,8 +338,8 @@ def test_overlapping_spans(spans_page):
 
 def test_filter_and_copy(spans_page):
     page = spans_page
-    origin = {"origin": page.run("return location.origin"), "permissions": ["clipboardReadWrite"]}
-    page.driver.execute_cdp_cmd("Browser.grantPermissions", origin)
+    granted = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": granted})
     find(page, OVERLAPPING)
     page.click(".chip input")
     assert page.texts("#summary") == ["3 entities found"]

@@ -3,7 +3,7 @@
 import { scoreText } from "./marks.js";
 
 // Longer spans than this are broken between their words at the end of a line.
-const MOST_TOGETHER = 30;
+const MOST_TOGETHER = 40;
 
 export function showSpans(element, text, spans, labels) {
   const points = [...text];
@@ -19,14 +19,15 @@ export function showSpans(element, text, spans, labels) {
       word = null;
       continue;
     }
-    // Lines are not broken in a short span, nor between a name and the comma after it.
+    // Lines are not broken in a short span, above a label, or between a name and the comma after it.
     if (!word) {
       word = document.createElement("span");
       word.className = "word";
       element.append(word);
     }
     word.append(inside.length ? makePiece(piece, start, inside, levels, labels) : piece);
-    if (isSpace && !inside.some(isShort)) word = null;
+    const isTogether = (span) => isShort(span) || end - span.start < span.label.length;
+    if (isSpace && !inside.some(isTogether)) word = null;
   }
 }
 
@@ -72,7 +73,7 @@ function makePiece(text, start, spans, levels, labels) {
     if (span.start !== start) continue;
     bar.textContent = span.label;
     // The label of several words can be as wide as all of them, so that there is no gap after the first.
-    if (isShort(span) && span.label.length <= span.end - span.start) bar.classList.add("wide");
+    if (span.label.length <= span.end - span.start) bar.classList.add("wide");
   }
   return piece;
 }
