@@ -28,7 +28,7 @@ function makeMark(text, entity, labels, isRedacted) {
   mark.className = `entity ${isFinal ? "final" : "provisional"} ${labels.colorClass(entity.label)}`;
   mark.append(text);
   mark.tabIndex = 0;
-  describe(mark, `${entity.label}, ${scoreText(entity)}${isFinal ? "" : ", may still change"}`);
+  describe(mark, `${entity.label}, ${scoreText(entity)}${isFinal ? "" : ", not final"}`);
   if (!isRedacted) {
     const tag = document.createElement("span");
     tag.className = "tag";
