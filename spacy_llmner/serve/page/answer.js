@@ -8,7 +8,7 @@ export class Answer {
 
   /** Read the choice of a chunk. */
   read(choice) {
-    this.#points.push(...(choice.delta?.content ?? ""));
+    for (const point of choice.delta?.content ?? "") this.#points.push(point);
     for (const event of choice.entities ?? []) {
       if (event.replaces) this.#entities.delete(keyOf(...event.replaces));
       const key = keyOf(event.start, event.end, event.label);

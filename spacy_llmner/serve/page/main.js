@@ -53,7 +53,9 @@ async function start(hasKey) {
     const reason = document.querySelector("#refusal");
     reason.textContent = `This pipeline offers no chat. ${refusal}`;
     reason.hidden = false;
-    document.querySelector("#text").hidden = false;
+    const text = document.querySelector("#text");
+    text.removeAttribute("role"); // there are no tabs
+    text.hidden = false;
   }
 }
 
