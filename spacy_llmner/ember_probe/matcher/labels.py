@@ -11,9 +11,12 @@ from ..probes.match import Label, MatchProbe, MatchSettings
 from .label_states import phrases_of, read_phrases
 from .weights import OUTPUT, load_matcher
 
+# Phrases whose states are kept. With SmolLM2, each takes 9 KB.
+MAX_PHRASES = 10_000
+
 
 class LabelReader:
-    """Reads labels' words with the LLM. Each phrase is read once.
+    """Reads labels' words with the LLM. Each phrase is read once, unless there are too many.
 
     name (str): Name of the component, for error messages.
     settings (MatchSettings): Words and descriptions of the labels.
@@ -41,11 +44,17 @@ class LabelReader:
             if label not in old
         }
         wanted = {phrase for of_label in phrases.values() for phrase in of_label}
-        new = sorted(wanted - self._states.keys())
+        states = self._states
+        new = sorted(wanted - states.keys())
         if new:
-            self._states.update(zip(new, read_phrases(llm, layers, new)))
+            # A server gets new labels all the time.
+            is_full = len(states) + len(new) > MAX_PHRASES
+            kept = {phrase: states[phrase] for phrase in wanted & states.keys()}
+            read = dict(zip(new, read_phrases(llm, layers, new)))
+            # Another thread may use the old dictionary.
+            states = self._states = {**(kept if is_full else states), **read}
         return [
-            torch.stack([self._states[phrase] for phrase in phrases[label]])
+            torch.stack([states[phrase] for phrase in phrases[label]])
             if label in phrases
             else old[label]
             for label in labels

@@ -150,6 +150,63 @@ def test_streams_have_the_labels(make):
     assert {ent.label_ for ent in stream.doc.ents} <= {"person", "town"}
 
 
+def test_each_stream_can_have_its_own_labels(make):
+    nlp = make(["person"])
+    ember = nlp.get_pipe("ember_probe")
+    for labels in (["town"], ["town", "person", "town "], None):
+        options = {"labels": labels, "max_new_tokens": 0}
+        stream = ember.stream(TEXT, **options)
+        list(stream)
+        with ember.streams() as pool:
+            pooled = pool.start(TEXT, **options)
+            list(pooled)
+        reader = ember.reader(labels=labels)
+        reader.push(TEXT)
+        reader.close()
+        doc = nlp.make_doc(TEXT)
+        doc._.llmner_labels = labels
+        expected = found(nlp(doc))
+        assert found(stream.doc) == found(pooled.doc) and found(reader.doc) == expected
+        assert expected and found(stream.doc)
+        for doc in (stream.doc, reader.doc):
+            assert {ent.label_ for ent in doc.ents} <= {"town", "person"} & set(
+                labels or ["person"]
+            )
+    assert ember.labels == ("person",)
+
+
+@pytest.mark.parametrize("labels", [[], "person", [3], [""]])
+def test_streams_check_their_labels(make, labels):
+    ember = make(["person"]).get_pipe("ember_probe")
+    with pytest.raises(LLMNERError, match="labels"):
+        ember.stream(TEXT, labels=labels)
+    with pytest.raises(LLMNERError, match="labels"):
+        ember.reader(labels=labels)
+
+
+def test_the_states_of_few_labels_are_kept(make, monkeypatch):
+    monkeypatch.setattr(label_reader, "MAX_PHRASES", 3)
+    nlp = make(["person", "town"])
+    ember = nlp.get_pipe("ember_probe")
+    expected = found(nlp(TEXT))
+    for k in range(4):
+        ember.set_labels([f"kind {k}", "town", "person"])
+        assert len(ember.label_reader._states) <= 3
+    ember.set_labels(["person", "town"])
+    assert found(nlp(TEXT)) == expected
+
+
+def test_a_stream_has_the_current_weights(make):
+    ember = make(["person", "town"]).get_pipe("ember_probe")
+    first = ember.stream(TEXT, max_new_tokens=0)
+    assert list(first) and first.doc.ents
+    with torch.no_grad():
+        ember.module.output.bias.sub_(100.0)
+    changed = ember.stream(TEXT, max_new_tokens=0)
+    list(changed)
+    assert not changed.doc.ents
+
+
 def test_first_use_from_many_threads(make):
     nlp = make(["person", "town"])
     with ThreadPoolExecutor(8) as pool:
