@@ -8,7 +8,6 @@ from threading import Lock
 from typing import (
     Any,
     Callable,
-    ContextManager,
     Dict,
     Iterable,
     List,
@@ -46,11 +45,7 @@ from .predictor import Predictor
 from .probes.base import Dims, Probe
 from .probes.fewshot import Annotated, ChosenExample, FewShotSettings, as_example, choose
 from .probes.match import MatchSettings, model_for
-from .streaming.generation import EmberStream
-from .streaming.pool import StreamPool
-from .streaming.prompt import Prompt
-from .streaming.reader import EmberReader
-from .streaming.streamer import EmberStreamer, follow_generation
+from .streaming.streaming_pipe import StreamingPipe
 
 _MOVING = Lock()
 
@@ -104,7 +99,7 @@ def make_ember_probe_pipe(
     )
 
 
-class EmberProbe(WordLabelPipe):
+class EmberProbe(WordLabelPipe, StreamingPipe):
     """Set doc.ents with small probes on a frozen LLM's hidden states (and attention weights).
 
     The LLM is never changed; only the probe is trained and saved.
@@ -190,7 +185,7 @@ class EmberProbe(WordLabelPipe):
         RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
         docs = list(docs)
-        self._check_settings()
+        self.check_settings()
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
         running: List[Callable[[], Iterable[Tuple[int, Prediction]]]] = []
@@ -220,7 +215,7 @@ class EmberProbe(WordLabelPipe):
         super().check_cfg()
         platt_scaling.check(self.name, self.cfg["calibration"])
 
-    def _check_settings(self) -> None:
+    def check_settings(self) -> None:
         # Users can change settings at any time.
         threshold = self.cfg["threshold"]
         check_settings(self.name, threshold=threshold, max_batch_tokens=self.max_batch_tokens)
@@ -421,59 +416,6 @@ class EmberProbe(WordLabelPipe):
         if self.cache is None:
             self.cache = open_cache(self.feature_cache, self.shared_llm(), self.word_reader)
         self._training = True
-
-    def stream(
-        self, prompt: Prompt, *, labels: Optional[Sequence[str]] = None, **settings: Any
-    ) -> EmberStream:
-        """Generate text with the LLM, and find entities while it is being written.
-
-        prompt (Union[str, Sequence[Dict[str, str]]]): A text to continue, or messages for the LLM's chat
-            template.
-        labels (Optional[Sequence[str]]): With EmberMatch, the labels to find in this stream.
-        settings: `max_new_tokens`, `stop`, `temperature`, `top_p`, `repetition_penalty`, `seed`; see
-            EmberStream.
-        RETURNS (EmberStream): Iterate over it to get TextPiece and EntityEvent objects. After the last
-            object, its attribute `doc` is the annotated Doc.
-        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
-        """
-        self._check_streams()
-        return EmberStream(self.predictor(labels), prompt, **settings)
-
-    def streams(self, max_streams: int = 8) -> StreamPool:
-        """Generate several texts side by side, and find entities in them while they are being written.
-
-        max_streams (int): Maximum number of texts that are generated at once. Others wait.
-        RETURNS (StreamPool): Call its `start` with the arguments of `stream`, from any thread.
-        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
-        """
-        self._check_streams()
-        return StreamPool(self.predictor, max_streams)
-
-    def streamer(self) -> ContextManager[EmberStreamer]:
-        """Find entities in a generation that you run yourself with transformers' `generate`.
-
-        RETURNS (ContextManager[EmberStreamer]): See EmberStreamer.
-        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
-        """
-        self._check_streams()
-        return follow_generation(self.predictor())
-
-    def reader(self, *, labels: Optional[Sequence[str]] = None) -> EmberReader:
-        """Find entities in a text that arrives in pieces, for example from the API of another LLM.
-
-        labels (Optional[Sequence[str]]): With EmberMatch, the labels to find in this text.
-        RETURNS (EmberReader): Pass each piece to its `push`, which returns EntityEvent objects. At the end
-            of a `with` block, or after `close`, its attribute `doc` is the annotated Doc.
-        RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
-        """
-        self._check_streams()
-        return EmberReader(self.predictor(labels))
-
-    def _check_streams(self) -> None:
-        self._check_settings()
-        self.trained_probe()
-        if not self.model.attrs["settings"].streams:
-            raise LLMNERError(Errors.E025.format(name=self.name))
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> Dict[str, Any]:
         """Score annotated examples. During training, also fit the calibration (Platt scaling) on them.
