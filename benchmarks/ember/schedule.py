@@ -97,6 +97,8 @@ def make(train: Path, dev: Path, seed: int, fixed: bool) -> Tuple[Config, int]:
     """RETURNS (Tuple[Config, int]): The config, and the number of words of the training corpus."""
     config, _, examples, _ = init_config(train, dev)
     config = Config(config)
+    # Small corpora are otherwise trained from the words of their labels.
+    config["components"]["ember_probe"]["model"] = {"@architectures": "spacy_llmner.EmberProbe.v1"}
     config["system"]["seed"] = seed
     for part in ("train", "dev"):
         # One sentence per text, with the words of the corpus.

@@ -127,6 +127,28 @@ def test_longest_entity(tmp_path, tiny_llm):
         assert config["components"]["ember_probe"]["model"]["max_words"] == max_words
 
 
+def test_small_corpora_start_from_the_words_of_their_labels(tmp_path, corpus, tiny_llm, run):
+    def model(path, **options):
+        config = init_config(path, path, **{"llm": "smollm2-135m-instruct", **options})[0]
+        return config["components"]["ember_probe"]["model"]["@architectures"]
+
+    large = write(tmp_path / "large.spacy", TRAIN * 200)
+    long = write(tmp_path / "long.spacy", [("a b c d e f g h i j", [(0, 19, "WORK")])])
+    assert model(corpus) == model(corpus, llm="gemma-3-270m") == "spacy_llmner.EmberMatch.v1"
+    for other in (
+        model(large),
+        model(long),
+        model(corpus, lang="de"),
+        model(corpus, llm=tiny_llm),  # it has no weights
+        model(corpus, llm="qwen2.5-coder-0.5b-instruct"),
+    ):
+        assert other == "spacy_llmner.EmberProbe.v1"
+    printed = run("llmner", "init", "config", corpus, corpus, tmp_path / "x.cfg")
+    assert "starts from the words of the labels" in printed
+    printed = run("llmner", "init", "config", large, corpus, tmp_path / "y.cfg")
+    assert "starts from the words of the labels" not in printed
+
+
 def test_language_and_device(tmp_path, corpus, tiny_llm, run):
     # The config can be for a machine with a GPU.
     config = init_config(corpus, corpus, llm=tiny_llm, lang="de", gpu_id=0)[0]

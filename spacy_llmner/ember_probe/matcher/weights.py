@@ -86,6 +86,11 @@ def load_matcher(
     return path, {key: tensor.float() for key, tensor in load_file(path).items()}
 
 
+def come_with_package(llm: str) -> bool:
+    """RETURNS (bool): Whether there are weights for an LLM of the catalogue in the package."""
+    return any(about["llm"] == llm for _, about in _all_shipped())
+
+
 def _shipped(llm: LoadedLLM) -> Tuple[Optional[Path], Optional[Dict[str, Any]]]:
     for path, found in _all_shipped():
         if llm.fingerprint in found["fingerprints"]:
