@@ -206,7 +206,7 @@ def load():
 
 @pytest.fixture(scope="session")
 def make_tiny():
-    """Write a tiny random LLM to a folder: make_tiny(path, shape, seed=0)."""
+    """Write a tiny random LLM to a folder: make_tiny(path, shape, seed=0, **size)."""
     return save_tiny
 
 
@@ -224,26 +224,27 @@ def change_json(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def save_tiny(path, shape, seed=0):
+def save_tiny(path, shape, seed=0, **size):
     """Write a tiny random LLM and its tokenizer."""
     tokenizer = metaspace_tokenizer() if shape == "gemma3" else byte_level_tokenizer()
     tokenizer.save_pretrained(path)
-    tiny_model(shape, len(tokenizer), seed).save_pretrained(path)
+    tiny_model(shape, len(tokenizer), seed, **size).save_pretrained(path)
     return str(path)
 
 
-def tiny_model(shape, vocab_size, seed=0):
+def tiny_model(shape, vocab_size, seed=0, head_dim=12, scale=0.3, **size):
+    size = {**SIZE, **size}
     ids = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     if shape == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**SIZE, **ids))
+        model = LlamaForCausalLM(LlamaConfig(**size, **ids))
     elif shape == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**SIZE, **ids))
+        model = Qwen2ForCausalLM(Qwen2Config(**size, **ids))
     elif shape == "gemma3":
         kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
         config = Gemma3TextConfig(
-            **SIZE,
+            **size,
             **ids,
-            head_dim=12,
+            head_dim=head_dim,
             query_pre_attn_scalar=8,
             layer_types=kinds,
             sliding_window=SLIDING_WINDOW,
@@ -251,11 +252,11 @@ def tiny_model(shape, vocab_size, seed=0):
         model = Gemma3ForCausalLM(config)
     else:
         config = GPT2Config(
-            n_embd=SIZE["hidden_size"],
-            n_inner=SIZE["intermediate_size"],
-            n_layer=SIZE["num_hidden_layers"],
-            n_head=SIZE["num_attention_heads"],
-            n_positions=SIZE["max_position_embeddings"],
+            n_embd=size["hidden_size"],
+            n_inner=size["intermediate_size"],
+            n_layer=size["num_hidden_layers"],
+            n_head=size["num_attention_heads"],
+            n_positions=size["max_position_embeddings"],
             **ids,
         )
         model = GPT2LMHeadModel(config)
@@ -264,7 +265,7 @@ def tiny_model(shape, vocab_size, seed=0):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name or "ln_" in name else 0.3 * noise)
+            parameter.copy_(1 + 0.1 * noise if "norm" in name or "ln_" in name else scale * noise)
     model.generation_config.pad_token_id = 1
     return model
 

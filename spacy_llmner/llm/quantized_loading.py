@@ -4,8 +4,10 @@ import ctypes
 import logging
 import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Any, Dict, Mapping, Optional
 
+import torch
 from transformers import BitsAndBytesConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -77,10 +79,17 @@ def _transformers_config(options: Dict[str, Any], dtype: str) -> Any:
 
 
 def finish_quantization(spec: LLMSpec, model: Any) -> None:
-    """Free the memory of the weights from before they were quantized.
+    """Keep 4-bit weights as they are, and free the memory of the weights from before they were quantized.
 
-    RAISES (LLMNERError): If transformers has loaded the weights without quantizing them.
+    RAISES (LLMNERError): If transformers has loaded the weights without quantizing them, or if bitsandbytes
+        computes them wrong.
     """
+    for module in model.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes packs a weight in another way at its first use, and
+        # computes in bfloat16 from then on. The views share weights, so it would be packed twice.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    check_four_bits(spec, model)
     if spec.quantization is None:
         return
     if method_of(options_of(spec.quantization)) in ("bitsandbytes", "torchao") and not any(
@@ -97,6 +106,43 @@ def finish_quantization(spec: LLMSpec, model: Any) -> None:
         OSError, AttributeError, TypeError
     ):  # the C library keeps what was freed in small pieces
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def check_four_bits(spec: LLMSpec, model: Any) -> None:
+    """Check that bitsandbytes restores 4-bit weights correctly on this CPU.
+
+    RAISES (LLMNERError): If it does not.
+    """
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is None or parameter.device.type != "cpu":
+            continue
+        columns = state.shape[-1]
+        if not computes_right(columns, state.blocksize, state.quant_type):
+            reason = f"on this CPU, bitsandbytes computes weights with {columns} columns wrong"
+            settings = "4-bit weights"
+            raise LLMNERError(Errors.E134.format(name=spec.name, settings=settings, reason=reason))
+
+
+@cache
+def computes_right(columns: int, block_size: int, quant_type: str) -> bool:
+    """Check if bitsandbytes restores a quantized matrix correctly on this CPU. Version 0.50 doesn't on CPUs
+    with AVX-512 if a row does not consist of whole blocks.
+
+    columns (int): Width of the matrix.
+    block_size (int): Weights that share a scale.
+    quant_type (str): "nf4" or "fp4".
+    RETURNS (bool): Whether the result is right.
+    """
+    from bitsandbytes import functional
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn((block_size, columns), generator=generator)
+    packed, state = functional.quantize_4bit(weight, blocksize=block_size, quant_type=quant_type)
+    halves = packed.flatten()
+    codes = state.code[torch.stack([halves >> 4, halves & 15], dim=1).flatten().long()]
+    expected = (codes.view(-1, block_size) * state.absmax[:, None]).view_as(weight)
+    return torch.allclose(functional.dequantize_4bit(packed, state), expected, atol=1e-3)
 
 
 def _not_about_casts(record: logging.LogRecord) -> bool:

@@ -216,7 +216,9 @@ def assert_weighted_mean(nlp, examples, tolerance):
     assert loss == pytest.approx(sum(x * weight for x, _, weight in alone) / total)
     for name, grad in together.items():
         mean = sum(grads[name] * weight for _, grads, weight in alone) / total
-        assert torch.allclose(grad, mean, atol=tolerance), name
+        # Rounding grows with the size of the gradients.
+        scale = max(1.0, float(grad.abs().max()))
+        assert torch.allclose(grad, mean, atol=tolerance * scale), name
 
 
 def test_frozen_component_is_untouched(component, nlp):
