@@ -170,7 +170,7 @@ def test_dtype(tiny_llm):
     layer = llm.decoder.layers[0]
     assert llm.decoder.embed_tokens.weight.dtype == layer.input_layernorm.weight.dtype
     assert layer.self_attn.q_proj.compute_dtype == torch.bfloat16 == llm.model.dtype
-    assert relative(states(llm), states(quantized(tiny_llm, dtype="float32"))) < 0.1
+    assert relative(states(llm), states(quantized(tiny_llm, dtype="float32"))) < 0.15
 
 
 def test_eight_bits_warn(tiny_llm):
