@@ -35,6 +35,7 @@ from benchmarks.project.tables import project_table
 from benchmarks.ra_it.tables import calibrated_table, shared_context_table, transfer_table
 from benchmarks.retrieval.tables import index_table, leaks_table, memory_table
 from benchmarks.retrieval.tables import quality_table as retrieval_table
+from benchmarks.scale.tables import distil_table
 from benchmarks.scaling.tables import scaling_plot, scaling_results, scaling_table
 
 QUALITY_SETS = {
@@ -75,6 +76,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "retrieval_leaks": leaks_table,
     "retrieval_memory": memory_table,
     "retrieval_quality": retrieval_table,
+    "scale_distil_": distil_table,
 }
 # Headings of the other sections, also by the beginning of the names of their results.
 HEADINGS = {

@@ -734,6 +734,28 @@ class Errors(metaclass=WithCodes):
     )
     E169 = "There is nothing at {path}. See docs/protocol.md for the endpoints and methods."
 
+    # Command line: training a small pipeline on what another has annotated
+    E193 = (
+        "Only {n} of the texts have entities that the teacher is certain of, but at least {least} are "
+        "needed. Give more texts, or lower --min-score (now {min_score})."
+    )
+    E194 = (
+        "Can't train the student '{student}'. It must be ner, ember_probe, or the path of a training "
+        "config."
+    )
+    E195 = (
+        "Can't use the training config '{path}': {reason}. Write one with `python -m spacy init config` or "
+        "`python -m spacy llmner init config`."
+    )
+    E196 = (
+        "The labels in '{path}' ({given}) and those of the teacher ({teacher}) have nothing in common. "
+        "Give texts with the teacher's labels, or change the names of the labels."
+    )
+    E197 = (
+        "Only {n} of the labelled texts in '{path}' have entities, but at least {least} are needed, since "
+        "a fifth of them chooses the checkpoint. Give more, or leave out --labelled."
+    )
+
 
 class Warnings(metaclass=WithCodes):
     """The messages of all warnings, grouped by subject. The same rules apply as for Errors."""
@@ -829,6 +851,10 @@ class Warnings(metaclass=WithCodes):
     )
 
     # Command line: annotating a corpus
+    W028 = (
+        "The labels in '{path}' ({given}) are not the same as those that the teacher has found "
+        "({teacher}). What is annotated in only one of both counts as an error of the other."
+    )
     W026 = "{n} files in '{path}' are left out because {reason}: {names}"
     W027 = (
         "{n} documents already had a field 'entities' or 'spans'. In the output, it has what the pipeline "

@@ -9,6 +9,7 @@ from .chat import chat_cli
 from .check import check_cli
 from .compare import compare_cli
 from .convert import convert_cli
+from .distil import distil_cli
 from .download import download_cli
 from .evaluate import evaluate_cli
 from .export import export_cli
@@ -33,6 +34,7 @@ app.command("check")(check_cli)
 app.command("convert")(convert_cli)
 app.command("evaluate")(evaluate_cli)
 app.command("annotate")(annotate_cli)
+app.command("distil")(distil_cli)
 app.command("compare")(compare_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("layers")(layers_cli)
