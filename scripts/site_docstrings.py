@@ -1,4 +1,4 @@
-"""Extension of griffe, which reads the code for the site: translates docstrings from spaCy's style into Google's."""
+"""Translates docstrings from spaCy's style into Google's, which the tools that make the site can read."""
 
 import re
 from typing import Any, Dict, List

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: write the pages that come from other files, and adapt links to files outside of docs/."""
+"""Hooks of MkDocs: write the pages that come from other files, and adapt links to files outside docs/."""
 
 import posixpath
 import re
@@ -13,8 +13,10 @@ from spacy_llmner.cli import app
 
 ROOT = Path(__file__).parents[1]
 FILES_URL = "https://github.com/spacy-llmner/spacy-llmner/blob/main/"
-# Files outside of docs/ that are pages of the site.
+# Files outside docs/ that are pages of the site.
 COPIES = {"benchmarks/RESULTS.md": "results.md", "CHANGELOG.md": "changes.md"}
+# Pages with a wide table and few headings.
+WIDE = ("index.md", "tasks.md", "choose.md")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")
 
 
@@ -33,6 +35,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     generated = page.file.generated_by is not None
     return markdown if generated else relink(markdown, "docs")
 
@@ -61,6 +65,9 @@ def commands() -> str:
     parts = ["# Commands", "All commands of `python -m spacy llmner`."]
     for name, command in group.commands.items():
         full_name = f"python -m spacy llmner {name}"
-        parts.append(get_docs_for_click(obj=command, ctx=context, name=full_name, indent=2))
+        parts.append(get_docs_for_click(obj=command, ctx=context, name=full_name, indent=1))
+    page = "\n\n".join(parts)
+    page = page.replace("```console\n$ ", "```bash\n")
+    page = page.replace("* `--help`: Show this message and exit.\n", "")
     # The name of a command is enough in headings.
-    return re.sub(r"^(#+) `python -m spacy llmner (.*)`$", r"\1 \2", "\n\n".join(parts), flags=re.M)
+    return re.sub(r"^(#+) `python -m spacy llmner (.*)`$", r"\1 \2", page, flags=re.M)
