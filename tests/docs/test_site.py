@@ -7,24 +7,17 @@ import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import typer
 from spacy.cli import app as spacy_app
 
 import spacy_llmner.cli  # noqa: F401  (adds the command group to spacy_app)
+from tests.docs.helpers import FENCE, ROOT, blocks
 
-ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
-
-
-def blocks(page, *languages):
-    """RETURNS (List[str]): The code blocks of a page in some languages."""
-    return [body for _, lang, body in FENCE.findall(page.read_text()) if lang in languages]
 
 
 def anchors(page):
@@ -116,19 +109,6 @@ def test_everything_public_is_in_the_api():
     text = (ROOT / "docs" / "api.md").read_text()
     names = set(spacy_llmner.__all__) - {"__version__"}
     assert [name for name in names if f"::: spacy_llmner.{name}\n" not in text] == []
-
-
-@pytest.mark.llm
-def test_first_example(smollm2, capsys):
-    """The first two blocks of the README print what the comments in them say."""
-    expected, namespace = [], {}
-    for block in blocks(ROOT / "README.md", "python")[:2]:
-        expected += [
-            line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")
-        ]
-        exec(block, namespace)
-    assert capsys.readouterr().out.splitlines() == expected
-    assert len(expected) == 2
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`")
