@@ -9,11 +9,14 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import srsly
 import typer
 from spacy.cli import app as spacy_app
 
 import spacy_llmner.cli  # noqa: F401  (adds the command group to spacy_app)
 from tests.docs.helpers import FENCE, ROOT, blocks
+
+sys.path.insert(0, str(ROOT / "scripts"))
 
 PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -88,6 +91,14 @@ def test_commands(page):
     assert [(args, unknown(args)) for args in command_lines(page) if unknown(args)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_project_commands(page):
+    project = srsly.read_yaml(ROOT / "project.yml")
+    known = {*project["workflows"], *(command["name"] for command in project["commands"])}
+    run = [args[2] for args in command_lines(page) if args[:2] == ["project", "run"]]
+    assert [name for name in run if name not in known] == []
+
+
 def test_unknown_commands_are_found():
     assert unknown(["llmner", "evaluat"]) == ["evaluat"]
     assert unknown(["llmner", "evaluate", "a", "b", "--htm", "x"]) == ["--htm"]
@@ -109,6 +120,39 @@ def test_everything_public_is_in_the_api():
     text = (ROOT / "docs" / "api.md").read_text()
     names = set(spacy_llmner.__all__) - {"__version__"}
     assert [name for name in names if f"::: spacy_llmner.{name}\n" not in text] == []
+
+
+DOCSTRING = """Count words.
+
+text (str): The text.
+settings: Others, which
+    go on.
+RETURNS (Tuple[int, int]): The counts, in
+    this order.
+RAISES (ValueError): If the text is empty."""
+TRANSLATED = """Count words.
+
+Args:
+    text (str): The text.
+    settings: Others, which go on.
+
+Returns:
+    Tuple[int, int]: The counts, in this order.
+
+Raises:
+    ValueError: If the text is empty."""
+
+
+def test_docstrings():
+    pytest.importorskip("griffe", reason="needs the extra `docs`")
+    from site_docstrings import translate
+
+    assert translate(DOCSTRING, {"text", "settings"}) == TRANSLATED
+    # Lines after the first one can begin at the margin.
+    assert translate("RETURNS (int): One,\ntwo.", set()) == "Returns:\n    int: One, two."
+    assert translate("Words: see below.\n\nn (int): One.", set()).endswith(
+        "Attributes:\n    n (int): One."
+    )
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`")
