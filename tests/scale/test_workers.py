@@ -100,7 +100,14 @@ def test_one_gpu_for_each_process(monkeypatch):
 def start(*args):
     """RETURNS (Popen): `spacy llmner annotate` in another process, once it has written a shard."""
     command = [sys.executable, "-m", "spacy", "llmner", "annotate", *map(str, args)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell makes its background jobs ignore Ctrl-C, and these tests can be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_shard(process, out):
