@@ -22,7 +22,7 @@ def main(
     pipeline: str = typer.Argument(..., help="Pipeline with an ember_probe: a folder or package"),
     max_tokens: int = typer.Option(80, "--max-tokens", min=1, help="Maximum tokens per answer"),
 ) -> None:
-    """Ask a server three questions: with entities beside the answer, and with entities redacted."""
+    """Ask a server three questions: with the entities of the answers, and with entities redacted."""
     try:
         from openai import OpenAI
     except ModuleNotFoundError:

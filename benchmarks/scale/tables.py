@@ -51,7 +51,8 @@ def distil_table(r: Dict[str, Any]) -> List[str]:
         _row(ROWS[name].format(**names), r["runs"][name]) for name in ROWS if r["runs"].get(name)
     ]
     share = f"The student keeps {100 * r['share_of_the_teachers_f1']:.1f} % of the teacher's F1."
-    return [*lines, "", share]
+    note = ["", *paragraph(r["note"])] if "note" in r else []
+    return [*lines, "", share, *note]
 
 
 def _row(title: str, runs: List[Dict[str, float]]) -> str:

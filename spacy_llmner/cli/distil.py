@@ -76,7 +76,7 @@ def distil_cli(
         "--doubt-score",
         min=0,
         max=1,
-        help="Spans with a lower score are no entities. Those between both scores are unknown",
+        help="Spans with a lower score are not entities. Those between both scores are unknown",
     ),
     text_field: str = typer.Option("text", "--text-field", help="Field or column of the texts"),
     workers: int = typer.Option(1, "--workers", min=1, help="Processes that annotate"),
@@ -132,7 +132,7 @@ def distil(
     test (Optional[Path]): Labelled texts for the evaluation. If it is None, the texts for choosing the
         checkpoint are used.
     min_score (float): Entities with a lower score are not certain.
-    doubt_score (float): Spans with a lower score are no entities. The tokens of spans between both scores
+    doubt_score (float): Spans with a lower score are not entities. The tokens of spans between both scores
         are marked as unknown.
     text_field (str): The field or column of the texts.
     workers (int): The number of processes that annotate.

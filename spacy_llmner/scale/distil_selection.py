@@ -59,7 +59,7 @@ def select(
 
     docs (Iterable[Doc]): The annotated texts.
     min_score (float): Entities with a lower score are not certain.
-    doubt_score (float): Spans with a lower score are no entities.
+    doubt_score (float): Spans with a lower score are not entities.
     known (Iterable[str]): Texts that must be left out, because they are labelled or used for evaluation.
     RETURNS (Selection): The texts, with the annotation that is certain.
     """
@@ -98,7 +98,7 @@ def mark_doubtful(doc: Doc, min_score: float, doubt_score: float) -> Marked:
 
     doc (Doc): An annotated Doc. Entities without scores are certain.
     min_score (float): Entities with a lower score are not certain.
-    doubt_score (float): Spans with a lower score are no entities. The others, in doc.ents or doc.spans, are
+    doubt_score (float): Spans with a lower score are not entities. The others, in doc.ents or doc.spans, are
         doubtful if they are not certain and don't overlap a certain entity.
     RETURNS (Marked): The copy.
     """
