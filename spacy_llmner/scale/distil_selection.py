@@ -98,8 +98,8 @@ def mark_doubtful(doc: Doc, min_score: float, doubt_score: float) -> Marked:
 
     doc (Doc): An annotated Doc. Entities without scores are certain.
     min_score (float): Entities with a lower score are not certain.
-    doubt_score (float): Spans with a lower score are not entities. The others, in doc.ents or doc.spans, are
-        doubtful if they are not certain and don't overlap a certain entity.
+    doubt_score (float): Spans with a lower score are not entities. The others, in doc.ents or doc.spans,
+        are doubtful if they are not certain and don't overlap a certain entity.
     RETURNS (Marked): The copy.
     """
     copy = Doc(
