@@ -67,9 +67,8 @@ def main(texts: int = 3000, seed: int = 0) -> None:
     """Send all texts without `max_hold`, and some of them with it. Save what was held back or leaked."""
     torch.set_num_threads(1)
     rng = random.Random(seed)
-    # One sentence of each text, which ends with a space and a full stop.
-    sentences = [text.split(" .")[0] + " ." for text, _ in made_up_texts(texts, seed=seed + 2)]
-    all_pieces = [cut(rng, odd(rng, text)) for text in sentences]
+    made_up = [f"{text} ." for text, _ in made_up_texts(texts, seed=seed + 2)]
+    all_pieces = [cut(rng, odd(rng, text)) for text in made_up]
     with TemporaryDirectory() as folder:
         sgd = {"learn_rate": 0.003, "L2": 0.0}
         config = {"feature_cache": "off"}
