@@ -755,6 +755,10 @@ class Errors(metaclass=WithCodes):
         "Only {n} of the labelled texts in '{path}' have entities, but at least {least} are needed, since "
         "a fifth of them chooses the checkpoint. Give more, or leave out --labelled."
     )
+    E198 = (
+        "'{name}' finds names of any kind (mode = \"mentions\"), which works without training and can't be "
+        "trained. To train it for your labels, remove `mode`."
+    )
 
 
 class Warnings(metaclass=WithCodes):

@@ -8,11 +8,14 @@ from ...errors import Errors, LLMNERError
 from ...llm.loading import LoadedLLM
 from ..probes.base import Dims
 from ..probes.match import Label, MatchProbe, MatchSettings
+from .corpora import ANYTHING
 from .label_states import phrases_of, read_phrases
 from .weights import OUTPUT, load_matcher
 
 # Phrases whose states are kept. With SmolLM2, each takes 9 KB.
 MAX_PHRASES = 10_000
+# Stands for entities of any kind, in MentionProbe. No label is empty.
+ANY_KIND = ""
 
 
 class LabelReader:
@@ -34,15 +37,15 @@ class LabelReader:
         layers (Sequence[int]): The layers that the probe reads.
         labels (Sequence[str]): The labels.
         present (Sequence[str]): The labels that the probe has already.
-        RETURNS (List[Label]): The labels for `MatchProbe.set_labels`.
+        RETURNS (List[Label]): The labels for `MatchProbe.set_labels`; for MentionProbe, "entities of any
+            kind" is the first.
         RAISES (LLMNERError): If the words of a label are not valid.
         """
-        settings, old = self.settings, {label: k for k, label in enumerate(present)}
-        phrases = {
-            label: phrases_of(self.name, label, settings.label_words, settings.label_descriptions)
-            for label in labels
-            if label not in old
-        }
+        if self.settings.mentions:
+            labels = [ANY_KIND, *labels]
+            present = [ANY_KIND, *present] if present else []
+        old = {label: k for k, label in enumerate(present)}
+        phrases = {label: self._phrases(label) for label in labels if label not in old}
         wanted = {phrase for of_label in phrases.values() for phrase in of_label}
         states = self._states
         new = sorted(wanted - states.keys())
@@ -59,6 +62,12 @@ class LabelReader:
             else old[label]
             for label in labels
         ]
+
+    def _phrases(self, label: str) -> List[str]:
+        if label == ANY_KIND:
+            return list(ANYTHING)
+        settings = self.settings
+        return phrases_of(self.name, label, settings.label_words, settings.label_descriptions)
 
     def build(self, llm: LoadedLLM, dims: Dims, labels: Sequence[str]) -> MatchProbe:
         """Create a probe with trained weights.

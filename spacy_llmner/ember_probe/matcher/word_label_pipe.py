@@ -129,6 +129,7 @@ class WordLabelPipe(LLMNERPipe):
         RAISES (LLMNERError): If they have no entities.
         """
         assert self.label_reader is not None
+        self.check_trainable()
         if not any(eg.reference.ents for eg in examples):
             raise LLMNERError(Errors.E152.format(name=self.name))
         self.module = self._optimizer = None
@@ -139,6 +140,11 @@ class WordLabelPipe(LLMNERPipe):
         gold = [self.gold_spans(eg) for eg in examples]
         fine_tune(probe, self.read_finite(docs), [surface(doc) for doc in docs], gold)
         self.module = probe
+
+    def check_trainable(self) -> None:
+        """RAISES (LLMNERError): If the component finds mentions of any kind, which can't be trained."""
+        if self.label_reader is not None and self.label_reader.settings.mentions:
+            raise LLMNERError(Errors.E198.format(name=self.name))
 
     def adopt_settings(self) -> LoadedLLM:
         """RETURNS (LoadedLLM): The LLM that the component is trained on from now on."""
