@@ -531,10 +531,15 @@ class Errors(metaclass=WithCodes):
         "arrays. The LLM runs on the `device` in its config block, which doesn't need CuPy."
     )
 
+    E186 = (
+        "Can't load the pipeline '{name}': {reason}{missing} If one of its components is from a package "
+        "that is not installed, install it. If its code is in a Python file, name the file with --code."
+    )
+
     # Command line: the other commands
     E103 = (
-        "The pipeline '{name}' has no component of spacy-llmner, so there is nothing to compare. It has: "
-        "{known}."
+        "The pipeline '{name}' has no components, so there is nothing to compare. Choose a pipeline that "
+        "finds entities."
     )
     E104 = (
         "The pipeline has no component that can be calibrated. It has: {known}. Use a pipeline with "

@@ -156,6 +156,8 @@ class EL4NER(SavedEnsemble):
     texts, which are shown to the LLMs as demonstrations.
     """
 
+    factory = "el4ner_ensemble"
+
     def __init__(
         self,
         nlp: Language,
@@ -366,7 +368,9 @@ class EL4NER(SavedEnsemble):
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
-        references = [eg.reference for eg in get_examples()]
+        examples = list(get_examples())
+        self.record_corpus(examples, nlp)
+        references = [eg.reference for eg in examples]
         warn_about_white_space(self.name, references)
         texts = list(pool_texts(references))
         with self.residency.exclusive():

@@ -109,6 +109,8 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
     The LLM is never changed; only the probe is trained and saved.
     """
 
+    factory = "ember_probe"
+
     def __init__(
         self,
         nlp: Language,
@@ -350,6 +352,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         settings = self.model.attrs["settings"]
         if isinstance(settings, FewShotSettings):
             return self.fit(examples)
+        self.record_corpus(examples, nlp)
         self.module = None
         self._optimizer = None
         self.adopt_labels(examples, labels)
@@ -399,6 +402,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
             self._store(choose(converted, settings.k), settings)
         else:
             self.fine_tune([eg for eg in converted if len(eg.predicted)])
+        self.record_corpus(converted)
 
     def _store(self, chosen: Sequence[ChosenExample], settings: FewShotSettings) -> None:
         labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})

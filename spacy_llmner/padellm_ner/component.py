@@ -121,6 +121,8 @@ class PaDeLLM(AdapterPipe):
     number of mentions of each label, and decodes all mentions in parallel.
     """
 
+    factory = "padellm_ner"
+
     def __init__(
         self,
         nlp: Language,
@@ -308,6 +310,7 @@ class PaDeLLM(AdapterPipe):
         self.settings.check(self.name, self.labels, llm)
         self.start_adapter(llm)
         self.check_corpus(examples)
+        self.record_corpus(examples, nlp)
 
     def make_training_batch(self, examples: List[Example]) -> List[Packed]:
         return [packed for eg in examples for packed in self._packed(eg)]

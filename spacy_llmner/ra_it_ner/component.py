@@ -149,6 +149,8 @@ class RAIT(ExamplePipe):
     Types are words in the question, so types that were not in the training data can be requested too.
     """
 
+    factory = "ra_it_ner"
+
     def __init__(
         self,
         nlp: Language,
@@ -316,6 +318,7 @@ class RAIT(ExamplePipe):
         self.module = self._optimizer = self._rng = None
         self._adapted = AdapterCache()
         self.cfg["frequencies"] = dict(sorted(seen.items()))
+        self.record_corpus(examples, nlp)
         self.set_labels(labels or self.labels or sorted(seen))
         llm = self.adopt_llm()
         check_llm(self.name, self.settings.adapter, llm)
