@@ -37,6 +37,7 @@ from benchmarks.retrieval.tables import index_table, leaks_table, memory_table
 from benchmarks.retrieval.tables import quality_table as retrieval_table
 from benchmarks.scale.tables import distil_table
 from benchmarks.scaling.tables import scaling_plot, scaling_results, scaling_table
+from benchmarks.serve.tables import redaction_table
 
 QUALITY_SETS = {
     "conll-sentences": "CoNLL-2003, sentence by sentence",
@@ -77,6 +78,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "retrieval_memory": memory_table,
     "retrieval_quality": retrieval_table,
     "scale_distil_": distil_table,
+    "serve_redaction": redaction_table,
 }
 # Headings of the other sections, also by the beginning of the names of their results.
 HEADINGS = {

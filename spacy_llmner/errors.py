@@ -737,6 +737,18 @@ class Errors(metaclass=WithCodes):
         "The package '{name}' is missing. Install what the server needs: "
         'pip install "spacy-llmner[serve]"'
     )
+    E119 = (
+        "The replicas can't be started: {reason}\nStart the server without --replicas to see whether the "
+        "pipeline works."
+    )
+    E120 = (
+        "--replicas {replicas} needs as many GPUs, but there are {gpus}. Choose --replicas {gpus}, or hide "
+        "the GPUs to use the CPU: CUDA_VISIBLE_DEVICES=''."
+    )
+    E121 = (
+        "The server can't listen on {host}:{port} ({reason}). Choose another --port, or --port 0 for any "
+        "free one."
+    )
     E169 = "There is nothing at {path}. See docs/protocol.md for the endpoints and methods."
 
     # Command line: training a small pipeline on what another has annotated

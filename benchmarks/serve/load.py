@@ -177,9 +177,9 @@ def streams_left(url: str) -> int:
 
 
 @contextmanager
-def serving(pipeline: str) -> Iterator[Tuple[str, psutil.Process]]:
+def serving(pipeline: str, *settings: str) -> Iterator[Tuple[str, psutil.Process]]:
     """Run a server on a free port. YIELDS (Tuple[str, Process]): Its URL and its process."""
-    command = [sys.executable, "-m", "spacy", "llmner", "serve", pipeline, "--port", "0"]
+    command = [sys.executable, "-m", "spacy", "llmner", "serve", pipeline, "--port", "0", *settings]
     options: Dict[str, Any] = {"stdout": subprocess.DEVNULL, "encoding": "utf8"}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
     assert server.stderr is not None

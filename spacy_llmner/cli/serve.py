@@ -1,9 +1,10 @@
 """`spacy llmner serve`: serve a pipeline, with an API that OpenAI's clients know."""
 
-import logging
 import os
 import warnings
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import List, Optional
 
 import typer
@@ -28,6 +29,12 @@ def serve_cli(
     max_waiting: int = typer.Option(32, "--max-waiting", min=0, help="Requests that can wait"),
     max_tokens: int = typer.Option(512, "--max-tokens", min=1, help="Maximum tokens per answer"),
     max_seconds: float = typer.Option(300.0, "--max-seconds", min=1, help="Maximum per request"),
+    replicas: Optional[int] = typer.Option(
+        None,
+        "--replicas",
+        min=1,
+        help="Run this many replicas with Ray Serve, each with an LLM, and with a GPU if there are any",
+    ),
     cors: Optional[List[str]] = typer.Option(
         None, "--cors", help="Origin whose pages can use the server. Can be repeated"
     ),
@@ -42,6 +49,8 @@ def serve_cli(
     with exit_on_error():
         try:
             from ..serve.app import make_app
+            from ..serve.replicas import run_replicas
+            from ..serve.request_errors import log_requests
             from ..serve.server import Server
             from ..serve.settings import ServeSettings
         except ModuleNotFoundError as e:
@@ -63,9 +72,16 @@ def serve_cli(
             warnings.warn(Warnings.W024.format(host=host), stacklevel=2)
         if log_prompts:
             warnings.warn(Warnings.W025, stacklevel=2)
-            logging.basicConfig()
-            logging.getLogger("spacy_llmner.serve").setLevel(logging.INFO)
+            log_requests()
         nlp = load_pipeline(pipeline)
+        if replicas is not None:
+            # This process loads it only to find mistakes before Ray starts. It doesn't load the LLM. The
+            # replicas can have another working directory.
+            del nlp
+            where = str(Path(pipeline).resolve()) if Path(pipeline).exists() else pipeline
+            load = partial(load_pipeline, where)
+            run_replicas(load, folder_name(pipeline), settings, replicas)
+            return
         server = Server(make_app(nlp, folder_name(pipeline), settings), host, port)
         with suppress(KeyboardInterrupt):
             server.run()

@@ -73,11 +73,14 @@ def add_information(app: FastAPI) -> None:
 
     @app.get("/health")
     async def get_health() -> Dict[str, Any]:
-        return {"status": "stopping" if service.stopping else "ok"}
+        replica = {} if service.replica is None else {"replica": service.replica.name}
+        return {"status": "stopping" if service.stopping else "ok", **replica}
 
     @app.get("/metrics")
     async def get_metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        replica = service.replica
+        text = service.metrics.text() if replica is None else await replica.metrics()
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
     async def get_models(request: Request) -> Dict[str, Any]:

@@ -1,11 +1,17 @@
 """Metrics in the text format of Prometheus."""
 
 import time
+from types import SimpleNamespace
+from typing import Dict, List
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .limits import Slots
+
+# The metrics of one server. Each has a name and its samples.
+Families = List[Metric]
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
@@ -42,6 +48,25 @@ class Metrics:
     def text(self) -> bytes:
         """RETURNS (bytes): All metrics."""
         return generate_latest(self.registry)
+
+    def families(self) -> Families:
+        """RETURNS (Families): All metrics, for `merged`."""
+        return list(self.registry.collect())
+
+
+def merged(servers: Dict[str, Families]) -> bytes:
+    """Merge the metrics of several servers.
+
+    servers (Dict[str, Families]): The metrics by the name of the server.
+    RETURNS (bytes): All metrics. Each sample has the label `replica`, with the name of its server.
+    """
+    all_of_them: Dict[str, Metric] = {}
+    for name, families in servers.items():
+        for one in families:
+            metric = all_of_them.setdefault(one.name, Metric(one.name, one.documentation, one.type))
+            samples = [s._replace(labels={**s.labels, "replica": name}) for s in one.samples]
+            metric.samples += samples
+    return generate_latest(SimpleNamespace(collect=all_of_them.values))  # type: ignore[arg-type]
 
 
 class CountRequests:

@@ -9,6 +9,10 @@ from .request_errors import unsupported
 PLACEHOLDER = "[{label}_{n}]"
 # What messages and their parts can have. Other fields could contain entities.
 MESSAGE_FIELDS, PART_FIELDS = {"role", "content"}, {"type", "text"}
+# The same for the input of /v1/responses, where a message can be one of an earlier answer. What is in NOTES
+# is emptied.
+INPUT_FIELDS, NOTES = {*MESSAGE_FIELDS, "type", "id", "status"}, ("annotations", "logprobs")
+EARLIER = ("previous_response_id", "conversation")
 
 
 def redact_prompt(
@@ -20,7 +24,7 @@ def redact_prompt(
 ) -> Placeholders:
     """Replace the entities in all messages with placeholders, which are numbered over all of them.
 
-    body (Dict[str, Any]): The body of the request. Its prompt or messages are replaced.
+    body (Dict[str, Any]): The body of the request. Its prompt, messages, instructions and input change.
     ember (EmberProbe): The component that finds entities.
     options (EntityOptions): What to replace.
     labels (Optional[Sequence[str]]): Labels to find, in words.
@@ -62,27 +66,44 @@ def _change_texts(body: Dict[str, Any], change: Callable[[str], str]) -> None:
         body["prompt"] = change(prompt)
     elif prompt is not None:
         raise unsupported("prompt", prompt, "only a text can be redacted")
-    if "messages" in body:
-        messages = body["messages"] if isinstance(body["messages"], list) else [body["messages"]]
-        body["messages"] = [_changed(message, change) for message in messages]
+    if body.get("instructions") is not None:
+        body["instructions"] = change(_text(body["instructions"], "instructions"))
+    for field, known in (("messages", MESSAGE_FIELDS), ("input", INPUT_FIELDS)):
+        value = body.get(field)
+        if field == "input" and isinstance(value, str):
+            body[field] = change(value)
+        elif field in body:
+            messages = value if isinstance(value, list) else [value]
+            body[field] = [_changed(message, change, known, field) for message in messages]
+    for field in EARLIER:
+        if body.get(field):
+            reason = "its placeholders are not known here; send the whole conversation"
+            raise unsupported(field, body[field], reason)
 
 
-def _changed(message: Any, change: Callable[[str], str]) -> Dict[str, Any]:
+def _changed(
+    message: Any, change: Callable[[str], str], known: Set[str], field: str
+) -> Dict[str, Any]:
     """RETURNS (Dict[str, Any]): A message with changed texts."""
-    _check_fields(message, MESSAGE_FIELDS, "messages")
-    content = message.get("content")
+    _check_fields(message, known, field)
+    content, where = message.get("content"), f"{field}.content"
     if isinstance(content, list):
-        for part in content:
-            _check_fields(part, PART_FIELDS, "messages.content")
-        changed: Any = [{**part, "text": change(_text(part.get("text")))} for part in content]
+        changed: Any = [_changed_part(part, change, where) for part in content]
     else:
-        changed = change(_text(content))
+        changed = change(_text(content, where))
     return {**message, "content": changed}
 
 
-def _text(value: Any) -> str:
+def _changed_part(part: Any, change: Callable[[str], str], field: str) -> Dict[str, Any]:
+    """RETURNS (Dict[str, Any]): A part of a message, with a changed text."""
+    _check_fields(part, {*PART_FIELDS, *NOTES}, field)
+    notes: Dict[str, Any] = {note: [] for note in NOTES if note in part}
+    return {**part, **notes, "text": change(_text(part.get("text"), field))}
+
+
+def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise unsupported("messages.content", value, "only a text can be redacted")
+        raise unsupported(field, value, "only a text can be redacted")
     return value
 
 

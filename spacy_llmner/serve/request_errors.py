@@ -14,6 +14,12 @@ from ..errors import Errors, LLMNERError
 logger = logging.getLogger("spacy_llmner.serve")
 
 
+def log_requests() -> None:
+    """Write all that this logger gets: prompts and texts, too."""
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
+
+
 class RequestError(HTTPException):
     """A request can't be answered.
 

@@ -88,7 +88,7 @@ async def create_response(request: Request, body: Dict[str, Any] = Body()) -> Re
     """Answer an input."""
     service = request.app.state.service
     if service.upstream is not None:
-        raise unsupported("input", "", "with --upstream, use /v1/chat/completions")
+        return await service.upstream.forward("responses", request, body)
     checked = parse(ResponseRequest, body)
     if checked.stop:
         raise unsupported("stop", checked.stop, "/v1/responses has no stop strings")

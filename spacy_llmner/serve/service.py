@@ -38,6 +38,8 @@ class Service:
         self.streams: Optional[StreamPool] = None
         self.refusal: Optional[str] = None
         self.upstream: Any = None
+        # The Replica that this service belongs to, if there are several.
+        self.replica: Any = None
         probes = [pipe for _, pipe in nlp.pipeline if isinstance(pipe, EmberProbe)]
         self.ember: Any = probes[0] if probes else None
         if self.ember is None:

@@ -34,3 +34,18 @@ def as_event(data: Any, name: Optional[str] = None) -> str:
     """RETURNS (str): An event with JSON data."""
     text = f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
     return text if name is None else f"event: {name}\n{text}"
+
+
+async def lines_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Split a stream of events into lines. httpx2's own method also splits at characters such as U+2028,
+    which texts in JSON contain.
+
+    pieces (AsyncIterator[bytes]): The stream, cut anywhere.
+    YIELDS (str): The lines.
+    """
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r").decode("utf8", "replace")
+    yield rest.decode("utf8", "replace")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from typing import Any, AsyncIterator, Dict, List, Optional
+from typing import Any, AsyncIterator, Dict, Optional, Union
 
 import httpx2
 from starlette.concurrency import run_in_threadpool
@@ -18,8 +18,10 @@ from .protocol import EntityOptions, UpstreamRequest, parse
 from .redacted_prompt import redact_prompt
 from .request_errors import RequestError, as_request_error, logger
 from .service import Service
-from .sse import DONE, EventStream, as_event
-from .upstream_choice import UpstreamChoice, check_can_redact
+from .sse import EventStream, lines_of
+from .upstream_choice import UpstreamChoices
+from .upstream_response import UpstreamResponse
+from .upstream_text import Wanted, check_can_redact
 
 # Headers of a request that are passed on, next to "authorization".
 PASSED_ON = ("openai-organization", "openai-project")
@@ -57,7 +59,7 @@ class Upstream:
     async def forward(self, path: str, request: Request, body: Dict[str, Any]) -> Response:
         """Pass a request on.
 
-        path (str): The endpoint: "completions" or "chat/completions".
+        path (str): The endpoint: "chat/completions", "completions" or "responses".
         request (Request): The request.
         body (Dict[str, Any]): Its body.
         RETURNS (Response): The answer, with the entities that were asked for.
@@ -65,8 +67,9 @@ class Upstream:
         """
         checked = parse(UpstreamRequest, body)
         exchange, has_response = Exchange(self, request, checked), False
+        kind = UpstreamResponse if path == "responses" else UpstreamChoices
         try:
-            await exchange.send(path, body)
+            exchange.answer = kind(await exchange.send(path, body))
             if checked.stream:
                 has_response = True
                 return EventStream(exchange.chunks(), exchange.aclose)
@@ -123,30 +126,30 @@ class Exchange:
         self.streams = checked.stream
         self.deadline = self.service.deadline()
         self.options = checked.entities
-        self.originals: Dict[str, str] = {}
+        self.answer: Union[UpstreamChoices, UpstreamResponse]
         self._slot: Optional[Slot] = None
         self._reply: Optional[httpx2.Response] = None
-        self._choices: Dict[int, UpstreamChoice] = {}
         self._stopped = asyncio.Event()
-        self._labels: Optional[List[str]] = None
-        self._kept: Optional[List[str]] = None
 
-    async def send(self, path: str, body: Dict[str, Any]) -> None:
+    async def send(self, path: str, body: Dict[str, Any]) -> Optional[Wanted]:
         """Send the request, and wait for the beginning of the answer.
 
         path (str): The endpoint.
         body (Dict[str, Any]): The body.
+        RETURNS (Optional[Wanted]): What to do with entities in the answer; None for nothing.
         """
         body = {key: value for key, value in body.items() if key != "entities"}
         if self.options is not None:
             self.service.check_can_write()
             check_can_redact(body, self.options)
         if self.service.settings.log_prompts:
-            logger.info("Prompt: %s", body.get("messages", body.get("prompt")))
+            fields = ("messages", "prompt", "instructions", "input")
+            logger.info("Prompt: %s", [body[field] for field in fields if field in body])
         self._slot = await self.service.take_slot(self.deadline)
         self.service.answers.add(self)
+        wanted = None
         if self.options is not None:
-            await run_in_threadpool(self._prepare, self.options, body)
+            wanted = await run_in_threadpool(self._prepare, self.options, body)
         upstream = self.upstream
         message = upstream.client.build_request(
             "POST", f"{upstream.url}/{path}", json=body, headers=upstream._headers(self.request)
@@ -158,53 +161,59 @@ class Exchange:
                 upstream._checked(self._reply)
         except httpx2.HTTPError as e:
             raise upstream._unusable(e) from None
+        return wanted
 
-    def _prepare(self, options: EntityOptions, body: Dict[str, Any]) -> None:
+    def _prepare(self, options: EntityOptions, body: Dict[str, Any]) -> Wanted:
         ember, most = self.service.ember, self.service.settings.max_labels
+        originals: Dict[str, str] = {}
         try:
-            self._labels, self._kept = choose_labels(ember, options.labels, most)
+            labels, kept = choose_labels(ember, options.labels, most)
             if options.redact_prompt:
-                placeholders = redact_prompt(body, ember, options, self._labels, self._kept)
-                self.originals = placeholders.originals
+                originals = redact_prompt(body, ember, options, labels, kept).originals
         except LLMNERError as e:
             raise RequestError(str(e), 400, "invalid_value") from e
+        return Wanted(ember, options, labels, kept, originals)
 
     async def whole(self) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): The whole answer."""
         assert self._reply is not None
         data = self.upstream._checked(self._reply)
-        if self.options is not None:
-            for choice in data.get("choices", []):
-                await run_in_threadpool(
-                    lambda choice: self._choice(choice).read_whole(choice), choice
-                )
-        return data
+        return await run_in_threadpool(self.answer.read_whole, data)
 
     async def chunks(self) -> AsyncIterator[str]:
         """YIELDS (str): The chunks of the answer, as events."""
+        answer = self.answer
         try:
             async for data in self._data():
                 if data.get("error"):
-                    yield as_event(data)
+                    yield answer.as_event(data)
                     return
-                for chunk in await self._read(data):
-                    yield as_event(chunk)
-            if any(not choice.ended for choice in self._choices.values()):
-                raise self._too_early("an answer has no finish_reason")
-            yield DONE
+                # Only an answer that is read for entities takes time.
+                for chunk in (
+                    await run_in_threadpool(answer.read, data)
+                    if answer.wanted
+                    else answer.read(data)
+                ):
+                    yield answer.as_event(chunk)
+            if missing := answer.missing():
+                raise self._too_early(missing)
+            if answer.end is not None:
+                yield answer.end
         except httpx2.HTTPError as e:
-            yield as_event(self._too_early(type(e).__name__).body())
+            yield answer.as_event(self._too_early(type(e).__name__).body())
         except Exception as e:
-            yield as_event(as_request_error(e).body())
+            yield answer.as_event(as_request_error(e).body())
 
     async def _data(self) -> AsyncIterator[Dict[str, Any]]:
         """YIELDS (Dict[str, Any]): What the upstream server sends."""
         assert self._reply is not None
-        lines = self._reply.aiter_lines()
+        lines = lines_of(self._reply.aiter_bytes())
         while True:
             try:
                 line = await self._wait(anext(lines))
             except StopAsyncIteration:
+                if self.answer.end is None and not self.answer.missing():
+                    return
                 raise self._too_early("the connection was closed") from None
             if not line.startswith("data:"):
                 continue
@@ -218,31 +227,6 @@ class Exchange:
             if not isinstance(data, dict):
                 raise self._too_early("it sent something that is not JSON")
             yield data
-
-    async def _read(self, chunk: Dict[str, Any]) -> List[Dict[str, Any]]:
-        """RETURNS (List[Dict[str, Any]]): The chunks to send instead of one."""
-        choices = chunk.get("choices")
-        if self.options is None or not choices:
-            return [chunk]
-        sent = []
-        for choice in choices:
-            sent += await run_in_threadpool(
-                lambda choice: self._choice(choice).read(choice), choice
-            )
-        # Each choice has a chunk of its own. `usage`, if it is in this chunk, is in the last one.
-        before = [{**chunk, "usage": None} if "usage" in chunk else chunk for _ in sent[1:]]
-        if not sent:
-            return [{**chunk, "choices": []}] if chunk.get("usage") else []
-        return [{**one, "choices": [choice]} for one, choice in zip([*before, chunk], sent)]
-
-    def _choice(self, choice: Dict[str, Any]) -> UpstreamChoice:
-        assert self.options is not None
-        index = choice.get("index", 0)
-        if index not in self._choices:
-            self._choices[index] = UpstreamChoice(
-                self.service.ember, self.options, self._labels, self._kept, self.originals
-            )
-        return self._choices[index]
 
     async def _wait(self, awaitable: Any) -> Any:
         """Wait for the upstream server, but not beyond the deadline or the end of this server."""

@@ -1,42 +1,75 @@
-"""One answer of an upstream server, with the entities that were asked for."""
+"""The answer of an upstream server to POST /v1/chat/completions or /v1/completions, with the entities that
+were asked for."""
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
-from ..ember_probe.streaming.redaction import Restorer
-from .entities import MarkedReader, Part, final_entities
-from .protocol import EntityOptions
-from .request_errors import unsupported
+from .entities import Part, final_entities
+from .sse import DONE, as_event
+from .upstream_text import UpstreamText, Wanted, joined
 
 # What a redacted answer can have next to its text. Other fields could contain entities.
 SAFE = ("index", "finish_reason")
-# Fields of a request whose results can't be redacted.
-NOT_REDACTED = ("audio", "functions", "logprobs", "modalities", "tools", "top_logprobs")
+
+
+class UpstreamChoices:
+    """Reads an answer with one or more choices, whole or in chunks.
+
+    wanted (Optional[Wanted]): What to do with entities; None for nothing.
+    """
+
+    # What follows the last chunk.
+    end: Optional[str] = DONE
+
+    def __init__(self, wanted: Optional[Wanted]) -> None:
+        self.wanted = wanted
+        self._choices: Dict[int, UpstreamChoice] = {}
+
+    def read_whole(self, data: Dict[str, Any]) -> Dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What to send instead of a whole answer."""
+        for choice in data.get("choices", []) if self.wanted else []:
+            self._choice(choice).read_whole(choice)
+        return data
+
+    def read(self, chunk: Dict[str, Any]) -> List[Dict[str, Any]]:
+        """RETURNS (List[Dict[str, Any]]): The chunks to send instead of one."""
+        choices = chunk.get("choices")
+        if self.wanted is None or not choices:
+            return [chunk]
+        sent = [new for choice in choices for new in self._choice(choice).read(choice)]
+        # Each choice has a chunk of its own. `usage`, if it is in this chunk, is in the last one.
+        before = [{**chunk, "usage": None} if "usage" in chunk else chunk for _ in sent[1:]]
+        if not sent:
+            return [{**chunk, "choices": []}] if chunk.get("usage") else []
+        return [{**one, "choices": [choice]} for one, choice in zip([*before, chunk], sent)]
+
+    def missing(self) -> Optional[str]:
+        """RETURNS (Optional[str]): What is missing if the stream ends now."""
+        is_whole = all(choice.ended for choice in self._choices.values())
+        return None if is_whole else "an answer has no finish_reason"
+
+    def as_event(self, chunk: Dict[str, Any]) -> str:
+        """RETURNS (str): A chunk, or an error, as an event."""
+        return as_event(chunk)
+
+    def _choice(self, choice: Dict[str, Any]) -> "UpstreamChoice":
+        assert self.wanted is not None
+        index = choice.get("index", 0)
+        if index not in self._choices:
+            self._choices[index] = UpstreamChoice(self.wanted)
+        return self._choices[index]
 
 
 class UpstreamChoice:
     """Reads one choice, in one piece or in chunks.
 
-    ember (EmberProbe): The component that finds entities.
-    options (EntityOptions): What to do with entities.
-    labels (Optional[Sequence[str]]): Labels to find, in words.
-    kept (Optional[Sequence[str]]): Labels to keep.
-    originals (Mapping[str, str]): Original texts of the placeholders in the prompt.
+    wanted (Wanted): What to do with entities.
     """
 
-    def __init__(
-        self,
-        ember: Any,
-        options: EntityOptions,
-        labels: Optional[Sequence[str]],
-        kept: Optional[Sequence[str]],
-        originals: Mapping[str, str],
-    ) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         self.ended = False
-        self._redacts = options.mode == "redact"
-        self._restorer = Restorer(originals)
-        self._reader: Optional[MarkedReader] = None
-        if options.mode is not None:
-            self._reader = MarkedReader(ember.reader(labels=labels), options, kept)
+        self._wanted = wanted
+        self._redacts = wanted.redacts
+        self._text = UpstreamText(wanted)
 
     def read(self, choice: Dict[str, Any]) -> List[Dict[str, Any]]:
         """Read the next chunk.
@@ -48,13 +81,12 @@ class UpstreamChoice:
         if self.ended:  # some servers add a note about the whole answer
             return [] if self._redacts else [choice]
         delta = choice.get("delta")
-        part = self._push(choice.get("text") if delta is None else delta.get("content"))
+        part = self._text.push(choice.get("text") if delta is None else delta.get("content"))
         if choice.get("finish_reason") is None:
             is_held = not (part.text or part.entities or self._has_more(choice))
             return [] if is_held else [self._with(choice, part)]
         self.ended = True
-        rest = self._close()
-        part = Part(part.text + rest.text, part.entities + rest.entities)
+        part = joined(part, self._text.close())
         before = [self._with(self._empty(choice), part)] if part.text or part.entities else []
         return [*before, self._with(choice, Part("", []))]
 
@@ -62,26 +94,13 @@ class UpstreamChoice:
         """Change a choice of an answer that came in one piece."""
         message = choice.get("message")
         holder, key = (choice, "text") if message is None else (message, "content")
-        part = self._push(holder.get(key))
-        rest = self._close()
-        entities = final_entities(part.entities + rest.entities)
+        part = joined(self._text.push(holder.get(key)), self._text.close())
         if self._redacts:
             self._keep_safe(choice, message)
-        if holder.get(key) is not None or part.text or rest.text:
-            holder[key] = part.text + rest.text
-        if self._reader is not None:
-            holder["entities"] = entities
-
-    def _push(self, text: Any) -> Part:
-        text = self._restorer.push(text if isinstance(text, str) else "")
-        return Part(text, []) if self._reader is None else self._reader.push(text)
-
-    def _close(self) -> Part:
-        rest = self._restorer.close()
-        if self._reader is None:
-            return Part(rest, [])
-        part, last = self._reader.push(rest), self._reader.close()
-        return Part(part.text + last.text, part.entities + last.entities)
+        if holder.get(key) is not None or part.text:
+            holder[key] = part.text
+        if self._wanted.options.mode is not None:
+            holder["entities"] = final_entities(part.entities)
 
     def _with(self, choice: Dict[str, Any], part: Part) -> Dict[str, Any]:
         """RETURNS (Dict[str, Any]): A choice with other text and entities."""
@@ -120,10 +139,3 @@ class UpstreamChoice:
         if message is not None:
             for key in set(message) - {"role"}:
                 del message[key]
-
-
-def check_can_redact(body: Dict[str, Any], options: EntityOptions) -> None:
-    """RAISES (RequestError): If the answer would have parts that can't be redacted."""
-    for field in NOT_REDACTED:
-        if options.mode == "redact" and body.get(field):
-            raise unsupported(field, body[field], "what it leads to can't be redacted")

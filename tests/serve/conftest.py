@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import CHAT, change_json
 from tests.ember_probe.helpers import make_nlp, train
-from tests.serve.helpers import serving
+from tests.serve.helpers import process, serving
 from tests.serve.scripted import Scripted
 
 
@@ -29,6 +29,22 @@ def nlp(chat_llm):
 def server(nlp):
     with serving(nlp) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def folder(nlp, tmp_path_factory):
+    """The pipeline on disk."""
+    path = tmp_path_factory.mktemp("saved") / "ember_probe" / "model-best"
+    path.mkdir(parents=True)
+    nlp.to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_process(folder):
+    """URL of a server in another process."""
+    with process(folder) as (url, _):
+        yield url
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
 """Servers for tests, on free ports of 127.0.0.1."""
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -58,6 +62,35 @@ def serving(nlp, **settings):
         yield running
     finally:
         running.stop()
+
+
+@contextmanager
+def process(pipeline, *options, seconds=60):
+    """Run `spacy llmner serve` in another process. YIELDS (Tuple[str, Popen]): Its URL, and the process."""
+    command = [sys.executable, "-m", "spacy", "llmner", "serve", str(pipeline), "--port", "0"]
+    running = subprocess.Popen(
+        [*command, *map(str, options)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf8",
+        start_new_session=True,
+        # A shell makes its background jobs ignore Ctrl-C, and these tests can be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    printed = []
+    try:
+        for line in running.stderr:
+            printed.append(line)
+            if found := re.search(r"running on (http://\S+)", line):
+                break
+        else:
+            raise AssertionError("".join(printed))
+        # Nobody reads what else it prints, which must not block it.
+        threading.Thread(target=running.stderr.read, daemon=True).start()
+        yield found.group(1), running
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(seconds)
 
 
 def wait_until(is_true, seconds=60):

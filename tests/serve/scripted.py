@@ -19,9 +19,11 @@ class Scripted(ServerThread):
         self.breaks = False
         self.extra = {}
         self.raw = None
+        self.response = {}
         routes = [
             Route("/chat/completions", self.chat, methods=["POST"]),
             Route("/completions", self.complete, methods=["POST"]),
+            Route("/responses", self.respond, methods=["POST"]),
             Route("/models", self.models),
         ]
         super().__init__(Starlette(routes=routes))
@@ -39,6 +41,16 @@ class Scripted(ServerThread):
 
     async def complete(self, request):
         return await self.reply(request, self.text_piece, self.text_whole)
+
+    async def respond(self, request):
+        body = await request.json()
+        self.requests.append((body, dict(request.headers)))
+        if body.get("model") != "scripted":
+            error = {"message": "No such model", "type": "x", "code": "no_model", "param": "model"}
+            return JSONResponse({"error": error}, 404)
+        if body.get("stream"):
+            return StreamingResponse(iter(self.raw), media_type="text/event-stream")
+        return JSONResponse(self.response)
 
     async def reply(self, request, piece, whole):
         body = await request.json()
@@ -60,6 +72,11 @@ class Scripted(ServerThread):
         if not self.breaks:
             yield self.line({"index": 0, **piece(""), "finish_reason": "stop"})
             yield "data: [DONE]\n\n"
+
+    def answer_response(self, response, events):
+        """Set the next answers to requests for /responses, whole and as a stream."""
+        self.response, self.raw = response, [f"data: {json.dumps(event)}\n\n" for event in events]
+        self.requests.clear()
 
     def line(self, choice):
         return f"data: {json.dumps({'id': 'x', 'object': 'y', 'choices': [choice]})}\n\n"

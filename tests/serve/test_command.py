@@ -18,14 +18,6 @@ def started(monkeypatch):
     return servers
 
 
-@pytest.fixture(scope="module")
-def folder(nlp, tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "ember_probe" / "model-best"
-    path.mkdir(parents=True)
-    nlp.to_disk(path)
-    return path
-
-
 def test_defaults(run, folder, started, recwarn):
     run("llmner", "serve", folder)
     (server,) = started
