@@ -4,7 +4,7 @@
     python -m benchmarks.ember.mentions CORPORA/test corpus/en_test.spacy smollm2-135m-instruct
 
 The annotators of each corpus looked for some labels only, so a name of another kind counts as wrong.
-MENTION_BIAS was chosen on other sentences: the training part of this project's corpus, and CoNLL-2003 (dev).
+MENTION_BIAS was chosen on other sentences: the training part of our corpus, and CoNLL-2003 (dev).
 """
 
 from pathlib import Path
