@@ -861,6 +861,12 @@ class Warnings(metaclass=WithCodes):
     )
     W025 = "Prompts and texts are written to the log, since --log-prompts is set."
 
+    W021 = (
+        "`{setting}` of '{name}' has entries for labels that were not asked for, so they are ignored: "
+        "{unused}. The labels are: {labels}. Correct the spelling, or remove the entries. If these labels "
+        "are asked for later, the entries are used."
+    )
+
     # Command line: writing a training config
     W019 = (
         "The time and memory for training can't be estimated yet, because these models are not "

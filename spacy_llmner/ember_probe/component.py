@@ -27,7 +27,7 @@ from ..errors import Errors, LLMNERError, check_values
 from ..llm.registry import LLM
 from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions, warn_about_white_space
-from ..pipeline.labels import check_labels
+from ..pipeline.labels import check_labels, doc_labels
 from ..pipeline.parallel import n_processes, share, total, wait_for_all
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
@@ -196,6 +196,8 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         """
         docs = list(docs)
         self.check_settings()
+        of_docs = (doc_labels(self.name, doc) or () for doc in docs)
+        self.expect_labels(label for labels in of_docs for label in labels)
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
         running: List[Callable[[], Iterable[Tuple[int, Prediction]]]] = []
@@ -237,6 +239,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         RETURNS (Predictor): The predictor.
         RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
+        self.expect_labels(labels or ())
         probe = self.trained_probe()
         llm = self.shared_llm()
         self._move_probe(llm.device)

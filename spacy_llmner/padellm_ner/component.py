@@ -20,6 +20,7 @@ from ..llm.word_tokens import WordTokens
 from ..pipeline.adapter_pipe import AdaptedLLM, AdapterCache, AdapterPipe
 from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions
+from ..pipeline.labels import warn_about_misspelled
 from ..pipeline.predictions import PredictedSpan, Prediction
 from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
@@ -308,6 +309,7 @@ class PaDeLLM(AdapterPipe):
         self.adopt_labels(examples, labels)
         llm = self.adopt_llm()
         self.settings.check(self.name, self.labels, llm)
+        warn_about_misspelled(self.name, self.settings.label_words, self.labels)
         self.start_adapter(llm)
         self.check_corpus(examples)
         self.record_corpus(examples, nlp)

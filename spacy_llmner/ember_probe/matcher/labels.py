@@ -1,11 +1,12 @@
 """Build a matcher for labels in words, and change its labels."""
 
-from typing import Dict, List, Sequence
+from typing import Dict, Iterable, List, Sequence, Set
 
 import torch
 
 from ...errors import Errors, LLMNERError
 from ...llm.loading import LoadedLLM
+from ...pipeline.labels import warn_about_unused
 from ..probes.base import Dims
 from ..probes.match import Label, MatchProbe, MatchSettings
 from .corpora import ANYTHING
@@ -29,6 +30,16 @@ class LabelReader:
         self.name = name
         self.settings = settings
         self._states: Dict[str, torch.Tensor] = {}
+        self._expected: Set[str] = set()
+        self._warned = False
+
+    def expect(self, labels: Iterable[str]) -> None:
+        """Note labels that will be asked for, before the first words are read.
+
+        labels (Iterable[str]): The labels. They are validated when they are used.
+        """
+        if not self._warned and isinstance(labels, Iterable):
+            self._expected.update(label for label in labels if isinstance(label, str))
 
     def read(
         self, llm: LoadedLLM, layers: Sequence[int], labels: Sequence[str], present: Sequence[str]
@@ -41,6 +52,13 @@ class LabelReader:
             kind" is the first.
         RAISES (LLMNERError): If the words of a label are not valid.
         """
+        if not self._warned:
+            # Only once: other labels can be asked for with each text.
+            self._warned = True
+            known = list(dict.fromkeys([*present, *labels, *sorted(self._expected)]))
+            words, descriptions = self.settings.label_words, self.settings.label_descriptions
+            warn_about_unused(self.name, "model.label_words", words, known)
+            warn_about_unused(self.name, "model.label_descriptions", descriptions, known)
         if self.settings.mentions:
             labels = [ANY_KIND, *labels]
             present = [ANY_KIND, *present] if present else []

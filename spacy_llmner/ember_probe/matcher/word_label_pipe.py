@@ -114,6 +114,14 @@ class WordLabelPipe(LLMNERPipe):
             raise wrong("labels", self.name, checked, "at least one label")
         return tuple(checked)
 
+    def expect_labels(self, labels: Iterable[str]) -> None:
+        """Note labels that will be asked for, so that there is no warning about unused words for them.
+
+        labels (Iterable[str]): The labels.
+        """
+        if self.label_reader is not None:
+            self.label_reader.expect(labels)
+
     def start_from_words(self) -> None:
         """With EmberMatch, create the probe for the labels' words, unless there is one already."""
         if self.module is None and self.label_reader is not None and self.labels:
