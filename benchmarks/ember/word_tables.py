@@ -104,7 +104,7 @@ def mentions_table(r: Dict[str, Any]) -> List[str]:
         f"## Names of any kind: {r['llm']}",
         "",
         *paragraph(
-            '`mode = "mentions"` without labels and without training. Strict scores of the spans in percent.',
+            '`mode = "mentions"`, without labels and training. Strict scores of the spans in percent.',
             "The annotators of each corpus looked for some kinds of names only; a name of another kind",
             "counts as wrong.",
         ),
