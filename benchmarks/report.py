@@ -16,7 +16,12 @@ from benchmarks.ember.tables import (
     quality_table,
     schedule_table,
 )
-from benchmarks.ember.word_tables import many_labels_table, sentences_table, words_table
+from benchmarks.ember.word_tables import (
+    many_labels_table,
+    mentions_table,
+    sentences_table,
+    words_table,
+)
 from benchmarks.families.tables import families_table, update_docs
 from benchmarks.lib.common import RESULTS, ROOT
 from benchmarks.lib.markdown import paragraph
@@ -57,6 +62,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "families": families_table,
     "ember_labels_in_words_": words_table,
     "ember_many_labels": many_labels_table,
+    "ember_mentions_": mentions_table,
     "ember_many_streams": many_streams_table,
     "ember_overhead": overhead_table,
     "ember_schedule": schedule_table,

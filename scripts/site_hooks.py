@@ -38,22 +38,25 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     if page.file.src_uri in WIDE:
         page.meta["hide"] = ["toc"]
     generated = page.file.generated_by is not None
-    return markdown if generated else relink(markdown, "docs")
+    folder = posixpath.dirname(page.file.src_uri)
+    return markdown if generated else relink(markdown, posixpath.join("docs", folder), folder)
 
 
-def relink(markdown: str, folder: str) -> str:
+def relink(markdown: str, folder: str, site_folder: str = "") -> str:
     """Adapt the relative links of a file.
 
     markdown (str): The text of the file.
     folder (str): The folder of the file, relative to the repository.
+    site_folder (str): The folder of the page, relative to docs/.
     RETURNS (str): The text, in which links lead to pages of the site, or else to the repository.
     """
 
     def target(match: re.Match) -> str:
         path = posixpath.normpath(posixpath.join(folder, match[1]))
-        if path.startswith("docs/"):
-            return path.removeprefix("docs/")
-        return COPIES.get(path) or (FILES_URL + path if (ROOT / path).exists() else match[1])
+        page = path.removeprefix("docs/") if path.startswith("docs/") else COPIES.get(path)
+        if page is not None:
+            return posixpath.relpath(page, site_folder)
+        return FILES_URL + path if (ROOT / path).exists() else match[1]
 
     return LINK.sub(target, markdown)
 

@@ -531,10 +531,15 @@ class Errors(metaclass=WithCodes):
         "arrays. The LLM runs on the `device` in its config block, which doesn't need CuPy."
     )
 
+    E186 = (
+        "Can't load the pipeline '{name}': {reason}{missing} If one of its components is from a package "
+        "that is not installed, install it. If its code is in a Python file, name the file with --code."
+    )
+
     # Command line: the other commands
     E103 = (
-        "The pipeline '{name}' has no component of spacy-llmner, so there is nothing to compare. It has: "
-        "{known}."
+        "The pipeline '{name}' has no components, so there is nothing to compare. Choose a pipeline that "
+        "finds entities."
     )
     E104 = (
         "The pipeline has no component that can be calibrated. It has: {known}. Use a pipeline with "
@@ -767,6 +772,10 @@ class Errors(metaclass=WithCodes):
         "Only {n} of the labelled texts in '{path}' have entities, but at least {least} are needed, since "
         "a fifth of them chooses the checkpoint. Give more, or leave out --labelled."
     )
+    E198 = (
+        "'{name}' finds names of any kind (mode = \"mentions\"), which works without training and can't be "
+        "trained. To train it for your labels, remove `mode`."
+    )
 
 
 class Warnings(metaclass=WithCodes):
@@ -851,6 +860,12 @@ class Warnings(metaclass=WithCodes):
         "it. Set the environment variable SPACY_LLMNER_API_KEY, or use the host 127.0.0.1."
     )
     W025 = "Prompts and texts are written to the log, since --log-prompts is set."
+
+    W021 = (
+        "`{setting}` of '{name}' has entries for labels that were not asked for, so they are ignored: "
+        "{unused}. The labels are: {labels}. Correct the spelling, or remove the entries. If these labels "
+        "are asked for later, the entries are used."
+    )
 
     # Command line: writing a training config
     W019 = (

@@ -21,14 +21,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import ask_server  # noqa: E402
 import convert  # noqa: E402
 import matcher_data  # noqa: E402
-import unlabelled  # noqa: E402
 
 FOLDERS = ("assets/", "configs/", "corpus/", "metrics/", "scripts/", "training/")
 SCRIPTS = {
     "scripts/ask_server.py": ask_server,
     "scripts/convert.py": convert,
     "scripts/matcher_data.py": matcher_data,
-    "scripts/unlabelled.py": unlabelled,
 }
 WORKFLOWS = ["all", "compare", "distil", "el4ner", "matcher", "padellm", "ra_it", "serve"]
 

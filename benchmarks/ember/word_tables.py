@@ -96,3 +96,23 @@ def _cells(row: Dict[str, Any]) -> List[str]:
     spread = f" ({found[0]:.1f} to {found[-1]:.1f})" if len(found) > 1 else ""
     seconds = max(run["cpu_s"] for run in row["runs"])
     return [f"{row['f']:.1f}{spread}", f"{seconds:.0f}"]
+
+
+def mentions_table(r: Dict[str, Any]) -> List[str]:
+    """RETURNS (List[str]): Scores of the spans that mode "mentions" finds in each corpus."""
+    out = [
+        f"## Names of any kind: {r['llm']}",
+        "",
+        *paragraph(
+            '`mode = "mentions"`, without labels and training. Strict scores of the spans in percent.',
+            "The annotators of each corpus looked for some kinds of names only; a name of another kind",
+            "counts as wrong.",
+        ),
+        "",
+        "| corpus | sentences | P | R | F1 |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, row in r["corpora"].items():
+        scores = " | ".join(f"{row[key]:.1f}" for key in "prf")
+        out.append(f"| {name} | {row['texts']} | {scores} |")
+    return out

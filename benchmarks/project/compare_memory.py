@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.lib.common import save
 from spacy_llmner.cli._util import read_examples
-from spacy_llmner.cli.compare import assemble
+from spacy_llmner.cli.compare_ways import load_ways
 from spacy_llmner.cli.peak import peak_mb, reset_peak
 from spacy_llmner.llm import registry
 
@@ -52,13 +52,14 @@ def main(
 
 def measure(data: Path, models: List[str], texts: int) -> Dict[str, Any]:
     torch.set_num_threads(1)
-    nlp, _ = assemble(models)
+    ways = load_ways(models)
     reset_peak()
-    docs = list(nlp.pipe(eg.predicted for eg in read_examples(nlp, data)[:texts]))
+    for way in ways.values():
+        docs = list(way.nlp.pipe(eg.predicted for eg in read_examples(way.nlp, data)[:texts]))
+        assert len(docs) == texts
     gc.collect()
-    assert len(docs) == texts
     return {
-        "components": list(nlp.pipe_names),
+        "components": list(ways),
         "rss_mb": psutil.Process().memory_info().rss / MB,
         "peak_mb": peak_mb(),
         "llms_mb": {Path(llm.spec.name).name: weights(llm.model) / MB for llm in registry.loaded()},

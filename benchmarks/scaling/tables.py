@@ -12,6 +12,7 @@ COMPONENTS = {
     "few_shot": "`ember_probe`, few-shot",
     "padellm_ner": "`padellm_ner`",
     "ra_it_ner": "`ra_it_ner`, not tuned",
+    "ra_it_tuned": "`ra_it_ner`",
     "el4ner_ensemble": "`el4ner_ensemble`",
 }
 SETS = {"conll03": "CoNLL-2003", "wnut17": "WNUT-17", "own": "own corpus"}

@@ -2,9 +2,11 @@
 
 import re
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Union
 
+import srsly
 import typer
 from spacy import blank
 from spacy.cli._util import setup_gpu
@@ -12,7 +14,7 @@ from spacy.displacy.render import EntityRenderer
 from spacy.language import Language
 from spacy.training import Corpus, Example
 from spacy.training.corpus import FILE_TYPE, walk_corpus
-from spacy.util import load_model
+from spacy.util import is_package, load_model, split_requirement
 
 from ..corpora.rows import check_not_spacy_v2
 from ..errors import Errors, LLMNERError
@@ -58,7 +60,8 @@ def load_pipeline(
     gpu_id (int): GPU of spaCy's own arrays, or -1 for the CPU.
     config (Optional[Dict[str, Any]]): Settings to override, e.g. {"paths.llm": NAME}.
     RETURNS (Language): The pipeline.
-    RAISES (LLMNERError): If there is no such pipeline, or spaCy can't use the GPU.
+    RAISES (LLMNERError): If there is no such pipeline, spaCy can't use the GPU, or a component can't be
+        created, for example because a package is missing.
     """
     check_pipeline(model)
     if gpu_id >= 0:
@@ -66,7 +69,37 @@ def load_pipeline(
             setup_gpu(gpu_id, silent=True)
         except ValueError as e:
             raise LLMNERError(Errors.E102.format(gpu_id=gpu_id, reason=e)) from None
-    return load_model(model, config=config or {})
+    try:
+        return load_model(model, config=config or {})
+    except LLMNERError:
+        raise
+    except (ValueError, ImportError) as e:
+        # spaCy lists everything that it knows after an empty line.
+        reason = str(e).partition("\n\n")[0]
+        missing = _missing_packages(model)
+        hint = f" These packages are missing: {', '.join(missing)}." if missing else ""
+        message = Errors.E186.format(name=model, reason=reason, missing=hint)
+        raise LLMNERError(message) from e
+
+
+def _missing_packages(model: str) -> List[str]:
+    """RETURNS (List[str]): The requirements of a pipeline that are not installed."""
+    try:
+        given = requires(model) if is_package(model) else _meta_requirements(Path(model))
+    except (OSError, ValueError, PackageNotFoundError):
+        return []
+    return [r for r in given or [] if not _is_installed(split_requirement(r)[0])]
+
+
+def _meta_requirements(folder: Path) -> List[str]:
+    return srsly.read_json(folder / "meta.json").get("requirements", [])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def blank_pipeline(lang: str) -> Language:

@@ -1,7 +1,6 @@
-"""`spacy llmner compare`: run several components on the same texts, in one process with one LLM."""
+"""`spacy llmner compare`: run pipelines on the same texts, in one process with one copy of each LLM."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Dict, List, Optional, Tuple
@@ -11,29 +10,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from spacy import blank
-from spacy.language import Language
+from spacy.cli._util import import_code
 from spacy.scorer import get_ner_prf
+from spacy.tokens import SpanGroup
 from spacy.training import Example
 from tqdm import tqdm
 
-from ..errors import Errors, LLMNERError
-from ..pipeline.base import LLMNERPipe
 from ..pipeline.combine import Combine
 from ..pipeline.scorers import looked_for, trim_example
-from ._util import (
-    check_data_path,
-    exit_on_error,
-    folder_name,
-    llm_names,
-    load_pipeline,
-    percent,
-    read_examples,
-)
+from ._util import check_data_path, exit_on_error, percent, read_examples
 from .compare_page import comparison_page
+from .compare_ways import COMBINED, Way, load_ways
 from .peak import gpu_peak_mb, peak_mb, reset_peak
-
-COMBINED = "combined"
 
 
 def compare_cli(
@@ -43,7 +31,7 @@ def compare_cli(
     html: Optional[Path] = typer.Option(None, "--html", help="Web page showing the entities"),
     limit: int = typer.Option(0, "--limit", min=0, help="Maximum number of docs; 0 for all"),
     min_votes: int = typer.Option(
-        2, "--min-votes", help="Components that must find an entity for the combined result"
+        2, "--min-votes", min=1, help="Pipelines that must find an entity for the combined result"
     ),
     gpu_id: int = typer.Option(
         -1,
@@ -51,15 +39,21 @@ def compare_cli(
         "-g",
         help="GPU for spaCy's own arrays, or -1 for none. The LLM uses its own `device` setting",
     ),
+    code_path: Optional[Path] = typer.Option(None, "--code", "-c", help="Python file to import"),
 ) -> None:
-    """Compare the entities, speed and memory of several pipelines, alone and combined."""
+    """
+    Compare the entities, speed and memory of several pipelines, alone and combined. They can have any
+    components: those of this package are compared one by one, other pipelines as a whole.
+    """
+    import_code(code_path)
     console = Console(highlight=False)
     with exit_on_error():
         check_data_path(data_path)
-        nlp, names = assemble(models, min_votes, gpu_id)
-        references = read_examples(nlp, data_path)
-        references = references[:limit] if limit else references
-        results = compare(nlp, references, names)
+        ways = load_ways(models, gpu_id)
+        for way in ways.values():
+            console.print(_described(way), markup=False, soft_wrap=True)
+        results = compare(ways, data_path, limit=limit, min_votes=min_votes)
+        nlp = next(iter(ways.values())).nlp
         for path, text in (
             (output, lambda: json.dumps(summary(results), indent=2)),
             (html, lambda: comparison_page(nlp, data_path, results)),
@@ -73,107 +67,100 @@ def compare_cli(
             console.print(f"Saved {path}", markup=False, soft_wrap=True)
 
 
-def assemble(
-    models: List[str], min_votes: int = 2, gpu_id: int = -1
-) -> Tuple[Language, Dict[str, List[str]]]:
-    """Assemble one pipeline from the entity components of several pipelines, each with its own span group,
-    and add an `llmner_combine` after them.
-
-    An `llmner_combine` in one of the pipelines is left out, since the span groups have new names.
-
-    models (List[str]): Folders or names of packages.
-    min_votes (int): Votes that an entity needs in the combined result.
-    gpu_id (int): GPU of spaCy's own arrays, or -1 for the CPU.
-    RETURNS (Tuple[Language, Dict[str, List[str]]]): The pipeline, and by component what the user knows it
-        by: the folder, the component's name there, and the LLMs. Components with the same LLM share it.
-    RAISES (LLMNERError): If a pipeline can't be loaded or has no entity component.
-    """
-    nlp: Optional[Language] = None
-    names: Dict[str, List[str]] = {}
-    before: Dict[str, Any] = {}  # by name, the last component that is not compared
-    for model in models:
-        other = load_pipeline(model, gpu_id)
-        mine = [name for name, pipe in other.pipeline if isinstance(pipe, LLMNERPipe)]
-        if not mine:
-            known = ", ".join(other.pipe_names) or "none"
-            raise LLMNERError(Errors.E103.format(name=model, known=known))
-        tokenizer = {"nlp": {"tokenizer": other.config["nlp"]["tokenizer"]}}
-        nlp = nlp or blank(other.lang or "en", config=tokenizer)
-        for name, pipe in other.pipeline:
-            if name in mine:
-                key = name if name not in (*names, COMBINED) else f"{name}_{len(names)}"
-                added: Any = nlp.add_pipe(name, name=key, source=other)
-                added.cfg.update(spans_key=key, overwrite=True)
-                names[key] = [folder_name(model), name, ", ".join(llm_names([pipe]))]
-            elif not isinstance(pipe, Combine) and not _same(before.get(name), pipe):
-                # A tagger, for example. A different one is added before the components that use its output.
-                key = name if name not in nlp.pipe_names else f"{name}_{len(nlp.pipe_names)}"
-                before[name] = nlp.add_pipe(name, name=key, source=other)
-    assert nlp is not None
-    votes = {"keys": list(names), "min_votes": min(min_votes, len(names)), "spans_key": COMBINED}
-    nlp.add_pipe("llmner_combine", name=COMBINED, config=votes)
-    return nlp, {**_numbered(names), COMBINED: [COMBINED]}
-
-
-def _numbered(names: Dict[str, List[str]]) -> Dict[str, List[str]]:
-    """RETURNS (Dict[str, List[str]]): The names. Those that are equal have a number after the folder."""
-    totals = Counter(map(tuple, names.values()))
-    seen: Counter = Counter()
-    numbered = {}
-    for key, (folder, *others) in names.items():
-        whole = (folder, *others)
-        seen[whole] += 1
-        number = f" ({seen[whole]})" if totals[whole] > 1 else ""
-        numbered[key] = [folder + number, *others]
-    return numbered
-
-
-def _same(there: Any, pipe: Any) -> bool:
-    """RETURNS (bool): Whether a component exists already and has the same content as another one."""
-    if there is None or not hasattr(pipe, "to_bytes"):
-        return there is not None
-    return there.to_bytes() == pipe.to_bytes()
+def _described(way: Way) -> str:
+    llms = f"LLM {', '.join(way.llms)}" if way.llms else "no LLM"
+    return f"{way.name[0]}: {way.source}; {', '.join(way.pipes)}; {llms}"
 
 
 def compare(
-    nlp: Language, references: List[Example], names: Dict[str, List[str]]
+    ways: Dict[str, Way], data_path: Path, *, limit: int = 0, min_votes: int = 2
 ) -> Dict[str, Dict[str, Any]]:
-    """Run each component alone, then all of them combined.
+    """Run each way alone, and combine what they found.
 
-    nlp (Language): A pipeline from `assemble`.
-    references (List[Example]): The annotated texts.
-    names (Dict[str, List[str]]): The components' names from `assemble`.
-    RETURNS (Dict[str, Dict[str, Any]]): By component: "name"; "examples", the Docs and references; the
-        scores; "docs_per_second"; "peak_mb", the peak memory of the whole process while it read the texts;
-        and "gpu_peak_mb", the peak memory on the GPU. The peaks are None if they can't be measured, and
-        include all LLMs loaded so far.
+    Each pipeline splits the texts into words with its own tokenizer. What was found is compared and
+    combined by characters.
+
+    ways (Dict[str, Way]): From `load_ways`.
+    data_path (Path): The annotated texts.
+    limit (int): Maximum number of texts; 0 for all.
+    min_votes (int): Number of ways that must find an entity for the combined result.
+    RETURNS (Dict[str, Dict[str, Any]]): By way, and for "combined": the way's `facts`; "examples", the Docs
+        and references; the scores; "docs_per_second" and "words_per_second" (words of the references);
+        "n_failed", the number of texts that the pipeline dropped; "peak_mb", the peak memory of the whole
+        process while it read the texts; and "gpu_peak_mb", the peak memory on the GPU. The peaks are None
+        if they can't be measured, and include all LLMs loaded so far.
+    RAISES (LLMNERError): If the texts can't be read.
     """
-    components = [name for name, pipe in nlp.pipeline if isinstance(pipe, LLMNERPipe)]
-    others = [name for name in nlp.pipe_names if name not in (*components, COMBINED)]
     results: Dict[str, Dict[str, Any]] = {}
-    for name in [*components, COMBINED]:
-        used = [*others, name] if name != COMBINED else nlp.pipe_names
-        with nlp.select_pipes(enable=used):
-            first, *texts = (eg.predicted.copy() for eg in [references[0], *references])
-            list(nlp.pipe([first]))  # loads the LLM, which is not part of the speed
-            reset_peak()
-            start = perf_counter()
-            stream = tqdm(nlp.pipe(texts), total=len(texts), desc=name, leave=False, disable=None)
-            docs = list(stream)
-            seconds = perf_counter() - start
-        examples = [
-            trim_example(looked_for(Example(doc, eg.reference)))
-            for doc, eg in zip(docs, references)
-        ]
-        results[name] = {
-            "name": names[name],
-            "examples": examples,
-            **get_ner_prf(examples),
-            "docs_per_second": len(docs) / max(seconds, 1e-9),
+    found: Dict[str, List[Tuple[List[List[Any]], List[float]]]] = {}
+    empty: List[Example] = []
+    total = 0.0
+    for key, way in ways.items():
+        examples = read_examples(way.nlp, data_path)
+        examples = examples[:limit] if limit else examples
+        empty = empty or [Example(eg.predicted.copy(), eg.reference) for eg in examples]
+        seconds, n_failed = _run(way, examples)
+        total += seconds
+        found[key] = [way.found(eg.predicted) for eg in examples]
+        results[key] = {
+            **way.facts,
+            **_scored(examples, seconds),
+            "n_failed": n_failed,
             "peak_mb": peak_mb(),
             "gpu_peak_mb": gpu_peak_mb(),
         }
+    vote = Combine(COMBINED, list(ways), min(min_votes, len(ways)), COMBINED)
+    for k, eg in enumerate(empty):
+        doc = eg.predicted
+        for key, spans in found.items():
+            offsets, scores = spans[k]
+            doc.spans[key] = SpanGroup(doc, name=key, attrs={"chars": offsets, "scores": scores})
+        vote(doc)
+    results[COMBINED] = {
+        "name": [COMBINED],
+        "source": f"found by at least {vote.min_votes} of {len(ways)}",
+        "components": [],
+        "llms": list(dict.fromkeys(llm for way in ways.values() for llm in way.llms)),
+        **_scored(empty, total),
+        "n_failed": 0,
+        "peak_mb": _highest(results, "peak_mb"),
+        "gpu_peak_mb": _highest(results, "gpu_peak_mb"),
+    }
     return results
+
+
+def _run(way: Way, examples: List[Example]) -> Tuple[float, int]:
+    """Annotate the predicted Docs. RETURNS (Tuple[float, int]): Seconds, and the number of failed texts."""
+    with way.nlp.select_pipes(enable=way.pipes):
+        list(
+            way.nlp.pipe([examples[0].predicted.copy()])
+        )  # loads the LLM, which is not part of the speed
+        reset_peak()
+        start = perf_counter()
+        # A Doc that fails is dropped by spaCy's error handler. It stays empty, and shifts no others.
+        copies = ((eg.predicted.copy(), eg) for eg in examples)
+        stream = way.nlp.pipe(copies, as_tuples=True)
+        bar = tqdm(stream, total=len(examples), desc=way.name[0], leave=False, disable=None)
+        n_done = 0
+        for doc, eg in bar:
+            eg.predicted = doc
+            n_done += 1
+        return perf_counter() - start, len(examples) - n_done
+
+
+def _scored(examples: List[Example], seconds: float) -> Dict[str, Any]:
+    examples = [trim_example(looked_for(eg)) for eg in examples]
+    return {
+        "examples": examples,
+        **get_ner_prf(examples),
+        "docs_per_second": len(examples) / max(seconds, 1e-9),
+        "words_per_second": sum(len(eg.reference) for eg in examples) / max(seconds, 1e-9),
+    }
+
+
+def _highest(results: Dict[str, Dict[str, Any]], key: str) -> Optional[float]:
+    known = [r[key] for r in results.values() if r[key] is not None]
+    return max(known) if known else None
 
 
 def summary(results: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
@@ -194,6 +181,9 @@ def _table(results: Dict[str, Dict[str, Any]]) -> Table:
     table.add_row("all", *(percent(r["ents_f"]) for r in ways), style="bold")
     table.add_section()
     table.add_row("docs/s", *(f"{r['docs_per_second']:.2f}" for r in ways))
+    table.add_row("words/s", *(f"{r['words_per_second']:,.0f}" for r in ways))
+    if any(r["n_failed"] for r in ways):
+        table.add_row("failed docs", *(str(r["n_failed"]) for r in ways), style="red")
     for row, key in {"peak MB": "peak_mb", "GPU peak MB": "gpu_peak_mb"}.items():
         if any(r[key] is not None for r in ways):
             table.add_row(row, *("-" if r[key] is None else f"{r[key]:.0f}" for r in ways))

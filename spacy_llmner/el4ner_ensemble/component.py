@@ -15,7 +15,7 @@ from ..errors import Errors, LLMNERError, Warnings
 from ..llm.registry import make_llm
 from ..pipeline.base import FACTORY_META, settings_model
 from ..pipeline.gold import trim_mentions, warn_about_white_space
-from ..pipeline.labels import check_labels
+from ..pipeline.labels import check_labels, warn_about_misspelled
 from ..pipeline.predictions import Prediction
 from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
@@ -156,6 +156,8 @@ class EL4NER(SavedEnsemble):
     texts, which are shown to the LLMs as demonstrations.
     """
 
+    factory = "el4ner_ensemble"
+
     def __init__(
         self,
         nlp: Language,
@@ -222,6 +224,8 @@ class EL4NER(SavedEnsemble):
         checked = check_labels(self.name, labels)
         for label in checked:
             self.vocab.strings.add(label)
+        if isinstance(self.cfg["label_words"], dict):  # it is validated when it is used
+            warn_about_misspelled(self.name, self.cfg["label_words"], checked)
         self.cfg["labels"], self.cfg["read_labels"] = checked, []
 
     @property
@@ -366,7 +370,9 @@ class EL4NER(SavedEnsemble):
         """
         validate_get_examples(get_examples, "EL4NER.initialize")
         self._check_cfg()
-        references = [eg.reference for eg in get_examples()]
+        examples = list(get_examples())
+        self.record_corpus(examples, nlp)
+        references = [eg.reference for eg in examples]
         warn_about_white_space(self.name, references)
         texts = list(pool_texts(references))
         with self.residency.exclusive():

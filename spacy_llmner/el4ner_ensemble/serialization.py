@@ -1,15 +1,18 @@
 """Save and load an ensemble: its settings and the pool of labelled texts, without the LLMs' weights."""
 
 from pathlib import Path
-from typing import Any, Dict, Iterable
+from typing import Any, Dict, Iterable, List
 
 import srsly
 from spacy.util import ensure_path
 
 from ..errors import Errors, LLMNERError
 from ..pipeline.base import LLMNERPipe
+from ..pipeline.loading import llms_of
+from ..pipeline.model_card import UsedModel, encoder_model, update_card
 from ..pipeline.settings import check_cfg
 from .config import check_saved
+from .demonstrations.fill import uses_demonstrations
 from .demonstrations.pool import DemonstrationPool
 from .interfaces import Voter
 
@@ -30,6 +33,18 @@ class SavedEnsemble(LLMNERPipe):
         """Delete the labelled texts, everything computed from them, and the values saved for the voters."""
         self.pool.clear()
         self.cfg.update(voters={}, factors={}, weights={})
+
+    def models_used(self) -> List[UsedModel]:
+        models = []
+        for key, voter in self.voters.items():
+            for llm in llms_of([voter]):
+                saved, use = self.cfg["voters"].get(key, {}), f"LLM of the voter '{key}'"
+                name, revision = llm.spec.name, llm.spec.revision
+                models.append(UsedModel(use, name, revision, saved.get("fingerprint")))
+        encoder = encoder_model(self.pool.encoder)
+        if not uses_demonstrations(self.cfg) or any(m.name == encoder.name for m in models):
+            return models
+        return [*models, encoder]
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """Serialize the settings and the pool, without the LLMs' weights.
@@ -68,6 +83,7 @@ class SavedEnsemble(LLMNERPipe):
         folder.mkdir(parents=True, exist_ok=True)
         srsly.write_json(folder / "cfg", self.cfg)
         self.pool.to_disk(folder / POOL)
+        update_card(folder, self.factory, self.models_used(), self.cfg["corpus"])
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "SavedEnsemble":
         """Load a saved component.

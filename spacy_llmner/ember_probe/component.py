@@ -23,18 +23,18 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Model, Optimizer
 
-from ..errors import Errors, LLMNERError
+from ..errors import Errors, LLMNERError, check_values
 from ..llm.registry import LLM
 from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions, warn_about_white_space
-from ..pipeline.labels import check_labels
+from ..pipeline.labels import check_labels, doc_labels
 from ..pipeline.parallel import n_processes, share, total, wait_for_all
 from ..pipeline.predictions import Prediction
 from ..pipeline.scorers import scored_entities
 from ..pipeline.settings import fill_settings
 from ..pipeline.torch_pipe import isolated_seed
 from . import platt_scaling
-from .config import DEFAULT_CONFIG, MIN_THRESHOLD, check_settings
+from .config import ANY_LABEL, DEFAULT_CONFIG, MIN_THRESHOLD, MODES, check_settings
 from .features.batch import GoldSpans, collate, groups_by_words, surface
 from .features.cache import FeatureCache, open_cache
 from .features.corpus import BATCH, read_corpus, warn_about_unlearnable
@@ -63,6 +63,7 @@ def make_ember_probe_pipe(
     feature_cache: str,
     scorer: Optional[Callable],
     labels: Optional[List[str]] = None,
+    mode: str = "labels",
 ) -> "EmberProbe":
     """Create an `ember_probe`. The LLM is not loaded before its first use.
 
@@ -81,15 +82,18 @@ def make_ember_probe_pipe(
     scorer (Optional[Callable]): The scoring method.
     labels (Optional[List[str]]): Labels in words, which are found without training. With the default model,
         they choose `spacy_llmner.EmberMatch.v1`.
+    mode (str): "labels" (default) finds entities of these labels. "mentions" finds names of any kind
+        without training: each has the label that matches it best or, without labels, "ENTITY".
     RETURNS (EmberProbe): The component.
-    RAISES (LLMNERError): If labels are given for a model that has to be trained first.
+    RAISES (LLMNERError): If labels or mentions are asked for with a model that has to be trained first.
     """
     return EmberProbe(
         nlp,
         llm,
-        model_for(name, model, labels),
+        model,
         name,
         labels=labels or [],
+        mode=mode,
         spans_key=spans_key,
         overwrite=overwrite,
         threshold=threshold,
@@ -104,6 +108,8 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
 
     The LLM is never changed; only the probe is trained and saved.
     """
+
+    factory = "ember_probe"
 
     def __init__(
         self,
@@ -126,7 +132,9 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         RAISES (LLMNERError): If a setting is unknown or has an invalid value.
         """
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
-        labels = settings.pop("labels") or []
+        mode, labels = settings.pop("mode"), settings.pop("labels") or []
+        check_values(name, {"mode": mode}, choices={"mode": MODES})
+        model = model_for(name, model, labels, mode)
         self.max_batch_tokens = settings.pop("max_batch_tokens")
         self.feature_cache = settings.pop("feature_cache")
         check_settings(
@@ -145,7 +153,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         self._training = False
         if isinstance(model.attrs["settings"], MatchSettings):
             self.label_reader = LabelReader(name, model.attrs["settings"])
-        for label in check_labels(name, labels):
+        for label in check_labels(name, labels) or ([ANY_LABEL] if mode == "mentions" else []):
             self.add_label(label)
 
     @property
@@ -170,8 +178,10 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
     def trained_with(self) -> Dict[str, Any]:
         settings = self.model.attrs["settings"]
         # The words of labels and the first weights can change.
-        kept = settings.probe if isinstance(settings, MatchSettings) else settings
-        return {"kind": self.model.name, **asdict(kept)}
+        if not isinstance(settings, MatchSettings):
+            return {"kind": self.model.name, **asdict(settings)}
+        mode = {"mode": "mentions"} if settings.mentions else {}
+        return {"kind": self.model.name, **mode, **asdict(settings.probe)}
 
     def build(self) -> torch.nn.Module:
         return self.model.attrs["settings"].build(self.dims)
@@ -186,6 +196,8 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         """
         docs = list(docs)
         self.check_settings()
+        of_docs = (doc_labels(self.name, doc) or () for doc in docs)
+        self.expect_labels(label for labels in of_docs for label in labels)
         out = [Prediction([], []) for _ in docs]
         predictor = self.predictor()
         running: List[Callable[[], Iterable[Tuple[int, Prediction]]]] = []
@@ -227,6 +239,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         RETURNS (Predictor): The predictor.
         RAISES (LLMNERError): If the component is not trained, or its LLM is not the one it was trained on.
         """
+        self.expect_labels(labels or ())
         probe = self.trained_probe()
         llm = self.shared_llm()
         self._move_probe(llm.device)
@@ -271,6 +284,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
         validate_examples(examples, "EmberProbe.update")
+        self.check_trainable()
         examples = [eg for eg in examples if len(eg.predicted)]
         n_words = sum(len(eg.predicted) for eg in examples)
         n_total = total(n_words)  # of all processes that train together
@@ -334,12 +348,14 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
             that is not in `labels`.
         """
         validate_get_examples(get_examples, "EmberProbe.initialize")
+        self.check_trainable()
         examples = [eg for eg in get_examples() if len(eg.predicted)]
         if not examples:
             raise LLMNERError(Errors.E022.format(name=self.name))
         settings = self.model.attrs["settings"]
         if isinstance(settings, FewShotSettings):
             return self.fit(examples)
+        self.record_corpus(examples, nlp)
         self.module = None
         self._optimizer = None
         self.adopt_labels(examples, labels)
@@ -389,6 +405,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
             self._store(choose(converted, settings.k), settings)
         else:
             self.fine_tune([eg for eg in converted if len(eg.predicted)])
+        self.record_corpus(converted)
 
     def _store(self, chosen: Sequence[ChosenExample], settings: FewShotSettings) -> None:
         labels = sorted({label for _, entities, _ in chosen for _, _, label in entities})

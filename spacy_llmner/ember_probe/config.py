@@ -12,6 +12,7 @@ MIN_THRESHOLD = 0.001
 default_config = """
 [ember_probe]
 labels = []
+mode = "labels"
 spans_key = "llmner"
 overwrite = true
 threshold = 0.5
@@ -29,6 +30,9 @@ name = null
 @scorers = "spacy_llmner.ner_scorer.v1"
 """
 
+MODES = ("labels", "mentions")
+# The label of mentions if no labels are given.
+ANY_LABEL = "ENTITY"
 DEFAULT_CONFIG = Config().from_str(default_config)["ember_probe"]
 
 

@@ -20,6 +20,7 @@ from ..llm.word_tokens import WordTokens
 from ..pipeline.adapter_pipe import AdaptedLLM, AdapterCache, AdapterPipe
 from ..pipeline.base import FACTORY_META
 from ..pipeline.gold import gold_mentions
+from ..pipeline.labels import warn_about_misspelled
 from ..pipeline.predictions import PredictedSpan, Prediction
 from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
@@ -120,6 +121,8 @@ class PaDeLLM(AdapterPipe):
     """The component `padellm_ner`. The LLM, with an adapter trained for this component, predicts the
     number of mentions of each label, and decodes all mentions in parallel.
     """
+
+    factory = "padellm_ner"
 
     def __init__(
         self,
@@ -306,8 +309,10 @@ class PaDeLLM(AdapterPipe):
         self.adopt_labels(examples, labels)
         llm = self.adopt_llm()
         self.settings.check(self.name, self.labels, llm)
+        warn_about_misspelled(self.name, self.settings.label_words, self.labels)
         self.start_adapter(llm)
         self.check_corpus(examples)
+        self.record_corpus(examples, nlp)
 
     def make_training_batch(self, examples: List[Example]) -> List[Packed]:
         return [packed for eg in examples for packed in self._packed(eg)]

@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -25,6 +26,7 @@ from ..llm.registry import LLM, as_llm
 from ..llm.spec import is_forked
 from .extensions import set_extensions, warn_about_taken_names
 from .gold import trim_mentions
+from .model_card import UsedModel, update_card
 from .predictions import Prediction, write_prediction
 from .settings import Settings
 from .torch_pipe import TorchPipe
@@ -50,7 +52,11 @@ class LLMNERPipe(TorchPipe):
 
     A subclass stores its trained part in `module` and creates it with `build`. It implements
     `predict`, `update`, `get_loss` and `initialize`.
+
+    factory (str): The name of the factory.
     """
+
+    factory: str
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class LLMNERPipe(TorchPipe):
         self.model = model
         self.name = name
         self.scorer = scorer
-        known = {"labels": [], "llm": None, "trained_with": {}, **cfg}
+        known = {"labels": [], "llm": None, "trained_with": {}, "corpus": None, **cfg}
         self.cfg = Settings(name, known)
         self.module = None
         self._optimizer = None
@@ -150,6 +156,36 @@ class LLMNERPipe(TorchPipe):
         known = ", ".join(self.labels)
         message = Errors.E021.format(unknown=", ".join(unknown), name=self.name, known=known)
         return LLMNERError(message)
+
+    def record_corpus(self, examples: Sequence[Example], nlp: Optional[Language] = None) -> None:
+        """Record the size of the training data for the model card. If the corpus is a stream
+        (`max_epochs = -1`), its size is not known.
+
+        examples (Sequence[Example]): The training examples.
+        nlp (Optional[Language]): The pipeline that is trained.
+        """
+        is_stream = nlp is not None and nlp.config["training"].get("max_epochs") == -1
+        self.cfg["corpus"] = (
+            None
+            if is_stream
+            else {
+                "texts": len(examples),
+                "tokens": sum(len(eg.reference) for eg in examples),
+                "entities": sum(len(self.labels_of(eg)) for eg in examples),
+            }
+        )
+
+    def models_used(self) -> List[UsedModel]:
+        """RETURNS (List[UsedModel]): The models that are not saved with the component."""
+        spec, trained = self.llm.spec, self.cfg["llm"] or {}
+        if not spec.name:
+            return []
+        return [UsedModel("LLM", spec.name, spec.revision, trained.get("fingerprint"))]
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
+        """Save the component, and write what it is into the meta.json of its pipeline."""
+        super().to_disk(path, exclude=exclude)
+        update_card(Path(path), self.factory, self.models_used(), self.cfg["corpus"])
 
     def adopt_llm(self) -> LoadedLLM:
         """Load the LLM and record which weights the component is trained on.

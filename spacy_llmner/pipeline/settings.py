@@ -68,10 +68,19 @@ def check_cfg(name: str, cfg: Mapping[str, Any]) -> None:
     labels = cfg["labels"]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise wrong("labels", name, labels, "a list of strings")
+    corpus = cfg["corpus"]
+    if corpus is not None and not (isinstance(corpus, dict) and _is_size(corpus)):
+        raise wrong(
+            "corpus", name, corpus, "null, or the numbers of `texts`, `tokens` and `entities`"
+        )
     llm = cfg["llm"]
     if llm is not None and not (isinstance(llm, dict) and _describes_llm(llm)):
         must = "null, or the `name`, `fingerprint`, `n_layers`, `width` and `n_heads` of an LLM"
         raise wrong("llm", name, llm, must)
+
+
+def _is_size(corpus: Mapping[str, Any]) -> bool:
+    return all(is_at_least(0, corpus.get(key)) for key in ("texts", "tokens", "entities"))
 
 
 def _describes_llm(llm: Mapping[str, Any]) -> bool:

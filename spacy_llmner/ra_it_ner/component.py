@@ -20,7 +20,7 @@ from ..llm.packing import Packed
 from ..llm.registry import LLM
 from ..pipeline.adapter_pipe import AdapterCache, check_llm
 from ..pipeline.base import FACTORY_META
-from ..pipeline.labels import check_labels, doc_labels
+from ..pipeline.labels import check_labels, doc_labels, warn_about_misspelled
 from ..pipeline.predictions import Prediction
 from ..pipeline.settings import fill_settings
 from ..pipeline.spans import Mention, filter_overlapping, token_spans
@@ -149,6 +149,8 @@ class RAIT(ExamplePipe):
     Types are words in the question, so types that were not in the training data can be requested too.
     """
 
+    factory = "ra_it_ner"
+
     def __init__(
         self,
         nlp: Language,
@@ -196,6 +198,7 @@ class RAIT(ExamplePipe):
         """
         checked = check_labels(self.name, labels)
         self.settings.check_labels(self.name, checked)
+        warn_about_misspelled(self.name, self.settings.label_words, checked)
         for label in checked:
             self.vocab.strings.add(label)
         self.cfg["labels"] = checked
@@ -316,6 +319,7 @@ class RAIT(ExamplePipe):
         self.module = self._optimizer = self._rng = None
         self._adapted = AdapterCache()
         self.cfg["frequencies"] = dict(sorted(seen.items()))
+        self.record_corpus(examples, nlp)
         self.set_labels(labels or self.labels or sorted(seen))
         llm = self.adopt_llm()
         check_llm(self.name, self.settings.adapter, llm)

@@ -13,6 +13,7 @@ from thinc.api import Model
 from ..errors import Errors, LLMNERError
 from ..llm.registry import LLM
 from ..pipeline.adapter_pipe import AdapterPipe
+from ..pipeline.model_card import UsedModel, encoder_model
 from ..retrieval.encoder import Encoder
 from ..retrieval.index import ExampleIndex, incomplete_pool
 from ..retrieval.strategies import Strategy
@@ -129,6 +130,13 @@ class ExamplePipe(AdapterPipe):
             return [found for docs in batches for found in self.predict(docs)]
         finally:
             self.cfg["use_examples"] = before
+
+    def models_used(self) -> List[UsedModel]:
+        own = super().models_used()
+        encoder = encoder_model(self.encoder)
+        if not self.retrieval.k or any(model.name == encoder.name for model in own):
+            return own
+        return [*own, encoder]
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): The settings, the adapter and the examples, without the weights of the LLM

@@ -8,13 +8,17 @@ from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
-from spacy_llmner.cli.compare import assemble
+from spacy_llmner.cli.compare import compare
+from spacy_llmner.cli.compare_ways import load_ways
 from spacy_llmner.el4ner_ensemble.voter import session
 from spacy_llmner.llm import registry as pool
 from tests.helpers import TRAIN, make_examples
 
 OTHERS = ["ember_probe", "padellm_ner", "ra_it_ner"]
-NOT_SCORES = ("name", "docs_per_second", "peak_mb", "gpu_peak_mb")
+NOT_SCORES = {
+    *("name", "source", "components", "llms", "docs_per_second", "words_per_second"),
+    *("peak_mb", "gpu_peak_mb"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,21 +104,23 @@ def test_an_ensemble_with_its_pool(folders):
     gold = {(k, *ent) for k, (_, ents) in enumerate(TRAIN) for ent in ents}
     assert found
     assert one["ents_p"] == pytest.approx(len(found & gold) / len(found))
-    nlp, _ = assemble([str(folders / "el4ner_ensemble")])
-    assert len(nlp.get_pipe("el4ner_ensemble").pool) == len(TRAIN)
+    ways = load_ways([str(folders / "el4ner_ensemble")])
+    assert len(ways["el4ner_ensemble"].component.pool) == len(TRAIN)
 
 
 def test_a_tagger_in_front(folders):
-    """The ensemble after the tagger uses its tags, and the order of the components stays the same."""
-    nlp, _ = assemble([str(folders / "tagged")])
-    assert nlp.pipe_names == ["tags", "el4ner_ensemble", "combined"]
-    doc = nlp("Nobody saw Varnholm.")
+    """The ensemble after the tagger uses its tags."""
+    ways = load_ways([str(folders / "tagged")])
+    way = ways["el4ner_ensemble"]
+    assert way.pipes == ["tags", "el4ner_ensemble"]
+    doc = way.nlp("Nobody saw Varnholm.")
     assert [token.pos_ for token in doc] == ["ADV", "ADV", "PROPN", "ADV"]
+    results = compare(ways, folders / "test.spacy")
+    assert list(results) == ["el4ner_ensemble", "combined"]
     alone = spacy.load(folders / "tagged")
     expected = list(alone.pipe(text for text, _ in TRAIN))
-    for doc, other in zip(expected, nlp.pipe(text for text, _ in TRAIN)):
-        assert group_of(other, "el4ner_ensemble") == close_to(group_of(doc, "llmner"))
-    assert list(run(folders, "tagged")) == ["el4ner_ensemble", "combined"]
+    for doc, eg in zip(expected, results["el4ner_ensemble"]["examples"]):
+        assert group_of(eg.predicted, "llmner") == close_to(group_of(doc, "llmner"))
 
 
 def test_each_ensemble_has_its_own_tagger(folders):
@@ -123,38 +129,41 @@ def test_each_ensemble_has_its_own_tagger(folders):
     other.get_pipe("tags").clear()
     other.get_pipe("tags").add([[{}]], {"POS": "PRON"})
     other.to_disk(folders / "other tags")
+    ways = load_ways([str(folders / name) for name in ("tagged", "other tags")])
     noted = []
-    nlp, _ = assemble([str(folders / "tagged"), str(folders / "other tags")])
-    for name in nlp.pipe_names:
-        pipe = nlp.get_pipe(name)
-        if name.startswith("el4ner"):
-            read = pipe.predict
-            pipe.predict = lambda docs, read=read: (
-                noted.append([token.pos_ for token in docs[0]]) or read(docs)
-            )
-    nlp("Varnholm sings")
+    for way in ways.values():
+        read = way.component.predict
+        way.component.predict = lambda docs, read=read: (
+            noted.append([token.pos_ for token in docs[0]]) or read(docs)
+        )
+        way.nlp("Varnholm sings")
     assert noted == [["PROPN", "ADV"], ["PRON", "PRON"]]
-    three, _ = assemble([str(folders / name) for name in ("tagged", "other tags", "other tags")])
-    assert three.pipe_names == [
-        *("tags", "el4ner_ensemble"),
-        *("tags_2", "el4ner_ensemble_1", "el4ner_ensemble_2"),
-        "combined",
-    ]
 
 
 def test_all_four(folders):
     """With one LLM, each component finds the same as when it runs alone."""
     pool.clear()
     names = [*OTHERS, "el4ner_ensemble"]
-    assert list(run(folders, *names)) == [*names, "combined"]
+    results = compare(load_ways([str(folders / name) for name in names]), folders / "test.spacy")
+    assert list(results) == [*names, "combined"]
     assert len(pool.loaded()) == 1
-    nlp, _ = assemble([str(folders / name) for name in names])
-    together = list(nlp.pipe(text for text, _ in TRAIN))
     for name in names:
         alone = list(spacy.load(folders / name).pipe(text for text, _ in TRAIN))
         found = [group_of(doc, "llmner") for doc in alone]
-        assert [group_of(doc, name) for doc in together] == list(map(close_to, found))
+        docs = [eg.predicted for eg in results[name]["examples"]]
+        assert [group_of(doc, "llmner") for doc in docs] == list(map(close_to, found))
         assert any(found) or name not in names[2:]
+
+
+def test_two_components_in_a_pipeline(folders):
+    """Each is compared alone, although both write to the same span group."""
+    nlp = spacy.load(folders / "ra_it_ner")
+    nlp.add_pipe("el4ner_ensemble", source=spacy.load(folders / "el4ner_ensemble"))
+    nlp.to_disk(folders / "both")
+    both = run(folders, "both")
+    assert list(both) == ["ra_it_ner", "el4ner_ensemble", "combined"]
+    for name in ("ra_it_ner", "el4ner_ensemble"):
+        assert both[name]["ents_f"] == close_to(run(folders, name)[name]["ents_f"])
 
 
 def test_two_ensembles(folders):

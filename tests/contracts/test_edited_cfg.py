@@ -22,6 +22,8 @@ EDITED = [
     ("overwrite", "yes"),
     ("labels", "PER"),
     ("labels", [1]),
+    ("corpus", 3),
+    ("corpus", {"texts": -1, "tokens": 2, "entities": 0}),
 ]
 
 

@@ -5,7 +5,7 @@ from doctest import ELLIPSIS, OutputChecker
 import pytest
 
 from spacy_llmner import LLMNERError, make_llm
-from tests.docs.helpers import ROOT, blocks
+from tests.docs.helpers import ROOT, blocks, expected
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 WITH_PYTHON = {page.name for page in PAGES if blocks(page, "python")}
@@ -29,11 +29,6 @@ NOT_RUN = {
 
 def test_each_page_is_run_or_not_for_a_reason():
     assert RUN.keys() | NOT_RUN.keys() == WITH_PYTHON
-
-
-def expected(block):
-    """RETURNS (str): The lines that a block prints: its comments that aren't indented."""
-    return "".join(line[2:] + "\n" for line in block.splitlines() if line.startswith("# "))
 
 
 @pytest.mark.llm

@@ -3,10 +3,8 @@
 import ast
 import importlib
 import re
-import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import srsly
@@ -14,11 +12,11 @@ import typer
 from spacy.cli import app as spacy_app
 
 import spacy_llmner.cli  # noqa: F401  (adds the command group to spacy_app)
-from tests.docs.helpers import FENCE, ROOT, blocks
+from tests.docs.helpers import FENCE, ROOT, blocks, command_lines
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "RESULTS.md"]
+PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
@@ -54,16 +52,11 @@ def test_python_blocks(page):
                 assert [a.name for a in node.names if not hasattr(module, a.name)] == []
 
 
-def command_lines(page):
+def calls_in(page):
     """RETURNS (List[List[str]]): The arguments of each call of spaCy in code blocks and in inline code."""
-    shell = [b.replace("\\\n", " ") for b in blocks(page, "bash", "console")]
     inline = re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text()))
-    code = [line for block in shell for line in block.splitlines()] + inline
-    parts = [part for line in code for part in re.split(r"&&|\|\||[|;]", line)]
-    calls = [
-        re.match(r"\s*(?:\$ )?(?:\w+=\S+ )*(?:python -m )?spacy (.+)", part, re.S) for part in parts
-    ]
-    return [shlex.split(call[1], comments=True) for call in calls if call]
+    code = [*blocks(page, "bash", "console"), *(line.replace("\n", " ") for line in inline)]
+    return [call for part in code for call in command_lines(part)]
 
 
 def unknown(args):
@@ -88,14 +81,14 @@ def unknown(args):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands(page):
-    assert [(args, unknown(args)) for args in command_lines(page) if unknown(args)] == []
+    assert [(args, unknown(args)) for args in calls_in(page) if unknown(args)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_project_commands(page):
     project = srsly.read_yaml(ROOT / "project.yml")
     known = {*project["workflows"], *(command["name"] for command in project["commands"])}
-    run = [args[2] for args in command_lines(page) if args[:2] == ["project", "run"]]
+    run = [args[2] for args in calls_in(page) if args[:2] == ["project", "run"]]
     assert [name for name in run if name not in known] == []
 
 
@@ -144,7 +137,6 @@ Raises:
 
 
 def test_docstrings():
-    pytest.importorskip("griffe", reason="needs the extra `docs`")
     from site_docstrings import translate
 
     assert translate(DOCSTRING, {"text", "settings"}) == TRANSLATED
@@ -155,7 +147,6 @@ def test_docstrings():
     )
 
 
-@pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`")
 def test_site_can_be_built(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

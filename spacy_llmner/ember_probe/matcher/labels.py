@@ -1,18 +1,22 @@
 """Build a matcher for labels in words, and change its labels."""
 
-from typing import Dict, List, Sequence
+from typing import Dict, Iterable, List, Sequence, Set
 
 import torch
 
 from ...errors import Errors, LLMNERError
 from ...llm.loading import LoadedLLM
+from ...pipeline.labels import warn_about_unused
 from ..probes.base import Dims
 from ..probes.match import Label, MatchProbe, MatchSettings
+from .corpora import ANYTHING
 from .label_states import phrases_of, read_phrases
 from .weights import OUTPUT, load_matcher
 
 # Phrases whose states are kept. With SmolLM2, each takes 9 KB.
 MAX_PHRASES = 10_000
+# Stands for entities of any kind, in MentionProbe. No label is empty.
+ANY_KIND = ""
 
 
 class LabelReader:
@@ -26,6 +30,16 @@ class LabelReader:
         self.name = name
         self.settings = settings
         self._states: Dict[str, torch.Tensor] = {}
+        self._expected: Set[str] = set()
+        self._warned = False
+
+    def expect(self, labels: Iterable[str]) -> None:
+        """Note labels that will be asked for, before the first words are read.
+
+        labels (Iterable[str]): The labels. They are validated when they are used.
+        """
+        if not self._warned and isinstance(labels, Iterable):
+            self._expected.update(label for label in labels if isinstance(label, str))
 
     def read(
         self, llm: LoadedLLM, layers: Sequence[int], labels: Sequence[str], present: Sequence[str]
@@ -34,15 +48,22 @@ class LabelReader:
         layers (Sequence[int]): The layers that the probe reads.
         labels (Sequence[str]): The labels.
         present (Sequence[str]): The labels that the probe has already.
-        RETURNS (List[Label]): The labels for `MatchProbe.set_labels`.
+        RETURNS (List[Label]): The labels for `MatchProbe.set_labels`; for MentionProbe, "entities of any
+            kind" is the first.
         RAISES (LLMNERError): If the words of a label are not valid.
         """
-        settings, old = self.settings, {label: k for k, label in enumerate(present)}
-        phrases = {
-            label: phrases_of(self.name, label, settings.label_words, settings.label_descriptions)
-            for label in labels
-            if label not in old
-        }
+        if not self._warned:
+            # Only once: other labels can be asked for with each text.
+            self._warned = True
+            known = list(dict.fromkeys([*present, *labels, *sorted(self._expected)]))
+            words, descriptions = self.settings.label_words, self.settings.label_descriptions
+            warn_about_unused(self.name, "model.label_words", words, known)
+            warn_about_unused(self.name, "model.label_descriptions", descriptions, known)
+        if self.settings.mentions:
+            labels = [ANY_KIND, *labels]
+            present = [ANY_KIND, *present] if present else []
+        old = {label: k for k, label in enumerate(present)}
+        phrases = {label: self._phrases(label) for label in labels if label not in old}
         wanted = {phrase for of_label in phrases.values() for phrase in of_label}
         states = self._states
         new = sorted(wanted - states.keys())
@@ -59,6 +80,12 @@ class LabelReader:
             else old[label]
             for label in labels
         ]
+
+    def _phrases(self, label: str) -> List[str]:
+        if label == ANY_KIND:
+            return list(ANYTHING)
+        settings = self.settings
+        return phrases_of(self.name, label, settings.label_words, settings.label_descriptions)
 
     def build(self, llm: LoadedLLM, dims: Dims, labels: Sequence[str]) -> MatchProbe:
         """Create a probe with trained weights.

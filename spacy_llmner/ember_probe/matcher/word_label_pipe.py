@@ -114,6 +114,14 @@ class WordLabelPipe(LLMNERPipe):
             raise wrong("labels", self.name, checked, "at least one label")
         return tuple(checked)
 
+    def expect_labels(self, labels: Iterable[str]) -> None:
+        """Note labels that will be asked for, so that there is no warning about unused words for them.
+
+        labels (Iterable[str]): The labels.
+        """
+        if self.label_reader is not None:
+            self.label_reader.expect(labels)
+
     def start_from_words(self) -> None:
         """With EmberMatch, create the probe for the labels' words, unless there is one already."""
         if self.module is None and self.label_reader is not None and self.labels:
@@ -129,6 +137,7 @@ class WordLabelPipe(LLMNERPipe):
         RAISES (LLMNERError): If they have no entities.
         """
         assert self.label_reader is not None
+        self.check_trainable()
         if not any(eg.reference.ents for eg in examples):
             raise LLMNERError(Errors.E152.format(name=self.name))
         self.module = self._optimizer = None
@@ -139,6 +148,11 @@ class WordLabelPipe(LLMNERPipe):
         gold = [self.gold_spans(eg) for eg in examples]
         fine_tune(probe, self.read_finite(docs), [surface(doc) for doc in docs], gold)
         self.module = probe
+
+    def check_trainable(self) -> None:
+        """RAISES (LLMNERError): If the component finds mentions of any kind, which can't be trained."""
+        if self.label_reader is not None and self.label_reader.settings.mentions:
+            raise LLMNERError(Errors.E198.format(name=self.name))
 
     def adopt_settings(self) -> LoadedLLM:
         """RETURNS (LoadedLLM): The LLM that the component is trained on from now on."""

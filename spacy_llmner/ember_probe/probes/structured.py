@@ -263,13 +263,17 @@ class StructuredProbe(nn.Module):
         return decode_texts([mask_blank(*text) for text in zip(texts, blank)], threshold)
 
     def stream(self) -> StructuredStream:
+        return StructuredStream(self.stream_weights())
+
+    def stream_weights(self) -> StreamWeights:
+        """RETURNS (StreamWeights): The weights for streams."""
         weights = self.state_dict()
         # The stacked weights are used again until a weight changes. The old weights are kept, so that no
         # new ones get their addresses.
         versions = [(w.data_ptr(), w._version) for w in weights.values()]
         if self._streamed is None or self._streamed[0] != versions:
             self._streamed = versions, weights, StreamWeights(weights)
-        return StructuredStream(self._streamed[2])
+        return self._streamed[2]
 
 
 def _shift(x: torch.Tensor, by: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """StreamingPipe: base class of `ember_probe` that finds entities in text while it is written."""
 
-from typing import Any, ContextManager, Optional, Sequence
+from typing import Any, ContextManager, Iterable, Optional, Sequence
 
 from thinc.api import Model
 
@@ -28,6 +28,10 @@ class StreamingPipe:
         """RETURNS (Probe): The trained probe."""
         raise NotImplementedError
 
+    def expect_labels(self, labels: Iterable[str]) -> None:
+        """Note labels that will be asked for."""
+        raise NotImplementedError
+
     def check_settings(self) -> None:
         """RAISES (LLMNERError): If a setting has an invalid value."""
         raise NotImplementedError
@@ -46,7 +50,7 @@ class StreamingPipe:
             object, its attribute `doc` is the annotated Doc.
         RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
-        self._check_streams()
+        self._check_streams(labels)
         return EmberStream(self.predictor(labels), prompt, **settings)
 
     def streams(self, max_streams: int = 8) -> StreamPool:
@@ -76,11 +80,12 @@ class StreamingPipe:
             of a `with` block, or after `close`, its attribute `doc` is the annotated Doc.
         RAISES (LLMNERError): If the probe works on finished text only, or is not trained.
         """
-        self._check_streams()
+        self._check_streams(labels)
         return EmberReader(self.predictor(labels))
 
-    def _check_streams(self) -> None:
+    def _check_streams(self, labels: Optional[Sequence[str]] = None) -> None:
         self.check_settings()
+        self.expect_labels(labels or ())
         self.trained_probe()
         if not self.model.attrs["settings"].streams:
             raise LLMNERError(Errors.E025.format(name=self.name))

@@ -1,6 +1,7 @@
 """ember_probe with labels in words: found without training, changed at any time."""
 
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -89,6 +90,34 @@ def test_words_and_descriptions_of_labels(make):
     )
     described = make(["person"], label_descriptions={"person": "a human being"})
     assert described(TEXT).has_annotation("ENT_IOB")
+
+
+def test_words_for_labels_that_are_not_there(make):
+    """A warning names them, once, when the words are read. What is asked for later is used."""
+    words = {"T": "town", "person": "person"}
+    nlp = make(["PER"], label_words=words, label_descriptions={"PERS": "a human being"})
+    with pytest.warns(UserWarning) as caught:
+        nlp(TEXT)
+    texts = [str(w.message) for w in caught if "W021" in str(w.message)]
+    assert ["label_words" in text for text in texts] == [True, False]
+    assert "ignored: T, person." in texts[0] and "The labels are: PER." in texts[0]
+    assert "ignored: PERS." in texts[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nlp.get_pipe("ember_probe").set_labels(["T"])
+        assert found(nlp(TEXT)) == [(name, "T") for name, _ in TOWNS]
+
+
+def test_words_for_the_labels_of_a_text(make):
+    """No warning if an entry is for a label that the first text or stream asks for."""
+    nlp = make(["person"], label_words={"T": "town"})
+    doc = nlp.make_doc(TEXT)
+    doc._.llmner_labels = ["person", "T"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ("Bonn", "T") in found(nlp(doc))
+        ember = make(["person"], label_words={"T": "town"}).get_pipe("ember_probe")
+        ember.reader(labels=["T"]).close()
 
 
 def test_saved_and_loaded(make, matcher, tmp_path):
