@@ -1,6 +1,7 @@
 """Annotate shards with actors of a Ray cluster. This process reads and writes all files, so the machines of
 the cluster need no shared disk for them."""
 
+import os
 import re
 import socket
 from typing import Any, Dict, Generator, Iterable, Optional, Tuple
@@ -96,6 +97,8 @@ class _Actor:
 
 
 def _import_ray() -> Any:
+    # Ray sends statistics about its use to its developers, unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as e:
