@@ -22,6 +22,8 @@ TEXTS = [f"Text {i} names Mira" for i in range(7)]
 class FindMira(LLMNERPipe):
     """Every "Mira" is a PER; with a neighbour it is one too, but only in doc.spans."""
 
+    factory = "find_mira"
+
     def __init__(self, nlp):
         llm = make_llm("/no/such/llm")
         super().__init__(nlp, llm, noop(), "mira", scorer=None, spans_key="sc", overwrite=True)
