@@ -22,6 +22,9 @@ from .pretrain_matcher import pretrain_matcher_cli
 from .serve import serve_cli
 from .train import train_cli
 
+# Any other options are settings of a training config, as in `spacy train`.
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
 app = typer.Typer(
     name="llmner",
     help="Local LLMs for entity recognition: download, check, train, evaluate, compare and chat.",
@@ -34,7 +37,7 @@ app.command("check")(check_cli)
 app.command("convert")(convert_cli)
 app.command("evaluate")(evaluate_cli)
 app.command("annotate")(annotate_cli)
-app.command("distil")(distil_cli)
+app.command("distil", context_settings=OVERRIDES)(distil_cli)
 app.command("compare")(compare_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("layers")(layers_cli)
@@ -44,9 +47,7 @@ app.command("index")(index_cli)
 app.command("export")(export_cli)
 app.command("chat")(chat_cli)
 app.command("serve")(serve_cli)
-app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    train_cli
-)
+app.command("train", context_settings=OVERRIDES)(train_cli)
 
 init_app = typer.Typer(help="Write a training config for a corpus.", no_args_is_help=True)
 init_app.command("config")(init_config_cli)

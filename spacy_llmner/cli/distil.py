@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional
 
 import typer
+from spacy.cli._util import parse_config_overrides
 from spacy.cli.train import train
 from spacy.language import Language
 from spacy.util import load_model
@@ -52,6 +53,7 @@ class Prepared(NamedTuple):
 
 
 def distil_cli(
+    ctx: typer.Context,
     teacher: str = typer.Argument(
         ..., metavar="TEACHER", help="Pipeline that labels: a folder or the name of a package"
     ),
@@ -86,9 +88,11 @@ def distil_cli(
     """
     Annotate texts with a pipeline that uses an LLM, train a small pipeline on what it is certain of, and
     compare both. The small pipeline is OUT/model-best. If the annotation was stopped, run the same command
-    again: it continues.
+    again: it continues. Settings of the training can be overridden as in `spacy train`:
+    --training.max_steps 2000.
     """
     with exit_on_error():
+        overrides = parse_config_overrides(ctx.args)
         distil(
             teacher,
             unlabelled,
@@ -102,6 +106,7 @@ def distil_cli(
             workers=workers,
             gpus=gpus,
             code_path=code_path,
+            overrides=overrides,
         )
 
 
@@ -119,6 +124,7 @@ def distil(
     workers: int = 1,
     gpus: int = 0,
     code_path: Optional[Path] = None,
+    overrides: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Annotate texts with a teacher, and train a student on them. The annotation of an earlier call with
     the same output folder is continued. The training starts again.
@@ -138,11 +144,12 @@ def distil(
     workers (int): The number of processes that annotate.
     gpus (int): The number of GPUs that annotate, or 0.
     code_path (Optional[Path]): A Python file to import first.
+    overrides (Optional[Dict[str, Any]]): Settings of the training, by their full names.
     RETURNS (Dict[str, Any]): JSON values: how many texts were kept and left out, and the scores. They are
         also in OUT/distil.json.
     RAISES (LLMNERError): If an argument is invalid, or there is too little to train on.
     """
-    check_student(student)
+    check_student(student, overrides)
     prepared = prepare(
         teacher,
         unlabelled,
@@ -159,12 +166,12 @@ def distil(
     nlp, data = prepared.teacher, prepared.data
     title = student if student in (NER, EMBER) else Path(student).name
     models = {"teacher": teacher, f"student: {title}": str(output / "model-best")}
-    train_pipeline(student_config(student, nlp, data.train, data.dev), output)
+    train_pipeline(student_config(student, nlp, data.train, data.dev), output, overrides)
     if data.labelled_train is not None and data.labelled_dev is not None:
         alone = output / LABELLED_ONLY
         models[f"{title}, labelled texts alone"] = str(alone / "model-best")
         config = student_config(student, nlp, data.labelled_train, data.labelled_dev)
-        train_pipeline(config, alone)
+        train_pipeline(config, alone, overrides)
     evaluated_on = test or data.labelled_dev or data.dev
     results = {
         **prepared.counts,
@@ -237,15 +244,18 @@ def prepare(
     return Prepared(nlp, data, counts)
 
 
-def train_pipeline(config: Config, folder: Path) -> None:
+def train_pipeline(
+    config: Config, folder: Path, overrides: Optional[Dict[str, Any]] = None
+) -> None:
     """Train a pipeline like `spacy train`.
 
     config (Config): The training config. It is saved in the folder.
     folder (Path): The folder for `model-best` and `model-last`.
+    overrides (Optional[Dict[str, Any]]): Settings to override, by their full names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.to_disk(folder / CONFIG)
-    train(folder / CONFIG, folder)
+    train(folder / CONFIG, folder, overrides=overrides or {})
 
 
 def score(model: str, data_path: Path) -> Dict[str, float]:

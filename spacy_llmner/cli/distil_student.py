@@ -1,7 +1,7 @@
 """The training configs of the pipelines that `spacy llmner distil` trains."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from spacy.cli.init_config import init_config as spacy_init_config
 from spacy.language import Language
@@ -17,20 +17,29 @@ NER, EMBER = "ner", "ember_probe"
 DEFAULT_LLM = "smollm2-135m-instruct"
 
 
-def check_student(student: str) -> None:
-    """Check the name of a student.
+def check_student(student: str, overrides: Optional[Dict[str, Any]] = None) -> None:
+    """Check the name of a student and its settings, before the teacher annotates.
 
     student (str): "ner", "ember_probe" or the path of a training config.
+    overrides (Optional[Dict[str, Any]]): Settings to override, by their full names. Those of "ember_probe"
+        are not checked here, because its config depends on the data.
     RAISES (LLMNERError): If it is something else, or the config can't be used.
     """
-    if student in (NER, EMBER):
+    if student == EMBER:
         return
-    if not Path(student).is_file():
+    if student != NER and not Path(student).is_file():
         raise LLMNERError(Errors.E194.format(student=student))
     try:
-        paths = load_config(student, interpolate=False).get("paths", {})
+        if student == NER:
+            config = spacy_init_config(lang="en", pipeline=[NER], optimize="efficiency")
+        else:
+            config = load_config(student, interpolate=False)
+        config = Config().from_str(config.to_str(), interpolate=False, overrides=overrides or {})
+        paths = config.get("paths", {})
     except ValueError as e:
-        raise LLMNERError(Errors.E195.format(path=student, reason=e)) from e
+        # spaCy's message has several lines.
+        reason = " ".join(str(e).split())
+        raise LLMNERError(Errors.E195.format(path=student, reason=reason)) from e
     missing = [f"paths.{key}" for key in ("train", "dev") if key not in paths]
     if missing:
         reason = f"it has no {' and no '.join(missing)}"

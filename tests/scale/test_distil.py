@@ -9,6 +9,7 @@ import pytest
 import spacy
 from spacy.cli.init_config import init_config
 from spacy.tokens import DocBin
+from spacy.util import load_config
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
@@ -69,6 +70,7 @@ def done(teacher, texts, config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
     labelled = labelled_file(folder / "labelled.spacy")
     arguments = ["--student", config, "--labelled", str(labelled), "--code", CODE]
+    arguments += ["--training.patience", "9999"]
     return run(app, ["distil", teacher, texts, str(folder / "out"), *arguments]), folder / "out"
 
 
@@ -102,6 +104,12 @@ def test_everything_is_counted(done):
     for name, row in scores.items():
         assert name in result.output and row["f"] == 1.0 and row["words_per_second"] > 0
     assert "give other labelled texts with --test" in result.output.replace("\n", " ")
+
+
+def test_settings_of_the_training(done):
+    for folder in ("model-best", "labelled_only/model-best"):
+        config = load_config(done[1] / folder / "config.cfg")
+        assert config["training"]["patience"] == 9999
 
 
 def test_the_data(done):
@@ -189,6 +197,7 @@ def test_ner_and_ember_probe(teacher, tmp_path):
     "settings, message",
     [
         ({"student": "nerr"}, "LLMNER194.*'nerr'"),
+        ({"overrides": {"trainin.max_steps": 9}}, "LLMNER195.*'ner'.*trainin"),
         ({"min_score": 0.1}, "doubt_score.*at most `min_score`, which is 0.1"),
         ({"min_score": 2}, "min_score.*between 0 and 1"),
         ({"min_score": 0.95, "doubt_score": 0.95}, "LLMNER193.*Only 0 of the texts.*0.95"),
