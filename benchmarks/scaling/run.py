@@ -147,6 +147,9 @@ def ember_probe(docs: Dict[str, List[Doc]], llm: str, seeds: int, minutes: float
             DocBin(docs=docs[path.stem]).to_disk(path)
         for seed in range(seeds):
             config = Config(init_config(*paths, llm=llm)[0])
+            # Not from the words of the labels, for which only some LLMs have weights.
+            model = {"@architectures": "spacy_llmner.EmberProbe.v1"}
+            config["components"]["ember_probe"]["model"] = model
             config["system"]["seed"] = seed
             for part in ("train", "dev"):
                 config["corpora"][part]["gold_preproc"] = True  # with the words of the corpus
