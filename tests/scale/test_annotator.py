@@ -120,5 +120,6 @@ print("FOUND", len(rows), *found)
 
 def test_ray_data(stub):
     pytest.importorskip("ray")
+    pytest.importorskip("pandas")  # Ray Data needs it
     done = subprocess.run([sys.executable, "-c", RAY, stub], capture_output=True, text=True)
     assert f"FOUND 31 {BONN}" in done.stdout, done.stdout + done.stderr
