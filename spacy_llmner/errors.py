@@ -304,8 +304,8 @@ class Errors(metaclass=WithCodes):
 
     # ember_probe
     E025 = (
-        "The probe of '{name}' can only read finished texts (look_right or read_twice = true), so it "
-        "can't be used while a text is generated. For streaming, train a probe without these settings."
+        "The probe of '{name}' can only read finished texts (look_right, read_twice or ask_llm = true), so "
+        "it can't be used while a text is generated. For streaming, use a probe without these settings."
     )
     E026 = (
         "fit() of '{name}' needs at least one example with an entity, but got none. It uses at most {k} "

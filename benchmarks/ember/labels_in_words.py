@@ -3,6 +3,8 @@
     python scripts/matcher_data.py DATA CORPORA
     python -m benchmarks.ember.labels_in_words CORPORA/test corpus/en_test.spacy smollm2-135m-instruct \\
         --weights seed0 --weights seed1
+    python -m benchmarks.ember.labels_in_words CORPORA/test corpus/en_test.spacy smollm2-135m-instruct \\
+        --ask-llm
 
 The labels are asked for by the words in configs/matcher_labels.json. CrossNER's `misc` is left out, since
 it means nothing in words. Nothing is tuned on these corpora. With --train, "annotated" are the labels whose
@@ -11,6 +13,7 @@ or not at all.
 """
 
 import statistics
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Set
@@ -54,6 +57,7 @@ def main(
     width: int = 256,
     limit: int = typer.Option(0, help="Texts per corpus; 0 for all"),
     only: str = typer.Option("", help="Corpora whose names begin like this"),
+    ask_llm: bool = typer.Option(False, "--ask-llm", help="Let the LLM choose the labels"),
 ) -> None:
     known = annotated_words(train) if train else set()
     corpora = {path.stem: path for path in sorted(tests.glob("*.spacy"))} | {"own": own}
@@ -62,13 +66,19 @@ def main(
     for name, path in corpora.items():
         features: Dict[str, Any] = {}
         for folder in weights or [""]:
-            rows[name].append(measure(llm, folder, width, path, limit, features, known))
+            rows[name].append(measure(llm, folder, width, path, limit, features, known, ask_llm))
             print(
                 name, folder, {k: v for k, v in rows[name][-1].items() if k != "labels"}, flush=True
             )
     summary = {name: mean_of(runs) for name, runs in rows.items()}
     domains = [f"crossner_{domain}" for domain in DOMAINS]
-    result: Dict[str, Any] = {"llm": llm, "limit": limit, "corpora": summary, "runs": rows}
+    result: Dict[str, Any] = {
+        "llm": llm,
+        "ask_llm": ask_llm,
+        "limit": limit,
+        "corpora": summary,
+        "runs": rows,
+    }
     if all(domain in rows for domain in domains):
         n = len(rows[domains[0]])
         means = [statistics.mean(rows[d][k]["f"] for d in domains) for k in range(n)]
@@ -77,7 +87,8 @@ def main(
             of_kind = [merged(rows, domains, k, kind) for k in range(n)]
             result["crossner"][f"f_{kind}"] = statistics.mean(of_kind)
         print(result["crossner"])
-    save(f"ember_labels_in_words_{Path(llm).name}" + (f"_{limit}" if limit else ""), result)
+    name = f"ember_labels_in_words_{Path(llm).name}" + ("_asked" if ask_llm else "")
+    save(name + (f"_{limit}" if limit else ""), result)
 
 
 def annotated_words(train: Path) -> Set[str]:
@@ -99,6 +110,7 @@ def measure(
     limit: int,
     features: Dict[str, Any],
     known: Set[str],
+    ask_llm: bool,
 ) -> Dict[str, Any]:
     """Find the entities of a corpus, and score them. The LLM reads each text once for all weights."""
     nlp = spacy.blank("en")
@@ -111,11 +123,15 @@ def measure(
         "weights": weights or None,
         "width": width,
         "label_words": words,
+        "ask_llm": ask_llm,
     }
     config = {"llm": {"name": llm}, "model": model, "labels": sorted(found_labels)}
     ember: Any = nlp.add_pipe("ember_probe", config=config)
     read_once(ember, features)
+    ember.predictor()  # reads the labels
+    started = time.process_time()
     docs = list(nlp.pipe(eg.predicted for eg in examples))
+    seconds = time.process_time() - started
     typed, untyped, right_spans = Counts(), Counts(), 0
     by_label: Dict[str, Counts] = defaultdict(Counts)
     for doc, eg in zip(docs, examples):
@@ -130,6 +146,7 @@ def measure(
     return {
         "weights": Path(weights).name,
         "texts": len(examples),
+        "words_per_cpu_second": sum(len(doc) for doc in docs) / seconds,
         "f": typed.f,
         "untyped_f": untyped.f,
         "label_accuracy": 100 * typed.correct / max(right_spans, 1),

@@ -24,6 +24,9 @@ from .forward import ForwardPasses, forward_passes
 from .kv_slots import KVSlots
 from .tree import Node, Request, Scores, Tree, tree_mask
 
+# Logits that are computed at once.
+MAX_LOGITS = 2**25
+
 Steps = Generator[None, None, Any]
 
 
@@ -212,9 +215,15 @@ class DecodingEngine:
         if not self.raw and len(union) == self.llm.n_logits:
             logits = self.llm.logits(hidden).cpu().numpy()
         elif self.raw:
-            all_logits = self.llm.logits(hidden)
-            full_sums = torch.logsumexp(all_logits, dim=-1).cpu().numpy()
-            logits = all_logits[:, torch.from_numpy(union).to(all_logits.device)].cpu().numpy()
+            wanted = torch.from_numpy(union)
+            parts = []
+            # In parts, since the logits of a thousand rows take up to a gigabyte.
+            for part in hidden.split(max(MAX_LOGITS // self.llm.n_logits, 1)):
+                all_logits = self.llm.logits(part)
+                full_sum = torch.logsumexp(all_logits, dim=-1)
+                parts.append((all_logits[:, wanted.to(full_sum.device)].cpu(), full_sum.cpu()))
+            logits = torch.cat([part for part, _ in parts]).numpy()
+            full_sums = torch.cat([full_sum for _, full_sum in parts]).numpy()
         else:
             logits = self.llm.logits(hidden, torch.from_numpy(union)).cpu().numpy()
         self.llm.check_finite(logits)

@@ -254,6 +254,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
             tokenizer=self.tokenizer,
             spans_key=self.cfg["spans_key"],
             overwrite=self.cfg["overwrite"],
+            judge=self.judge(self.labels),
         )
         return predictor if labels is None else self.for_labels(predictor, labels)
 

@@ -1,7 +1,7 @@
 """A trained probe with everything that inference needs, for finished texts and for streams."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ..util import batches_by_length
 from . import platt_scaling
 from .features.batch import WordBatch, collate, surfaces
 from .features.words import WordFeatures, WordReader
+from .matcher.answers import MIN_PROBABILITY, LabelJudge
 from .postprocess import decode
 from .probes.base import Probe
 from .probes.segmentation import ScoredSpan
@@ -36,6 +37,7 @@ class Predictor:
     tokenizer (Callable[[str], Doc]): The pipeline's tokenizer.
     spans_key (str): Key of doc.spans for everything found.
     overwrite (bool): Replace entities that are already set on a Doc.
+    judge (Optional[LabelJudge]): Lets the LLM choose among the labels (`ask_llm`).
     """
 
     name: str
@@ -48,6 +50,7 @@ class Predictor:
     tokenizer: Callable[[str], Doc]
     spans_key: str
     overwrite: bool
+    judge: Optional[LabelJudge] = None
 
     def batch(self, docs: Sequence[Doc], features: Sequence[WordFeatures]) -> WordBatch:
         """RETURNS (WordBatch): The words of some Docs, padded, on the LLM's device."""
@@ -108,6 +111,8 @@ class Predictor:
         texts (Sequence[ndarray]): The rows of each Doc.
         RETURNS (List[Prediction]): One for each Doc.
         """
+        if self.judge is not None:
+            texts = self.judge.judge(docs, texts, self._probable(docs, texts))
         out = []
         decoded = decode(docs, texts, self.probe, self.threshold)
         spans = iter(self.spans([m for _, mentions in decoded for m in mentions]))
@@ -115,6 +120,14 @@ class Predictor:
             found = {(m.start, m.end, m.label): next(spans) for m in mentions}
             out.append(Prediction([found[m] for m in chosen], list(found.values())))
         return out
+
+    def _probable(
+        self, docs: Sequence[Doc], texts: Sequence[np.ndarray]
+    ) -> List[Set[Tuple[int, int]]]:
+        """RETURNS (List[Set[Tuple[int, int]]]): The spans that are probable, whatever their label."""
+        totals = [np.logaddexp.reduce(rows, axis=-1, keepdims=True) for rows in texts]
+        found = decode(docs, totals, self.probe, min(self.threshold, MIN_PROBABILITY))
+        return [{(m.start, m.end) for m in mentions} for _, mentions in found]
 
     def spans(self, mentions: Sequence[ScoredSpan]) -> List[PredictedSpan]:
         """RETURNS (List[PredictedSpan]): The mentions with the names of their labels and their calibrated

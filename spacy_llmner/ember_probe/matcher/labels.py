@@ -9,6 +9,7 @@ from ...llm.loading import LoadedLLM
 from ...pipeline.labels import warn_about_unused
 from ..probes.base import Dims
 from ..probes.match import Label, MatchProbe, MatchSettings
+from .answers import LabelJudge, usual_log_probs
 from .corpora import ANYTHING
 from .label_states import phrases_of, read_phrases
 from .weights import OUTPUT, load_matcher
@@ -30,6 +31,7 @@ class LabelReader:
         self.name = name
         self.settings = settings
         self._states: Dict[str, torch.Tensor] = {}
+        self._usual: Dict[str, float] = {}
         self._expected: Set[str] = set()
         self._warned = False
 
@@ -80,6 +82,25 @@ class LabelReader:
             else old[label]
             for label in labels
         ]
+
+    def judge(self, llm: LoadedLLM, labels: Sequence[str], max_batch_tokens: int) -> LabelJudge:
+        """llm (LoadedLLM): The LLM.
+        labels (Sequence[str]): The labels. Their words are asked for, without descriptions.
+        max_batch_tokens (int): Tokens per forward pass.
+        RETURNS (LabelJudge): Lets the LLM choose among the labels.
+        """
+        if len(labels) < 2:
+            return LabelJudge(llm, [], {}, max_batch_tokens)
+        phrases = [phrases_of(self.name, la, self.settings.label_words, {}) for la in labels]
+        wanted = {phrase for of_label in phrases for phrase in of_label}
+        usual = self._usual
+        new = sorted(wanted - usual.keys())
+        if new:
+            kept = {phrase: usual[phrase] for phrase in wanted & usual.keys()}
+            is_full = len(usual) + len(new) > MAX_PHRASES
+            found = usual_log_probs(llm, new, max_batch_tokens)
+            usual = self._usual = {**(kept if is_full else usual), **found}
+        return LabelJudge(llm, phrases, usual, max_batch_tokens, self.settings.mentions)
 
     def _phrases(self, label: str) -> List[str]:
         if label == ANY_KIND:

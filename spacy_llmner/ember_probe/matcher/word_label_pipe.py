@@ -17,6 +17,7 @@ from ..features.words import WordFeatures, WordReader
 from ..predictor import Predictor
 from ..probes.base import Dims
 from ..probes.match import Label
+from .answers import LabelJudge
 from .fitting import fine_tune
 from .labels import LabelReader
 
@@ -28,6 +29,7 @@ class WordLabelPipe(LLMNERPipe):
 
     # Reads the labels' words; None for the other models.
     label_reader: Optional[LabelReader] = None
+    max_batch_tokens: int
 
     @property
     def word_reader(self) -> WordReader:
@@ -105,7 +107,13 @@ class WordLabelPipe(LLMNERPipe):
         if wanted == self.labels:
             return predictor
         probe = self.module.with_labels(self._read_labels(wanted))
-        return replace(predictor, probe=probe, labels=wanted)
+        return replace(predictor, probe=probe, labels=wanted, judge=self.judge(wanted))
+
+    def judge(self, labels: Sequence[str]) -> Optional[LabelJudge]:
+        """RETURNS (Optional[LabelJudge]): Lets the LLM choose a label; None without `ask_llm`."""
+        if self.label_reader is None or not self.label_reader.settings.ask_llm:
+            return None
+        return self.label_reader.judge(self.shared_llm(), labels, self.max_batch_tokens)
 
     def _check_labels(self, labels: Iterable[str]) -> Tuple[str, ...]:
         """RETURNS (Tuple[str, ...]): The labels, without duplicates."""

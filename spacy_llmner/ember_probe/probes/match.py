@@ -52,11 +52,12 @@ class MatchSettings:
     weights: Optional[str] = None
     label_words: Mapping[str, Words] = field(default_factory=dict)
     label_descriptions: Mapping[str, str] = field(default_factory=dict)
+    ask_llm: bool = False
     mentions: bool = False
 
     @property
     def streams(self) -> bool:
-        return self.probe.streams
+        return self.probe.streams and not self.ask_llm
 
     @property
     def max_words(self) -> int:
@@ -67,8 +68,10 @@ class MatchSettings:
         return self.probe.reader(dims, max_batch_tokens)
 
     def build(self, dims: Dims) -> "MatchProbe":
-        kind = MentionProbe if self.mentions else MatchProbe
-        return kind(self.probe, dims, len(self.reader(dims).layers))
+        n_layers = len(self.reader(dims).layers)
+        if self.mentions:
+            return MentionProbe(self.probe, dims, n_layers, only_best=not self.ask_llm)
+        return MatchProbe(self.probe, dims, n_layers)
 
 
 def make_ember_match(
@@ -79,6 +82,7 @@ def make_ember_match(
     width: int = 256,
     max_words: int = 8,
     prefix: str = PREFIX,
+    ask_llm: bool = False,
 ) -> Model:
     """Create the settings of a probe for labels in words.
 
@@ -96,12 +100,18 @@ def make_ember_match(
     width (int): Width of the probe's own layers.
     max_words (int): See make_ember_probe.
     prefix (str): See make_ember_probe.
+    ask_llm (bool): Let the LLM also answer a question about each mention, with the labels' words as the
+        possible answers. Far more labels are right, but it takes several times as long. Can't stream.
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If a setting is invalid.
     """
     made = make_ember_probe(layers, width, max_words, prefix=prefix)
     settings = MatchSettings(
-        made.attrs["settings"], weights, dict(label_words or {}), dict(label_descriptions or {})
+        made.attrs["settings"],
+        weights,
+        dict(label_words or {}),
+        dict(label_descriptions or {}),
+        ask_llm,
     )
     return settings_model("ember_match", settings)
 
@@ -266,14 +276,22 @@ class MentionProbe(MatchProbe):
     settings (StructuredSettings): Sizes and direction.
     dims (Dims): Sizes of the LLM, and the number of labels.
     n_layers (int): Number of layers that are read.
+    only_best (bool): Only the best label of a span is possible. False if the LLM is asked.
     """
 
-    def __init__(self, settings: StructuredSettings, dims: Dims, n_layers: int) -> None:
+    def __init__(
+        self, settings: StructuredSettings, dims: Dims, n_layers: int, only_best: bool = True
+    ) -> None:
         super().__init__(settings, replace(dims, n_labels=dims.n_labels + 1), n_layers)
+        self.only_best = only_best
 
     def forward(self, batch: WordBatch) -> Tuple[torch.Tensor, ...]:
-        """RETURNS (Tuple[Tensor]): See StructuredProbe. Only the best label of a span is possible."""
+        """RETURNS (Tuple[Tensor]): See StructuredProbe. The scores of a span's possible labels add up to
+        its score as an entity of any kind.
+        """
         (scores,) = super().forward(batch)
+        if not self.only_best:
+            return (scores[..., :1] + MENTION_BIAS + scores[..., 1:].log_softmax(-1),)
         best = scores[..., 1:].argmax(-1, keepdim=True)
         only = torch.full_like(scores[..., 1:], IMPOSSIBLE)
         return (only.scatter(-1, best, scores[..., :1] + MENTION_BIAS),)
