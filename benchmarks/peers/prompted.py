@@ -33,7 +33,8 @@ def main(llms: List[str], sentences: int = 20) -> None:
         pipelines: Dict[str, Callable[[], Language]] = {
             "spacy-llm, NER.v2": lambda llm=llm: spacy_llm(llm, "spacy.NER.v2"),
             "spacy-llm, NER.v3": lambda llm=llm: spacy_llm(llm, "spacy.NER.v3"),
-            "ember_probe, labels in words": lambda llm=llm: ember_probe(llm),
+            "ember_probe": lambda llm=llm: ember_probe(llm, ask_llm=False),
+            "ember_probe, ask_llm": lambda llm=llm: ember_probe(llm, ask_llm=True),
         }
         for name, make in pipelines.items():
             try:
@@ -88,9 +89,13 @@ def spacy_llm(llm: str, task: str) -> Language:
     return with_labels(nlp, names)
 
 
-def ember_probe(llm: str) -> Language:
+def ember_probe(llm: str, ask_llm: bool) -> Language:
     nlp = spacy.blank("en")
-    model = {"@architectures": "spacy_llmner.EmberMatch.v1", "label_words": LABEL_WORDS}
+    model = {
+        "@architectures": "spacy_llmner.EmberMatch.v1",
+        "label_words": LABEL_WORDS,
+        "ask_llm": ask_llm,
+    }
     config = {"llm": {"name": llm}, "labels": list(LABEL_WORDS), "model": model}
     nlp.add_pipe("ember_probe", config=config)
     return nlp
