@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.lib.common import save, strict_scores
 from benchmarks.scaling.run import LABEL_WORDS, own_corpus, without_annotation
+from spacy_llmner.errors import LLMNERError
 from spacy_llmner.llm.location import resolve_path
 
 MAX_NEW_TOKENS = 128
@@ -40,7 +41,7 @@ def main(llms: List[str], sentences: int = 20) -> None:
             try:
                 made = make()
                 list(made.pipe(["This is read first."]))
-            except ValueError as err:  # no weights for this LLM
+            except LLMNERError as err:  # no weights for this LLM
                 print(name, llm, err)
                 continue
             started = time.process_time()
@@ -80,7 +81,10 @@ def spacy_llm(llm: str, task: str) -> Language:
 
     @registry.llm_models("benchmarks.local.v1")
     def local() -> Callable[[Iterable[Iterable[str]]], Iterable[Iterable[str]]]:
-        return lambda prompts: [[answer(prompt) for prompt in of_doc] for of_doc in prompts]
+        def answers(prompts: Iterable[Iterable[str]]) -> Iterable[Iterable[str]]:
+            return [[answer(prompt) for prompt in of_doc] for of_doc in prompts]
+
+        return answers
 
     nlp = spacy.blank("en")
     names = {words: label for label, words in LABEL_WORDS.items()}

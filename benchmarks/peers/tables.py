@@ -6,7 +6,13 @@ from benchmarks.lib.line_plot import Line, line_plot
 from benchmarks.lib.markdown import paragraph
 
 PREFIX = "peers_"
-SETS = {"own": "this project's English corpus", "conll": "CoNLL-2003, sentence by sentence"}
+SETS = {
+    "own": "this project's English corpus",
+    "conll": "CoNLL-2003, sentence by sentence",
+    "wnut17": "WNUT-17",
+    "ncbi": "NCBI Disease",
+    "genia": "GENIA, the longest of nested entities",
+}
 SYSTEMS = {
     "ember_probe": "ember_probe",
     "from words": "ember_probe, from labels in words",
