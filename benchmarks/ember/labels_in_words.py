@@ -123,9 +123,9 @@ def measure(
         "weights": weights or None,
         "width": width,
         "label_words": words,
-        "ask_llm": ask_llm,
     }
-    config = {"llm": {"name": llm}, "model": model, "labels": sorted(found_labels)}
+    labels = sorted(found_labels)
+    config = {"llm": {"name": llm}, "model": model, "labels": labels, "ask_llm": ask_llm}
     ember: Any = nlp.add_pipe("ember_probe", config=config)
     read_once(ember, features)
     ember.predictor()  # reads the labels

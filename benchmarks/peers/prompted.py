@@ -98,9 +98,8 @@ def ember_probe(llm: str, ask_llm: bool) -> Language:
     model = {
         "@architectures": "spacy_llmner.EmberMatch.v1",
         "label_words": LABEL_WORDS,
-        "ask_llm": ask_llm,
     }
-    config = {"llm": {"name": llm}, "labels": list(LABEL_WORDS), "model": model}
+    config = {"llm": {"name": llm}, "labels": list(LABEL_WORDS), "model": model, "ask_llm": ask_llm}
     nlp.add_pipe("ember_probe", config=config)
     return nlp
 

@@ -64,6 +64,7 @@ def make_ember_probe_pipe(
     scorer: Optional[Callable],
     labels: Optional[List[str]] = None,
     mode: str = "labels",
+    ask_llm: bool = False,
 ) -> "EmberProbe":
     """Create an `ember_probe`. The LLM is not loaded before its first use.
 
@@ -84,6 +85,8 @@ def make_ember_probe_pipe(
         they choose `spacy_llmner.EmberMatch.v1`.
     mode (str): "labels" (default) finds entities of these labels. "mentions" finds names of any kind
         without training: each has the label that matches it best or, without labels, "ENTITY".
+    ask_llm (bool): Let the LLM choose among the labels in words: it answers a question about each mention.
+        More labels are right, but it takes several times as long, and it can't stream.
     RETURNS (EmberProbe): The component.
     RAISES (LLMNERError): If labels or mentions are asked for with a model that has to be trained first.
     """
@@ -94,6 +97,7 @@ def make_ember_probe_pipe(
         name,
         labels=labels or [],
         mode=mode,
+        ask_llm=ask_llm,
         spans_key=spans_key,
         overwrite=overwrite,
         threshold=threshold,
@@ -134,7 +138,7 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         settings = fill_settings(name, DEFAULT_CONFIG, settings)
         mode, labels = settings.pop("mode"), settings.pop("labels") or []
         check_values(name, {"mode": mode}, choices={"mode": MODES})
-        model = model_for(name, model, labels, mode)
+        model = model_for(name, model, labels, mode, settings.pop("ask_llm"))
         self.max_batch_tokens = settings.pop("max_batch_tokens")
         self.feature_cache = settings.pop("feature_cache")
         check_settings(

@@ -13,6 +13,7 @@ default_config = """
 [ember_probe]
 labels = []
 mode = "labels"
+ask_llm = false
 spans_key = "llmner"
 overwrite = true
 threshold = 0.5

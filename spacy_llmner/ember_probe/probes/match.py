@@ -82,7 +82,6 @@ def make_ember_match(
     width: int = 256,
     max_words: int = 8,
     prefix: str = PREFIX,
-    ask_llm: bool = False,
 ) -> Model:
     """Create the settings of a probe for labels in words.
 
@@ -100,8 +99,6 @@ def make_ember_match(
     width (int): Width of the probe's own layers.
     max_words (int): See make_ember_probe.
     prefix (str): See make_ember_probe.
-    ask_llm (bool): Let the LLM also answer a question about each mention, with the labels' words as the
-        possible answers. Far more labels are right, but it takes several times as long. Can't stream.
     RETURNS (Model): Carries the settings.
     RAISES (LLMNERError): If a setting is invalid.
     """
@@ -111,31 +108,33 @@ def make_ember_match(
         weights,
         dict(label_words or {}),
         dict(label_descriptions or {}),
-        ask_llm,
     )
     return settings_model("ember_match", settings)
 
 
-def model_for(name: str, model: Model, labels: Optional[Sequence[str]], mode: str) -> Model:
+def model_for(
+    name: str, model: Model, labels: Optional[Sequence[str]], mode: str, ask_llm: bool
+) -> Model:
     """Choose the model of a component.
 
     name (str): Name of the component, for error messages.
     model (Model): The model in the config.
     labels (Optional[Sequence[str]]): The labels in the config.
     mode (str): "labels", or "mentions" to find entities of any kind.
-    RETURNS (Model): EmberMatch if labels or mentions are asked for with the default model, otherwise the
-        model itself.
+    ask_llm (bool): The LLM chooses among the labels.
+    RETURNS (Model): EmberMatch if labels, mentions or the LLM's choice are asked for with the default
+        model, otherwise the model itself.
     RAISES (LLMNERError): If they are asked for with another model.
     """
     mentions = mode == "mentions"
-    if not labels and not mentions:
+    if not labels and not mentions and not ask_llm:
         return model
     if model.attrs["settings"] == make_ember_probe().attrs["settings"]:
         model = make_ember_match()
     settings = model.attrs["settings"]
     if not isinstance(settings, MatchSettings):
         raise LLMNERError(Errors.E149.format(name=name, model=model.name))
-    return settings_model("ember_match", replace(settings, mentions=mentions))
+    return settings_model("ember_match", replace(settings, mentions=mentions, ask_llm=ask_llm))
 
 
 class Matcher(nn.Module):

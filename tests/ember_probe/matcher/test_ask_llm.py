@@ -10,6 +10,7 @@ from spacy_llmner.errors import LLMNERError
 
 TEXT = "Ada Hale met Bo Lund in Bonn and saw apple in Port Ellam"
 LABELS = ["person", "town", "fruit", "old place"]
+ASK = {"ask_llm": True}
 MENTIONS = {"mode": "mentions", "threshold": 0.2}
 
 
@@ -48,7 +49,7 @@ def test_answers_have_the_probabilities_of_the_llm(llm, tiny_llm):
 
 
 def test_labels_change_but_not_how_probable_a_span_is(make):
-    nlp, asked = make(LABELS, MENTIONS), make(LABELS, MENTIONS, ask_llm=True)
+    nlp, asked = make(LABELS, MENTIONS), make(LABELS, {**MENTIONS, **ASK})
     expected, ents = found(nlp(TEXT)), found(asked(TEXT))
     assert expected and [ent[0] for ent in ents] == [ent[0] for ent in expected]
     assert [ent[2] for ent in ents] == pytest.approx([ent[2] for ent in expected], abs=1e-4)
@@ -66,19 +67,19 @@ def test_answers_decide_between_labels(make, monkeypatch):
         ]
 
     monkeypatch.setattr("spacy_llmner.ember_probe.matcher.answers.answer_log_probs", answer)
-    labels = {ent.text: ent.label_ for ent in make(LABELS, MENTIONS, ask_llm=True)(TEXT).ents}
+    labels = {ent.text: ent.label_ for ent in make(LABELS, {**MENTIONS, **ASK})(TEXT).ents}
     assert labels["Bonn"] == "fruit" and labels["Port Ellam"] == "town"
 
 
 def test_batches_and_single_texts_are_the_same(make):
-    nlp = make(LABELS, {"threshold": 0.1}, ask_llm=True)
+    nlp = make(LABELS, {"threshold": 0.1, **ASK})
     texts = [TEXT, "", "Mira Stone met plum", " ", TEXT + " and Rome"]
     for doc, text in zip(nlp.pipe(texts), texts):
         same(found(doc), found(nlp(text)))
 
 
 def test_a_long_text(make):
-    nlp = make(LABELS, {"threshold": 0.1}, ask_llm=True)
+    nlp = make(LABELS, {"threshold": 0.1, **ASK})
     doc = nlp(" ".join([TEXT] * 30))
     assert len(doc) > 256
     assert {ent.text for ent in doc.ents if ent.start > 256} >= {"Bonn"}
@@ -87,11 +88,11 @@ def test_a_long_text(make):
 def test_one_label_needs_no_question(make, monkeypatch):
     expected = found(make(["town"])(TEXT))
     monkeypatch.setattr("spacy_llmner.ember_probe.matcher.answers.answer_log_probs", None)
-    same(found(make(["town"], ask_llm=True)(TEXT)), expected)
+    same(found(make(["town"], ASK)(TEXT)), expected)
 
 
 def test_synonyms_and_other_labels(make):
-    nlp = make(LABELS, MENTIONS, ask_llm=True, label_words={"town": ["town", "city"]})
+    nlp = make(LABELS, {**MENTIONS, **ASK}, label_words={"town": ["town", "city"]})
     expected = found(nlp(TEXT))
     ember = nlp.get_pipe("ember_probe")
     ember.set_labels(["fruit", "place"])
@@ -102,14 +103,21 @@ def test_synonyms_and_other_labels(make):
 
 
 def test_saved_and_loaded(make, tmp_path):
-    nlp = make(LABELS, {"threshold": 0.1}, ask_llm=True)
+    nlp = make(LABELS, {"threshold": 0.1, **ASK})
     expected = found(nlp(TEXT))
     nlp.to_disk(tmp_path / "pipeline")
     same(found(spacy.load(tmp_path / "pipeline")(TEXT)), expected)
 
 
 def test_it_cannot_stream(make):
-    ember = make(LABELS, ask_llm=True).get_pipe("ember_probe")
+    ember = make(LABELS, ASK).get_pipe("ember_probe")
     for start in (ember.reader, ember.streams, lambda: ember.stream("Ada")):
         with pytest.raises(LLMNERError, match="ask_llm"):
             start()
+
+
+def test_only_with_labels_in_words(tiny_llm):
+    nlp = spacy.blank("en")
+    model = {"@architectures": "spacy_llmner.EmberFewShot.v2"}
+    with pytest.raises(LLMNERError, match="LLMNER149"):
+        nlp.add_pipe("ember_probe", config={"llm": str(tiny_llm), "model": model, **ASK})
