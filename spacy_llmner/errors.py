@@ -698,6 +698,10 @@ class Errors(metaclass=WithCodes):
         "The text has {n} characters, more than the limit of {limit}. Split it, or raise the limit with "
         "--max-length (`max_length` in Python). Longer texts need more memory."
     )
+    E122 = (
+        "The field '{name}' can't be a column of a Parquet file ({reason}). Remove it from the input, or "
+        "write another format: --format jsonl."
+    )
     # Serving
     E155 = (
         "The pipeline '{name}' can't write or follow a text, since it has no ember_probe (it has: "
