@@ -225,6 +225,10 @@ class Errors(metaclass=WithCodes):
         "The component '{name}' has no labels. Train it (`spacy train`), or initialize it with labelled "
         "examples: nlp.initialize(get_examples)."
     )
+    E139 = (
+        "'{name}' has no labels to look for. Set labels = [...] in [components.{name}], call "
+        "nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or train it."
+    )
     E021 = (
         "The training data contain the labels {unknown}, which '{name}' doesn't have (it has {known}). "
         "Add them to [initialize.components.{name}.labels], or remove that setting to read the labels "
