@@ -225,6 +225,10 @@ class Errors(metaclass=WithCodes):
         "The component '{name}' has no labels. Train it (`spacy train`), or initialize it with labelled "
         "examples: nlp.initialize(get_examples)."
     )
+    E139 = (
+        "'{name}' has no labels to look for. Set labels = [...] in [components.{name}], call "
+        "nlp.get_pipe('{name}').set_labels(['disease', 'chemical']), or train it."
+    )
     E021 = (
         "The training data contain the labels {unknown}, which '{name}' doesn't have (it has {known}). "
         "Add them to [initialize.components.{name}.labels], or remove that setting to read the labels "
@@ -697,6 +701,10 @@ class Errors(metaclass=WithCodes):
     E185 = (
         "The text has {n} characters, more than the limit of {limit}. Split it, or raise the limit with "
         "--max-length (`max_length` in Python). Longer texts need more memory."
+    )
+    E122 = (
+        "The field '{name}' can't be a column of a Parquet file ({reason}). Remove it from the input, or "
+        "write another format: --format jsonl."
     )
     # Serving
     E155 = (

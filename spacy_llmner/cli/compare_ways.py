@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -78,7 +79,8 @@ def load_ways(models: List[str], gpu_id: int = -1) -> Dict[str, Way]:
         if not nlp.pipe_names:
             raise LLMNERError(Errors.E103.format(name=model))
         for key, way in _ways_of(model, nlp).items():
-            ways[key if key not in (*ways, COMBINED) else f"{key}_{len(ways)}"] = way
+            free = chain([key], (f"{key}_{n}" for n in count(len(ways))))
+            ways[next(name for name in free if name not in (*ways, COMBINED))] = way
     _number([way.name for way in ways.values()])
     return ways
 

@@ -468,7 +468,8 @@ class EmberProbe(WordLabelPipe, StreamingPipe):
         """
         self.start_from_words()
         if self.module is None:
-            message = Errors.E024 if self.labels else Errors.E020
+            without_labels = Errors.E020 if self.label_reader is None else Errors.E139
+            message = Errors.E024 if self.labels else without_labels
             raise LLMNERError(message.format(name=self.name))
         return self.module
 

@@ -256,7 +256,7 @@ def _from_pretrained(spec: LLMSpec, path: str) -> Tuple[Any, Any]:
             # transformers 5 puts parts that the table doesn't contain on the CPU.
             check_device_map(model, spec.device_map_table)
     except Exception as e:
-        if _out_of_memory(e):  # the folder is not broken
+        if out_of_memory(e):  # the folder is not broken
             raise MemoryError(f"no room for the LLM '{spec.name}' ({e})") from e
         raise loading_error(spec, path, e) or _load_error(spec, path, e) from e
     if not _is_causal(model.config):
@@ -338,7 +338,8 @@ def _is_broken_generation_config(folder: Path) -> bool:
     return False
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """RETURNS (bool): Whether an error says that the memory was not enough."""
     # torch and safetensors have different messages for this.
     message = str(error).casefold()
     return isinstance(error, MemoryError) or any(

@@ -45,12 +45,13 @@ class LLM:
             raise LLMNotFoundError(Errors.E001.format(component="COMPONENT"))
         refuse_forked_process(self.spec.main_device)
         with _LOCK:
-            if self._loaded_key in _LOADED:  # no need to look for its files again
-                return _LOADED[self._loaded_key]
-            key = self._loaded_key = self.key
+            key = self._loaded_key
+            if key is None or key not in _LOADED:  # otherwise no need to look for its files again
+                key = self._loaded_key = self.key
             llm = _LOADED[key] if key in _LOADED else load_llm(self.spec.resolve())
-            if self.spec.self_check and not llm.findings:
-                llm.findings = self_check(llm)
+            if self.spec.self_check:
+                # A handle without the check can have loaded it before.
+                llm.findings = llm.findings or self_check(llm)
                 llm.require("reads")
             _LOADED[key] = llm
             return llm

@@ -24,7 +24,7 @@ from ..errors import Errors, LLMNERError
 from .attention import Recorder
 from .findings import Finding, load_findings, save_findings
 from .hidden_states import FeatureSpec, StepReader, read_texts
-from .loading import LoadedLLM
+from .loading import LoadedLLM, out_of_memory
 from .tree_attention import KVCache, TreePass, run_decoder
 from .views import copy_modules, generating_view, reading_view
 
@@ -55,6 +55,7 @@ def self_check(llm: LoadedLLM, remember: bool = True) -> Dict[str, Finding]:
     remember (bool): Use stored findings if there are any.
     RETURNS (Dict[str, Finding]): By use: "reads", "streams", "trees" and "attention".
     RAISES (LLMNERError): If the model's layers can't be found.
+    RAISES (MemoryError): If the memory is not enough.
     """
     facts = _facts(llm)
     findings = load_findings(facts) if remember else None
@@ -93,6 +94,7 @@ def _check(llm: LoadedLLM) -> Dict[str, Finding]:
     try:
         expected = _reference(_copy_llm(llm, "eager"), ids.to(llm.device))
     except Exception as e:
+        _raise_if_out_of_memory(llm, e)
         reason = f"its own forward pass with eager attention fails ({_summary(e)})"
         return {use: Finding(math.inf, None, reason) for use in USES}
     limits = LIMITS[_is_exact(llm)]
@@ -135,6 +137,7 @@ def _finding(
     try:
         found = USES[use](llm, ids, expected)
     except Exception as e:
+        _raise_if_out_of_memory(llm, e)
         return Finding(math.inf, None, _summary(e))
     if found.reason:
         return found
@@ -146,6 +149,13 @@ def _finding(
         difference = f"{found.log_probs:.2g} nats"
         reason = f"its log-probabilities differ from those of transformers by {difference}"
     return replace(found, reason=reason)
+
+
+def _raise_if_out_of_memory(llm: LoadedLLM, error: Exception) -> None:
+    """RAISES (MemoryError): If this was the error. It says nothing about the LLM and must not be stored."""
+    if out_of_memory(error):
+        name = llm.spec.name
+        raise MemoryError(f"no room for the self-check of the LLM '{name}' ({error})") from error
 
 
 def _text_ids(llm: LoadedLLM) -> torch.Tensor:

@@ -168,7 +168,10 @@ class Annotator:
 
     def _make_doc(self, source: Any) -> Union[Doc, Failure]:
         if isinstance(source, bytes):
-            doc = restored_doc(source, self.nlp.vocab)
+            try:
+                doc = restored_doc(source, self.nlp.vocab)
+            except Exception:  # unpacking arbitrary bytes can raise anything
+                return Failure("not a text, but bytes")
             n_chars = len(doc.text)
         elif not isinstance(source, str):
             return Failure(f"not a text, but {type(source).__name__}")

@@ -1,8 +1,12 @@
 """The pipeline that labels the training data of a smaller one."""
 
+import os
+import shutil
 from pathlib import Path
 
 from spacy.language import Language
+
+from ..util import scratch_folder
 
 
 def save_teacher(nlp: Language, path: Path, doubt_score: float) -> None:
@@ -17,4 +21,9 @@ def save_teacher(nlp: Language, path: Path, doubt_score: float) -> None:
         cfg = getattr(pipe, "cfg", {})
         if cfg.get("threshold") is not None:
             cfg["threshold"] = min(cfg["threshold"], doubt_score)
-    nlp.to_disk(path)
+    with scratch_folder(path.parent) as folder:
+        nlp.to_disk(folder / path.name)
+        # Files of another teacher must not stay.
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(folder / path.name, path)

@@ -57,7 +57,7 @@ def check_same_run(path: Path, saved: Dict[str, Any], manifest: Dict[str, Any]) 
         elif part == "input":
             details = _changed_files(before or [], now)
         elif part == "pipeline":
-            details = "the pipeline or its LLM has changed"
+            details = "the pipeline, its settings or its LLM have changed"
         raise LLMNERError(Errors.E173.format(path=path, part=name, details=details))
 
 

@@ -269,6 +269,9 @@ def _check_column(file: InputFile, names: List[str], text_field: str) -> None:
     if text_field not in names:
         known = ", ".join(names)
         raise LLMNERError(Errors.E172.format(path=file.path, field=text_field, known=known))
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:  # one of them would be lost
+        raise _broken(file, f"two columns have the name '{twice}'")
 
 
 def parquet_file(file: InputFile) -> Any:

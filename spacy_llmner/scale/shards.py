@@ -126,8 +126,9 @@ def _failed_lines(shard: Shard, indices: Iterator[int], reasons: Dict[int, str])
 
 def _check_not_all_failed(shard: Shard, results: List[Any]) -> None:
     """A missing package or a GPU that hangs fails for every document, which is no document's fault."""
-    reasons = [r.reason for r in results if isinstance(r, Failure) and r.in_pipeline]
-    if len(reasons) == len(results) >= ALL_FAILED:
+    reached = [r for r in results if not isinstance(r, Failure) or r.in_pipeline]
+    reasons = [r.reason for r in reached if isinstance(r, Failure)]
+    if len(reasons) == len(reached) >= ALL_FAILED:
         raise LLMNERError(Errors.E176.format(n=len(reasons), where=shard, reason=reasons[0]))
 
 

@@ -7,8 +7,10 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+import srsly
 from spacy.tokens import Doc, DocBin
 
+from ..errors import Errors, LLMNERError
 from ..pipeline.extensions import get_score
 from ..pipeline.scorers import chars, span_offsets
 from .readers import Document, InputFile, import_pyarrow, parquet_file
@@ -77,7 +79,14 @@ class DocBinWriter:
         return doc
 
     def encode(self, rows: Sequence[Doc]) -> Encoded:
-        return Encoded(DocBin(store_user_data=True, docs=rows).to_bytes())
+        problems: Dict[int, str] = {}
+        for i, doc in enumerate(rows):
+            try:
+                srsly.msgpack_dumps(doc.user_data.get("fields"))
+            except (ValueError, OverflowError) as e:  # half of a surrogate pair, a huge number
+                problems[i] = f"does not fit a .spacy file: {e}"
+        good = [doc for i, doc in enumerate(rows) if i not in problems]
+        return Encoded(DocBin(store_user_data=True, docs=good).to_bytes(), problems)
 
 
 class ParquetWriter:
@@ -124,6 +133,12 @@ class ParquetWriter:
             raise ValueError(
                 f"the output has no column '{name}', which the first shard didn't have"
             )
+        for row in rows:
+            for name, value in row.items():
+                if inner := _unknown_field(value, self.schema.field(name).type):
+                    raise ValueError(
+                        f"the column '{name}' has no field '{inner}', which the first shard didn't have"
+                    )
         try:
             return pa.Table.from_pylist(list(rows), schema=self.schema)
         except (pa.ArrowException, TypeError, OverflowError, UnicodeEncodeError) as e:
@@ -137,6 +152,7 @@ def parquet_schema(files: Sequence[InputFile], first: Iterable[Document]) -> Any
     first (Iterable[Document]): The documents of the first shard.
     RETURNS (pyarrow.Schema): The columns of the input, if all of its files are Parquet files. If not, those
         of the first shard.
+    RAISES (LLMNERError): If a field of the first shard can't be a column.
     """
     pa = import_pyarrow()
     if all(file.kind == ".parquet" for file in files):
@@ -147,14 +163,40 @@ def parquet_schema(files: Sequence[InputFile], first: Iterable[Document]) -> Any
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = []
     for name in names:
-        values = [row.get(name) for row in rows]
-        try:
-            column = pa.array(values).type
-        except (pa.ArrowException, OverflowError):
-            # The values have different types. Most of the documents can be written if they fit one of them.
-            column = pa.array([next(value for value in values if value is not None)]).type
-        columns.append(pa.field(name, _without_null(column)))
+        columns.append(pa.field(name, _column_type(name, [row.get(name) for row in rows])))
     return pa.schema(columns)
+
+
+def _column_type(name: str, values: List[Any]) -> Any:
+    """RETURNS (DataType): The type of a column.
+    RAISES (LLMNERError): If Parquet has no type for the values."""
+    pa = import_pyarrow()
+    reason: object = "no value has a type"
+    # If the values have different types, most of the documents can be written if they fit one of them.
+    for some in (values, *([value] for value in values if value is not None)):
+        try:
+            column = _without_null(pa.array(some).type)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as e:
+            reason = e
+        else:
+            return column
+    raise LLMNERError(Errors.E122.format(name=name, reason=reason))
+
+
+def _unknown_field(value: Any, column: Any) -> Optional[str]:
+    """RETURNS (Optional[str]): A key in a value that the type of its column doesn't have. pyarrow would
+    leave it out."""
+    pa = import_pyarrow()
+    if pa.types.is_struct(column) and isinstance(value, dict):
+        fields = {field.name: field.type for field in column}
+        for key, inner in value.items():
+            if key not in fields:
+                return str(key)
+            if found := _unknown_field(inner, fields[key]):
+                return f"{key}.{found}"
+    if pa.types.is_list(column) and isinstance(value, list):
+        return next(filter(None, (_unknown_field(v, column.value_type) for v in value)), None)
+    return None
 
 
 def _without_null(column: Any) -> Any:
@@ -165,6 +207,8 @@ def _without_null(column: Any) -> Any:
     if pa.types.is_list(column):
         return pa.list_(_without_null(column.value_type))
     if pa.types.is_struct(column):
+        if column.num_fields == 0:
+            raise pa.ArrowInvalid("an object without fields has no type")
         return pa.struct({field.name: _without_null(field.type) for field in column})
     return column
 

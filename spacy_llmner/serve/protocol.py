@@ -74,7 +74,7 @@ class EntityOptions(BaseModel):
     mode: Optional[Literal["annotate", "redact"]] = None
     labels: Optional[List[str]] = Field(None, min_length=1)
     min_score: float = Field(0.0, ge=0, le=1)
-    placeholder: str = "[{label}]"
+    placeholder: str = Field("[{label}]", max_length=200)
     max_hold: Optional[int] = Field(None, ge=1)
     overlong: Literal["redact", "release"] = "redact"
     redact_prompt: bool = False

@@ -6,6 +6,8 @@ from typing import Any, AsyncIterator, Awaitable, Callable, Optional
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ..pipeline.labels import encodable
+
 DONE = "data: [DONE]\n\n"
 
 
@@ -32,7 +34,10 @@ class EventStream(StreamingResponse):
 
 def as_event(data: Any, name: Optional[str] = None) -> str:
     """RETURNS (str): An event with JSON data."""
-    text = f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    json_data = json.dumps(data, ensure_ascii=False)
+    if not encodable([json_data]):  # another server can send half of a surrogate pair
+        json_data = json.dumps(data)
+    text = f"data: {json_data}\n\n"
     return text if name is None else f"event: {name}\n{text}"
 
 

@@ -9,7 +9,7 @@ from typing import Any, AsyncIterator, Dict, Optional, Union
 import httpx2
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..errors import Errors, LLMNERError
 from .entities import choose_labels
@@ -39,6 +39,10 @@ class Upstream:
         if not re.match(r"https?://\w", url):
             reason = "its URL must begin with http:// or https://"
             raise LLMNERError(Errors.E165.format(url=url, reason=reason))
+        try:
+            httpx2.URL(url)
+        except httpx2.InvalidURL as e:
+            raise LLMNERError(Errors.E165.format(url=url, reason=e)) from None
         self.service = service
         self.url = url.rstrip("/")
         seconds = service.settings.max_seconds
@@ -73,7 +77,8 @@ class Upstream:
             if checked.stream:
                 has_response = True
                 return EventStream(exchange.chunks(), exchange.aclose)
-            return JSONResponse(await exchange.whole())
+            # As ASCII, since another server can send half of a surrogate pair.
+            return Response(json.dumps(await exchange.whole()), media_type="application/json")
         finally:
             if not has_response:
                 await exchange.aclose()

@@ -97,7 +97,8 @@ class UpstreamChoice:
         part = joined(self._text.push(holder.get(key)), self._text.close())
         if self._redacts:
             self._keep_safe(choice, message)
-        if holder.get(key) is not None or part.text:
+        # Some servers send a list of parts, which is not read.
+        if isinstance(holder.get(key), str) or part.text:
             holder[key] = part.text
         if self._wanted.options.mode is not None:
             holder["entities"] = final_entities(part.entities)
@@ -106,7 +107,7 @@ class UpstreamChoice:
         """RETURNS (Dict[str, Any]): A choice with other text and entities."""
         choice = dict(choice)
         delta = dict(choice["delta"]) if choice.get("delta") is not None else None
-        has_content = delta is not None and delta.get("content") is not None
+        has_content = delta is not None and isinstance(delta.get("content"), str)
         if self._redacts:
             self._keep_safe(choice, delta)
         if delta is None:

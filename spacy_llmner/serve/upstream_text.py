@@ -7,8 +7,10 @@ from .entities import MarkedReader, Part
 from .protocol import EntityOptions
 from .request_errors import unsupported
 
-# Fields of a request whose results can't be redacted.
-NOT_REDACTED = ("audio", "functions", "logprobs", "modalities", "tools", "top_logprobs")
+# Fields of a request whose results can't be redacted, and those whose results would keep the placeholders
+# of a redacted prompt.
+TOOLS = ("functions", "tools")
+NOT_REDACTED = (*TOOLS, "audio", "logprobs", "modalities", "top_logprobs")
 
 
 class Wanted(NamedTuple):
@@ -73,7 +75,12 @@ def joined(first: Part, second: Part) -> Part:
 
 
 def check_can_redact(body: Dict[str, Any], options: EntityOptions) -> None:
-    """RAISES (RequestError): If the answer would have parts that can't be redacted."""
+    """RAISES (RequestError): If the answer would have parts that can't be redacted, or in which
+    placeholders can't be replaced."""
     for field in NOT_REDACTED:
         if options.mode == "redact" and body.get(field):
             raise unsupported(field, body[field], "what it leads to can't be redacted")
+    for field in TOOLS:
+        if options.redact_prompt and body.get(field):
+            reason = "its calls would have the placeholders of the redacted prompt"
+            raise unsupported(field, body[field], reason)

@@ -98,6 +98,15 @@ def test_equal_names_are_numbered(folders, other_llm):
     ]
 
 
+def test_components_with_a_number(folders, tmp_path):
+    """None of them is left out."""
+    nlp = spacy.load(folders / "one")
+    nlp.add_pipe("ra_it_ner", name="ra_it_ner_2", source=spacy.load(folders / "one"))
+    nlp.to_disk(tmp_path / "two")
+    ways = load_ways([str(tmp_path / "two"), str(folders / "one")])
+    assert list(ways) == ["ra_it_ner", "ra_it_ner_2", "ra_it_ner_3"]
+
+
 def test_page(folders, tmp_path):
     """Texts with errors come first, and everything is escaped."""
     nlp = spacy.blank("en")

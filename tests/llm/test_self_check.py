@@ -74,6 +74,31 @@ def test_the_check_can_be_switched_off(tiny_llm, home, loads):
     assert len(loads) == 1 and list(llm.findings) == USES
 
 
+def test_a_refused_llm_that_another_handle_loaded(tiny_llm, home, monkeypatch):
+    """It is refused each time."""
+    wrong = self_check.Finding(1.0, None, "its hidden states differ")
+    monkeypatch.setattr(self_check, "_check", lambda llm: {"reads": wrong})
+    unchecked, handle = (make_llm(tiny_llm, device="cpu", self_check=c) for c in (False, True))
+    unchecked.load()
+    for llm in (handle, handle, make_llm(tiny_llm, device="cpu")):
+        with pytest.raises(LLMNERError, match="its hidden states differ"):
+            llm.load()
+
+
+@pytest.mark.parametrize("failing", ["_reference", "read_texts"])
+def test_memory_that_is_not_enough_is_not_stored(tiny_llm, home, monkeypatch, failing):
+    """The next check can succeed."""
+
+    def full(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_check, failing, full)
+        with pytest.raises(MemoryError, match="no room for the self-check.*out of memory"):
+            make_llm(tiny_llm, device="cpu").load()
+    assert make_llm(tiny_llm, device="cpu").load().findings["reads"].reason == ""
+
+
 def test_other_log_probabilities_are_refused(tiny_llm, home, monkeypatch):
     """For example, because a model multiplies its logits by a factor that we don't know of."""
     logits = lm_head.lm_logits

@@ -210,6 +210,13 @@ def test_all_documents_fail(make_stub, tmp_path):
     assert len(read_output(tmp_path / "out")) == 10
 
 
+def test_all_documents_that_reach_the_pipeline_fail(make_stub, tmp_path):
+    """A text that is too long for it doesn't count."""
+    (tmp_path / "a.txt").write_text("FAIL\n" * 10 + "x" * 99)
+    with pytest.raises(LLMNERError, match=r"176\] .*all 10 documents"):
+        annotate(tmp_path / "a.txt", tmp_path / "out", make_stub("fails"), max_length=50)
+
+
 def test_warnings(corpus, stub, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -45,7 +45,10 @@ def test_one_bad_text_costs_no_other(make_stub, components):
 
 
 def test_texts_that_can_not_be_read(stub):
-    out = Annotator(stub, max_length=20)({"text": [None, "\ud800", 1.5, "x" * 21, TEXTS[0]]})
+    out = Annotator(stub, max_length=20)(
+        {"text": [None, "\ud800", 1.5, "x" * 21, TEXTS[0], b"Bonn"]}
+    )
+    assert out["failed"][5] == "not a text, but bytes"
     assert out["failed"][:3] == [
         "not a text, but NoneType",
         "the text is not UTF-8",

@@ -13,7 +13,7 @@ from spacy.util import load_config
 from typer.testing import CliRunner
 
 from spacy_llmner.cli import app
-from spacy_llmner.cli.distil import distil
+from spacy_llmner.cli.distil import distil, prepare
 from spacy_llmner.cli.distil_student import student_config
 from spacy_llmner.errors import LLMNERError
 from spacy_llmner.scale.annotator import import_code
@@ -239,6 +239,8 @@ def test_another_teacher(done, teacher, texts, config, tmp_path):
     nlp.to_disk(tmp_path / "other")
     result = run(app, ["distil", str(tmp_path / "other"), texts, str(done[1])])
     assert result.exit_code == 1 and "LLMNER173" in result.output
+    # The annotation of the first can still be used.
+    prepare(teacher, texts, done[1])
 
 
 def test_labels_that_differ(teacher, texts, config, tmp_path):

@@ -78,6 +78,22 @@ def test_csv(tmp_path, ending):
         read(path, "body")
 
 
+def test_columns_with_the_same_name(tmp_path):
+    """One of them would be lost."""
+    path = write(tmp_path / "a.csv", "id,text,id\n1,Tea,2\n")
+    with pytest.raises(LLMNERError, match=r"171\].*two columns have the name 'id'"):
+        read(path)
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    columns = [pa.array([value]) for value in (1, "Tea", 2)]
+    pq.write_table(
+        pa.Table.from_arrays(columns, names=["id", "text", "id"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(LLMNERError, match=r"171\].*two columns have the name 'id'"):
+        read(tmp_path / "a.parquet")
+
+
 def test_long_csv_field(tmp_path):
     assert texts(write(tmp_path / "a.csv", "text\n" + "x" * 200_000 + "\n")) == ["x" * 200_000]
 

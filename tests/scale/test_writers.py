@@ -9,6 +9,7 @@ import pytest
 import spacy
 from spacy.tokens import DocBin, Span, SpanGroup
 
+from spacy_llmner.errors import LLMNERError
 from spacy_llmner.pipeline.predictions import write_group
 from spacy_llmner.scale.readers import Document, InputFile
 from spacy_llmner.scale.writers import (
@@ -83,6 +84,17 @@ def test_docs(doc):
     assert "fields" not in writer.row(doc.copy(), document()).user_data or doc.user_data["fields"]
 
 
+def test_docs_with_fields_that_do_not_fit(doc):
+    """They cost no other document."""
+    writer = DocBinWriter("text")
+    documents = [document(id=1), document(id=2**70), document(id="\ud83d"), document(id=4)]
+    encoded = writer.encode([writer.row(doc.copy(), d) for d in documents])
+    copies = DocBin().from_bytes(encoded.data).get_docs(spacy.blank("en").vocab)
+    assert [copy.user_data["fields"]["id"] for copy in copies] == [1, 4]
+    assert list(encoded.problems) == [1, 2]
+    assert all("does not fit a .spacy file" in reason for reason in encoded.problems.values())
+
+
 def read_parquet(data):
     import pyarrow.parquet as pq
 
@@ -135,6 +147,36 @@ def test_parquet_with_mixed_values_in_the_first_shard(doc):
     encoded = writer.encode([writer.row(doc, d) for d in documents])
     assert read_parquet(encoded.data)["id"].to_pylist() == [None, "one"]
     assert list(encoded.problems) == [2]
+
+
+@pytest.mark.parametrize("odd", [2**70, "\ud83d", [[0, 4, "PER"]]])
+def test_parquet_with_odd_values_in_the_first_shard(doc, odd):
+    """The other documents choose the column."""
+    pytest.importorskip("pyarrow")
+    documents = [document(id=odd), document(id=[[1]] if isinstance(odd, list) else 7)]
+    writer = ParquetWriter(parquet_schema(JSONL, documents))
+    encoded = writer.encode([writer.row(doc, d) for d in documents])
+    assert read_parquet(encoded.data)["id"].to_pylist() == [documents[1].fields["id"]]
+    assert list(encoded.problems) == [0]
+
+
+@pytest.mark.parametrize("value", [[[0, 4, "PER"]], {}, [{}], {"a": {}}, 2**70])
+def test_fields_that_can_not_be_columns(value):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(LLMNERError, match=r"122\] The field 'label' can't be a column"):
+        parquet_schema(JSONL, [document(label=value)])
+
+
+def test_parquet_keeps_all_keys_of_objects(doc):
+    """pyarrow would leave out keys that the first shard didn't have."""
+    pytest.importorskip("pyarrow")
+    first = document(meta={"a": 1, "rows": [{"b": 2}]})
+    writer = ParquetWriter(parquet_schema(JSONL, [first]))
+    later = [document(meta={"a": 1, "c": 3}), document(meta={"rows": [{"b": 2}, {"d": 4}]})]
+    encoded = writer.encode([writer.row(doc, d) for d in [first, *later, document(meta=None)]])
+    assert read_parquet(encoded.data)["meta"].to_pylist() == [first.fields["meta"], None]
+    assert "the column 'meta' has no field 'c'" in encoded.problems[1]
+    assert "the column 'meta' has no field 'rows.d'" in encoded.problems[2]
 
 
 def test_failed_line():

@@ -3,7 +3,7 @@
 import json
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.serve.helpers import ServerThread
@@ -19,6 +19,7 @@ class Scripted(ServerThread):
         self.breaks = False
         self.extra = {}
         self.raw = None
+        self.whole_json = None
         self.response = {}
         routes = [
             Route("/chat/completions", self.chat, methods=["POST"]),
@@ -61,6 +62,8 @@ class Scripted(ServerThread):
         if body.get("stream"):
             lines = self.raw or self.lines(piece)
             return StreamingResponse(iter(lines), media_type="text/event-stream")
+        if self.whole_json is not None:
+            return Response(self.whole_json, media_type="application/json")
         choices = [{"index": 0, **whole("".join(self.pieces)), "finish_reason": "stop"}]
         usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
         return JSONResponse({"id": "x", "object": "y", "choices": choices, "usage": usage})
@@ -77,6 +80,9 @@ class Scripted(ServerThread):
         """Set the next answers to requests for /responses, whole and as a stream."""
         self.response, self.raw = response, [f"data: {json.dumps(event)}\n\n" for event in events]
         self.requests.clear()
+
+    def chat_json(self, text, kind="delta"):
+        return json.dumps({"choices": [{"index": 0, kind: {"content": text}}]})
 
     def line(self, choice):
         return f"data: {json.dumps({'id': 'x', 'object': 'y', 'choices': [choice]})}\n\n"

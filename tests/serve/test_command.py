@@ -66,3 +66,5 @@ def test_missing_packages(run, folder, started, monkeypatch):
 def test_wrong_upstream(run, folder, started):
     out = run("llmner", "serve", folder, "--upstream", "localhost:8001/v1", code=1)
     assert "LLMNER165" in out and "must begin with http:// or https://" in out
+    out = run("llmner", "serve", folder, "--upstream", "http://localhost:80o1/v1", code=1)
+    assert "LLMNER165" in out and "port" in out

@@ -213,6 +213,7 @@ def test_models(client, nlp):
         (entities("annotate", max_hold=2), openai.BadRequestError, "entities", "mode 'redact'"),
         ({"entities": {}}, openai.BadRequestError, "entities", "mode is missing"),
         (entities("redact", placeholder="{x}"), openai.BadRequestError, None, "placeholder"),
+        (entities("redact", placeholder="x" * 201), openai.BadRequestError, None, "at most 200"),
         (
             entities("annotate", labels=["DRUG"]),
             openai.BadRequestError,

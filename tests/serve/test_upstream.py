@@ -194,6 +194,7 @@ def test_a_redacted_prompt_for_completions(front, scripted):
         ({"messages": [{"role": "user", "content": None}]}, "only a text"),
         ({"messages": "Mira"}, "content and role"),
         ({"prompt": ["Mira"]}, "only a text"),
+        ({"messages": QUESTION, "tools": [{}]}, "its calls would have the placeholders"),
     ],
 )
 def test_prompts_that_cannot_be_redacted(front, scripted, fields, message):
@@ -221,6 +222,38 @@ def test_other_fields_are_passed_on_unless_they_could_leak(front, scripted, stre
         body = {**settings, **entities(mode)}
         reply = httpx2.post(f"{front.url}/v1/chat/completions", json=body).text
         assert ("Mira Stone" in reply) is passed and "Hello" in reply
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_content_that_is_a_list_of_parts(front, scripted, stream):
+    """It is passed on as it is, unless it could leak."""
+    scripted.answer(["Hello."])
+    parts = [{"type": "text", "text": "Mira Stone"}]
+    choice = {"index": 0, "delta": {"content": parts}, "finish_reason": "stop"}
+    scripted.raw = [f"data: {json.dumps({'choices': [choice]})}\n\n", "data: [DONE]\n\n"]
+    scripted.chat_whole = lambda text: {"message": {"role": "assistant", "content": parts}}
+    settings = {"model": "scripted", "messages": QUESTION, "stream": stream}
+    try:
+        for mode, passed in (("annotate", True), ("redact", False)):
+            body = {**settings, **entities(mode)}
+            reply = httpx2.post(f"{front.url}/v1/chat/completions", json=body).text
+            assert ("Mira Stone" in reply) is passed
+    finally:
+        del scripted.chat_whole
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_halves_of_surrogate_pairs(front, scripted, stream):
+    """Some servers cut an emoji in two. A client can put it together again."""
+    pieces = [f"data: {scripted.chat_json(text)}\n\n" for text in ("Hi \ud83d", "\ude80.")]
+    scripted.answer([], raw=[*pieces, scripted.line({"delta": {}, "finish_reason": "stop"})])
+    scripted.raw.append("data: [DONE]\n\n")
+    scripted.whole_json = scripted.chat_json("Hi \ud83d", "message")
+    body = {"model": "scripted", "messages": QUESTION, "stream": stream}
+    reply = httpx2.post(f"{front.url}/v1/chat/completions", json=body)
+    scripted.whole_json = None
+    assert reply.status_code == 200 and "\\ud83d" in reply.text
+    assert not stream or ("\\ude80" in reply.text and "[DONE]" in reply.text)
 
 
 @pytest.mark.parametrize("stream", [False, True])

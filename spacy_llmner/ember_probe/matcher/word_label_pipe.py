@@ -139,7 +139,8 @@ class WordLabelPipe(LLMNERPipe):
                     self.module = self.label_reader.build(llm, self.dims, self.labels)
 
     def fine_tune(self, examples: Sequence[Example]) -> None:
-        """Train the probe on a few sentences, starting from the labels' words.
+        """Train the probe on a few sentences, starting from the labels' words. If this is interrupted, the
+        component stays as it was.
 
         examples (Sequence[Example]): The sentences.
         RAISES (LLMNERError): If they have no entities.
@@ -148,13 +149,19 @@ class WordLabelPipe(LLMNERPipe):
         self.check_trainable()
         if not any(eg.reference.ents for eg in examples):
             raise LLMNERError(Errors.E152.format(name=self.name))
+        module, cfg = self.module, dict(self.cfg)
         self.module = self._optimizer = None
-        self.adopt_labels(examples, None)
-        llm = self.adopt_settings()
-        probe = self.label_reader.build(llm, self.dims, self.labels)
-        docs = [eg.predicted for eg in examples]
-        gold = [self.gold_spans(eg) for eg in examples]
-        fine_tune(probe, self.read_finite(docs), [surface(doc) for doc in docs], gold)
+        try:
+            self.adopt_labels(examples, None)
+            llm = self.adopt_settings()
+            probe = self.label_reader.build(llm, self.dims, self.labels)
+            docs = [eg.predicted for eg in examples]
+            gold = [self.gold_spans(eg) for eg in examples]
+            fine_tune(probe, self.read_finite(docs), [surface(doc) for doc in docs], gold)
+        except BaseException:  # also Ctrl-C
+            self.module = module
+            self.cfg.update(cfg)
+            raise
         self.module = probe
 
     def check_trainable(self) -> None:

@@ -2,7 +2,8 @@
 
 import re
 from itertools import islice
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from string import Formatter
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ...errors import Errors, LLMNERError, check_values, wrong
 from ...util import CharSpan
@@ -52,7 +53,7 @@ class Placeholders:
 
     def __init__(self, template: str = "[{label}]", *, taken: str = "") -> None:
         """RAISES (LLMNERError): If the template is empty, or has other fields than `label` and `n`."""
-        _check_template(template)
+        self._fields = _fields_of(template)
         self.template = template
         self.taken = taken
         self.originals: Dict[str, str] = {}
@@ -61,7 +62,7 @@ class Placeholders:
 
     def replace(self, label: str, text: str) -> str:
         """RETURNS (str): The placeholder for an entity."""
-        if "{n" not in self.template:
+        if "n" not in self._fields:
             return self.template.format(label=label)
         if (label, text) not in self._known:
             while True:
@@ -285,13 +286,19 @@ class Restorer:
         return len(text)
 
 
-def _check_template(placeholder: str) -> None:
-    """RAISES (LLMNERError): If the placeholder is empty, or has other fields than `label` and `n`."""
+def _fields_of(placeholder: str) -> Set[str]:
+    """RETURNS (Set[str]): The fields that a placeholder has: `label` and `n`, without formats. Formats of
+    Python can take any amount of memory, and clients of a server choose placeholders.
+    RAISES (LLMNERError): If the placeholder is empty, or has anything else.
+    """
     try:
-        valid = bool(placeholder.format(label="", n=""))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
+        parts = list(Formatter().parse(placeholder))
+    except (TypeError, ValueError):
+        parts = []
+    plain = all(not spec and conversion is None for _, _, spec, conversion in parts)
+    fields = {name for _, name, _, _ in parts if name is not None}
+    if not (parts and plain and fields <= {"label", "n"}):
         raise wrong(
             "placeholder", "redactor", placeholder, "a text such as '[{label}]' or '[{label}_{n}]'"
         )
+    return fields

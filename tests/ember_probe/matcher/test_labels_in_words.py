@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from spacy.training import Example
 
 from spacy_llmner.ember_probe.matcher import labels as label_reader
+from spacy_llmner.ember_probe.matcher import word_label_pipe
 from spacy_llmner.errors import LLMNERError
 from tests.ember_probe.helpers import make_sgd
 from tests.ember_probe.matcher.conftest import WIDTH
@@ -289,6 +290,21 @@ def test_a_few_sentences_add_to_the_words(make):
     assert all(torch.equal(value, first[key]) for key, value in ember.module.state_dict().items())
 
 
+def test_an_interrupted_fit_changes_nothing(make, monkeypatch):
+    nlp = make(["person"])
+    ember = nlp.get_pipe("ember_probe")
+    ember.fit(SENTENCES * 40)
+    before, labels = nlp(SENTENCES[0][0]).to_bytes(), ember.labels
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(word_label_pipe, "fine_tune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ember.fit([(TEXT, {"entities": [(24, 28, "town")]})])
+    assert ember.labels == labels and nlp(SENTENCES[0][0]).to_bytes() == before
+
+
 def test_sentences_without_entities(make):
     with pytest.raises(LLMNERError, match="LLMNER152"):
         make(["person"]).get_pipe("ember_probe").fit([("Tea in Varnholm", {"entities": []})])
@@ -321,7 +337,7 @@ def test_labels_that_are_not_words(make, labels):
 
 def test_no_labels(make):
     nlp = make([])
-    with pytest.raises(LLMNERError, match="LLMNER020"):
+    with pytest.raises(LLMNERError, match=r"LLMNER139.*set_labels\("):
         nlp(TEXT)
     with pytest.raises(LLMNERError, match="at least one label"):
         nlp.get_pipe("ember_probe").set_labels([])

@@ -162,6 +162,12 @@ def test_shared_placeholders(with_prefix):  # noqa: F811
     assert "[PER_1]" in placeholders.originals and "[PER_2]" not in placeholders.originals
 
 
+def test_braces_that_are_no_field():
+    """Not a number, which would be searched for without end."""
+    placeholders = Placeholders("{{n}}")
+    assert [placeholders.replace("PER", text) for text in ("Ada", "Bo")] == ["{n}", "{n}"]
+
+
 @pytest.mark.parametrize("overlong", ["redact", "release"])
 @pytest.mark.parametrize("max_hold", [1, 3, 12])
 def test_no_more_words_are_held(with_prefix, overlong, max_hold):  # noqa: F811
@@ -185,6 +191,11 @@ def test_no_more_words_are_held(with_prefix, overlong, max_hold):  # noqa: F811
     [
         *(("labels", ["GPE"]), ("min_score", 2), ("overlong", "stop"), ("max_hold", 0)),
         *(("placeholder", p) for p in ("", "{", "{name}", "{}", "{label.x}", None)),
+        # Formats could take any amount of memory, or give all entities the same number.
+        *(
+            ("placeholder", p)
+            for p in ("{label:>9999}", "{n.imag}", "{n!r:.0}", "{label.__class__}")
+        ),
     ],
 )
 def test_wrong_settings(with_prefix, setting, value):  # noqa: F811
