@@ -10,13 +10,14 @@ KINDS = {"annotated": "in the training corpora", "other": "only in WordNet, or n
 def words_table(r: Dict[str, Any]) -> List[str]:
     """RETURNS (List[str]): F1 of labels in words on each corpus, and of each label of CrossNER."""
     out = [
-        f"## Labels in words, without training: {r['llm']}",
+        f"## Labels in words, without training: {r['llm']}{', ask_llm' if r.get('ask_llm') else ''}",
         "",
         *paragraph(
             "`EmberMatch.v1` with the weights that come with the package. Strict F1 in percent, for spans",
             "with and without their labels, and the share of right spans with the right label. Nothing",
             "was tuned on these test sets, but the width of the probe and the layers for label words were",
             "chosen on 120 sentences of each test set of CrossNER. `misc` of CrossNER is left out.",
+            f"Of each corpus, at most {r['limit']:,} texts." if r["limit"] else "",
         ),
         "",
         "| corpus | F1 | spans alone | right labels |",
