@@ -2,8 +2,6 @@
 them (EL4NER, arXiv 2505.23038)."""
 
 import logging
-import warnings
-from threading import Lock
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from spacy.language import Language
@@ -11,7 +9,7 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from thinc.api import Optimizer
 
-from ..errors import Errors, LLMNERError, Warnings
+from ..errors import Errors, LLMNERError
 from ..llm.registry import make_llm
 from ..pipeline.base import FACTORY_META, settings_model
 from ..pipeline.gold import trim_mentions, warn_about_white_space
@@ -22,20 +20,17 @@ from ..pipeline.spans import Mention, filter_overlapping, token_spans
 from ..retrieval.encoder import SentenceEncoder
 from .call_counts import CallCounts
 from .config import DEFAULT_CONFIG, check_different, check_settings, check_verifier, check_voters
+from .demonstration_pipe import DemonstrationPipe
 from .demonstrations.fill import fill_pool, uses_demonstrations
 from .demonstrations.pool import DemonstrationPool, pool_texts
-from .demonstrations.retrieve import Demonstrator, add_demonstrations
-from .interfaces import LabelSet, Task
 from .pos_weights import check_weights
 from .provenance import TracedPrediction, failures, rejected, trace
-from .serialization import SavedEnsemble
-from .stages import Decision, Ensemble, EnsembleSettings, union_of
-from .task_windows import DocTasks, read_tasks
+from .stages import Decision, Ensemble
+from .task_windows import DocTasks, tasks_of
 from .vote_calibration import VoteCalibration, VotedText, fit
-from .voter.llm_voter import ModelResidency, default_voters, make_voter
+from .voter.llm_voter import default_voters, make_voter
 
 logger = logging.getLogger("spacy_llmner")
-_RESIDENCY_LOCK = Lock()
 
 
 @Language.factory("el4ner_ensemble", default_config=DEFAULT_CONFIG, **FACTORY_META)
@@ -151,7 +146,7 @@ def make_el4ner_ensemble_pipe(
     )
 
 
-class EL4NER(SavedEnsemble):
+class EL4NER(DemonstrationPipe):
     """The component `el4ner_ensemble`: several LLMs vote. Nothing is trained. `initialize` selects labelled
     texts, which are shown to the LLMs as demonstrations.
     """
@@ -204,10 +199,6 @@ class EL4NER(SavedEnsemble):
             voter.register(key, self.max_batch_tokens, name)
         self.pool = DemonstrationPool(encoder)
         self.call_counts = CallCounts()
-        self._residency: Optional[ModelResidency] = None
-        self._demonstrator: Optional[Tuple[Any, Demonstrator]] = None
-        self._warned = False
-        self._compared = False
         self.set_labels([] if labels is None else labels)
 
     def __repr__(self) -> str:
@@ -227,21 +218,6 @@ class EL4NER(SavedEnsemble):
         if isinstance(self.cfg["label_words"], dict):  # it is validated when it is used
             warn_about_misspelled(self.name, self.cfg["label_words"], checked)
         self.cfg["labels"], self.cfg["read_labels"] = checked, []
-
-    @property
-    def label_set(self) -> LabelSet:
-        """RETURNS (LabelSet): The labels that are requested from the voters."""
-        words = self.cfg["label_words"]
-        return LabelSet({label: words.get(label, label) for label in self.labels}, self.cfg["lang"])
-
-    @property
-    def residency(self) -> ModelResidency:
-        """RETURNS (ModelResidency): Decides which LLMs are in memory."""
-        with _RESIDENCY_LOCK:  # all threads share one object
-            self._residency = self._residency or ModelResidency(
-                list(self.voters.values()), self.resident
-            )
-            return self._residency
 
     def predict(self, docs: Iterable[Doc]) -> List[Prediction]:
         """Predict entities without changing the Docs.
@@ -286,15 +262,7 @@ class EL4NER(SavedEnsemble):
 
     def _decide(self, ensemble: Ensemble, docs_tasks: Sequence[DocTasks]) -> List[List[Decision]]:
         self._demonstrate(ensemble, docs_tasks)
-        return ensemble.decide(_tasks(docs_tasks))
-
-    def _demonstrate(self, ensemble: Ensemble, docs_tasks: Sequence[DocTasks]) -> None:
-        tasks = _tasks(docs_tasks)
-        demonstrator = self._demonstrations()
-        found = ensemble.pre_extract(tasks) if demonstrator.by_spans else [{} for _ in tasks]
-        spans = [union_of(by_voter) for by_voter in found]
-        pos_weights = check_weights(self.name, self.cfg["pos_weights"])
-        add_demonstrations(demonstrator, docs_tasks, spans, pos_weights)
+        return ensemble.decide(tasks_of(docs_tasks))
 
     def set_annotations(self, docs: Iterable[Doc], scores: Sequence[Prediction]) -> None:
         """Write predictions to the Docs: the entities, the voters that failed and, if `provenance` is on,
@@ -319,38 +287,6 @@ class EL4NER(SavedEnsemble):
         traces = {(d.start, d.end): trace(d) for d in kept}
         others = [rejected(d) for d in decisions if not d.kept]
         return TracedPrediction(ents, spans, failures(doc_tasks.tasks), traces, others)
-
-    def _read(self, doc: Doc) -> DocTasks:
-        voters = list(self.voters.values())
-        return DocTasks(
-            doc, read_tasks(doc, voters, self.residency, self.label_set, self.cfg["window"])
-        )
-
-    def _ensemble(self) -> Ensemble:
-        verifier = self.cfg["verifier"] or next(iter(self.voters))
-        settings = EnsembleSettings(
-            self.cfg["vote"],
-            verifier if self.cfg["verify"] else None,
-            self.cfg["verify_threshold"],
-            self.cfg["skip_unanimous"],
-            self.cfg["factors"],
-            self.cfg["weights"],
-        )
-        voters = list(self.voters.values())
-        return Ensemble(
-            voters, self.residency, self.label_set, settings, self.max_batch_tokens, self.name
-        )
-
-    def _demonstrations(self) -> Demonstrator:
-        key = (self.labels, self.cfg["retrieval"], self.cfg["k"])
-        if self._demonstrator is None or self._demonstrator[0] != key:
-            new = Demonstrator(self.pool, self.cfg["retrieval"], self.cfg["k"], self.labels)
-            self._demonstrator = key, new
-        demonstrator = self._demonstrator[1]
-        if uses_demonstrations(self.cfg) and not demonstrator.is_active and not self._warned:
-            warnings.warn(Warnings.W010.format(name=self.name), stacklevel=2)
-            self._warned = True
-        return demonstrator
 
     def initialize(
         self,
@@ -404,12 +340,6 @@ class EL4NER(SavedEnsemble):
             self.set_labels([*given, *sorted(seen.difference(given))])
             self.cfg["read_labels"] = sorted(seen.difference(given))
 
-    def reset_pool(self) -> None:
-        super().reset_pool()
-        self._demonstrator = None
-        self._warned = False
-        self._compared = False
-
     def calibrate(self, examples: Iterable[Example]) -> VoteCalibration:
         """Calibrate the votes on held-out texts, such as those of the dev corpus. This fits the weight of
         each voter, and factors that correct its bias towards some labels (see `vote_calibration`). Both are
@@ -426,7 +356,7 @@ class EL4NER(SavedEnsemble):
             docs_tasks = [self._read(eg.predicted) for eg in examples]
             ensemble = self._ensemble()
             self._demonstrate(ensemble, docs_tasks)
-            votes = iter(ensemble.poll(_tasks(docs_tasks)))
+            votes = iter(ensemble.poll(tasks_of(docs_tasks)))
             ensemble.call_counts.log(f"{self.name}, calibration", len(docs_tasks))
         texts = []
         for eg, doc_tasks in zip(examples, docs_tasks):
@@ -480,7 +410,3 @@ class EL4NER(SavedEnsemble):
     def get_loss(self, examples: Iterable[Example], scores: Any) -> Tuple[float, None]:
         """RETURNS (Tuple[float, None]): 0.0 and None, because nothing is trained."""
         return 0.0, None
-
-
-def _tasks(docs_tasks: Sequence[DocTasks]) -> List[Task]:
-    return [task for doc_tasks in docs_tasks for task in doc_tasks.tasks]

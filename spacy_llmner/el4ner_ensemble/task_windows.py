@@ -109,3 +109,8 @@ class DocTasks:
             span_weight(self.doc, self.starts[start], self.ends[end], weights)
             for start, end in spans
         ]
+
+
+def tasks_of(docs_tasks: Sequence[DocTasks]) -> List[Task]:
+    """RETURNS (List[Task]): The tasks of all Docs."""
+    return [task for doc_tasks in docs_tasks for task in doc_tasks.tasks]
