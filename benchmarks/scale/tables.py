@@ -11,7 +11,7 @@ TEACHERS = {
 }
 ROWS = {
     "student": "`ner` on the certain annotation of the teacher",
-    "nothing unknown": "`ner` on all annotation of the teacher: what scores at least 0.5",
+    "nothing unknown": "`ner` on all annotation of the teacher: what scores at least 0.5 (one seed)",
     "labelled alone": "`ner` on the {labelled} labelled sentences alone",
 }
 
