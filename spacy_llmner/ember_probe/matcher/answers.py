@@ -210,16 +210,21 @@ def _ask(
 ) -> Generator[None, None, List[Dict[str, float]]]:
     """The request for the questions about a text."""
     encode = llm.tokenizer.encode_inside
-    begin = [*llm.tokenizer.bos, *llm.tokenizer.encode(text).ids, *encode(QUESTION).ids]
-    node = tree.add(None, begin)
+    bos, question = llm.tokenizer.bos, encode(QUESTION).ids
+    abouts = {q.mention: encode(ABOUT.format(mention=q.mention)).ids for q in questions}
+    n_after = max(map(len, abouts.values())) + max(
+        len(answers[p]) for q in questions for p in q.phrases
+    )
+    # Of a text with too many tokens, the LLM reads the beginning.
+    n_text = max(llm.max_length - len(bos) - len(question) - n_after, 0)
+    node = tree.add(None, [*bos, *llm.tokenizer.encode(text).ids[:n_text], *question])
     asked: Dict[Tuple[str, Tuple[str, ...]], Dict[Tuple[int, ...], Node]] = {}
     # The same mention can be asked about twice.
     keys = [(question.mention, tuple(question.phrases)) for question in questions]
     for mention, phrases in keys:
         if (mention, phrases) not in asked:
-            about = encode(ABOUT.format(mention=mention)).ids
             of_phrases = [answers[phrase] for phrase in phrases]
-            asked[mention, phrases] = _add_answers(tree, node, about, of_phrases)
+            asked[mention, phrases] = _add_answers(tree, node, abouts[mention], of_phrases)
     yield
     return [{p: _log_prob(asked[key], answers[p]) for p in key[1]} for key in keys]
 

@@ -85,6 +85,14 @@ def test_a_long_text(make):
     assert {ent.text for ent in doc.ents if ent.start > 256} >= {"Bonn"}
 
 
+def test_a_text_with_more_tokens_than_the_llm_reads(llm):
+    beginning = "x" * llm.max_length * 8
+    texts = [f"{beginning} Bonn", f"{beginning} Rome Bonn"]
+    jobs = [(text, [Question("Bonn", ["person", "town"])]) for text in texts]
+    (first,), (second,) = answer_log_probs(llm, jobs, 64)
+    assert first == pytest.approx(second, abs=1e-4)
+
+
 def test_one_label_needs_no_question(make, monkeypatch):
     expected = found(make(["town"])(TEXT))
     monkeypatch.setattr("spacy_llmner.ember_probe.matcher.answers.answer_log_probs", None)
