@@ -35,7 +35,7 @@ from benchmarks.padellm.tables import (
     training_table,
 )
 from benchmarks.padellm.tables import overhead_table as padellm_overhead_table
-from benchmarks.peers.tables import peers_plot, peers_table
+from benchmarks.peers.tables import peers_plot, peers_table, prompted_table
 from benchmarks.project.tables import project_table
 from benchmarks.ra_it.tables import calibrated_table, shared_context_table, transfer_table
 from benchmarks.retrieval.tables import index_table, leaks_table, memory_table
@@ -74,6 +74,7 @@ TABLES: Dict[str, Callable[[Dict[str, Any]], List[str]]] = {
     "padellm_overhead": padellm_overhead_table,
     "padellm_training": training_table,
     "peers_": peers_table,
+    "prompted": prompted_table,
     "project_runs": project_table,
     "ra_it_calibrated": calibrated_table,
     "ra_it_speed": shared_context_table,

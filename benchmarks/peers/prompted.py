@@ -53,7 +53,7 @@ def main(llms: List[str], sentences: int = 20) -> None:
             )
             print(rows[-1], flush=True)
     entities = sum(len(doc.ents) for doc in docs)
-    save("peers_prompted", {"sentences": len(docs), "entities": entities, "rows": rows})
+    save("prompted", {"sentences": len(docs), "entities": entities, "rows": rows})
 
 
 def spacy_llm(llm: str, task: str) -> Language:

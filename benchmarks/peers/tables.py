@@ -44,6 +44,26 @@ def peers_table(r: Dict[str, Any]) -> List[str]:
     return out
 
 
+def prompted_table(r: Dict[str, Any]) -> List[str]:
+    """RETURNS (List[str]): The section about spacy-llm with the same LLM."""
+    out = [
+        "## Labels in words, beside spacy-llm with the same LLM",
+        "",
+        *paragraph(
+            f"Nothing is trained. {r['sentences']} test sentences of this project's English corpus with",
+            f"{r['entities']} entities, six labels. `benchmarks/peers/prompted.py` says how spacy-llm gets",
+            "the LLM. CPU seconds of one thread of a machine with other load.",
+        ),
+        "",
+        "| system | LLM | P | R | F1 | CPU s per text |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in r["rows"]:
+        prf = " | ".join(f"{row[key]:.1f}" for key in "prf")
+        out.append(f"| {row['system']} | {row['llm']} | {prf} | {row['seconds_per_text']:.2f} |")
+    return out
+
+
 def peers_plot(r: Dict[str, Any]) -> str:
     """Draw F1 by the number of labelled sentences, a line for each system.
 
